@@ -1,0 +1,1 @@
+//! The Ethernet header of guests frames.

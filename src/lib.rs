@@ -1,4 +1,6 @@
 //! Virtual layer-2 networks for virtual machines.
 
+pub mod metrics;
+pub mod sys;
 pub mod time;
 pub mod wire;

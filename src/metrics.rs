@@ -1,0 +1,111 @@
+//! Counters: every frame that arrives, leaves or is dropped is counted under a name.
+//!
+//! The table below is the only list: `vnet show stats`, the tests and `vnet(7)` are made from it.
+//! Counters are relaxed atomics; a reader may see one a moment before another.
+
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($(#[$set_doc:meta])* $set:ident by $id:ident { $($name:ident = $text:literal),+ $(,)? }) => {
+        /// Names the counters of a set.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[expect(missing_docs, reason = "the text of each is its documentation")]
+        #[repr(usize)]
+        #[expect(non_camel_case_types, reason = "a counter is called the same in code and output")]
+        pub enum $id { $($name),+ }
+
+        impl $id {
+            /// All, in the order they are shown.
+            pub const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// The name shown to operators.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name)),+ }
+            }
+
+            /// What it counts, in one sentence.
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$name => $text),+ }
+            }
+        }
+
+        $(#[$set_doc])*
+        #[derive(Debug)]
+        pub struct $set([AtomicU64; $id::ALL.len()]);
+
+        impl Default for $set {
+            fn default() -> Self {
+                Self([const { AtomicU64::new(0) }; $id::ALL.len()])
+            }
+        }
+
+        impl $set {
+            /// Adds one.
+            pub fn inc(&self, counter: $id) {
+                self.add(counter, 1);
+            }
+
+            /// Adds `n`.
+            pub fn add(&self, counter: $id, n: u64) {
+                if let Some(cell) = self.0.get(counter as usize) {
+                    cell.fetch_add(n, Ordering::Relaxed);
+                }
+            }
+
+            /// The value now.
+            pub fn get(&self, counter: $id) -> u64 {
+                self.0.get(counter as usize).map_or(0, |cell| cell.load(Ordering::Relaxed))
+            }
+
+            /// Names and values of all, in the order they are shown.
+            pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+                $id::ALL.iter().map(|&c| (c.name(), self.get(c))).collect()
+            }
+        }
+    };
+}
+
+counters! {
+    /// The counters of one vif, kept by its backend.
+    VifCounters by VifCounter {
+        tx_frames = "frames the guest sent that left towards another vif or a group",
+        tx_bytes = "bytes of those frames",
+        tx_group_frames = "of tx_frames, those to broadcast or multicast addresses",
+        rx_frames = "frames delivered to the guest",
+        rx_bytes = "bytes of those frames",
+        rx_group_frames = "of rx_frames, those to broadcast or multicast addresses",
+        tx_stamped = "frames with a foreign source MAC, corrected (--source-mac=stamp)",
+        tx_parked = "frames that waited for address resolution",
+        tx_drop_source = "frames with a foreign source MAC (--source-mac=drop)",
+        tx_drop_malformed = "descriptor chains that are not a frame: too short, too long, looped, outside memory, writable",
+        tx_drop_header = "virtio-net headers that ask for what was not negotiated",
+        tx_drop_self = "frames to the vif's own MAC",
+        tx_drop_reserved = "frames to 01:80:c2:00:00:0x, which a bridge never forwards (IEEE 802.1D 7.12.6)",
+        tx_drop_too_big = "frames too long for the underlay's path",
+        tx_drop_unresolved = "frames to a MAC nobody answered for",
+        tx_drop_park_full = "frames dropped because too many already waited for resolution",
+        tx_drop_park_expired = "frames whose resolution took too long",
+        tx_drop_unreachable = "frames the kernel had no route or neighbour for",
+        tx_drop_backpressure = "frames the kernel had no buffer for",
+        tx_drop_error = "frames the kernel refused for another reason",
+        rx_drop_truncated = "datagrams too short for header and Ethernet header, or cut by the receive buffer",
+        rx_drop_version = "datagrams whose first nibble is none of ours",
+        rx_drop_flags = "datagrams with unknown or unsupported flags or reserved bits",
+        rx_drop_vnet = "datagrams for another vnet at the vif's own port",
+        rx_drop_plaintext = "datagrams with less protection than the vnet's policy asks",
+        rx_drop_protected = "datagrams with ESP for a vnet that has no keys here",
+        rx_drop_destination = "frames to a MAC that is not the vif's",
+        rx_drop_not_group = "frames to an individual MAC that arrived at the group",
+        rx_drop_source = "frames whose source is the vif's own MAC or a group address",
+        rx_drop_own = "own group frames that the underlay handed back",
+        rx_drop_no_ring = "frames that arrived while the guest's receive ring was stopped",
+        rx_drop_no_buffer = "frames that did not fit in the buffers that the guest offered",
+        rx_drop_malformed = "receive descriptor chains that can't be written to",
+        rx_drop_overflow = "datagrams the kernel dropped because the vif's socket buffer was full",
+        ring_errors = "times a malformed ring was stopped",
+        guest_connects = "connections of a frontend (QEMU)",
+        varpd_connects = "connections to varpd",
+    }
+}

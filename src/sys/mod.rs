@@ -1,0 +1,3 @@
+//! Safe wrappers over system calls.
+
+pub mod clock;

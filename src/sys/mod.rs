@@ -1,3 +1,9 @@
 //! Safe wrappers over system calls.
 
 pub mod clock;
+pub mod event;
+pub mod link;
+pub mod process;
+pub mod seqpacket;
+pub mod signal;
+pub mod sockopt;

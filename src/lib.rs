@@ -3,4 +3,6 @@
 pub mod metrics;
 pub mod sys;
 pub mod time;
+pub mod underlay;
+pub mod vif;
 pub mod wire;

@@ -1,5 +1,11 @@
 //! Safe wrappers over system calls.
 
 pub mod clock;
+pub mod event;
 pub mod iovec;
+pub mod link;
 pub mod mmsg;
+pub mod process;
+pub mod seqpacket;
+pub mod signal;
+pub mod sockopt;

@@ -34,8 +34,8 @@ pub trait Underlay: Send {
     /// `WouldBlock` when nothing waits.
     fn receive(&mut self, port: Port, batch: &mut ReceiveBatch) -> io::Result<()>;
 
-    /// What to poll for datagrams at `port`.
-    fn descriptor(&self, port: Port) -> RawFd;
+    /// What to poll for datagrams at `port`, if this queue pair receives there.
+    fn descriptor(&self, port: Port) -> Option<RawFd>;
 }
 
 #[cfg(test)]
@@ -86,8 +86,8 @@ pub(crate) mod memory {
             Ok(())
         }
 
-        fn descriptor(&self, _: Port) -> RawFd {
-            -1
+        fn descriptor(&self, _: Port) -> Option<RawFd> {
+            None
         }
     }
 }

@@ -1,28 +1,33 @@
 //! The underlay over UDP: a datagram per frame.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::{Port, Underlay};
 use crate::sys::mmsg::{self, Datagram, ReceiveBatch};
 
-/// The two sockets of a queue pair. They arrive open, bound and filtered.
+/// The sockets of a queue pair. They arrive open, bound and filtered.
 #[derive(Debug)]
 pub struct UdpUnderlay {
     own: OwnedFd,
-    group: OwnedFd,
+    group: Option<OwnedFd>,
 }
 
 impl UdpUnderlay {
-    /// An underlay over these sockets, both non-blocking or not.
-    pub fn new(own: OwnedFd, group: OwnedFd) -> Self {
+    /// An underlay over these sockets. One queue pair of a vif has the group socket.
+    pub fn new(own: OwnedFd, group: Option<OwnedFd>) -> Self {
         Self { own, group }
     }
 
-    fn socket(&self, port: Port) -> &OwnedFd {
+    /// The sockets, group socket first.
+    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.group.iter().chain([&self.own]).map(AsFd::as_fd)
+    }
+
+    fn socket(&self, port: Port) -> Option<BorrowedFd<'_>> {
         match port {
-            Port::Own => &self.own,
-            Port::Group => &self.group,
+            Port::Own => Some(self.own.as_fd()),
+            Port::Group => self.group.as_ref().map(AsFd::as_fd),
         }
     }
 }
@@ -33,10 +38,13 @@ impl Underlay for UdpUnderlay {
     }
 
     fn receive(&mut self, port: Port, batch: &mut ReceiveBatch) -> io::Result<()> {
-        batch.receive(self.socket(port).as_fd())
+        match self.socket(port) {
+            Some(socket) => batch.receive(socket),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        }
     }
 
-    fn descriptor(&self, port: Port) -> RawFd {
-        self.socket(port).as_raw_fd()
+    fn descriptor(&self, port: Port) -> Option<RawFd> {
+        self.socket(port).map(|socket| socket.as_raw_fd())
     }
 }

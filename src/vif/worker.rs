@@ -41,6 +41,10 @@ use crate::wire::{CareOf, Mac, Stamp, encap, frame};
 const BUDGET: usize = 8;
 /// Longest frame that is looked into for an announcement of its sender, in bytes.
 const ANNOUNCEMENT_LEN: usize = 128;
+/// Batches of old datagrams that are dropped when rings start: more than a socket holds.
+const DISCARD_BATCHES: usize = 4096;
+/// What arrived while the rings stood still for longer than this is not delivered any more.
+const STALE_AFTER: Duration = Duration::from_secs(1);
 /// A failing system call is logged no more often than this.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -51,8 +55,6 @@ pub enum Progress {
     Idle,
     /// More waits; others get their turn first.
     More,
-    /// Frames wait for receive buffers: look again when the guest has added some.
-    Starved,
 }
 
 /// A frame on its way out.
@@ -76,7 +78,8 @@ pub struct Worker<U> {
     neighbors: Neighbors,
     park: Park,
     layout: HeaderLayout,
-    running: bool,
+    stopped_at: Option<Instant>,
+    starved: bool,
     announcement_seen: bool,
     // Reused from batch to batch.
     outgoing: Vec<Outgoing>,
@@ -108,7 +111,8 @@ impl<U: Underlay> Worker<U> {
             neighbors: Neighbors::default(),
             park: Park::default(),
             layout: HeaderLayout { len: MODERN_HEADER_LEN, mergeable: false },
-            running: false,
+            stopped_at: None,
+            starved: false,
             announcement_seen: false,
             outgoing: Vec::with_capacity(BATCH),
             heads: Vec::with_capacity(BATCH),
@@ -141,13 +145,41 @@ impl<U: Underlay> Worker<U> {
         self.layout = layout;
     }
 
-    /// The rings run, or no longer do. What arrived while they did not is not delivered late.
-    pub fn set_running(&mut self, running: bool) {
-        self.running = running;
-        if !running {
-            self.counters.add(VifCounter::rx_drop_no_ring, self.incoming.len() as u64);
-            self.incoming.clear();
+    /// The rings run, or no longer do. What arrived while they stood still for long is dropped,
+    /// not delivered late.
+    pub fn set_running(&mut self, running: bool, now: Instant) {
+        self.starved = false;
+        if running {
+            let stopped_at = self.stopped_at.take();
+            if stopped_at.is_some_and(|at| now - at > STALE_AFTER) {
+                self.discard(Port::Own, now);
+                self.discard(Port::Group, now);
+            }
+        } else {
+            self.stopped_at = Some(now);
+            self.drop_incoming();
         }
+    }
+
+    /// Reads and drops what waits at `port`, for a bounded number of batches.
+    fn discard(&mut self, port: Port, now: Instant) {
+        for _ in 0..DISCARD_BATCHES {
+            if !self.fill(port, now) {
+                break;
+            }
+            self.drop_incoming();
+        }
+    }
+
+    fn drop_incoming(&mut self) {
+        self.counters.add(VifCounter::rx_drop_no_ring, self.incoming.len() as u64);
+        self.incoming.clear();
+    }
+
+    /// Whether frames were read that wait for the guest's receive buffers: sockets need not be
+    /// polled until the guest has added some.
+    pub fn is_starved(&self) -> bool {
+        self.starved
     }
 
     // ---- from the guest ------------------------------------------------------------------------
@@ -320,8 +352,8 @@ impl<U: Underlay> Worker<U> {
 
     // ---- to the guest --------------------------------------------------------------------------
 
-    /// Delivers what arrived at `port`. The second part of the result tells whether buffers were
-    /// given to the guest.
+    /// Delivers what arrived at `port`, for a bounded number of batches. Returns whether buffers
+    /// were given to the guest.
     ///
     /// # Errors
     /// The ring is broken and must be stopped.
@@ -331,44 +363,26 @@ impl<U: Underlay> Worker<U> {
         queue: &mut Queue,
         memory: &GuestMemory,
         now: Instant,
-    ) -> Result<(Progress, bool), RingError> {
+    ) -> Result<bool, RingError> {
         let mut has_used = false;
         for _ in 0..BUDGET {
-            if !self.deliver_incoming(queue, memory, &mut has_used)? {
-                return Ok((Progress::Starved, has_used));
-            }
-            if !self.fill(port, now) {
-                return Ok((Progress::Idle, has_used));
+            if !self.deliver_incoming(queue, memory, &mut has_used)? || !self.fill(port, now) {
+                break;
             }
         }
-        let starved = !self.deliver_incoming(queue, memory, &mut has_used)?;
-        Ok((if starved { Progress::Starved } else { Progress::More }, has_used))
+        self.deliver_incoming(queue, memory, &mut has_used)?;
+        Ok(has_used)
     }
 
-    /// Reads and drops what arrived while the guest's receive ring does not run.
-    pub fn discard(&mut self, port: Port, now: Instant) -> Progress {
-        for _ in 0..BUDGET {
-            if !self.fill(port, now) {
-                return Progress::Idle;
-            }
-            self.counters.add(VifCounter::rx_drop_no_ring, self.incoming.len() as u64);
-            self.incoming.clear();
-        }
-        Progress::More
-    }
-
-    /// Delivers frames that were read before but found no buffers.
+    /// Delivers frames that were read before but found no buffers. Returns whether buffers were
+    /// given to the guest.
     ///
     /// # Errors
     /// The ring is broken and must be stopped.
-    pub fn retry(
-        &mut self,
-        queue: &mut Queue,
-        memory: &GuestMemory,
-    ) -> Result<(Progress, bool), RingError> {
+    pub fn retry(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<bool, RingError> {
         let mut has_used = false;
-        let is_done = self.deliver_incoming(queue, memory, &mut has_used)?;
-        Ok((if is_done { Progress::Idle } else { Progress::Starved }, has_used))
+        self.deliver_incoming(queue, memory, &mut has_used)?;
+        Ok(has_used)
     }
 
     /// Reads the next batch from a socket; false when nothing waits.
@@ -425,11 +439,13 @@ impl<U: Underlay> Worker<U> {
                 }
                 Delivery::NoBuffers { seen } => {
                     if !guest::notify_beyond(queue, memory, seen)? {
+                        self.starved = true;
                         return Ok(false);
                     }
                 }
             }
         }
+        self.starved = false;
         Ok(true)
     }
 
@@ -538,3 +554,6 @@ fn copy_of(head: &Head, pieces: &[IoVec<'_>], rest: &Range<usize>) -> Vec<u8> {
 fn encapsulated(datagram: &[u8]) -> &[u8] {
     datagram.get(encap::LEN..).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

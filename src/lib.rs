@@ -3,4 +3,5 @@
 pub mod metrics;
 pub mod sys;
 pub mod time;
+pub mod vif;
 pub mod wire;

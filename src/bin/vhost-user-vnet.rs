@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use vnet::cli::backend::Backend;
+use vnet::sys::process;
 use vnet::vif::attach::Attach;
 use vnet::vif::serve::{Options, serve};
 use vnet::wire::VifKey;
@@ -14,7 +15,7 @@ fn main() -> ExitCode {
         println!("{{\"type\":\"net\"}}");
         return ExitCode::SUCCESS;
     }
-    vnet::cli::start_log(arguments.verbose);
+    vnet::cli::start_log(arguments.verbose, false);
     match options(arguments).and_then(|options| serve(options).map_err(|e| e.to_string())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -51,12 +52,16 @@ fn attach(arguments: &Backend) -> Result<Attach, String> {
         (Some(path), _) if arguments.client => Ok(Attach::Connect { path: path.clone() }),
         (Some(path), _) => Ok(Attach::Listen {
             path: path.clone(),
-            mode: arguments.socket_mode,
-            group: arguments.socket_group.as_deref().map(vnet::cli::group_id).transpose()?,
+            mode: arguments.socket_mode.0,
+            group: arguments.socket_group.as_deref().map(group).transpose()?,
         }),
-        (None, Some(fd)) => vnet::sys::process::inherited(fd)
+        (None, Some(fd)) => process::inherited(fd)
             .map(Attach::Fd)
             .map_err(|error| format!("--fd {fd} cannot be used: {error}")),
         (None, None) => Err("--socket-path or --fd is needed".to_owned()),
     }
+}
+
+fn group(name: &str) -> Result<u32, String> {
+    process::group_id(name).map_err(|error| format!("--socket-group {name}: {error}"))
 }

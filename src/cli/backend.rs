@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser};
 
+use crate::config::SocketMode;
 use crate::vif::tx::SourceMac;
 use crate::wire::{Mac, VnetId};
 
@@ -53,8 +54,8 @@ pub struct Backend {
     pub source_mac: SourceMac,
 
     /// Permission bits of the socket that is listened on, octal.
-    #[arg(long, value_name = "MODE", default_value = "660", value_parser = parse_mode)]
-    pub socket_mode: u32,
+    #[arg(long, value_name = "MODE", default_value = "0660")]
+    pub socket_mode: SocketMode,
 
     /// Group of the socket that is listened on, by name or number; libvirt's QEMU needs kvm.
     #[arg(long, value_name = "GROUP")]
@@ -67,13 +68,6 @@ pub struct Backend {
     /// Log more; twice for every message exchanged with QEMU. RUST_LOG overrides it.
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
-}
-
-fn parse_mode(text: &str) -> Result<u32, String> {
-    match u32::from_str_radix(text, 8) {
-        Ok(mode) if mode <= 0o777 => Ok(mode),
-        _ => Err("permission bits are octal, from 0 to 777".to_owned()),
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,9 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use libc::{c_int, c_void, sock_filter, socklen_t};
 
+/// From `asm-generic/socket.h`.
+const SO_NETNS_COOKIE: c_int = 71;
+
 /// A level and a name of an option whose value is an `int`.
 pub type IntOption = (c_int, c_int);
 
@@ -27,6 +30,20 @@ pub const MTU_DISCOVER_V4: IntOption = (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
 pub const MTU_DISCOVER_V6: IntOption = (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER);
 /// Always set don't-fragment; too large datagrams fail with EMSGSIZE.
 pub const PMTUDISC_DO: c_int = libc::IP_PMTUDISC_DO;
+
+/// Identifies the network namespace of a socket; 0 on kernels before 5.14, which can't tell.
+pub fn netns_cookie(socket: &impl AsFd) -> u64 {
+    let mut cookie: u64 = 0;
+    let mut len = socklen::<u64>();
+    let fd = socket.as_fd().as_raw_fd();
+    let to = (&raw mut cookie).cast();
+    // SAFETY: `cookie` is a live u64 and `len` its size, so the kernel writes no more than that.
+    unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, to, &raw mut len) };
+    cookie
+}
+
+/// An instruction of classic BPF: code, jump if true, jump if false, operand.
+pub type Instruction = (u16, u8, u8, u32);
 
 /// Sets an option.
 pub fn set(socket: &impl AsFd, (level, name): IntOption, value: c_int) -> io::Result<()> {
@@ -52,7 +69,7 @@ pub fn set_multicast_interface_v4(socket: &impl AsFd, index: u32) -> io::Result<
 }
 
 /// The classic BPF program that filters what the socket receives; empty if there is none.
-pub fn filter(socket: &impl AsFd) -> io::Result<Vec<sock_filter>> {
+pub fn filter(socket: &impl AsFd) -> io::Result<Vec<Instruction>> {
     // BPF_MAXINSNS: no program is longer.
     let blank = sock_filter { code: 0, jt: 0, jf: 0, k: 0 };
     let mut program = vec![blank; 4096];
@@ -67,7 +84,7 @@ pub fn filter(socket: &impl AsFd) -> io::Result<Vec<sock_filter>> {
         return Err(io::Error::last_os_error());
     }
     program.truncate(usize::try_from(len).unwrap_or(0));
-    Ok(program)
+    Ok(program.iter().map(|i| (i.code, i.jt, i.jf, i.k)).collect())
 }
 
 fn set_raw<T: Copy>(socket: &impl AsFd, level: c_int, name: c_int, value: &T) -> io::Result<()> {

@@ -4,6 +4,7 @@
 //! the vif's own (its address is the vif's care-of address; everything is sent from it) and that of
 //! the group, filtered by vnet id.
 
+pub mod sockets;
 pub mod udp;
 
 use std::io;

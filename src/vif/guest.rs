@@ -10,13 +10,11 @@ use std::ops::Range;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Error as RingError, Queue, QueueOwnedT, QueueT};
 use vm_memory::guest_memory::GuestMemorySliceIterator;
-use vm_memory::{Bytes, GuestAddress, GuestMemory as _, GuestMemoryMmap, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory as _, Permissions};
 
+use super::vring::GuestMemory;
 use crate::sys::iovec::IoVec;
 use crate::wire::frame;
-
-/// The guest's memory, as mapped from the frontend's memory table.
-pub type GuestMemory = GuestMemoryMmap<()>;
 
 /// Length of the virtio-net header of a modern driver, in bytes (virtio 1.2, 5.1.6).
 pub const MODERN_HEADER_LEN: usize = 12;

@@ -35,7 +35,15 @@ impl Link {
     pub fn new(key: VifKey, queue_pairs: u8, nic: Arc<Nic>) -> Self {
         nic.counters().inc(VifCounter::varpd_connects);
         let backoff = MIN_BACKOFF;
-        Self { key, queue_pairs, nic, stamp: None, told_active: false, is_registered: true, backoff }
+        Self {
+            key,
+            queue_pairs,
+            nic,
+            stamp: None,
+            told_active: false,
+            is_registered: true,
+            backoff,
+        }
     }
 
     /// The first message on a new connection.

@@ -242,4 +242,3 @@ impl DataPath for Nic {
         self.call_for_attention();
     }
 }
-

@@ -14,7 +14,6 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use thiserror::Error;
 
 use super::attach::{Attach, AttachError, Endpoint};
-use super::device::DataPath;
 use super::link::{CAPABILITIES, Link};
 use super::nic::Nic;
 use super::rx::Receiver;
@@ -114,8 +113,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         active: false,
         stamp: None,
     };
-    let registration =
-        register_with(&varpd, &register, &[], options.queue_pairs, START_TIMEOUT)?;
+    let registration = register_with(&varpd, &register, &[], options.queue_pairs, START_TIMEOUT)?;
     let mtu = guest_mtu(options.mtu, &registration)?;
     log::info!("vif {} at {}, MTU {mtu}", options.key, registration.coa);
     let nic = Arc::new(new_nic(&options, registration, mtu)?);
@@ -157,7 +155,9 @@ fn register_with(
     let received = varpd.recv(&mut buffer).map_err(doing("cannot read from varpd"))?;
     let bytes = buffer.get(..received.len).unwrap_or_default();
     let event = match Event::parse(bytes) {
-        _ if bytes.is_empty() => return Err(ServeError::Refused("it closed the connection".into())),
+        _ if bytes.is_empty() => {
+            return Err(ServeError::Refused("it closed the connection".into()));
+        }
         Ok(event) => event,
         Err(error) => return Err(ServeError::Protocol(error.to_string())),
     };
@@ -176,10 +176,7 @@ fn register_with(
 }
 
 /// One underlay per queue pair; the first also has the group socket.
-fn underlays_from(
-    sockets: Vec<OwnedFd>,
-    queue_pairs: u8,
-) -> Result<Vec<UdpUnderlay>, ServeError> {
+fn underlays_from(sockets: Vec<OwnedFd>, queue_pairs: u8) -> Result<Vec<UdpUnderlay>, ServeError> {
     if sockets.len() != 1 + usize::from(queue_pairs) {
         return Err(ServeError::Protocol(format!("{} sockets came along", sockets.len())));
     }
@@ -205,11 +202,8 @@ fn guest_mtu(wanted: Option<u16>, registration: &Registration) -> Result<u16, Se
 }
 
 fn new_nic(options: &Options, registration: Registration, mtu: u16) -> Result<Nic, ServeError> {
-    let receiver = Receiver {
-        key: options.key,
-        own: registration.coa.addr,
-        capabilities: CAPABILITIES,
-    };
+    let receiver =
+        Receiver { key: options.key, own: registration.coa.addr, capabilities: CAPABILITIES };
     let counters = Arc::new(VifCounters::default());
     let worker = |underlay| {
         let counters = Arc::clone(&counters);
@@ -289,7 +283,9 @@ impl Serving {
         let poller = &self.poller;
         poller.add(termination, Source::Termination as u64, Interest::Read).map_err(failed())?;
         poller.add(&frontend.ended, Source::Frontend as u64, Interest::Read).map_err(failed())?;
-        poller.add(self.nic.attention(), Source::Attention as u64, Interest::Read).map_err(failed())?;
+        poller
+            .add(self.nic.attention(), Source::Attention as u64, Interest::Read)
+            .map_err(failed())?;
         self.watch_varpd().map_err(failed())?;
         loop {
             let now = clock::mono();
@@ -393,8 +389,7 @@ impl Serving {
             false => Vec::new(),
         };
         let lent: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
-        let registered =
-            register_with(&varpd, &request, &lent, self.queue_pairs, RETURN_TIMEOUT);
+        let registered = register_with(&varpd, &request, &lent, self.queue_pairs, RETURN_TIMEOUT);
         if let Err(ServeError::Refused(why)) = &registered {
             if self.refusal.as_ref() != Some(why) {
                 log::warn!("varpd refused the vif: {why}");

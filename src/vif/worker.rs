@@ -23,13 +23,12 @@ use std::time::Duration;
 
 use virtio_queue::{Error as RingError, Queue, QueueOwnedT, QueueT};
 
-use super::guest::{
-    self, ChainFault, Deliverer, Delivery, GuestMemory, HeaderLayout, MODERN_HEADER_LEN,
-};
+use super::guest::{self, ChainFault, Deliverer, Delivery, HeaderLayout, MODERN_HEADER_LEN};
 use super::neighbors::{Lookup, Neighbors, Question};
 use super::park::Park;
 use super::rx::Receiver;
 use super::tx::{self, Head, SourceMac, Verdict};
+use super::vring::GuestMemory;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::sys::iovec::{self, IoVec};
 use crate::sys::mmsg::{BATCH, Datagram, ReceiveBatch};
@@ -184,8 +183,7 @@ impl<U: Underlay> Worker<U> {
 
     // ---- from the guest ------------------------------------------------------------------------
 
-    /// Sends what waits in the transmit ring. The second part of the result tells whether buffers
-    /// were given back to the guest.
+    /// Sends what waits in the transmit ring, and gives the buffers back.
     ///
     /// # Errors
     /// The ring is broken and must be stopped.
@@ -194,17 +192,15 @@ impl<U: Underlay> Worker<U> {
         queue: &mut Queue,
         memory: &GuestMemory,
         now: Instant,
-    ) -> Result<(Progress, bool), RingError> {
-        let mut has_used = false;
+    ) -> Result<Progress, RingError> {
         for _ in 0..BUDGET {
             queue.disable_notification(memory)?;
-            if self.transmit_batch(queue, memory, now)? > 0 {
-                has_used = true;
-            } else if !queue.enable_notification(memory)? {
-                return Ok((Progress::Idle, has_used));
+            let is_empty = self.transmit_batch(queue, memory, now)? == 0;
+            if is_empty && !queue.enable_notification(memory)? {
+                return Ok(Progress::Idle);
             }
         }
-        Ok((Progress::More, has_used))
+        Ok(Progress::More)
     }
 
     fn transmit_batch(
@@ -352,8 +348,7 @@ impl<U: Underlay> Worker<U> {
 
     // ---- to the guest --------------------------------------------------------------------------
 
-    /// Delivers what arrived at `port`, for a bounded number of batches. Returns whether buffers
-    /// were given to the guest.
+    /// Delivers what arrived at `port`, for a bounded number of batches.
     ///
     /// # Errors
     /// The ring is broken and must be stopped.
@@ -363,26 +358,21 @@ impl<U: Underlay> Worker<U> {
         queue: &mut Queue,
         memory: &GuestMemory,
         now: Instant,
-    ) -> Result<bool, RingError> {
-        let mut has_used = false;
+    ) -> Result<(), RingError> {
         for _ in 0..BUDGET {
-            if !self.deliver_incoming(queue, memory, &mut has_used)? || !self.fill(port, now) {
-                break;
+            if !self.deliver_incoming(queue, memory)? || !self.fill(port, now) {
+                return Ok(());
             }
         }
-        self.deliver_incoming(queue, memory, &mut has_used)?;
-        Ok(has_used)
+        self.deliver_incoming(queue, memory).map(drop)
     }
 
-    /// Delivers frames that were read before but found no buffers. Returns whether buffers were
-    /// given to the guest.
+    /// Delivers frames that were read before but found no buffers.
     ///
     /// # Errors
     /// The ring is broken and must be stopped.
-    pub fn retry(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<bool, RingError> {
-        let mut has_used = false;
-        self.deliver_incoming(queue, memory, &mut has_used)?;
-        Ok(has_used)
+    pub fn retry(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<(), RingError> {
+        self.deliver_incoming(queue, memory).map(drop)
     }
 
     /// Reads the next batch from a socket; false when nothing waits.
@@ -408,7 +398,6 @@ impl<U: Underlay> Worker<U> {
         &mut self,
         queue: &mut Queue,
         memory: &GuestMemory,
-        has_used: &mut bool,
     ) -> Result<bool, RingError> {
         while let Some(received) = self.incoming.peek() {
             let accepted = self.receiver.accept(self.incoming_port, received.from, received.bytes);
@@ -423,7 +412,6 @@ impl<U: Underlay> Worker<U> {
             };
             match self.deliverer.deliver(queue, memory, accepted.frame, self.layout)? {
                 Delivery::Done => {
-                    *has_used = true;
                     counters.inc(VifCounter::rx_frames);
                     counters.add(VifCounter::rx_bytes, accepted.frame.len() as u64);
                     counters.add(VifCounter::rx_group_frames, accepted.is_group.into());
@@ -433,10 +421,7 @@ impl<U: Underlay> Worker<U> {
                     counters.inc(VifCounter::rx_drop_no_buffer);
                     self.incoming.take();
                 }
-                Delivery::BadChain => {
-                    *has_used = true;
-                    counters.inc(VifCounter::rx_drop_malformed);
-                }
+                Delivery::BadChain => counters.inc(VifCounter::rx_drop_malformed),
                 Delivery::NoBuffers { seen } => {
                     if !guest::notify_beyond(queue, memory, seen)? {
                         self.starved = true;

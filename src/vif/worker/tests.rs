@@ -113,7 +113,7 @@ fn encapsulated_frame(to: [u8; 6], from: [u8; 6], payload: &[u8]) -> Vec<u8> {
 
 fn transmit(worker: &mut Worker<MemoryUnderlay>, driver: &mut Driver) {
     let Driver { queue, memory, .. } = driver;
-    let (progress, _) = worker.transmit(queue, memory, Instant::ZERO).unwrap();
+    let progress = worker.transmit(queue, memory, Instant::ZERO).unwrap();
     assert_eq!(progress, Progress::Idle);
 }
 

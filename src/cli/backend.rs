@@ -22,7 +22,7 @@ pub struct Backend {
     pub socket_path: Option<PathBuf>,
 
     /// QEMU listens on --socket-path: connect to it, again and again for ever.
-    #[arg(long, requires = "socket_path")]
+    #[arg(long, requires = "socket_path", conflicts_with = "fd")]
     pub client: bool,
 
     /// Serve the vhost-user connection on this inherited descriptor; end when it ends.

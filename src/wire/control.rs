@@ -3,6 +3,66 @@
 //!
 //! One connection of a backend carries one vif. varpd never waits for a client: a client that does
 //! not read loses its connection.
+//!
+//! ```text
+//!  0                   1                   2                   3
+//!  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+//! +---------------+---------------+-------------------------------+
+//! |  version = 1  |     type      |       reserved, MBZ           |
+//! +---------------+---------------+-------------------------------+
+//! |  xid: STATS and STATS-REQUEST; all others MBZ                 |
+//! +---------------------------------------------------------------+
+//! |  body, by type ...
+//!
+//! type  request     body                   type  event          body
+//!    1  REGISTER    see below               129  REGISTERED     coa, address (group), mtu (32)
+//!    2  SET-ACTIVE  active (8, 0 or 1)      130  CLAIMED        stamp (64)
+//!    3  ANNOUNCE    -                       131  LOST           stamp (64), coa
+//!    4  RESOLVE     mac (48), refresh (8)   132  MAPPING        mac, coa, stamp, lifetime ms (32)
+//!    5  STATS       n (16), n x             133  UNRESOLVED     mac (48), hold ms (32)
+//!                   {text, value (64)}      134  INVALIDATE     mac (48)
+//!    6  SHOW        table (8)               135  STATS-REQUEST  -
+//!    7  FLUSH       flags (8: 1 vnet,       136  ROW            n (16), n x text
+//!                   2 mac), reserved (8),   137  END            -
+//!                   mac (48), vnet (32)     138  ERROR          code (8), text
+//!
+//! REGISTER
+//! +---------------------------------------------------------------+
+//! |                           vnet id (32)                        |
+//! +---------------------------------------------------------------+
+//! |                           mac (48)                            |
+//! +                               +---------------+---------------+
+//! |                               |  queue pairs  |   flags   |S|A|   A: active, S: stamp is valid
+//! +-------------------------------+---------------+---------------+
+//! |       capabilities (16)       |       reserved, MBZ           |
+//! +-------------------------------+-------------------------------+
+//! |                 stamp (64), zero without S                    |
+//! |                                                               |
+//! +---------------------------------------------------------------+
+//!
+//! coa
+//! +---------------+---------------+-------------------------------+
+//! |    kinds      | reserved, MBZ |       capabilities (16)       |
+//! +---------------+---------------+-------------------------------+
+//! |  then an address                                              |
+//!
+//! address
+//! +---------------+---------------+-------------------------------+
+//! | family 4 or 6 | reserved, MBZ |           port (16)           |
+//! +---------------+---------------+-------------------------------+
+//! |  IP address (128); an IPv4 address is followed by 12 zeros    |
+//! |  ...                                                          |
+//! +---------------------------------------------------------------+
+//!
+//! text: length in bytes (16), UTF-8
+//! ```
+//!
+//! Descriptors (`SCM_RIGHTS`) travel with REGISTER and REGISTERED only: the group socket first, then
+//! one unicast socket per queue pair. Any other descriptor is closed by whoever receives it.
+
+mod codec;
+#[cfg(test)]
+mod tests;
 
 use super::{CareOf, Mac, Stamp, VifKey};
 use std::net::SocketAddr;
@@ -11,6 +71,20 @@ use std::net::SocketAddr;
 pub const VERSION: u8 = 1;
 /// Longest message, in bytes.
 pub const MAX_LEN: usize = 16 * 1024;
+/// Length of the header, in bytes.
+pub const HEADER_LEN: usize = 8;
+/// Most queue pairs of a vif.
+pub const MAX_QUEUE_PAIRS: u8 = 16;
+/// Most descriptors in a message: the group socket and one socket per queue pair.
+pub const MAX_FDS: usize = 1 + MAX_QUEUE_PAIRS as usize;
+/// Most counters in [`Request::Stats`].
+pub const MAX_VALUES: usize = 128;
+/// Most cells in [`Event::Row`].
+pub const MAX_CELLS: usize = 16;
+/// Longest counter name and cell, in bytes: 128 values of 2 + 112 + 8 bytes fit in [`MAX_LEN`].
+pub const MAX_TEXT: usize = 112;
+/// Longest text of an error, in bytes.
+pub const MAX_ERROR_TEXT: usize = 1024;
 
 /// From a backend or the operator's command to varpd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +92,8 @@ pub enum Request {
     /// First message of a backend: this connection is that of a vif.
     ///
     /// A backend that already has sockets (varpd was restarted) sends them along, group socket
-    /// first, so that varpd learns its CoA and can keep duplicates.
+    /// first, so that varpd learns its CoA and can keep duplicates. If they don't fit varpd's
+    /// configuration, the answer is [`ErrorCode::Invalid`]; without them it would be a new CoA.
     Register {
         /// The vif.
         key: VifKey,

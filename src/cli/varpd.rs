@@ -1,0 +1,127 @@
+//! The command line of varpd.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser};
+
+use crate::config::{Config, ConfigError, Group, Port, SocketMode};
+
+/// Address resolution and registry of the virtual networks on this host
+///
+/// varpd finds out, with its peers on the other hosts of the underlay, where the virtual interfaces
+/// (vifs) of virtual networks (vnets) are, and opens the underlay sockets of this host's vifs. There
+/// is one on each host. The backends of the guests' network cards, vhost-user-vnet, connect to its
+/// control socket; so does the operator's command, vnet.
+#[derive(Clone, Debug, Default, Parser)]
+#[command(name = "varpd", version)]
+pub struct Args {
+    /// Configuration file [default: /etc/vnet/varpd.toml, if it exists]
+    ///
+    /// Options on the command line override it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Path of the control socket [default: /run/vnet/varpd.sock]
+    ///
+    /// A socket left by a varpd that has ended is replaced.
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Group that may use the control socket [default: varpd's own]
+    #[arg(long, value_name = "GROUP")]
+    pub socket_group: Option<String>,
+    /// Permission bits of the control socket, octal [default: 0660]
+    #[arg(long, value_name = "MODE")]
+    pub socket_mode: Option<SocketMode>,
+    /// Interface of the underlay
+    ///
+    /// Its first global IPv4 address is taken, or IPv6 if it has none. Without --underlay and
+    /// --address the only interface with a global address is taken, or of several the one with the
+    /// default route.
+    #[arg(long, value_name = "IFACE", conflicts_with = "address")]
+    pub underlay: Option<String>,
+    /// Address on the underlay; its interface is found
+    #[arg(long, value_name = "IP")]
+    pub address: Option<IpAddr>,
+    /// Prefer an IPv6 address of the underlay interface
+    #[arg(short = '6', long)]
+    pub ipv6: bool,
+    /// Multicast group of VARP and of the vnets [default: 224.10.0.1; ff15::e00a:1 on IPv6]
+    #[arg(long, value_name = "ADDR")]
+    pub group: Option<Group>,
+    /// UDP port of VARP and of the groups [default: 1798]
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<Port>,
+    /// Log more; twice: every message
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Log warnings and errors only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+impl Args {
+    /// The configuration: the file, overridden by the command line.
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        let mut config = Config::load(self.config.as_deref())?;
+        if let Some(socket) = &self.socket {
+            config.socket.clone_from(socket);
+        }
+        if self.socket_group.is_some() {
+            config.socket_group.clone_from(&self.socket_group);
+        }
+        // Either of the two stands for both.
+        if self.underlay.is_some() || self.address.is_some() {
+            config.underlay.clone_from(&self.underlay);
+            config.address = self.address;
+        }
+        config.socket_mode = self.socket_mode.unwrap_or(config.socket_mode);
+        config.ipv6 |= self.ipv6;
+        config.group = self.group.or(config.group);
+        config.port = self.port.unwrap_or(config.port);
+        Ok(config)
+    }
+
+    /// How much to log.
+    pub fn log_level(&self) -> log::LevelFilter {
+        match (self.quiet, self.verbose) {
+            (true, _) => log::LevelFilter::Warn,
+            (_, 0) => log::LevelFilter::Info,
+            (_, 1) => log::LevelFilter::Debug,
+            _ => log::LevelFilter::Trace,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_overrides_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("varpd.toml");
+        std::fs::write(&file, "socket = '/f'\nunderlay = 'eth0'\nport = 5\nttl = 7\n").unwrap();
+        let file = file.to_str().unwrap();
+        let args = ["varpd", "--config", file, "--address", "192.0.2.1", "--group", "224.9.9.9"];
+        let config = Args::parse_from(args).config().unwrap();
+        assert_eq!(config.socket, PathBuf::from("/f"));
+        assert_eq!((config.underlay, config.address), (None, "192.0.2.1".parse().ok()));
+        assert_eq!(config.group, "224.9.9.9".parse().ok());
+        assert_eq!((config.port, config.ttl.0), (Port(5), 7));
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        let complaint = |args: &[&str]| {
+            Args::try_parse_from(["varpd"].iter().chain(args)).unwrap_err().to_string()
+        };
+        assert!(
+            complaint(&["--group", "10.0.0.1"]).contains("10.0.0.1 is not a multicast address")
+        );
+        assert!(complaint(&["--port", "0"]).contains("0 is not a port"));
+        assert!(
+            complaint(&["--underlay", "a", "--address", "::1"]).contains("cannot be used with")
+        );
+        assert!(complaint(&["--socket-mode", "9"]).contains("not an octal mode"));
+    }
+}

@@ -1,0 +1,81 @@
+//! The command line of vnet, the operator's command.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::config::DEFAULT_SOCKET;
+use crate::wire::control::Table;
+use crate::wire::{Mac, VnetId};
+
+/// Show and control the virtual networks of this host
+///
+/// vnet asks varpd, over its control socket, what it and this host's vifs know and do.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "vnet", version)]
+pub struct Args {
+    /// varpd's control socket
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Print JSON: an array of objects
+    #[arg(short, long)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Action {
+    /// Print a table
+    Show {
+        /// Which
+        #[arg(value_name = "TABLE")]
+        table: ShowTable,
+        /// Only what belongs to this vnet or vif
+        #[command(flatten)]
+        filter: Filter,
+    },
+    /// Forget resolved addresses; they are asked for anew when next needed
+    Flush {
+        /// Only of this vnet or vif
+        #[command(flatten)]
+        filter: Filter,
+    },
+}
+
+/// Selects rows or cache entries; without any, all.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct Filter {
+    /// Only this vnet, decimal or 0x hex
+    #[arg(long, value_name = "ID")]
+    pub vnet: Option<VnetId>,
+    /// Only this MAC address
+    #[arg(long, value_name = "MAC")]
+    pub mac: Option<Mac>,
+}
+
+/// The tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ShowTable {
+    /// The vnets that have vifs on this host
+    Vnets,
+    /// The vifs on this host
+    Vifs,
+    /// The cache of resolved addresses
+    Varp,
+    /// Counters of varpd and of the vifs
+    Stats,
+}
+
+impl From<ShowTable> for Table {
+    fn from(table: ShowTable) -> Self {
+        match table {
+            ShowTable::Vnets => Self::Vnets,
+            ShowTable::Vifs => Self::Vifs,
+            ShowTable::Varp => Self::Varp,
+            ShowTable::Stats => Self::Stats,
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! `SOCK_SEQPACKET` Unix sockets: whole datagrams over a connection, with descriptors along.
+//!
+//! All is non-blocking and close-on-exec. A descriptor that arrives is owned from the moment it is
+//! in this process: whoever does not want it drops it.
+
+use std::fs;
+use std::io::{self, IoSlice};
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg, sockopt::PeerCredentials};
+use socket2::{Domain, SockAddr, Socket, Type};
+use thiserror::Error;
+
+/// Most descriptors that the kernel takes in one message (`SCM_MAX_FD`, unix(7)).
+const SCM_MAX_FD: usize = 253;
+/// Room for a `SCM_RIGHTS` message of that many, so that the kernel never has to cut one.
+const CONTROL_LEN: usize = 2048;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// Why a socket can't be listened on.
+#[derive(Debug, Error)]
+pub enum BindError {
+    /// Somebody answers there.
+    #[error("{0}: another process is listening there")]
+    Live(PathBuf),
+    /// Something else has the name.
+    #[error("{0}: exists and is not a socket")]
+    NotASocket(PathBuf),
+    /// A system call failed.
+    #[error("{path}: can't {doing}: {source}")]
+    System {
+        /// The socket's path.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// A socket that listens at a path; removes the path when dropped.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    path: PathBuf,
+    /// Device and inode: a successor's socket is not removed.
+    inode: (u64, u64),
+}
+
+impl Listener {
+    /// Listens at `path` with the given permission bits and, if any, group. A socket file on which
+    /// nobody listens is replaced.
+    pub fn bind(path: &Path, mode: u32, group: Option<u32>) -> Result<Self, BindError> {
+        let failed =
+            |doing| move |source| BindError::System { path: path.to_owned(), doing, source };
+        remove_stale(path)?;
+        let address = SockAddr::unix(path).map_err(failed("use it as a socket's path"))?;
+        let socket = new_socket().map_err(failed("open a Unix socket"))?;
+        socket.bind(&address).map_err(failed("create the socket"))?;
+        let made = fs::symlink_metadata(path).map_err(failed("look at the socket"))?;
+        // From here on dropping removes the file.
+        let listener = Self { socket, path: path.to_owned(), inode: (made.dev(), made.ino()) };
+        if group.is_some() {
+            chown(path, None, group).map_err(failed("set the socket's group"))?;
+        }
+        let mode = fs::Permissions::from_mode(mode);
+        fs::set_permissions(path, mode).map_err(failed("set the socket's mode"))?;
+        // Only now can anybody connect.
+        listener.socket.listen(BACKLOG).map_err(failed("listen"))?;
+        Ok(listener)
+    }
+
+    /// The next connection that waits; [`io::ErrorKind::WouldBlock`] if none does.
+    pub fn accept(&self) -> io::Result<Connection> {
+        let (socket, _) = self.socket.accept_raw()?;
+        socket.set_cloexec(true)?;
+        socket.set_nonblocking(true)?;
+        Ok(Connection(socket))
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let same = |file: fs::Metadata| (file.dev(), file.ino()) == self.inode;
+        if fs::symlink_metadata(&self.path).is_ok_and(same) {
+            // Nothing better to do about a failure at the end.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Who is at the other end, as the kernel saw it when the connection was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Effective user id.
+    pub uid: u32,
+    /// Process id, 0 if it is in a namespace that is not seen from here.
+    pub pid: i32,
+}
+
+/// A datagram that arrived.
+#[derive(Debug)]
+pub struct Received {
+    /// Its length in the buffer; 0 means that the connection has ended.
+    pub len: usize,
+    /// It did not fit in the buffer and was cut.
+    pub truncated: bool,
+    /// The descriptors that came along, in order.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Connection(Socket);
+
+impl Connection {
+    /// Connects to a listener.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let socket = new_socket()?;
+        socket.connect(&SockAddr::unix(path)?)?;
+        Ok(Self(socket))
+    }
+
+    /// Sends a datagram, whole or not at all: [`io::ErrorKind::WouldBlock`] if the peer's queue is
+    /// full.
+    pub fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control = if raw.is_empty() { &[] } else { &rights[..] };
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        let iov = [IoSlice::new(bytes)];
+        sendmsg::<()>(self.0.as_raw_fd(), &iov, control, flags, None)?;
+        Ok(())
+    }
+
+    /// Receives a datagram; [`io::ErrorKind::WouldBlock`] if none waits.
+    pub fn recv(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        let mut control = ControlBuffer([0; CONTROL_LEN]);
+        let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let mut header = libc::msghdr {
+            msg_name: std::ptr::null_mut(),
+            msg_namelen: 0,
+            msg_iov: &raw mut iov,
+            msg_iovlen: 1,
+            msg_control: control.0.as_mut_ptr().cast(),
+            msg_controllen: CONTROL_LEN,
+            msg_flags: 0,
+        };
+        let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+        // SAFETY: the header points at `iov` over `buffer` and at `control`, both live, exclusively
+        // borrowed and of the lengths given.
+        let n = unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut header, flags) };
+        let len = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
+        let control = control.0.get(..header.msg_controllen).unwrap_or(&control.0);
+        let fds = rights(control)
+            .into_iter()
+            // SAFETY: the kernel just put this descriptor into this process for this call alone.
+            .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+            .collect();
+        Ok(Received { len, truncated: header.msg_flags & libc::MSG_TRUNC != 0, fds })
+    }
+
+    /// Who connected.
+    pub fn peer(&self) -> io::Result<Peer> {
+        let credentials = getsockopt(&self.0, PeerCredentials)?;
+        Ok(Peer { uid: credentials.uid(), pid: credentials.pid() })
+    }
+
+    /// Whether the peer has closed its end (there may still be datagrams to read).
+    pub fn hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+        poll(&mut fds, PollTimeout::ZERO).is_ok()
+            && fds.iter().any(|fd| fd.revents().is_some_and(|r| r.intersects(gone)))
+    }
+
+    /// Waits until there is something to read; false when `timeout` passed before.
+    pub fn wait_readable(&self, timeout: std::time::Duration) -> io::Result<bool> {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, timeout) {
+            Err(nix::errno::Errno::EINTR) => Ok(false),
+            n => Ok(n? > 0),
+        }
+    }
+
+    /// Asks for this many bytes of room for datagrams that the peer has not yet read.
+    pub fn set_queue(&self, bytes: usize) -> io::Result<()> {
+        self.0.set_send_buffer_size(bytes)
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Ancillary data is read as `cmsghdr`s by the kernel and starts at their alignment (cmsg(3)).
+#[repr(C, align(8))]
+struct ControlBuffer([u8; CONTROL_LEN]);
+
+const _: () = assert!(CONTROL_LEN >= 16 + SCM_MAX_FD * size_of::<RawFd>());
+
+fn new_socket() -> io::Result<Socket> {
+    let kind = Type::from(libc::SOCK_SEQPACKET).nonblocking().cloexec();
+    Socket::new_raw(Domain::UNIX, kind, None)
+}
+
+/// Removes a socket file on which nobody listens.
+fn remove_stale(path: &Path) -> Result<(), BindError> {
+    let failed = |doing| move |source| BindError::System { path: path.to_owned(), doing, source };
+    let file = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file.map_err(failed("look at it"))?,
+    };
+    if !file.file_type().is_socket() {
+        return Err(BindError::NotASocket(path.to_owned()));
+    }
+    match Connection::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed("replace the stale socket"))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            Err(failed("see whether anybody listens")(e))
+        }
+        // Connected, a full backlog, another socket type: somebody is there.
+        _ => Err(BindError::Live(path.to_owned())),
+    }
+}
+
+/// The descriptors in the `SCM_RIGHTS` messages of ancillary data.
+///
+/// Each message is a length (`size_t`, with this header), a level and a type (`int`s), then its data,
+/// padded to the size of a `size_t` (cmsg(3)).
+fn rights(mut control: &[u8]) -> Vec<RawFd> {
+    const LEN: usize = size_of::<usize>();
+    const INT: usize = size_of::<i32>();
+    let mut fds = Vec::new();
+    while let Some((head, rest)) = control.split_at_checked(LEN + 2 * INT) {
+        let (len, kind) = head.split_at(LEN);
+        let (level, kind) = kind.split_at(INT);
+        let int = |b: &[u8]| b.try_into().map(i32::from_ne_bytes).unwrap_or(-1);
+        let len = len.try_into().map(usize::from_ne_bytes).unwrap_or(0);
+        let data_len = len.saturating_sub(head.len()).min(rest.len());
+        let (data, _) = rest.split_at(data_len);
+        if int(level) == libc::SOL_SOCKET && int(kind) == libc::SCM_RIGHTS {
+            fds.extend(data.chunks_exact(INT).map(int));
+        }
+        let (_, next) = rest.split_at(data_len.next_multiple_of(LEN).min(rest.len()));
+        control = next;
+    }
+    fds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::unix::net::UnixListener;
+
+    fn pair() -> (Listener, Connection, Connection, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = Listener::bind(&path, 0o600, None).unwrap();
+        let client = Connection::open(&path).unwrap();
+        let server = listener.accept().unwrap();
+        (listener, client, server, dir)
+    }
+
+    fn open_fds() -> usize {
+        fs::read_dir("/proc/self/fd").unwrap().count()
+    }
+
+    #[test]
+    fn datagrams_keep_their_bounds_and_descriptors() {
+        let (_listener, client, server, _dir) = pair();
+        let file = File::open("/dev/null").unwrap();
+        client.send(b"one", &[]).unwrap();
+        client.send(b"twotwo", &[file.as_fd(), file.as_fd()]).unwrap();
+        let mut buffer = [0; 4];
+        let got = server.recv(&mut buffer).unwrap();
+        assert_eq!((got.len, got.truncated, got.fds.len()), (3, false, 0));
+        let got = server.recv(&mut buffer).unwrap();
+        assert_eq!((got.len, got.truncated, got.fds.len()), (4, true, 2));
+        let inode = |fd: &OwnedFd| File::from(fd.try_clone().unwrap()).metadata().unwrap().rdev();
+        assert!(got.fds.iter().all(|fd| inode(fd) == file.metadata().unwrap().rdev()));
+        assert_eq!(server.recv(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(!server.hung_up());
+        drop(client);
+        assert!(server.hung_up());
+        assert_eq!(server.recv(&mut buffer).unwrap().len, 0);
+    }
+
+    #[test]
+    fn a_flood_of_descriptors_does_not_leak() {
+        let (_listener, client, server, _dir) = pair();
+        let file = File::open("/dev/null").unwrap();
+        let many = vec![file.as_fd(); SCM_MAX_FD];
+        let mut buffer = [0; 4];
+        client.send(b"x", &many).unwrap();
+        assert_eq!(server.recv(&mut buffer).unwrap().fds.len(), SCM_MAX_FD);
+        // Other tests of this process open descriptors too, but not hundreds.
+        let before = open_fds();
+        for _ in 0..10 {
+            client.send(b"x", &many).unwrap();
+            drop(server.recv(&mut buffer).unwrap());
+        }
+        assert!(open_fds() < before + SCM_MAX_FD);
+    }
+
+    #[test]
+    fn a_full_queue_would_block() {
+        let (_listener, client, _server, _dir) = pair();
+        let full = (0..100_000).find_map(|_| client.send(&[0; 1000], &[]).err()).unwrap();
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_live_socket_is_kept_and_a_stale_one_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = Listener::bind(&path, 0o620, None).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o620);
+        assert!(matches!(Listener::bind(&path, 0o600, None), Err(BindError::Live(_))));
+        drop(listener);
+        assert!(!path.exists(), "dropping removes the file");
+
+        // A listener that was killed leaves its file.
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        drop(Listener::bind(&path, 0o600, None).unwrap());
+
+        // One of another type is somebody else's.
+        let other = UnixListener::bind(&path).unwrap();
+        assert!(matches!(Listener::bind(&path, 0o600, None), Err(BindError::Live(_))));
+        drop(other);
+
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(Listener::bind(&path, 0o600, None), Err(BindError::NotASocket(_))));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_successors_socket_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let old = Listener::bind(&path, 0o600, None).unwrap();
+        fs::remove_file(&path).unwrap();
+        let _new = Listener::bind(&path, 0o600, None).unwrap();
+        drop(old);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn the_peer_is_known() {
+        let (_listener, client, server, _dir) = pair();
+        let me = Peer {
+            uid: nix::unistd::geteuid().as_raw(),
+            pid: i32::try_from(std::process::id()).unwrap(),
+        };
+        assert_eq!(server.peer().unwrap(), me);
+        assert_eq!(client.peer().unwrap(), me);
+    }
+}

@@ -1,0 +1,173 @@
+//! Real sockets on the loopback interface.
+
+use super::*;
+use crate::sys::link;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+const GROUP_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(224, 10, 0, 1));
+const GROUP_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xff15, 0, 0, 0, 0, 0, 0xe00a, 1));
+
+fn vnet(id: u32) -> VnetId {
+    VnetId::new(id).unwrap()
+}
+
+/// A site on `lo` with a port that is free at the moment.
+fn site(address: IpAddr) -> Site {
+    let interface = link::interfaces().unwrap().iter().find(|i| i.name == "lo").unwrap().index;
+    let port = UdpSocket::bind((address, 0)).unwrap().local_addr().unwrap().port();
+    Site { address, interface, port, hops: 1, ports: None }
+}
+
+fn sites() -> [(Opener, IpAddr); 2] {
+    [
+        (Opener::new(site(Ipv4Addr::LOCALHOST.into())), GROUP_V4),
+        (Opener::new(site(Ipv6Addr::LOCALHOST.into())), GROUP_V6),
+    ]
+}
+
+fn udp(socket: &Socket) -> UdpSocket {
+    let socket: UdpSocket = socket.try_clone().unwrap().into();
+    socket.set_nonblocking(false).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(2000))).unwrap();
+    socket
+}
+
+fn take(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut buffer = [0; 100];
+    let (n, from) = socket.recv_from(&mut buffer).unwrap();
+    (buffer[..n].to_vec(), from)
+}
+
+fn frame(id: u32, tail: &[u8]) -> Vec<u8> {
+    [&[0x40, 0, 0, 0], &id.to_be_bytes()[..], tail].concat()
+}
+
+fn dup(sockets: &VifSockets) -> Vec<OwnedFd> {
+    sockets.fds().iter().map(|fd| fd.try_clone_to_owned().unwrap()).collect()
+}
+
+/// IPv4 only: the loopback interface has no route for IPv6 groups.
+#[test]
+fn each_group_socket_gets_its_own_and_nothing_else() {
+    let [(mut opener, group), _] = sites();
+    let varp = opener.varp_group(group).unwrap();
+    varp.set_nonblocking(false).unwrap();
+    varp.set_read_timeout(Some(Duration::from_millis(2000))).unwrap();
+    let a = opener.vif(group, vnet(42), 1).unwrap();
+    let b = opener.vif(group, vnet(43), 1).unwrap();
+    let from = udp(&a.unicast[0]);
+    let to = SocketAddr::new(group, opener.site().port);
+    let junk: [&[u8]; 7] = [
+        b"",
+        b"V",
+        b"\x40",
+        b"\x40\0\0\0\0\0\0",
+        b"\x50\0\0\0\0\0\0\x2a",
+        b"\x30\0\0\0\0\0\0\x2a",
+        &frame(44, b"other"),
+    ];
+    for datagram in junk {
+        from.send_to(datagram, to).unwrap();
+    }
+    for datagram in [&frame(42, b"a")[..], b"VA", &frame(43, b"b")] {
+        from.send_to(datagram, to).unwrap();
+    }
+    // Datagrams of one sender keep their order: what was junk would have come first.
+    assert_eq!(take(&udp(&a.group)), (frame(42, b"a"), a.address()));
+    assert_eq!(take(&udp(&b.group)), (frame(43, b"b"), a.address()));
+    assert_eq!(take(&varp).0, b"VA");
+}
+
+#[test]
+fn filters_are_locked_and_fragmentation_is_off() {
+    for (mut opener, group) in sites() {
+        let vif = opener.vif(group, vnet(42), 2).unwrap();
+        assert_eq!(vif.queue_pairs(), 2);
+        for socket in std::iter::once(&vif.group).chain(&vif.unicast) {
+            assert!(socket.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)]).is_err());
+            assert!(socket.detach_filter().is_err());
+            let discover = match group {
+                IpAddr::V4(_) => sockopt::MTU_DISCOVER_V4,
+                IpAddr::V6(_) => sockopt::MTU_DISCOVER_V6,
+            };
+            assert_eq!(sockopt::get(socket, discover).unwrap(), sockopt::PMTUDISC_DO);
+            assert_eq!(sockopt::get(socket, sockopt::RXQ_OVFL).unwrap(), 1);
+        }
+        let ports: Vec<_> = vif.unicast.iter().map(|s| local_address(s).unwrap()).collect();
+        assert_eq!(ports, [vif.address(), vif.address()]);
+    }
+}
+
+#[test]
+fn the_varp_port_is_taken_once() {
+    for (opener, group) in sites() {
+        let _first = opener.varp_unicast().unwrap();
+        assert_eq!(opener.varp_unicast().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        // The group is shared.
+        let _groups = [opener.varp_group(group).unwrap(), opener.varp_group(group).unwrap()];
+    }
+}
+
+#[test]
+fn ports_come_from_the_range_each_once() {
+    let mut site = site(Ipv4Addr::LOCALHOST.into());
+    // Four ports of which one is VARP's; others on this machine may hold some.
+    let first = site.port.min(65_000);
+    site.ports = Some(first..=first + 3);
+    let varp = site.port;
+    let mut opener = Opener::new(site);
+    let mut got = Vec::new();
+    let full = loop {
+        match opener.vif(GROUP_V4, vnet(42), 2) {
+            Ok(vif) => got.push(vif),
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(full.kind(), io::ErrorKind::AddrInUse);
+    let mut ports: Vec<_> = got.iter().map(|v| v.address().port()).collect();
+    assert!(ports.iter().all(|p| (first..=first + 3).contains(p) && *p != varp), "{ports:?}");
+    ports.dedup();
+    assert_eq!(ports.len(), got.len());
+}
+
+#[test]
+fn own_sockets_are_adopted_and_lies_are_not() {
+    for (mut opener, group) in sites() {
+        let vif = opener.vif(group, vnet(42), 2).unwrap();
+        let back = opener.adopt(group, vnet(42), 2, dup(&vif)).unwrap();
+        assert_eq!((back.address(), back.queue_pairs()), (vif.address(), 2));
+
+        let refused = |vnet_id, pairs, fds| {
+            opener.adopt(group, vnet(vnet_id), pairs, fds).unwrap_err().to_string()
+        };
+        assert_eq!(refused(42, 1, dup(&vif)), "3 sockets instead of 2");
+        assert_eq!(refused(42, 2, vec![]), "0 sockets instead of 3");
+        assert!(refused(43, 2, dup(&vif)).contains("filter"));
+        let swapped = dup(&vif).into_iter().rev().collect();
+        assert!(refused(42, 2, swapped).contains("group socket is bound to"));
+        let mut twice = dup(&vif);
+        twice[2] = twice[1].try_clone().unwrap();
+        assert!(refused(42, 2, twice).contains("unicast socket"));
+        let mut file = dup(&vif);
+        file[1] = std::fs::File::open("/dev/null").unwrap().into();
+        assert!(refused(42, 2, file).contains("not a UDP socket"));
+        let mut varp = dup(&vif);
+        varp[1] = opener.varp_unicast().unwrap().into();
+        assert!(refused(42, 2, varp).contains("unicast socket"));
+        let mut other_family = dup(&vif);
+        let wrong = if group.is_ipv4() { "[::1]:0" } else { "127.0.0.1:0" };
+        other_family[1] = UdpSocket::bind(wrong).unwrap().into();
+        assert!(refused(42, 2, other_family).contains("not a UDP socket"));
+        let wildcard = if group.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let mut anywhere = dup(&vif);
+        anywhere[1] = UdpSocket::bind(wildcard).unwrap().into();
+        assert!(refused(42, 2, anywhere).contains("unicast socket"));
+        let mut unfiltered = dup(&vif);
+        let open = opener.socket(4096).unwrap();
+        open.set_reuse_address(true).unwrap();
+        open.bind(&opener.local(group, opener.site.port).into()).unwrap();
+        unfiltered[0] = open.into();
+        assert!(refused(42, 2, unfiltered).contains("filter"));
+    }
+}

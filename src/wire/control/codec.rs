@@ -1,0 +1,415 @@
+//! Parses and emits the messages of the control protocol.
+//!
+//! Parsing is strict: every reserved bit must be zero, every number in range, no byte left over.
+//! So whatever parses is emitted again as the very same bytes. Emitting cuts what is too long (text
+//! at a character boundary, lists at their bound) rather than failing.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::{
+    ErrorCode, Event, HEADER_LEN, MAX_CELLS, MAX_ERROR_TEXT, MAX_QUEUE_PAIRS, MAX_TEXT, MAX_VALUES,
+    Request, Table, VERSION,
+};
+use crate::wire::{Capabilities, CareOf, EncapKinds, Mac, ParseError, Stamp, VifKey, VnetId};
+
+/// Bit A of REGISTER.
+const REGISTER_ACTIVE: u8 = 1;
+/// Bit S of REGISTER.
+const REGISTER_STAMP: u8 = 2;
+/// The vnet id of FLUSH is valid.
+const FLUSH_VNET: u8 = 1;
+/// The MAC of FLUSH is valid.
+const FLUSH_MAC: u8 = 2;
+/// Address families, as IP versions.
+const FAMILY_V4: u8 = 4;
+const FAMILY_V6: u8 = 6;
+
+mod code {
+    pub(super) const REGISTER: u8 = 1;
+    pub(super) const SET_ACTIVE: u8 = 2;
+    pub(super) const ANNOUNCE: u8 = 3;
+    pub(super) const RESOLVE: u8 = 4;
+    pub(super) const STATS: u8 = 5;
+    pub(super) const SHOW: u8 = 6;
+    pub(super) const FLUSH: u8 = 7;
+    pub(super) const REGISTERED: u8 = 129;
+    pub(super) const CLAIMED: u8 = 130;
+    pub(super) const LOST: u8 = 131;
+    pub(super) const MAPPING: u8 = 132;
+    pub(super) const UNRESOLVED: u8 = 133;
+    pub(super) const INVALIDATE: u8 = 134;
+    pub(super) const STATS_REQUEST: u8 = 135;
+    pub(super) const ROW: u8 = 136;
+    pub(super) const END: u8 = 137;
+    pub(super) const ERROR: u8 = 138;
+}
+
+impl Request {
+    /// Parses a whole datagram.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        let mut r = Reader(bytes);
+        let (kind, xid) = r.header()?;
+        if kind != code::STATS && xid != 0 {
+            return Err(ParseError::Reserved);
+        }
+        let request = match kind {
+            code::REGISTER => parse_register(&mut r)?,
+            code::SET_ACTIVE => Self::SetActive { active: r.bool()? },
+            code::ANNOUNCE => Self::Announce,
+            code::RESOLVE => Self::Resolve { mac: r.mac()?, refresh: r.bool()? },
+            code::STATS => {
+                let n = r.count(MAX_VALUES)?;
+                let values = (0..n).map(|_| Ok((r.text(MAX_TEXT)?, r.u64()?)));
+                Self::Stats { xid, values: values.collect::<Result<_, _>>()? }
+            }
+            code::SHOW => Self::Show { table: Table::from_code(r.u8()?)? },
+            code::FLUSH => parse_flush(&mut r)?,
+            _ => return Err(ParseError::Type),
+        };
+        r.end()?;
+        Ok(request)
+    }
+
+    /// The message as a datagram.
+    pub fn emit(&self) -> Vec<u8> {
+        match self {
+            Self::Register { key, capabilities, queue_pairs, active, stamp } => {
+                let mut w = Writer::new(code::REGISTER, 0);
+                w.u32(key.vnet.get()).mac(key.mac).u8(*queue_pairs);
+                let a = if *active { REGISTER_ACTIVE } else { 0 };
+                let s = if stamp.is_some() { REGISTER_STAMP } else { 0 };
+                w.u8(a | s).u16(capabilities.0).u16(0).u64(stamp.unwrap_or_default().0).done()
+            }
+            Self::SetActive { active } => {
+                Writer::new(code::SET_ACTIVE, 0).u8((*active).into()).done()
+            }
+            Self::Announce => Writer::new(code::ANNOUNCE, 0).done(),
+            Self::Resolve { mac, refresh } => {
+                Writer::new(code::RESOLVE, 0).mac(*mac).u8((*refresh).into()).done()
+            }
+            Self::Stats { xid, values } => {
+                let mut w = Writer::new(code::STATS, *xid);
+                w.count(values.len(), MAX_VALUES);
+                for (name, value) in values.iter().take(MAX_VALUES) {
+                    w.text(name, MAX_TEXT).u64(*value);
+                }
+                w.done()
+            }
+            Self::Show { table } => Writer::new(code::SHOW, 0).u8(table.code()).done(),
+            Self::Flush { vnet, mac } => {
+                let v = if vnet.is_some() { FLUSH_VNET } else { 0 };
+                let m = if mac.is_some() { FLUSH_MAC } else { 0 };
+                let mut w = Writer::new(code::FLUSH, 0);
+                w.u8(v | m).u8(0).mac(mac.unwrap_or(Mac([0; 6])));
+                w.u32(vnet.map_or(0, VnetId::get)).done()
+            }
+        }
+    }
+}
+
+fn parse_register(r: &mut Reader<'_>) -> Result<Request, ParseError> {
+    let vnet = VnetId::new(r.u32()?).ok_or(ParseError::Value)?;
+    let mac = r.mac()?;
+    let queue_pairs = r.u8()?;
+    let flags = r.u8()?;
+    let capabilities = Capabilities(r.u16()?);
+    let reserved = r.u16()?;
+    let stamp = r.u64()?;
+    if flags & !(REGISTER_ACTIVE | REGISTER_STAMP) != 0 || reserved != 0 {
+        return Err(ParseError::Reserved);
+    }
+    let has_stamp = flags & REGISTER_STAMP != 0;
+    if !(1..=MAX_QUEUE_PAIRS).contains(&queue_pairs) || (!has_stamp && stamp != 0) {
+        return Err(ParseError::Value);
+    }
+    Ok(Request::Register {
+        key: VifKey { vnet, mac },
+        capabilities,
+        queue_pairs,
+        active: flags & REGISTER_ACTIVE != 0,
+        stamp: has_stamp.then_some(Stamp(stamp)),
+    })
+}
+
+fn parse_flush(r: &mut Reader<'_>) -> Result<Request, ParseError> {
+    let flags = r.u8()?;
+    let reserved = r.u8()?;
+    let (mac, vnet) = (r.mac()?, r.u32()?);
+    if flags & !(FLUSH_VNET | FLUSH_MAC) != 0 || reserved != 0 {
+        return Err(ParseError::Reserved);
+    }
+    let (has_vnet, has_mac) = (flags & FLUSH_VNET != 0, flags & FLUSH_MAC != 0);
+    if (!has_mac && mac != Mac([0; 6])) || (vnet != 0) != has_vnet {
+        return Err(ParseError::Value);
+    }
+    Ok(Request::Flush { vnet: VnetId::new(vnet), mac: has_mac.then_some(mac) })
+}
+
+impl Event {
+    /// Parses a whole datagram.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        let mut r = Reader(bytes);
+        let (kind, xid) = r.header()?;
+        if kind != code::STATS_REQUEST && xid != 0 {
+            return Err(ParseError::Reserved);
+        }
+        let event = match kind {
+            code::REGISTERED => {
+                Self::Registered { coa: r.care_of()?, group: r.addr()?, underlay_mtu: r.u32()? }
+            }
+            code::CLAIMED => Self::Claimed { stamp: Stamp(r.u64()?) },
+            code::LOST => Self::Lost { stamp: Stamp(r.u64()?), coa: r.care_of()? },
+            code::MAPPING => Self::Mapping {
+                mac: r.mac()?,
+                coa: r.care_of()?,
+                stamp: Stamp(r.u64()?),
+                lifetime_ms: r.u32()?,
+            },
+            code::UNRESOLVED => Self::Unresolved { mac: r.mac()?, hold_ms: r.u32()? },
+            code::INVALIDATE => Self::Invalidate { mac: r.mac()? },
+            code::STATS_REQUEST => Self::StatsRequest { xid },
+            code::ROW => {
+                let n = r.count(MAX_CELLS)?;
+                Self::Row { cells: (0..n).map(|_| r.text(MAX_TEXT)).collect::<Result<_, _>>()? }
+            }
+            code::END => Self::End,
+            code::ERROR => {
+                Self::Error { code: ErrorCode::from_code(r.u8()?)?, text: r.text(MAX_ERROR_TEXT)? }
+            }
+            _ => return Err(ParseError::Type),
+        };
+        r.end()?;
+        Ok(event)
+    }
+
+    /// The message as a datagram.
+    pub fn emit(&self) -> Vec<u8> {
+        match self {
+            Self::Registered { coa, group, underlay_mtu } => {
+                let mut w = Writer::new(code::REGISTERED, 0);
+                w.care_of(coa).addr(group).u32(*underlay_mtu).done()
+            }
+            Self::Claimed { stamp } => Writer::new(code::CLAIMED, 0).u64(stamp.0).done(),
+            Self::Lost { stamp, coa } => {
+                Writer::new(code::LOST, 0).u64(stamp.0).care_of(coa).done()
+            }
+            Self::Mapping { mac, coa, stamp, lifetime_ms } => {
+                let mut w = Writer::new(code::MAPPING, 0);
+                w.mac(*mac).care_of(coa).u64(stamp.0).u32(*lifetime_ms).done()
+            }
+            Self::Unresolved { mac, hold_ms } => {
+                Writer::new(code::UNRESOLVED, 0).mac(*mac).u32(*hold_ms).done()
+            }
+            Self::Invalidate { mac } => Writer::new(code::INVALIDATE, 0).mac(*mac).done(),
+            Self::StatsRequest { xid } => Writer::new(code::STATS_REQUEST, *xid).done(),
+            Self::Row { cells } => {
+                let mut w = Writer::new(code::ROW, 0);
+                w.count(cells.len(), MAX_CELLS);
+                for cell in cells.iter().take(MAX_CELLS) {
+                    w.text(cell, MAX_TEXT);
+                }
+                w.done()
+            }
+            Self::End => Writer::new(code::END, 0).done(),
+            Self::Error { code, text } => {
+                Writer::new(code::ERROR, 0).u8(code.code()).text(text, MAX_ERROR_TEXT).done()
+            }
+        }
+    }
+}
+
+impl Table {
+    /// All, in the order of their codes, which start at 1.
+    const ALL: [Self; 4] = [Self::Vnets, Self::Vifs, Self::Varp, Self::Stats];
+
+    fn code(self) -> u8 {
+        match self {
+            Self::Vnets => 1,
+            Self::Vifs => 2,
+            Self::Varp => 3,
+            Self::Stats => 4,
+        }
+    }
+
+    fn from_code(code: u8) -> Result<Self, ParseError> {
+        Self::ALL.into_iter().find(|table| table.code() == code).ok_or(ParseError::Value)
+    }
+}
+
+impl ErrorCode {
+    /// All, in the order of their codes, which start at 1.
+    const ALL: [Self; 5] = [Self::Invalid, Self::Denied, Self::NotFound, Self::Limit, Self::Failed];
+
+    fn code(self) -> u8 {
+        match self {
+            Self::Invalid => 1,
+            Self::Denied => 2,
+            Self::NotFound => 3,
+            Self::Limit => 4,
+            Self::Failed => 5,
+        }
+    }
+
+    fn from_code(code: u8) -> Result<Self, ParseError> {
+        Self::ALL.into_iter().find(|error| error.code() == code).ok_or(ParseError::Value)
+    }
+}
+
+/// What is left to parse.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    /// The header's type and xid.
+    fn header(&mut self) -> Result<(u8, u32), ParseError> {
+        let (version, kind) = (self.u8()?, self.u8()?);
+        if version != VERSION {
+            return Err(ParseError::Version);
+        }
+        if self.u16()? != 0 {
+            return Err(ParseError::Reserved);
+        }
+        Ok((kind, self.u32()?))
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], ParseError> {
+        let (bytes, rest) = self.0.split_first_chunk().ok_or(ParseError::Truncated)?;
+        self.0 = rest;
+        Ok(*bytes)
+    }
+
+    fn u8(&mut self) -> Result<u8, ParseError> {
+        self.array().map(u8::from_be_bytes)
+    }
+
+    fn u16(&mut self) -> Result<u16, ParseError> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, ParseError> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, ParseError> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    fn bool(&mut self) -> Result<bool, ParseError> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(ParseError::Value),
+        }
+    }
+
+    fn mac(&mut self) -> Result<Mac, ParseError> {
+        self.array().map(Mac)
+    }
+
+    fn zero_u8(&mut self) -> Result<(), ParseError> {
+        if self.u8()? == 0 { Ok(()) } else { Err(ParseError::Reserved) }
+    }
+
+    fn count(&mut self, most: usize) -> Result<usize, ParseError> {
+        let n = usize::from(self.u16()?);
+        if n > most { Err(ParseError::Value) } else { Ok(n) }
+    }
+
+    fn text(&mut self, longest: usize) -> Result<String, ParseError> {
+        let len = self.count(longest)?;
+        let (bytes, rest) = self.0.split_at_checked(len).ok_or(ParseError::Truncated)?;
+        self.0 = rest;
+        String::from_utf8(bytes.to_vec()).map_err(|_| ParseError::Value)
+    }
+
+    fn addr(&mut self) -> Result<SocketAddr, ParseError> {
+        let family = self.u8()?;
+        self.zero_u8()?;
+        let port = self.u16()?;
+        let octets: [u8; 16] = self.array()?;
+        let ip = match (family, octets) {
+            (FAMILY_V4, [a, b, c, d, rest @ ..]) if rest == [0; 12] => {
+                IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+            }
+            (FAMILY_V4, _) => return Err(ParseError::Reserved),
+            (FAMILY_V6, _) => IpAddr::V6(Ipv6Addr::from(octets)),
+            _ => return Err(ParseError::Value),
+        };
+        Ok(SocketAddr::new(ip, port))
+    }
+
+    fn care_of(&mut self) -> Result<CareOf, ParseError> {
+        let kinds = EncapKinds(self.u8()?);
+        self.zero_u8()?;
+        let capabilities = Capabilities(self.u16()?);
+        Ok(CareOf { addr: self.addr()?, kinds, capabilities })
+    }
+
+    fn end(&self) -> Result<(), ParseError> {
+        if self.0.is_empty() { Ok(()) } else { Err(ParseError::Trailing) }
+    }
+}
+
+/// A message under construction.
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn new(kind: u8, xid: u32) -> Self {
+        let mut w = Self(Vec::with_capacity(HEADER_LEN + 64));
+        w.u8(VERSION).u8(kind).u16(0).u32(xid);
+        w
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    fn u8(&mut self, value: u8) -> &mut Self {
+        self.bytes(&value.to_be_bytes())
+    }
+
+    fn u16(&mut self, value: u16) -> &mut Self {
+        self.bytes(&value.to_be_bytes())
+    }
+
+    fn u32(&mut self, value: u32) -> &mut Self {
+        self.bytes(&value.to_be_bytes())
+    }
+
+    fn u64(&mut self, value: u64) -> &mut Self {
+        self.bytes(&value.to_be_bytes())
+    }
+
+    fn mac(&mut self, mac: Mac) -> &mut Self {
+        self.bytes(&mac.0)
+    }
+
+    fn count(&mut self, n: usize, most: usize) -> &mut Self {
+        self.u16(u16::try_from(n.min(most)).unwrap_or(u16::MAX))
+    }
+
+    fn text(&mut self, text: &str, longest: usize) -> &mut Self {
+        let end = text.floor_char_boundary(longest);
+        let (cut, _) = text.split_at(end);
+        self.count(cut.len(), longest).bytes(cut.as_bytes())
+    }
+
+    fn addr(&mut self, addr: &SocketAddr) -> &mut Self {
+        let (family, octets) = match addr.ip() {
+            IpAddr::V4(ip) => {
+                let [a, b, c, d] = ip.octets();
+                (FAMILY_V4, [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+            }
+            IpAddr::V6(ip) => (FAMILY_V6, ip.octets()),
+        };
+        self.u8(family).u8(0).u16(addr.port()).bytes(&octets)
+    }
+
+    fn care_of(&mut self, coa: &CareOf) -> &mut Self {
+        self.u8(coa.kinds.0).u8(0).u16(coa.capabilities.0).addr(&coa.addr)
+    }
+
+    fn done(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.0)
+    }
+}

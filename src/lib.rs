@@ -1,4 +1,55 @@
 //! Virtual layer-2 networks for virtual machines.
+//!
+//! A guest's NIC is put on a *vnet*, a LAN of its own that spans hosts. This crate is the library
+//! behind three programs: `vhost-user-vnet`, a process per NIC that moves frames between a guest's
+//! memory and the network below (the *underlay*); `varpd`, a daemon per host that finds out where
+//! addresses are; and `vnet`, the operator's command. What the words mean and what is on the wire
+//! is told by `vnet(7)`.
+//!
+//! # The picture
+//!
+//! ```text
+//!  QEMU ── vhost-user socket ──► vhost_user: filter, device      varpd ◄── VARP ──► other hosts
+//!   │                              │ wake-ups                     │ mapper: who is where
+//!   │ shared memory                ▼                              │ registry: vifs, sockets
+//!   └─ rings, buffers ──────► vif: workers, one per queue pair ◄──┘
+//!                                  │      control socket: "where is this MAC?", sockets
+//!                                  ▼
+//!                              underlay: datagrams ──────────────────────────────► other backends
+//! ```
+//!
+//! # Where things are
+//!
+//! | Module | What | Pure |
+//! |---|---|---|
+//! | [`wire`] | every format that leaves a process | yes |
+//! | [`mapper`] | the VARP state machine of a host | yes |
+//! | [`vif`] | a NIC: the data path in packet order, and its link to varpd | mostly |
+//! | [`vhost_user`] | what QEMU sees: connection, filter, device, rings | no |
+//! | [`underlay`] | sockets: opening and filtering them, batches of datagrams | no |
+//! | [`varpd`] | the daemon's shell around the mapper | no |
+//! | [`sys`] | safe wrappers over system calls; the only reader of the clock | no |
+//! | [`cli`], [`config`], [`show`], [`metrics`] | command lines, file, tables, counters | mostly |
+//!
+//! Pure means: no I/O, no clock, no `unsafe`; time comes in as an argument, effects go out as data.
+//! Dependencies point from the shell to the pure modules, never back.
+//!
+//! # The path of a frame
+//!
+//! [`vif::worker`] has it in one picture. Out: a kick wakes the pair's thread; [`vif::guest`] turns
+//! descriptor chains into frames, checked and with their header copied; [`vif::tx`] judges each;
+//! [`underlay`] sends the batch straight from guest memory. In: a readable socket wakes the thread;
+//! [`vif::rx`] accepts or names the drop; [`vif::guest`] copies the frame into the guest's buffers.
+//!
+//! # Who owns which state
+//!
+//! * A worker ([`vif::worker::Worker`]) owns what its frames need: sockets, addresses learnt, frames
+//!   that wait, and outlives the frontend's connections.
+//! * A device ([`vhost_user::device::Device`]) owns what a connection needs: rings, memory, features.
+//! * The mapper ([`mapper::Mapper`]) owns what a host knows of others, and lives in varpd. Backends
+//!   keep copies that they may use beyond its death.
+//! * varpd's registry ([`varpd`]) owns who may speak for which vif, and duplicates of the sockets
+//!   of backends that died, for a while.
 
 pub mod cli;
 pub mod config;
@@ -7,4 +58,5 @@ pub mod show;
 pub mod sys;
 pub mod time;
 pub mod underlay;
+pub mod vif;
 pub mod wire;

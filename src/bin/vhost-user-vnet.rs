@@ -1,3 +1,67 @@
-//! Placeholder entry point.
+//! `vhost-user-vnet`: serves a guest's NIC on a vnet. See vhost-user-vnet(1).
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use vnet::cli::backend::Backend;
+use vnet::sys::process;
+use vnet::vif::attach::Attach;
+use vnet::vif::serve::{Options, serve};
+use vnet::wire::VifKey;
+
+fn main() -> ExitCode {
+    let arguments = Backend::parse();
+    if arguments.print_capabilities {
+        println!("{{\"type\":\"net\"}}");
+        return ExitCode::SUCCESS;
+    }
+    vnet::cli::start_log(arguments.verbose, false);
+    match options(arguments).and_then(|options| serve(options).map_err(|e| e.to_string())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vhost-user-vnet: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What the library is started with. Nothing but the guest's own address and vnet is ever asked of
+/// the guest, so both must be valid here.
+fn options(arguments: Backend) -> Result<Options, String> {
+    let (Some(vnet), Some(mac)) = (arguments.vnet, arguments.mac) else {
+        return Err("--vnet and --mac are needed".to_owned());
+    };
+    if vnet.is_physical() {
+        return Err("vnet 1 is the physical network, which this version does not serve".to_owned());
+    }
+    if !mac.is_individual() {
+        return Err(format!("{mac} is a group address or zero, not the address of a NIC"));
+    }
+    Ok(Options {
+        attach: attach(&arguments)?,
+        key: VifKey { vnet, mac },
+        varpd: arguments.varpd,
+        queue_pairs: arguments.queue_pairs,
+        mtu: arguments.mtu,
+        source_mac: arguments.source_mac,
+    })
+}
+
+fn attach(arguments: &Backend) -> Result<Attach, String> {
+    match (&arguments.socket_path, arguments.fd) {
+        (Some(path), _) if arguments.client => Ok(Attach::Connect { path: path.clone() }),
+        (Some(path), _) => Ok(Attach::Listen {
+            path: path.clone(),
+            mode: arguments.socket_mode.0,
+            group: arguments.socket_group.as_deref().map(group).transpose()?,
+        }),
+        (None, Some(fd)) => process::inherited(fd)
+            .map(Attach::Fd)
+            .map_err(|error| format!("--fd {fd} cannot be used: {error}")),
+        (None, None) => Err("--socket-path or --fd is needed".to_owned()),
+    }
+}
+
+fn group(name: &str) -> Result<u32, String> {
+    process::group_id(name).map_err(|error| format!("--socket-group {name}: {error}"))
+}

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backend;
 pub mod varpd;
 pub mod vnet;
 
@@ -20,9 +21,24 @@ pub struct Page {
 /// `man/NAME.SECTION`, with the hand-written `man/NAME.SECTION.extra` at its end.
 pub fn pages() -> Vec<Page> {
     vec![
+        Page { command: backend::Backend::command(), section: "1" },
         Page { command: varpd::Args::command(), section: "8" },
         Page { command: vnet::Args::command(), section: "1" },
     ]
+}
+
+/// Starts logging to standard error; `RUST_LOG` overrides how much.
+pub fn start_log(verbose: u8, quiet: bool) {
+    let level = match (quiet, verbose) {
+        (true, _) => "warn",
+        (false, 0) => "info",
+        (false, 1) => "debug",
+        (false, _) => "trace",
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
+        .format_timestamp_millis()
+        .format_target(false)
+        .init();
 }
 
 #[cfg(test)]

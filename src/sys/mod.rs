@@ -1,8 +1,12 @@
 //! Safe wrappers over system calls.
 
+pub mod ancillary;
 pub mod clock;
 pub mod event;
+pub mod iovec;
+pub mod lent_event;
 pub mod link;
+pub mod mmsg;
 pub mod process;
 pub mod seqpacket;
 pub mod signal;

@@ -1,11 +1,14 @@
 //! What a daemon says to, and asks of, the system about its own process.
 
 use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::Group;
 
 /// Raises the limit of open descriptors to the hard limit; returns what it is now.
 pub fn raise_file_limit() -> io::Result<u64> {
@@ -26,4 +29,23 @@ pub fn notify_ready() -> io::Result<()> {
         None => SocketAddr::from_pathname(&path)?,
     };
     UnixDatagram::unbound()?.send_to_addr(b"READY=1\n", &addr).map(drop)
+}
+
+/// The number of a group given by name or number.
+pub fn group_id(name: &str) -> io::Result<u32> {
+    if let Ok(id) = name.parse() {
+        return Ok(id);
+    }
+    let group = Group::from_name(name)?;
+    group.map(|group| group.gid.as_raw()).ok_or_else(|| io::Error::other("no such group"))
+}
+
+/// Takes over a descriptor that the process was started with.
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: only asks about the number; nothing is owned by this borrow.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    fcntl(borrowed, FcntlArg::F_GETFD)?;
+    // SAFETY: it is open, and it was named on the command line for us to own; no other part of
+    // this process does, since this is called before any other descriptor is opened.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -1,3 +1,94 @@
-//! The underlay: how frames leave for, and come from, other hosts.
+//! The underlay as the data path sees it: batches of datagrams out, batches in.
+//!
+//! A queue pair of a vif has one [`Underlay`] of its own. It holds two sockets that varpd opened:
+//! the vif's own (its address is the vif's care-of address; everything is sent from it) and that of
+//! the group, filtered by vnet id.
 
 pub mod sockets;
+pub mod udp;
+
+use std::io;
+use std::os::fd::RawFd;
+
+use crate::sys::mmsg::{Datagram, ReceiveBatch};
+
+/// Through which of a vif's sockets a datagram arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// The vif's care-of address.
+    Own,
+    /// The group.
+    Group,
+}
+
+/// Sends and receives for one queue pair. No call blocks.
+pub trait Underlay: Send {
+    /// Sends in order; returns how many datagrams, from the first, were taken.
+    ///
+    /// # Errors
+    /// Why the *first* was not taken. The caller decides about it and goes on with the rest.
+    fn send(&mut self, datagrams: &[Datagram<'_>]) -> io::Result<usize>;
+
+    /// Receives what waits at `port`, up to a batch.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing waits.
+    fn receive(&mut self, port: Port, batch: &mut ReceiveBatch) -> io::Result<()>;
+
+    /// What to poll for datagrams at `port`, if this queue pair receives there.
+    fn descriptor(&self, port: Port) -> Option<RawFd>;
+}
+
+#[cfg(test)]
+pub(crate) mod memory {
+    //! Two underlays back to back, for tests of the data path without sockets.
+
+    use super::*;
+    use std::collections::VecDeque;
+    use std::net::SocketAddr;
+
+    /// An underlay whose ends the test holds.
+    #[derive(Debug, Default)]
+    pub(crate) struct MemoryUnderlay {
+        /// What was sent.
+        pub(crate) sent: Vec<(SocketAddr, Vec<u8>)>,
+        /// What arrives next, by port.
+        pub(crate) own: VecDeque<(SocketAddr, Vec<u8>)>,
+        pub(crate) group: VecDeque<(SocketAddr, Vec<u8>)>,
+        /// Errors of the coming sends, each for one datagram.
+        pub(crate) failures: VecDeque<io::Error>,
+    }
+
+    impl Underlay for MemoryUnderlay {
+        fn send(&mut self, datagrams: &[Datagram<'_>]) -> io::Result<usize> {
+            if let Some(error) = self.failures.pop_front() {
+                return Err(error);
+            }
+            for datagram in datagrams {
+                let mut bytes = Vec::new();
+                datagram.parts.iter().for_each(|part| part.append_to(&mut bytes));
+                self.sent.push((datagram.to, bytes));
+            }
+            Ok(datagrams.len())
+        }
+
+        fn receive(&mut self, port: Port, batch: &mut ReceiveBatch) -> io::Result<()> {
+            let queue = match port {
+                Port::Own => &mut self.own,
+                Port::Group => &mut self.group,
+            };
+            batch.clear();
+            if queue.is_empty() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            for (from, bytes) in queue.drain(..queue.len().min(8)) {
+                batch.push(from, &bytes);
+            }
+            Ok(())
+        }
+
+        fn descriptor(&self, _: Port) -> Option<RawFd> {
+            None
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The command line of `vhost-user-vnet`.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Parser};
+
+use crate::config::SocketMode;
+use crate::vif::tx::SourceMac;
+use crate::wire::{Mac, VnetId};
+
+/// Serves a guest's NIC on a vnet to QEMU, over vhost-user.
+///
+/// Run one per NIC. varpd must run on the same host. The process stays in the foreground, ends on
+/// SIGTERM, and needs no privileges: any user who may connect to varpd's socket can start it.
+#[derive(Debug, Parser)]
+#[command(name = "vhost-user-vnet", version, max_term_width = 100)]
+#[command(group = ArgGroup::new("frontend").args(["socket_path", "fd", "print_capabilities"]).required(true))]
+pub struct Backend {
+    /// Listen on this Unix socket for QEMU (or connect to it, with --client).
+    #[arg(long, value_name = "PATH")]
+    pub socket_path: Option<PathBuf>,
+
+    /// QEMU listens on --socket-path: connect to it, again and again for ever.
+    #[arg(long, requires = "socket_path", conflicts_with = "fd")]
+    pub client: bool,
+
+    /// Serve the vhost-user connection on this inherited descriptor; end when it ends.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..))]
+    pub fd: Option<RawFd>,
+
+    /// The vnet that the NIC is on: 2 to 4294967295, decimal or 0x hex.
+    #[arg(long, value_name = "ID", required_unless_present = "print_capabilities")]
+    pub vnet: Option<VnetId>,
+
+    /// The NIC's MAC address, the same as in QEMU's -device option.
+    #[arg(long, required_unless_present = "print_capabilities")]
+    pub mac: Option<Mac>,
+
+    /// Socket of the host's varpd.
+    #[arg(long, value_name = "PATH", default_value = "/run/vnet/varpd.sock")]
+    pub varpd: PathBuf,
+
+    /// Number of queue pairs, each with a thread of its own (QEMU: -netdev queues=N).
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub queue_pairs: u8,
+
+    /// MTU in bytes that guests are told [default: what fits the underlay].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(68..))]
+    pub mtu: Option<u16>,
+
+    /// What happens to frames whose source MAC is not the NIC's.
+    #[arg(long, value_name = "ACTION", value_enum, default_value_t)]
+    pub source_mac: SourceMac,
+
+    /// Permission bits of the socket that is listened on, octal.
+    #[arg(long, value_name = "MODE", default_value = "0660")]
+    pub socket_mode: SocketMode,
+
+    /// Group of the socket that is listened on, by name or number; libvirt's QEMU needs kvm.
+    #[arg(long, value_name = "GROUP")]
+    pub socket_group: Option<String>,
+
+    /// Print what this backend is, as JSON, and exit (QEMU's convention for backends).
+    #[arg(long)]
+    pub print_capabilities: bool,
+
+    /// Log more; twice for every message exchanged with QEMU. RUST_LOG overrides it.
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Backend, clap::Error> {
+        Backend::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_promised_command_lines_parse() {
+        let mac = "--vnet 0x2a --mac 52:54:00:00:00:01";
+        let options = parse(&format!("b --socket-path /s {mac}")).unwrap();
+        assert_eq!(options.vnet, VnetId::new(42));
+        assert!(!options.client);
+        assert!(parse(&format!("b --socket-path /s --client {mac}")).unwrap().client);
+        assert_eq!(parse(&format!("b --fd 3 {mac}")).unwrap().fd, Some(3));
+        assert!(parse("b --print-capabilities").unwrap().print_capabilities);
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let mac = "--vnet 42 --mac 52:54:00:00:00:01";
+        for line in [
+            mac.to_owned(),
+            format!("--fd 3 --socket-path /s {mac}"),
+            format!("--fd 3 --client {mac}"),
+            "--socket-path /s --mac 52:54:00:00:00:01".to_owned(),
+            "--socket-path /s --vnet 42".to_owned(),
+            "--socket-path /s --vnet 0 --mac 52:54:00:00:00:01".to_owned(),
+            "--socket-path /s --vnet 42 --mac 52:54:00:00:00".to_owned(),
+            format!("--socket-path /s --queue-pairs 0 {mac}"),
+            format!("--socket-path /s --socket-mode 888 {mac}"),
+        ] {
+            assert!(parse(&format!("b {line}")).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The underlay over UDP: a datagram per frame.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use super::{Port, Underlay};
+use crate::sys::mmsg::{self, Datagram, ReceiveBatch};
+
+/// The sockets of a queue pair. They arrive open, bound and filtered.
+#[derive(Debug)]
+pub struct UdpUnderlay {
+    own: OwnedFd,
+    group: Option<OwnedFd>,
+}
+
+impl UdpUnderlay {
+    /// An underlay over these sockets. One queue pair of a vif has the group socket.
+    pub fn new(own: OwnedFd, group: Option<OwnedFd>) -> Self {
+        Self { own, group }
+    }
+
+    /// The sockets, group socket first.
+    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.group.iter().chain([&self.own]).map(AsFd::as_fd)
+    }
+
+    fn socket(&self, port: Port) -> Option<BorrowedFd<'_>> {
+        match port {
+            Port::Own => Some(self.own.as_fd()),
+            Port::Group => self.group.as_ref().map(AsFd::as_fd),
+        }
+    }
+}
+
+impl Underlay for UdpUnderlay {
+    fn send(&mut self, datagrams: &[Datagram<'_>]) -> io::Result<usize> {
+        mmsg::send(self.own.as_fd(), datagrams)
+    }
+
+    fn receive(&mut self, port: Port, batch: &mut ReceiveBatch) -> io::Result<()> {
+        match self.socket(port) {
+            Some(socket) => batch.receive(socket),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    fn descriptor(&self, port: Port) -> Option<RawFd> {
+        self.socket(port).map(|socket| socket.as_raw_fd())
+    }
+}

@@ -1,0 +1,277 @@
+//! One connection of a frontend: its filter, the crate's daemon and the device behind it.
+//!
+//! ```text
+//!   QEMU <== socket ==> Channel | Filter | Channel <== socket pair ==> VhostUserDaemon - Device
+//! ```
+//! Everything between the two sockets runs in the caller's thread and never waits: [`Connection::step`]
+//! does what can be done now, [`Connection::interest`] says what to poll for. When the connection is
+//! dropped, the daemon's thread and the workers have ended and every descriptor is closed.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockname, listen,
+    socket,
+};
+use thiserror::Error;
+use vhost::vhost_user::{Error as UserError, Listener};
+use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
+
+use super::channel::{Channel, ChannelError, Message};
+use super::device::{DataPath, Device};
+use super::filter::{self, Filter, Step};
+use super::vring::{GuestMemory, SharedMemory};
+
+/// Messages handled in one step, so that one frontend can't keep the thread.
+const STEP_MESSAGES: usize = 64;
+
+/// Why a connection could not be made.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// A system call failed, most likely for want of descriptors.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The crate could not start its threads.
+    #[error("{0}")]
+    Daemon(String),
+}
+
+/// How a connection ended.
+#[derive(Debug, Error)]
+pub enum End {
+    /// The frontend closed it.
+    #[error("the frontend disconnected")]
+    Disconnected,
+    /// The frontend's channel broke, or what it sent can't be obeyed.
+    #[error("the frontend's connection is ended: {0}")]
+    Frontend(ChannelError),
+    /// The device refused a message and closed its end.
+    #[error("the frontend's connection is ended: {request} failed: {why}")]
+    Device {
+        /// The last request passed on.
+        request: &'static str,
+        /// What the device said.
+        why: String,
+    },
+}
+
+/// A frontend and its device.
+pub struct Connection {
+    frontend: Channel,
+    device_end: Channel,
+    filter: Filter,
+    steps: VecDeque<Step>,
+    /// The message that a [`Step::Forward`] among `steps` sends.
+    message: Option<Message>,
+    last_request: u32,
+    device: Arc<Device>,
+    /// `None` only while being dropped.
+    daemon: Option<VhostUserDaemon<Arc<Device>>>,
+}
+
+impl Connection {
+    /// Starts a device for the frontend at the other end of `socket`.
+    ///
+    /// # Errors
+    /// No descriptors or threads left.
+    pub fn start(socket: UnixStream, data_path: Arc<dyn DataPath>) -> Result<Self, ConnectError> {
+        let memory = SharedMemory::new(GuestMemory::new());
+        let device = Device::new(data_path, memory.clone())?;
+        let failed = |error: DaemonError| ConnectError::Daemon(error.to_string());
+        let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), device.clone(), memory)
+            .map_err(failed)?;
+        device.set_pollers(&daemon.get_epoll_handlers());
+        let (mut listener, device_end) = private_listener()?;
+        daemon.start(&mut listener).map_err(failed)?;
+        device.data_path().frontend_connected();
+        Ok(Self {
+            frontend: Channel::new(socket),
+            device_end: Channel::new(device_end),
+            filter: Filter::new(device.ring_count()),
+            steps: VecDeque::new(),
+            message: None,
+            last_request: 0,
+            device,
+            daemon: Some(daemon),
+        })
+    }
+
+    /// What to wait for before the next [`Connection::step`].
+    ///
+    /// While the device works on an answer the frontend is left out: its hang-up can't be masked,
+    /// and would wake the caller for nothing until the answer is there.
+    pub fn interest(&self) -> impl Iterator<Item = PollFd<'_>> {
+        let wanted = |channel: &Channel, reading: bool| {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::POLLOUT, channel.is_sending());
+            flags.set(PollFlags::POLLIN, reading);
+            flags
+        };
+        let frontend = wanted(&self.frontend, self.may_read());
+        let device = wanted(&self.device_end, !self.frontend.is_sending());
+        [(&self.frontend, frontend), (&self.device_end, device)]
+            .into_iter()
+            .filter(|(_, flags)| !flags.is_empty())
+            .map(|(channel, flags)| PollFd::new(channel.as_fd(), flags))
+    }
+
+    /// Whether the next message of the frontend may be read: all that the last one asked for is
+    /// done, and answered.
+    fn may_read(&self) -> bool {
+        self.steps.is_empty()
+            && self.filter.awaited().is_none()
+            && !self.frontend.is_sending()
+            && !self.device_end.is_sending()
+    }
+
+    /// Does all that can be done without waiting. True if a message of the frontend was handled.
+    ///
+    /// # Errors
+    /// The connection has ended; it should be dropped.
+    pub fn step(&mut self) -> Result<bool, End> {
+        let mut handled = false;
+        for _ in 0..STEP_MESSAGES {
+            // What the device refused is the better explanation if both ends are closed.
+            let flushed = self.device_end.flush().map_err(|_| self.device_ended())?;
+            let answered = self.pump_answers()?;
+            if !flushed || !answered {
+                break;
+            }
+            if let Some(step) = self.steps.pop_front() {
+                self.perform(step);
+                continue;
+            }
+            if !self.may_read() {
+                break;
+            }
+            let received = self.frontend.receive().map_err(frontend_ended)?;
+            let Some(message) = received else { break };
+            handled = true;
+            let count = message.descriptors.len();
+            let steps = self.filter.request(&message.header, message.payload(), count);
+            self.steps = steps.map_err(|r| End::Frontend(r.into()))?.into();
+            self.last_request = message.header.request;
+            self.message = Some(message);
+        }
+        Ok(handled)
+    }
+
+    /// Moves answers from the device to the frontend; true if none is left half sent.
+    fn pump_answers(&mut self) -> Result<bool, End> {
+        while self.frontend.flush().map_err(frontend_ended)? {
+            let Ok(received) = self.device_end.receive() else { return Err(self.device_ended()) };
+            let Some(mut answer) = received else { return Ok(true) };
+            let header = answer.header;
+            self.filter
+                .reply(&header, answer.payload_mut())
+                .map_err(|r| End::Frontend(r.into()))?;
+            self.frontend.send(answer.bytes, answer.descriptors);
+        }
+        Ok(false)
+    }
+
+    fn perform(&mut self, step: Step) {
+        match step {
+            Step::Inject(bytes) => self.device_end.send(bytes, Vec::new()),
+            Step::Forward { .. } => {
+                if let Some(message) = self.message.take() {
+                    self.device_end.send(message.bytes, message.descriptors);
+                }
+            }
+            Step::Answer(bytes) => self.frontend.send(bytes, Vec::new()),
+            Step::Announce => self.device.data_path().announce(),
+            Step::SetMtu { mtu, acknowledge } => {
+                let taken = self.device.data_path().set_mtu(mtu);
+                if acknowledge {
+                    let refused = u64::from(!taken);
+                    let answer = filter::acknowledgement(self.last_request, refused);
+                    self.frontend.send(answer, Vec::new());
+                }
+            }
+        }
+        // Descriptors of a message that is not passed on are closed with it.
+        if self.steps.is_empty() {
+            self.message = None;
+        }
+    }
+
+    /// The device closed its end: finds out why.
+    fn device_ended(&mut self) -> End {
+        // An answer that it sent before, such as a failed acknowledgement, still goes out.
+        while let Ok(Some(mut answer)) = self.device_end.receive() {
+            let header = answer.header;
+            if self.filter.reply(&header, answer.payload_mut()).is_ok() {
+                self.frontend.send(answer.bytes, Vec::new());
+            }
+        }
+        let _ = self.frontend.flush();
+        let request = filter::name(self.last_request);
+        let why = match self.daemon.as_mut().map(VhostUserDaemon::wait) {
+            Some(Err(error)) => explain(&error),
+            _ => "the device stopped".to_owned(),
+        };
+        End::Device { request, why }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.request_shutdown();
+            // Its error, if any, was reported where it ended the connection.
+            let _ = daemon.wait();
+        }
+        self.device.stop_all();
+        self.device.data_path().frontend_disconnected();
+    }
+}
+
+fn frontend_ended(error: ChannelError) -> End {
+    match error {
+        ChannelError::Closed => End::Disconnected,
+        other => End::Frontend(other),
+    }
+}
+
+/// The crate's error in words, with the cause that people can do something about.
+fn explain(error: &DaemonError) -> String {
+    match error {
+        DaemonError::HandleRequest(UserError::ReqHandlerError(inner))
+            if inner.to_string() == "Missing memory mapping" =>
+        {
+            format!("the ring is not within the shared memory; {}", filter::UNSHARED)
+        }
+        DaemonError::HandleRequest(inner) => inner.to_string(),
+        other => other.to_string(),
+    }
+}
+
+/// A listener with exactly one connection waiting: ours.
+///
+/// The crate takes connections only from a listener or a path. The kernel chooses an abstract
+/// address, and a backlog of 0 leaves room for one connection, so when ours was taken, no other
+/// process came first and none can come after.
+fn private_listener() -> io::Result<(Listener, UnixStream)> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let open = || socket(AddressFamily::Unix, SockType::Stream, flags, None);
+    loop {
+        let listener: OwnedFd = open()?;
+        bind(listener.as_raw_fd(), &UnixAddr::new_unnamed())?;
+        listen(&listener, Backlog::new(0)?)?;
+        let address: UnixAddr = getsockname(listener.as_raw_fd())?;
+        let ours = UnixStream::from(open()?);
+        ours.set_nonblocking(true)?;
+        match connect(ours.as_raw_fd(), &address) {
+            Ok(()) => return Ok((Listener::from(UnixListener::from(listener)), ours)),
+            // Somebody guessed the address: take another.
+            Err(Errno::EAGAIN) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! The vhost-user device: what is offered to a frontend, and the wake-ups of the data path.
+//!
+//! A [`Device`] lives as long as one connection; the [`DataPath`] behind it outlives connections.
+//! Each queue pair has a worker thread of the crate, which calls [`Device::wake`] for kicks, for the
+//! data path's descriptors and for work that was put off. No guest input makes a worker end: a
+//! malformed ring stops (see [`Ring::stop_with_error`]) and the worker waits for its reset. A panic
+//! is a bug, and must not leave a process behind that serves nobody: it ends the process.
+//!
+//! Locks, in this order: a pair's state, then its two rings. The control thread takes only one of
+//! them at a time, so when it has taken the pair's, no batch is under way.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use vhost_user_backend::VringEpollHandler;
+use vm_memory::GuestAddressSpace;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{EventConsumer, EventNotifier};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::vring::{MemoryGuard, Ring, SharedMemory, Vring};
+use crate::sys::lent_event::LentEvent;
+
+/// Most queue pairs a device can have: the crate's masks of a worker's queues have 64 bits.
+pub const MAX_QUEUE_PAIRS: usize = 16;
+
+/// Most descriptors of the data path that a worker can wait on.
+const MAX_DESCRIPTORS: usize = u64::BITS as usize;
+
+/// What wakes a queue pair's worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// The guest may have added frames to its transmit ring.
+    Transmit,
+    /// The guest may have added buffers to its receive ring.
+    Receive,
+    /// The n-th of [`DataPath::descriptors`] is readable.
+    Socket(usize),
+}
+
+/// The two rings of a queue pair and the memory they are in, for the length of one wake-up.
+pub struct Rings<'a> {
+    /// Frames to the guest.
+    pub rx: Ring<'a>,
+    /// Frames from the guest.
+    pub tx: Ring<'a>,
+    /// Guest memory as it is now.
+    pub memory: &'a MemoryGuard,
+}
+
+/// What a worker shall wait for next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interest {
+    /// Bit n: the n-th of [`DataPath::descriptors`].
+    pub descriptors: u64,
+    /// More frames wait in the transmit ring: call again with [`Wake::Transmit`] after other events
+    /// had a turn. `false` counts only in answer to [`Wake::Transmit`].
+    pub transmit_again: bool,
+    /// The same for [`Wake::Receive`].
+    pub receive_again: bool,
+}
+
+impl Interest {
+    /// All descriptors, nothing put off.
+    pub const ALL: Self =
+        Self { descriptors: u64::MAX, transmit_again: false, receive_again: false };
+}
+
+/// The data path, seen from the device.
+///
+/// Calls for one pair never overlap. Bad guest input is counted and dropped within; a ring that
+/// can't be obeyed is stopped with [`Ring::stop_with_error`].
+pub trait DataPath: Send + Sync + 'static {
+    /// Number of queue pairs, 1 to [`MAX_QUEUE_PAIRS`].
+    fn queue_pairs(&self) -> usize;
+
+    /// MTU in bytes that the guest should use, if it should be offered one.
+    fn mtu(&self) -> Option<u16>;
+
+    /// Descriptors that the worker of `pair` waits on besides kicks, at most 64, polled (level
+    /// triggered, for reading) only while the pair runs. They stay open and the same as long as a
+    /// connection lasts.
+    fn descriptors(&self, pair: usize) -> Vec<RawFd>;
+
+    /// Handles one wake-up, without blocking and for a bounded number of frames. Called only while
+    /// the pair runs and its rings lie in guest memory.
+    fn handle(&self, pair: usize, wake: Wake, rings: &mut Rings<'_>) -> Interest;
+
+    /// Both rings of a pair started, or one of them stopped. Called once per change.
+    fn set_running(&self, pair: usize, running: bool);
+
+    /// The virtio features that the driver acknowledged.
+    fn set_features(&self, features: u64);
+
+    /// The frontend tells the MTU that the guest was configured with; false refuses it.
+    fn set_mtu(&self, mtu: u16) -> bool;
+
+    /// The frontend asks that the network be told where the guest is (`SEND_RARP`). May come before
+    /// any ring runs.
+    fn announce(&self);
+
+    /// A ring of the pair was malformed and is stopped until it is reset.
+    fn ring_failed(&self, pair: usize);
+
+    /// A frontend connected.
+    fn frontend_connected(&self);
+
+    /// The frontend is gone; no pair runs any more.
+    fn frontend_disconnected(&self);
+}
+
+/// The handle by which a worker's descriptors are added and removed.
+type Poller = VringEpollHandler<Arc<Device>>;
+
+/// The device of one connection.
+pub struct Device {
+    this: Weak<Self>,
+    data_path: Arc<dyn DataPath>,
+    memory: SharedMemory,
+    /// Counts memory tables, so that a worker notices that its rings must be checked again.
+    generation: AtomicU64,
+    pairs: Vec<Arc<Pair>>,
+    exits: Vec<LentEvent>,
+    /// Weak, because each of them holds the device.
+    pollers: OnceLock<Vec<Weak<Poller>>>,
+    suspected: AtomicBool,
+}
+
+struct Pair {
+    index: usize,
+    descriptors: Vec<RawFd>,
+    again: EventFd,
+    state: Mutex<PairState>,
+}
+
+#[derive(Default)]
+struct PairState {
+    running: bool,
+    watched: bool,
+    /// The [`Device::generation`] that the rings were checked against.
+    checked: u64,
+    /// Descriptors that are registered now.
+    polled: u64,
+    transmit_again: bool,
+    receive_again: bool,
+    /// Whether the `again` event is registered and raised.
+    again_raised: bool,
+    /// Rings whose failure is counted: bit [`RX`], bit [`TX`].
+    failed: u8,
+}
+
+impl Pair {
+    fn state(&self) -> MutexGuard<'_, PairState> {
+        // Poisoned only by a panic, which ends the process.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Device {
+    /// A device for one connection, with `memory` still empty.
+    ///
+    /// # Errors
+    /// No descriptors left, or the data path asks for more pairs or descriptors than are allowed.
+    pub fn new(data_path: Arc<dyn DataPath>, memory: SharedMemory) -> io::Result<Arc<Self>> {
+        let count = data_path.queue_pairs();
+        if count == 0 || count > MAX_QUEUE_PAIRS {
+            return Err(io::Error::other(format!("{count} queue pairs are not 1 to 16")));
+        }
+        let pairs = (0..count).map(|index| {
+            let descriptors = data_path.descriptors(index);
+            if descriptors.len() > MAX_DESCRIPTORS {
+                return Err(io::Error::other("too many descriptors to wait on"));
+            }
+            let again = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+            Ok(Arc::new(Pair { index, descriptors, again, state: Mutex::default() }))
+        });
+        let pairs = pairs.collect::<io::Result<_>>()?;
+        let exits = (0..count).map(|_| LentEvent::new()).collect::<io::Result<_>>()?;
+        Ok(Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            data_path,
+            memory,
+            generation: AtomicU64::new(1),
+            pairs,
+            exits,
+            pollers: OnceLock::new(),
+            suspected: AtomicBool::new(false),
+        }))
+    }
+
+    /// The data path behind the device.
+    pub fn data_path(&self) -> &Arc<dyn DataPath> {
+        &self.data_path
+    }
+
+    /// Makes the workers' pollers known; before any message of the frontend is handled.
+    pub(super) fn set_pollers(&self, pollers: &[Arc<Poller>]) {
+        let _ = self.pollers.set(pollers.iter().map(Arc::downgrade).collect());
+    }
+
+    /// Stops all pairs; for the end of the connection, when no worker is left.
+    pub(super) fn stop_all(&self) {
+        for pair in &self.pairs {
+            self.stop(pair, &mut pair.state());
+        }
+    }
+
+    fn poller(&self, pair: &Pair) -> Option<Arc<Poller>> {
+        self.pollers.get()?.get(pair.index)?.upgrade()
+    }
+
+    /// Number of rings: two for each pair.
+    pub(super) fn ring_count(&self) -> usize {
+        2 * self.pairs.len()
+    }
+
+    /// A new memory table is in force: rings are checked again, and no batch uses the old one any
+    /// more when this returns.
+    pub(super) fn memory_changed(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        for pair in &self.pairs {
+            drop(pair.state());
+        }
+    }
+
+    /// The event that ends the worker of pair `index`.
+    pub(super) fn lend_exit_event(&self, index: usize) -> Option<(EventConsumer, EventNotifier)> {
+        self.exits.get(index)?.lend()
+    }
+
+    /// The first epoll event number above the crate's own (one per ring, and one to exit); the data
+    /// path's descriptors follow.
+    fn again_event(&self) -> u16 {
+        u16::try_from(self.ring_count() + 1).unwrap_or(u16::MAX)
+    }
+
+    fn poll(&self, pair: &Pair, fd: RawFd, event: u16, on: bool) {
+        let Some(poller) = self.poller(pair) else { return };
+        let done = if on {
+            poller.register_listener(fd, EventSet::IN, event.into())
+        } else {
+            poller.unregister_listener(fd, EventSet::IN, event.into())
+        };
+        if let Err(error) = done {
+            let verb = if on { "wait" } else { "stop waiting" };
+            log::error!("queue pair {}: can't {verb} for descriptor {fd}: {error}", pair.index);
+        }
+    }
+
+    /// Handles an event of the worker of pair `index`.
+    pub(super) fn wake(&self, event: u16, vrings: &[Vring], index: usize) {
+        let (Some(pair), [rx, tx]) = (self.pairs.get(index), vrings) else { return };
+        let mut state = pair.state();
+        if !state.watched {
+            state.watched = true;
+            self.watch(pair, rx);
+            self.watch(pair, tx);
+        }
+        let generation = self.generation.load(Ordering::Acquire);
+        let memory = self.memory.memory();
+        let mut rings = Rings { rx: rx.lock(), tx: tx.lock(), memory: &memory };
+        if !check(&mut state, &mut rings, generation) {
+            self.settle_failed(pair, &mut state, &rings);
+            return self.stop(pair, &mut state);
+        }
+        state.failed = 0;
+        if state.running {
+            self.dispatch(pair, &mut state, &mut rings, event);
+        } else {
+            state.running = true;
+            self.data_path.set_running(index, true);
+            self.call(pair, &mut state, &mut rings, Wake::Receive);
+            self.call(pair, &mut state, &mut rings, Wake::Transmit);
+        }
+        self.suspect_private_memory(&rings);
+        if rings.rx.is_failed() || rings.tx.is_failed() {
+            self.settle_failed(pair, &mut state, &rings);
+            self.stop(pair, &mut state);
+        }
+    }
+
+    /// Lets the end of a ring end the pair, in the control thread.
+    fn watch(&self, pair: &Arc<Pair>, vring: &Vring) {
+        let (device, pair) = (self.this.clone(), Arc::downgrade(pair));
+        vring.on_stop(move || {
+            if let (Some(device), Some(pair)) = (device.upgrade(), pair.upgrade()) {
+                device.stop(&pair, &mut pair.state());
+            }
+        });
+    }
+
+    fn dispatch(&self, pair: &Pair, state: &mut PairState, rings: &mut Rings<'_>, event: u16) {
+        let again = self.again_event();
+        match event {
+            RX => self.call(pair, state, rings, Wake::Receive),
+            TX => self.call(pair, state, rings, Wake::Transmit),
+            _ if event == again => {
+                if state.transmit_again {
+                    self.call(pair, state, rings, Wake::Transmit);
+                }
+                if state.receive_again {
+                    self.call(pair, state, rings, Wake::Receive);
+                }
+            }
+            _ => {
+                let n = usize::from(event.saturating_sub(again + 1));
+                // An event fetched before its descriptor was unregistered is stale.
+                if n < pair.descriptors.len() && state.polled >> n & 1 == 1 {
+                    self.call(pair, state, rings, Wake::Socket(n));
+                }
+            }
+        }
+    }
+
+    fn call(&self, pair: &Pair, state: &mut PairState, rings: &mut Rings<'_>, wake: Wake) {
+        if rings.rx.is_failed() || rings.tx.is_failed() {
+            return;
+        }
+        let wanted = self.data_path.handle(pair.index, wake, rings);
+        if wake == Wake::Transmit {
+            state.transmit_again = false;
+        } else if wake == Wake::Receive {
+            state.receive_again = false;
+        }
+        state.transmit_again |= wanted.transmit_again;
+        state.receive_again |= wanted.receive_again;
+        self.set_polled(pair, state, wanted.descriptors);
+        self.set_again(pair, state, state.transmit_again || state.receive_again);
+    }
+
+    /// Registers and unregisters descriptors where the wish changed.
+    fn set_polled(&self, pair: &Pair, state: &mut PairState, wanted: u64) {
+        let existing = match pair.descriptors.len() {
+            0 => 0,
+            n => u64::MAX >> (MAX_DESCRIPTORS - n),
+        };
+        let wanted = wanted & existing;
+        let changed = wanted ^ state.polled;
+        state.polled = wanted;
+        if changed == 0 {
+            return;
+        }
+        for ((n, &fd), event) in pair.descriptors.iter().enumerate().zip(self.again_event() + 1..) {
+            if changed >> n & 1 == 1 {
+                self.poll(pair, fd, event, wanted >> n & 1 == 1);
+            }
+        }
+    }
+
+    /// Raises or lowers the worker's own event. It stays raised as long as work is put off, which
+    /// then costs no system call per turn.
+    fn set_again(&self, pair: &Pair, state: &mut PairState, raise: bool) {
+        if raise == state.again_raised {
+            return;
+        }
+        state.again_raised = raise;
+        if raise {
+            let _ = pair.again.write(1);
+        } else {
+            let _ = pair.again.read();
+        }
+        self.poll(pair, pair.again.as_raw_fd(), self.again_event(), raise);
+    }
+
+    fn stop(&self, pair: &Pair, state: &mut PairState) {
+        if state.running {
+            state.running = false;
+            (state.transmit_again, state.receive_again) = (false, false);
+            self.set_polled(pair, state, 0);
+            self.set_again(pair, state, false);
+            self.data_path.set_running(pair.index, false);
+        }
+    }
+
+    /// Counts failed rings and stops listening to their kicks: a kick descriptor that can't be
+    /// read would wake the worker for ever.
+    fn settle_failed(&self, pair: &Pair, state: &mut PairState, rings: &Rings<'_>) {
+        for (ring, number) in [(&rings.rx, RX), (&rings.tx, TX)] {
+            let bit = 1 << number;
+            if !ring.is_failed() {
+                state.failed &= !bit;
+                continue;
+            }
+            if let (Some(fd), Some(poller)) = (ring.kick_descriptor(), self.poller(pair)) {
+                // Not there any more if this is not the first event since.
+                let _ = poller.unregister_listener(fd, EventSet::IN, self.again_event().into());
+            }
+            if state.failed & bit == 0 {
+                state.failed |= bit;
+                let name = if number == RX { "receive" } else { "transmit" };
+                log::warn!("the {name} ring of queue pair {} stopped", pair.index);
+                self.data_path.ring_failed(pair.index);
+            }
+        }
+    }
+
+    /// QEMU passes the descriptor of private memory, too; the ring then just stays empty.
+    fn suspect_private_memory(&self, rings: &Rings<'_>) {
+        let unshared = |ring: &Ring<'_>| ring.looks_unshared(rings.memory);
+        if (unshared(&rings.rx) || unshared(&rings.tx))
+            && !self.suspected.swap(true, Ordering::Relaxed)
+        {
+            log::warn!(
+                "the guest kicks but its ring stays empty here: {}",
+                super::filter::UNSHARED
+            );
+        }
+    }
+}
+
+/// Whether both rings run and lie in guest memory.
+fn check(state: &mut PairState, rings: &mut Rings<'_>, generation: u64) -> bool {
+    if !(rings.rx.is_running() && rings.tx.is_running()) {
+        return false;
+    }
+    if state.checked == generation && !rings.rx.is_unchecked() && !rings.tx.is_unchecked() {
+        return true;
+    }
+    for ring in [&mut rings.rx, &mut rings.tx] {
+        if let Err(why) = ring.check(rings.memory) {
+            ring.stop_with_error(&why);
+            return false;
+        }
+    }
+    state.checked = generation;
+    true
+}
+
+/// Positions of a pair's rings among its worker's, and so their event numbers (VIRTIO 1.2, 5.1.2:
+/// receive first).
+const RX: u16 = 0;
+const TX: u16 = 1;

@@ -1,0 +1,480 @@
+//! What stands between a frontend and the vhost-user crate: a pure state machine over messages.
+//!
+//! QEMU's vhost-user-net speaks a dialect that the crate refuses by ending the connection, upon
+//! which QEMU goes on without a network. Every message of the frontend therefore passes
+//! [`Filter::request`], every answer of the device [`Filter::reply`]:
+//!
+//! | Message | What is done |
+//! |---|---|
+//! | `SET_VRING_ENABLE` before `SET_FEATURES` | `SET_FEATURES` with only bit 30 goes first |
+//! | `SET_VRING_KICK` for a ring that runs | the ring is disabled meanwhile: the crate would go on polling the old descriptor |
+//! | `SEND_RARP`, `NET_SET_MTU` | consumed, given to the data path, acknowledged |
+//! | `GET_QUEUE_NUM` | the answer is halved: the crate counts rings, QEMU queue pairs |
+//! | `SET_LOG_FD`, `GET_STATUS`, `SET_STATUS` | consumed and answered |
+//! | anything else that the device does not offer | refused by the acknowledgement if there is one, else by ending the connection |
+//!
+//! The filter is driven in lock-step: after [`Step::Forward`] with `reply`, nothing more is read
+//! from the frontend until the device has answered. So answers keep the order of requests.
+
+#![forbid(unsafe_code)]
+#![warn(clippy::indexing_slicing, clippy::cast_possible_truncation)]
+
+use thiserror::Error;
+
+/// Length of a message's header, in bytes.
+pub const HEADER_LEN: usize = 12;
+/// Longest payload, in bytes: that of the crate.
+pub const MAX_PAYLOAD: usize = 4096;
+/// Most descriptors with one message: that of the crate.
+pub const MAX_DESCRIPTORS: usize = 32;
+
+/// What to tell people whose guest memory is not shared.
+pub const UNSHARED: &str = "guest memory is not shared: start QEMU with \
+    -object memory-backend-memfd,id=mem,size=...,share=on -machine memory-backend=mem \
+    (libvirt: <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>)";
+
+/// Bit 30 of the features: the vhost-user protocol features are negotiated.
+const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+/// Bit of the protocol features: the frontend can ask for an acknowledgement of any message.
+const PROTOCOL_F_REPLY_ACK: u64 = 1 << 3;
+
+/// Header flags: version 1 in the two lowest bits.
+const VERSION: u32 = 1;
+const VERSION_MASK: u32 = 0x3;
+const REPLY: u32 = 0x4;
+const NEED_REPLY: u32 = 0x8;
+
+/// Numbers of the requests, as in QEMU's docs/interop/vhost-user.rst.
+mod code {
+    pub(super) const GET_FEATURES: u32 = 1;
+    pub(super) const SET_FEATURES: u32 = 2;
+    pub(super) const SET_OWNER: u32 = 3;
+    pub(super) const RESET_OWNER: u32 = 4;
+    pub(super) const SET_MEM_TABLE: u32 = 5;
+    pub(super) const SET_LOG_FD: u32 = 7;
+    pub(super) const SET_VRING_NUM: u32 = 8;
+    pub(super) const SET_VRING_ADDR: u32 = 9;
+    pub(super) const SET_VRING_BASE: u32 = 10;
+    pub(super) const GET_VRING_BASE: u32 = 11;
+    pub(super) const SET_VRING_KICK: u32 = 12;
+    pub(super) const SET_VRING_CALL: u32 = 13;
+    pub(super) const SET_VRING_ERR: u32 = 14;
+    pub(super) const GET_PROTOCOL_FEATURES: u32 = 15;
+    pub(super) const SET_PROTOCOL_FEATURES: u32 = 16;
+    pub(super) const GET_QUEUE_NUM: u32 = 17;
+    pub(super) const SET_VRING_ENABLE: u32 = 18;
+    pub(super) const SEND_RARP: u32 = 19;
+    pub(super) const NET_SET_MTU: u32 = 20;
+    pub(super) const GET_MAX_MEM_SLOTS: u32 = 36;
+    pub(super) const ADD_MEM_REG: u32 = 37;
+    pub(super) const REM_MEM_REG: u32 = 38;
+    pub(super) const SET_STATUS: u32 = 39;
+    pub(super) const GET_STATUS: u32 = 40;
+}
+
+/// Name of a request, for people.
+pub fn name(request: u32) -> &'static str {
+    const NAMES: [&str; 41] = [
+        "NONE",
+        "GET_FEATURES",
+        "SET_FEATURES",
+        "SET_OWNER",
+        "RESET_OWNER",
+        "SET_MEM_TABLE",
+        "SET_LOG_BASE",
+        "SET_LOG_FD",
+        "SET_VRING_NUM",
+        "SET_VRING_ADDR",
+        "SET_VRING_BASE",
+        "GET_VRING_BASE",
+        "SET_VRING_KICK",
+        "SET_VRING_CALL",
+        "SET_VRING_ERR",
+        "GET_PROTOCOL_FEATURES",
+        "SET_PROTOCOL_FEATURES",
+        "GET_QUEUE_NUM",
+        "SET_VRING_ENABLE",
+        "SEND_RARP",
+        "NET_SET_MTU",
+        "SET_BACKEND_REQ_FD",
+        "IOTLB_MSG",
+        "SET_VRING_ENDIAN",
+        "GET_CONFIG",
+        "SET_CONFIG",
+        "CREATE_CRYPTO_SESSION",
+        "CLOSE_CRYPTO_SESSION",
+        "POSTCOPY_ADVISE",
+        "POSTCOPY_LISTEN",
+        "POSTCOPY_END",
+        "GET_INFLIGHT_FD",
+        "SET_INFLIGHT_FD",
+        "GPU_SET_SOCKET",
+        "RESET_DEVICE",
+        "VRING_KICK",
+        "GET_MAX_MEM_SLOTS",
+        "ADD_MEM_REG",
+        "REM_MEM_REG",
+        "SET_STATUS",
+        "GET_STATUS",
+    ];
+    usize::try_from(request).ok().and_then(|n| NAMES.get(n)).unwrap_or(&"unknown request")
+}
+
+/// The header of a message. All numbers are in the host's byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The request's number.
+    pub request: u32,
+    /// Version and flags.
+    pub flags: u32,
+    /// Length of the payload, in bytes; at most [`MAX_PAYLOAD`].
+    pub size: u32,
+}
+
+impl Header {
+    /// Reads a header, and refuses it if the message can't be read on.
+    ///
+    /// # Errors
+    /// Another version, reserved flags, or a payload that is too long.
+    pub fn parse(bytes: &[u8; HEADER_LEN]) -> Result<Self, Refusal> {
+        let word = |at| word(bytes, at).unwrap_or(0);
+        let (request, flags, size) = (word(0), word(4), word(8));
+        if flags & VERSION_MASK != VERSION || flags & !(VERSION_MASK | REPLY | NEED_REPLY) != 0 {
+            return Err(Refusal::Flags { request, flags });
+        }
+        if usize::try_from(size).is_ok_and(|size| size > MAX_PAYLOAD) {
+            return Err(Refusal::TooLong { request, size });
+        }
+        Ok(Self { request, flags, size })
+    }
+
+    fn needs_reply(&self) -> bool {
+        self.flags & NEED_REPLY != 0
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b))
+}
+
+fn double_word(bytes: &[u8]) -> Option<u64> {
+    bytes.first_chunk().filter(|_| bytes.len() == 8).map(|b| u64::from_ne_bytes(*b))
+}
+
+fn message(request: u32, flags: u32, payload: [u8; 8]) -> Vec<u8> {
+    [request.to_ne_bytes(), (VERSION | flags).to_ne_bytes(), 8_u32.to_ne_bytes()]
+        .concat()
+        .into_iter()
+        .chain(payload)
+        .collect()
+}
+
+/// The acknowledgement of a request, 0 for success.
+pub fn acknowledgement(request: u32, value: u64) -> Vec<u8> {
+    message(request, REPLY, value.to_ne_bytes())
+}
+
+/// What the shell does for a message of the frontend, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Send these bytes to the device; it does not answer them.
+    Inject(Vec<u8>),
+    /// Send the message on to the device; if `reply`, take its answer before reading on.
+    Forward {
+        /// Whether the device answers.
+        reply: bool,
+    },
+    /// Send these bytes to the frontend.
+    Answer(Vec<u8>),
+    /// The guest is here: tell the network.
+    Announce,
+    /// Give the MTU to the data path; if `acknowledge`, answer whether it was taken.
+    SetMtu {
+        /// In bytes.
+        mtu: u16,
+        /// Whether the frontend waits.
+        acknowledge: bool,
+    },
+}
+
+/// Why a connection is ended.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// Not a message of this version.
+    #[error("{} has flags {flags:#x}, which vhost-user version 1 does not define", name(*request))]
+    Flags {
+        /// The request's number.
+        request: u32,
+        /// Its flags.
+        flags: u32,
+    },
+    /// The payload is too long.
+    #[error("{} announces {size} bytes of payload; the most is {MAX_PAYLOAD}", name(*request))]
+    TooLong {
+        /// The request's number.
+        request: u32,
+        /// The length it claims.
+        size: u32,
+    },
+    /// The payload is not what the request needs.
+    #[error("{} has a malformed payload", name(*.0))]
+    Malformed(u32),
+    /// Descriptors with a request that takes none, or too many of them.
+    #[error("{} came with {count} descriptors", name(*request))]
+    Descriptors {
+        /// The request's number.
+        request: u32,
+        /// How many.
+        count: usize,
+    },
+    /// Memory regions without descriptors.
+    #[error("{UNSHARED}")]
+    MemoryNotShared,
+    /// A request that this device never offered, and that can't be refused politely.
+    #[error("{} (request {}) is not supported", name(*.0), .0)]
+    Unsupported(u32),
+    /// The device answered something else than what was asked.
+    #[error("the device answered {} out of turn", name(*.0))]
+    OutOfTurn(u32),
+}
+
+/// What the filter knows of a ring.
+#[derive(Clone, Copy, Debug, Default)]
+struct RingState {
+    has_kick: bool,
+    enabled: bool,
+}
+
+/// The state of one connection.
+#[derive(Debug, Default)]
+pub struct Filter {
+    asked_features: bool,
+    /// Features in force at the device, whether the frontend set them or the filter.
+    features: Option<u64>,
+    protocol_features: u64,
+    /// Rings by number: the payload of `SET_VRING_KICK` has 8 bits for it.
+    rings: Vec<RingState>,
+    status: u64,
+    awaited: Option<u32>,
+}
+
+impl Filter {
+    /// The filter of a new connection to a device with so many rings.
+    pub fn new(rings: usize) -> Self {
+        Self { rings: vec![RingState::default(); rings], ..Self::default() }
+    }
+
+    /// Decides about a message of the frontend, which came with so many descriptors.
+    ///
+    /// # Errors
+    /// The connection must end; nothing of the message was passed on.
+    pub fn request(
+        &mut self,
+        header: &Header,
+        payload: &[u8],
+        descriptors: usize,
+    ) -> Result<Vec<Step>, Refusal> {
+        let request = header.request;
+        if header.flags & REPLY != 0 {
+            return Err(Refusal::Flags { request, flags: header.flags });
+        }
+        check_descriptors(request, payload, descriptors)?;
+        let steps = match request {
+            code::SET_FEATURES => self.set_features(header, payload)?,
+            code::RESET_OWNER => {
+                self.features = None;
+                vec![self.forward(header)]
+            }
+            code::SET_PROTOCOL_FEATURES => {
+                let features = double_word(payload).ok_or(Refusal::Malformed(request))?;
+                self.protocol_features = features;
+                vec![self.forward(header)]
+            }
+            code::SET_VRING_ENABLE => self.enable(header, payload)?,
+            code::SET_VRING_KICK => self.kick(header, payload)?,
+            code::GET_VRING_BASE => {
+                if let Some(ring) = self.ring(word(payload, 0)) {
+                    ring.has_kick = false;
+                }
+                vec![self.forward(header)]
+            }
+            code::GET_FEATURES => {
+                self.asked_features = true;
+                vec![self.forward(header)]
+            }
+            code::SET_OWNER
+            | code::SET_MEM_TABLE
+            | code::SET_VRING_NUM
+            | code::SET_VRING_ADDR
+            | code::SET_VRING_BASE
+            | code::SET_VRING_CALL
+            | code::SET_VRING_ERR
+            | code::GET_PROTOCOL_FEATURES
+            | code::GET_QUEUE_NUM
+            | code::GET_MAX_MEM_SLOTS
+            | code::ADD_MEM_REG
+            | code::REM_MEM_REG => vec![self.forward(header)],
+            _ => self.consume(header, payload)?,
+        };
+        Ok(steps)
+    }
+
+    /// Checks an answer of the device and rewrites its payload where the frontend expects another.
+    ///
+    /// # Errors
+    /// Nothing of that kind was asked: a bug on this side.
+    pub fn reply(&mut self, header: &Header, payload: &mut [u8]) -> Result<(), Refusal> {
+        if self.awaited.take() != Some(header.request) || header.flags & REPLY == 0 {
+            return Err(Refusal::OutOfTurn(header.request));
+        }
+        if header.request == code::GET_QUEUE_NUM
+            && let Some(rings) = double_word(payload)
+        {
+            payload.copy_from_slice(&(rings / 2).to_ne_bytes());
+        }
+        Ok(())
+    }
+
+    /// The request whose answer the frontend waits for.
+    pub fn awaited(&self) -> Option<u32> {
+        self.awaited
+    }
+
+    fn ring(&mut self, number: Option<u32>) -> Option<&mut RingState> {
+        self.rings.get_mut(usize::try_from(number?).ok()?)
+    }
+
+    fn acknowledges(&self, header: &Header) -> bool {
+        self.asked_features
+            && self.protocol_features & PROTOCOL_F_REPLY_ACK != 0
+            && header.needs_reply()
+    }
+
+    /// Passes a message on. The prediction of an answer follows the crate: it answers these
+    /// requests always and others if asked to, or else ends the connection.
+    fn forward(&mut self, header: &Header) -> Step {
+        let always = matches!(
+            header.request,
+            code::GET_FEATURES
+                | code::GET_PROTOCOL_FEATURES
+                | code::GET_QUEUE_NUM
+                | code::GET_VRING_BASE
+                | code::GET_MAX_MEM_SLOTS
+        );
+        let reply = always || self.acknowledges(header);
+        if reply {
+            self.awaited = Some(header.request);
+        }
+        Step::Forward { reply }
+    }
+
+    fn set_features(&mut self, header: &Header, payload: &[u8]) -> Result<Vec<Step>, Refusal> {
+        let features = double_word(payload).ok_or(Refusal::Malformed(header.request))?;
+        self.features = Some(features);
+        if features & F_PROTOCOL_FEATURES == 0 {
+            // "the ring is initialized in an enabled state"
+            self.rings.iter_mut().for_each(|ring| ring.enabled = true);
+        }
+        Ok(vec![self.forward(header)])
+    }
+
+    fn enable(&mut self, header: &Header, payload: &[u8]) -> Result<Vec<Step>, Refusal> {
+        let (Some(index), Some(on), 8) = (word(payload, 0), word(payload, 4), payload.len()) else {
+            return Err(Refusal::Malformed(header.request));
+        };
+        if let Some(ring) = self.ring(Some(index)) {
+            ring.enabled = on != 0;
+        }
+        let mut steps = Vec::new();
+        if self.features.is_none() {
+            self.features = Some(F_PROTOCOL_FEATURES);
+            let early = F_PROTOCOL_FEATURES.to_ne_bytes();
+            steps.push(Step::Inject(message(code::SET_FEATURES, 0, early)));
+        }
+        steps.push(self.forward(header));
+        Ok(steps)
+    }
+
+    fn kick(&mut self, header: &Header, payload: &[u8]) -> Result<Vec<Step>, Refusal> {
+        let value = double_word(payload).ok_or(Refusal::Malformed(header.request))?;
+        // Bits 0-7 are the ring, bit 8 says that no descriptor came along: the driver wants polling.
+        let [index, no_descriptor, ..] = value.to_le_bytes();
+        let index = u32::from(index);
+        let Some(ring) = self.ring(Some(index)) else { return Ok(vec![self.forward(header)]) };
+        let live = ring.has_kick && ring.enabled;
+        ring.has_kick = no_descriptor & 1 == 0;
+        if !live {
+            return Ok(vec![self.forward(header)]);
+        }
+        if self.features.is_none_or(|f| f & F_PROTOCOL_FEATURES == 0) {
+            return Err(Refusal::Unsupported(header.request));
+        }
+        let enable = |on: u32| {
+            let [[a, b, c, d], [e, f, g, h]] = [index.to_ne_bytes(), on.to_ne_bytes()];
+            Step::Inject(message(code::SET_VRING_ENABLE, 0, [a, b, c, d, e, f, g, h]))
+        };
+        Ok(vec![enable(0), self.forward(header), enable(1)])
+    }
+
+    fn consume(&mut self, header: &Header, payload: &[u8]) -> Result<Vec<Step>, Refusal> {
+        let request = header.request;
+        let acknowledge = self.acknowledges(header);
+        let answer = |value| {
+            if acknowledge { vec![Step::Answer(acknowledgement(request, value))] } else { vec![] }
+        };
+        let value = || double_word(payload).ok_or(Refusal::Malformed(request));
+        Ok(match request {
+            code::SEND_RARP => {
+                // The payload is the guest's MAC; the vif's own is announced whatever it says.
+                value()?;
+                [vec![Step::Announce], answer(0)].concat()
+            }
+            code::NET_SET_MTU => {
+                let mtu = u16::try_from(value()?).map_err(|_| Refusal::Malformed(request))?;
+                vec![Step::SetMtu { mtu, acknowledge }]
+            }
+            code::SET_LOG_FD => answer(0),
+            code::SET_STATUS => {
+                self.status = value()?;
+                answer(0)
+            }
+            code::GET_STATUS => vec![Step::Answer(acknowledgement(request, self.status))],
+            _ if acknowledge => answer(1),
+            _ => return Err(Refusal::Unsupported(request)),
+        })
+    }
+}
+
+/// Refuses descriptors that nobody will take, and memory that has none.
+fn check_descriptors(request: u32, payload: &[u8], count: usize) -> Result<(), Refusal> {
+    let most = match request {
+        code::SET_MEM_TABLE => {
+            let regions = word(payload, 0).ok_or(Refusal::Malformed(request))?;
+            if usize::try_from(regions).is_ok_and(|regions| count < regions) {
+                return Err(Refusal::MemoryNotShared);
+            }
+            MAX_DESCRIPTORS
+        }
+        code::ADD_MEM_REG if count == 0 => return Err(Refusal::MemoryNotShared),
+        code::ADD_MEM_REG
+        | code::REM_MEM_REG
+        | code::SET_LOG_FD
+        | code::SET_VRING_KICK
+        | code::SET_VRING_CALL
+        | code::SET_VRING_ERR => 1,
+        // Closed when the message is refused.
+        _ if is_unknown(request) => MAX_DESCRIPTORS,
+        _ => 0,
+    };
+    if count > most { Err(Refusal::Descriptors { request, count }) } else { Ok(()) }
+}
+
+/// Whether the filter refuses the request whatever it says.
+fn is_unknown(request: u32) -> bool {
+    !matches!(
+        request,
+        code::GET_FEATURES..=code::SET_MEM_TABLE
+            | code::SET_LOG_FD..=code::NET_SET_MTU
+            | code::GET_MAX_MEM_SLOTS..=code::GET_STATUS
+    )
+}

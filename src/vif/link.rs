@@ -1,0 +1,144 @@
+//! The backend's side of the control protocol: what varpd says, and what it is told.
+//!
+//! No I/O happens here: the loop in [`super::serve`] moves the messages.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::nic::{Lent, Nic};
+use crate::metrics::VifCounter;
+use crate::time::Instant;
+use crate::wire::control::{Event, Request};
+use crate::wire::{Capabilities, Stamp, VifKey};
+
+/// What this backend's receivers understand beyond plain frames.
+pub const CAPABILITIES: Capabilities = Capabilities::NONE;
+
+/// First wait before a lost varpd is called again; doubled up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(20);
+/// Longest wait between two calls.
+const MAX_BACKOFF: Duration = Duration::from_millis(500);
+
+/// The registration of one vif with varpd, across varpd's restarts.
+pub struct Link {
+    key: VifKey,
+    queue_pairs: u8,
+    nic: Arc<Nic>,
+    stamp: Option<Stamp>,
+    told_active: bool,
+    is_registered: bool,
+    backoff: Duration,
+}
+
+impl Link {
+    /// A link for a vif that varpd has just registered as inactive.
+    pub fn new(key: VifKey, queue_pairs: u8, nic: Arc<Nic>) -> Self {
+        nic.counters().inc(VifCounter::varpd_connects);
+        let backoff = MIN_BACKOFF;
+        Self {
+            key,
+            queue_pairs,
+            nic,
+            stamp: None,
+            told_active: false,
+            is_registered: true,
+            backoff,
+        }
+    }
+
+    /// The first message on a new connection.
+    pub fn register(&mut self) -> Request {
+        self.told_active = self.nic.is_active();
+        Request::Register {
+            key: self.key,
+            capabilities: CAPABILITIES,
+            queue_pairs: self.queue_pairs,
+            active: self.told_active,
+            stamp: self.stamp,
+        }
+    }
+
+    /// The new connection's registration was accepted.
+    pub fn handle_registered(&mut self, now: Instant) {
+        self.nic.counters().inc(VifCounter::varpd_connects);
+        self.is_registered = true;
+        self.backoff = MIN_BACKOFF;
+        self.nic.workers().for_each(|mut worker| worker.varpd_returned(now));
+    }
+
+    /// The connection is gone. Returns how long to wait before the next attempt.
+    pub fn handle_disconnected(&mut self) -> Duration {
+        if self.is_registered {
+            self.nic.workers().for_each(|mut worker| worker.varpd_left());
+        }
+        self.is_registered = false;
+        let backoff = self.backoff;
+        self.backoff = (backoff * 2).min(MAX_BACKOFF);
+        backoff
+    }
+
+    /// Messages that varpd is owed since the last call; empty while there is no connection.
+    pub fn requests(&mut self) -> Vec<Request> {
+        if !self.is_registered {
+            return Vec::new();
+        }
+        let wishes = self.nic.wishes();
+        let mut requests = Vec::new();
+        if wishes.active != self.told_active {
+            self.told_active = wishes.active;
+            requests.push(Request::SetActive { active: wishes.active });
+        } else if wishes.announce {
+            requests.push(Request::Announce);
+        }
+        requests.extend(
+            wishes.questions.iter().map(|q| Request::Resolve { mac: q.mac, refresh: q.refresh }),
+        );
+        requests
+    }
+
+    /// Handles a message of varpd; returns the answer if it wants one.
+    pub fn handle_event(&mut self, event: Event, now: Instant) -> Option<Request> {
+        let millis = |ms: u32| Duration::from_millis(ms.into());
+        match event {
+            Event::Mapping { mac, coa, stamp, lifetime_ms } => {
+                let lifetime = millis(lifetime_ms);
+                let each = |mut w: Lent<'_>| {
+                    w.handle_mapping(mac, coa, stamp, lifetime, now);
+                };
+                self.nic.workers().for_each(each);
+            }
+            Event::Unresolved { mac, hold_ms } => {
+                let hold = millis(hold_ms);
+                self.nic.workers().for_each(|mut w| w.handle_unresolved(mac, hold, now));
+            }
+            Event::Invalidate { mac } => {
+                self.nic.workers().for_each(|mut worker| worker.handle_invalidate(mac));
+            }
+            Event::Claimed { stamp } => self.stamp = Some(stamp),
+            Event::Lost { stamp, coa } => {
+                log::info!("the vif now lives at {coa} (stamp {})", stamp.0);
+            }
+            Event::StatsRequest { xid } => return Some(self.stats(xid)),
+            Event::Error { code, text } => log::warn!("varpd: {text} ({code:?})"),
+            Event::Registered { .. } | Event::Row { .. } | Event::End => {
+                log::warn!("varpd sent a message that nobody asked for");
+            }
+        }
+        None
+    }
+
+    fn stats(&self, xid: u32) -> Request {
+        let values = self.nic.counters().snapshot();
+        Request::Stats { xid, values: values.into_iter().map(|(n, v)| (n.to_owned(), v)).collect() }
+    }
+
+    /// Frames that have waited too long are dropped.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.nic.workers().for_each(|mut worker| worker.handle_timeout(now));
+    }
+
+    /// When [`Link::handle_timeout`] is to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.nic.workers().filter_map(|worker| worker.poll_timeout()).min()
+    }
+}

@@ -1,0 +1,325 @@
+//! Where the vif's peers are: what the backend has learnt from varpd, one entry per MAC.
+//!
+//! Theory of operation. An entry is in one of three states:
+//!
+//! | State | Frames | Ends by |
+//! |---|---|---|
+//! | resolving | wait, bounded | varpd's answer |
+//! | resolved | go to the care-of address | its lifetime, unless it is refreshed |
+//! | unresolved | are dropped | a short hold time, or an announcement |
+//!
+//! An entry that is used in the last third of its lifetime asks varpd, once, to refresh it: an
+//! established flow never waits. While varpd is away nothing expires: the backend goes on with what
+//! it knows, and asks again for what was resolving when varpd is back.
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::time::Instant;
+use crate::wire::{CareOf, Mac, Stamp};
+
+/// Entries of one queue pair at most. Beyond, new destinations are not resolved until old ones end.
+pub const MAX_ENTRIES: usize = 16_384;
+/// Of those, entries that are being resolved: what a guest that sprays addresses can occupy.
+pub const MAX_RESOLVING: usize = 256;
+/// How long entries that ended while varpd was away stay usable after its return.
+const GRACE: Duration = Duration::from_secs(5);
+/// A full table is searched for ended entries no more often than this.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Resolving,
+    Resolved { coa: CareOf, stamp: Stamp, expires: Instant, refresh_from: Instant, asked: bool },
+    Unresolved { until: Instant },
+}
+
+/// What to do with a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// Send it there.
+    To(CareOf),
+    /// Let it wait: resolution is under way.
+    Wait,
+    /// Drop it: nobody answers for that MAC.
+    Unresolved,
+    /// Drop it: too many destinations are being resolved or remembered.
+    Full,
+}
+
+/// A question for varpd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The MAC.
+    pub mac: Mac,
+    /// Whether the entry exists and is to be confirmed.
+    pub refresh: bool,
+}
+
+/// The table.
+#[derive(Debug, Default)]
+pub struct Neighbors {
+    entries: HashMap<Mac, State>,
+    resolving: usize,
+    questions: Vec<Question>,
+    varpd_away: bool,
+    swept: Instant,
+}
+
+impl Neighbors {
+    /// Where does a frame to `mac` go? May leave a question in [`Neighbors::questions`].
+    pub fn lookup(&mut self, mac: Mac, now: Instant) -> Lookup {
+        match self.entries.get_mut(&mac) {
+            Some(State::Resolved { coa, expires, refresh_from, asked, .. })
+                if now < *expires || self.varpd_away =>
+            {
+                if now >= *refresh_from && !*asked {
+                    *asked = true;
+                    self.questions.push(Question { mac, refresh: true });
+                }
+                Lookup::To(*coa)
+            }
+            Some(State::Resolving) => Lookup::Wait,
+            Some(State::Unresolved { until }) if now < *until => Lookup::Unresolved,
+            _ => self.start_resolving(mac, now),
+        }
+    }
+
+    fn start_resolving(&mut self, mac: Mac, now: Instant) -> Lookup {
+        if self.entries.len() >= MAX_ENTRIES && !self.entries.contains_key(&mac) {
+            self.sweep(now);
+        }
+        if self.resolving >= MAX_RESOLVING || self.entries.len() >= MAX_ENTRIES {
+            return Lookup::Full;
+        }
+        self.set(mac, State::Resolving);
+        self.questions.push(Question { mac, refresh: false });
+        Lookup::Wait
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        if now - self.swept < SWEEP_INTERVAL {
+            return;
+        }
+        self.swept = now;
+        let away = self.varpd_away;
+        self.entries.retain(|_, state| match state {
+            State::Resolving => true,
+            State::Resolved { expires, .. } => now < *expires || away,
+            State::Unresolved { until } => now < *until,
+        });
+    }
+
+    fn set(&mut self, mac: Mac, state: State) {
+        let is_resolving = matches!(state, State::Resolving);
+        let was = self.entries.insert(mac, state);
+        self.resolving += usize::from(is_resolving);
+        self.resolving -= usize::from(matches!(was, Some(State::Resolving)));
+    }
+
+    /// Takes the questions that lookups have left since the last call.
+    pub fn questions(&mut self) -> impl Iterator<Item = Question> + '_ {
+        self.questions.drain(..)
+    }
+
+    /// Whether lookups have left questions.
+    pub fn has_questions(&self) -> bool {
+        !self.questions.is_empty()
+    }
+
+    /// varpd told where `mac` is. An older claim than the one known is ignored, and a mapping that
+    /// nobody asked for does not make the table grow beyond its bound.
+    pub fn handle_mapping(
+        &mut self,
+        mac: Mac,
+        coa: CareOf,
+        stamp: Stamp,
+        lifetime: Duration,
+        now: Instant,
+    ) {
+        match self.entries.get(&mac) {
+            Some(State::Resolved { stamp: known, .. }) if stamp < *known => return,
+            None if self.entries.len() >= MAX_ENTRIES => return,
+            _ => {}
+        }
+        let refresh_from = now + lifetime * 2 / 3;
+        let expires = now + lifetime;
+        self.set(mac, State::Resolved { coa, stamp, expires, refresh_from, asked: false });
+    }
+
+    /// varpd found nobody who answers for `mac`.
+    pub fn handle_unresolved(&mut self, mac: Mac, hold: Duration, now: Instant) {
+        if self.entries.contains_key(&mac) {
+            self.set(mac, State::Unresolved { until: now + hold });
+        }
+    }
+
+    /// What was known of `mac` no longer holds.
+    pub fn handle_invalidate(&mut self, mac: Mac) {
+        if !matches!(self.entries.get(&mac), Some(State::Resolving)) {
+            self.entries.remove(&mac);
+        }
+    }
+
+    /// Resolution of `mac` has taken longer than any frame waits: the next frame asks again.
+    pub fn give_up(&mut self, mac: Mac) {
+        if matches!(self.entries.get(&mac), Some(State::Resolving)) {
+            self.entries.remove(&mac);
+            self.resolving -= 1;
+        }
+    }
+
+    /// varpd is gone: nothing expires until it is back.
+    pub fn varpd_left(&mut self) {
+        self.varpd_away = true;
+    }
+
+    /// varpd is there (again) and knows nothing of earlier questions.
+    pub fn varpd_returned(&mut self, now: Instant) {
+        self.varpd_away = false;
+        self.questions.clear();
+        for (&mac, state) in &mut self.entries {
+            match state {
+                State::Resolving => self.questions.push(Question { mac, refresh: false }),
+                State::Resolved { expires, refresh_from, asked, .. } => {
+                    *expires = (*expires).max(now + GRACE);
+                    *refresh_from = (*refresh_from).min(*expires);
+                    *asked = false;
+                }
+                State::Unresolved { .. } => {}
+            }
+        }
+    }
+
+    /// Entries in the table.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether the table is empty.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Capabilities, EncapKinds};
+
+    const LIFETIME: Duration = Duration::from_secs(30);
+
+    fn mac(n: u32) -> Mac {
+        let [a, b, c, d] = n.to_be_bytes();
+        Mac([2, 0, a, b, c, d])
+    }
+
+    fn coa(port: u16) -> CareOf {
+        CareOf {
+            addr: ([192, 0, 2, 1], port).into(),
+            kinds: EncapKinds::UDP,
+            capabilities: Capabilities::NONE,
+        }
+    }
+
+    fn at(secs: u64) -> Instant {
+        Instant::from_millis(secs * 1000)
+    }
+
+    fn questions(neighbors: &mut Neighbors) -> Vec<(Mac, bool)> {
+        neighbors.questions().map(|q| (q.mac, q.refresh)).collect()
+    }
+
+    #[test]
+    fn asks_once_then_uses_the_answer() {
+        let mut n = Neighbors::default();
+        assert_eq!(n.lookup(mac(1), at(0)), Lookup::Wait);
+        assert_eq!(n.lookup(mac(1), at(0)), Lookup::Wait);
+        assert_eq!(questions(&mut n), [(mac(1), false)]);
+        n.handle_mapping(mac(1), coa(7), Stamp(1), LIFETIME, at(0));
+        assert_eq!(n.lookup(mac(1), at(1)), Lookup::To(coa(7)));
+        assert!(!n.has_questions());
+    }
+
+    #[test]
+    fn an_entry_in_use_is_refreshed_before_it_ends_and_only_then() {
+        let mut n = Neighbors::default();
+        n.handle_mapping(mac(1), coa(7), Stamp(1), LIFETIME, at(0));
+        n.lookup(mac(1), at(19));
+        assert_eq!(questions(&mut n), []);
+        n.lookup(mac(1), at(20));
+        n.lookup(mac(1), at(21));
+        assert_eq!(questions(&mut n), [(mac(1), true)]);
+        n.handle_mapping(mac(1), coa(7), Stamp(1), LIFETIME, at(22));
+        assert_eq!(n.lookup(mac(1), at(51)), Lookup::To(coa(7)));
+        assert_eq!(n.lookup(mac(1), at(52)), Lookup::Wait, "expired");
+    }
+
+    #[test]
+    fn an_older_claim_never_wins() {
+        let mut n = Neighbors::default();
+        n.handle_mapping(mac(1), coa(7), Stamp(5), LIFETIME, at(0));
+        n.handle_mapping(mac(1), coa(8), Stamp(4), LIFETIME, at(1));
+        assert_eq!(n.lookup(mac(1), at(2)), Lookup::To(coa(7)));
+        n.handle_mapping(mac(1), coa(9), Stamp(6), LIFETIME, at(3));
+        assert_eq!(n.lookup(mac(1), at(4)), Lookup::To(coa(9)));
+    }
+
+    #[test]
+    fn unresolved_holds_for_a_while_and_an_announcement_ends_it() {
+        let mut n = Neighbors::default();
+        n.lookup(mac(1), at(0));
+        n.handle_unresolved(mac(1), Duration::from_secs(1), at(5));
+        assert_eq!(n.lookup(mac(1), at(5)), Lookup::Unresolved);
+        assert_eq!(n.lookup(mac(1), at(6)), Lookup::Wait);
+        n.handle_unresolved(mac(1), Duration::from_secs(1), at(7));
+        n.handle_mapping(mac(1), coa(7), Stamp(1), LIFETIME, at(7));
+        assert_eq!(n.lookup(mac(1), at(7)), Lookup::To(coa(7)));
+    }
+
+    #[test]
+    fn nothing_ends_while_varpd_is_away() {
+        let mut n = Neighbors::default();
+        n.handle_mapping(mac(1), coa(7), Stamp(1), LIFETIME, at(0));
+        n.lookup(mac(2), at(0));
+        n.varpd_left();
+        questions(&mut n).clear();
+        assert_eq!(n.lookup(mac(1), at(1000)), Lookup::To(coa(7)));
+        n.varpd_returned(at(1001));
+        assert_eq!(questions(&mut n), [(mac(2), false)], "what was resolving is asked again");
+        assert_eq!(n.lookup(mac(1), at(1002)), Lookup::To(coa(7)));
+        assert_eq!(questions(&mut n), [(mac(1), true)]);
+        assert_eq!(n.lookup(mac(1), at(1006)), Lookup::Wait, "not confirmed in time");
+    }
+
+    #[test]
+    fn sprayed_addresses_stay_within_bounds() {
+        let mut n = Neighbors::default();
+        n.handle_mapping(mac(0), coa(7), Stamp(1), LIFETIME, at(0));
+        for i in 1..100_000 {
+            let looked_up = n.lookup(mac(i), at(1));
+            assert_eq!(looked_up == Lookup::Wait, i as usize <= MAX_RESOLVING);
+        }
+        assert_eq!(questions(&mut n).len(), MAX_RESOLVING);
+        for i in 1..100_000 {
+            n.handle_unresolved(mac(i), Duration::from_secs(1), at(1));
+            n.lookup(mac(i + MAX_RESOLVING as u32), at(1));
+        }
+        assert!(n.len() <= MAX_ENTRIES);
+        assert_eq!(n.lookup(mac(0), at(2)), Lookup::To(coa(7)), "others keep what they have");
+        assert_eq!(n.lookup(mac(1_000_000), at(3)), Lookup::Wait, "ended entries make room");
+    }
+
+    #[test]
+    fn giving_up_lets_the_next_frame_ask_again() {
+        let mut n = Neighbors::default();
+        n.lookup(mac(1), at(0));
+        questions(&mut n).clear();
+        n.give_up(mac(1));
+        assert!(n.is_empty());
+        assert_eq!(n.lookup(mac(1), at(1)), Lookup::Wait);
+        assert_eq!(questions(&mut n), [(mac(1), false)]);
+    }
+}

@@ -1,0 +1,166 @@
+//! From the underlay: whether a datagram holds a frame for this vif.
+
+#![forbid(unsafe_code)]
+#![warn(clippy::indexing_slicing)]
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
+use std::net::SocketAddr;
+
+use crate::metrics::VifCounter;
+use crate::underlay::Port;
+use crate::wire::encap::{Header, Kind};
+use crate::wire::frame::Addresses;
+use crate::wire::{Capabilities, ParseError, VifKey};
+
+/// Who receives.
+#[derive(Clone, Copy, Debug)]
+pub struct Receiver {
+    /// The vif.
+    pub key: VifKey,
+    /// Its care-of address: group frames from there are its own, handed back by the underlay.
+    pub own: SocketAddr,
+    /// What it told others to understand.
+    pub capabilities: Capabilities,
+}
+
+/// A frame for the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepted<'a> {
+    /// The frame.
+    pub frame: &'a [u8],
+    /// Whether it is for a group.
+    pub is_group: bool,
+}
+
+impl Receiver {
+    /// Checks a datagram in the order of its bytes: kind, header, vnet, frame, addresses.
+    ///
+    /// # Errors
+    /// The name of the drop.
+    pub fn accept<'a>(
+        &self,
+        port: Port,
+        from: SocketAddr,
+        datagram: &'a [u8],
+    ) -> Result<Accepted<'a>, VifCounter> {
+        if port == Port::Group && from == self.own {
+            return Err(VifCounter::rx_drop_own);
+        }
+        match Kind::of(datagram) {
+            Kind::Plain => {}
+            Kind::Protected => return Err(VifCounter::rx_drop_protected),
+            Kind::Unknown if datagram.is_empty() => return Err(VifCounter::rx_drop_truncated),
+            Kind::Unknown => return Err(VifCounter::rx_drop_version),
+        }
+        let (header, frame) = Header::parse(datagram).map_err(|error| match error {
+            ParseError::Truncated => VifCounter::rx_drop_truncated,
+            ParseError::Value => VifCounter::rx_drop_vnet,
+            _ => VifCounter::rx_drop_flags,
+        })?;
+        if header.vnet != self.key.vnet {
+            return Err(VifCounter::rx_drop_vnet);
+        }
+        if !header.flags.understood_by(self.capabilities) {
+            return Err(VifCounter::rx_drop_flags);
+        }
+        let addresses = Addresses::parse(frame).map_err(|_| VifCounter::rx_drop_truncated)?;
+        self.check_addresses(port, addresses)?;
+        Ok(Accepted { frame, is_group: addresses.destination.is_group() })
+    }
+
+    fn check_addresses(&self, port: Port, addresses: Addresses) -> Result<(), VifCounter> {
+        let Addresses { destination, source, .. } = addresses;
+        if source == self.key.mac || !source.is_individual() {
+            Err(VifCounter::rx_drop_source)
+        } else if destination.is_group() {
+            Ok(())
+        } else if port == Port::Group {
+            Err(VifCounter::rx_drop_not_group)
+        } else if destination == self.key.mac {
+            Ok(())
+        } else {
+            Err(VifCounter::rx_drop_destination)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::VnetId;
+
+    const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const PEER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+    fn receiver() -> Receiver {
+        Receiver {
+            key: VifKey { vnet: VnetId::new(42).unwrap(), mac: crate::wire::Mac(OWN) },
+            own: ([192, 0, 2, 1], 4000).into(),
+            capabilities: Capabilities::NONE,
+        }
+    }
+
+    fn datagram(vnet: u8, to: [u8; 6], from: [u8; 6]) -> Vec<u8> {
+        let mut bytes = vec![0x40, 0, 0, 0, 0, 0, 0, vnet];
+        bytes.extend(to);
+        bytes.extend(from);
+        bytes.extend([8, 0, 1, 2, 3]);
+        bytes
+    }
+
+    fn accept(port: Port, bytes: &[u8]) -> Result<bool, VifCounter> {
+        receiver().accept(port, ([192, 0, 2, 2], 5000).into(), bytes).map(|a| a.is_group)
+    }
+
+    #[test]
+    fn own_and_group_frames_are_delivered() {
+        assert_eq!(accept(Port::Own, &datagram(42, OWN, PEER)), Ok(false));
+        assert_eq!(accept(Port::Group, &datagram(42, [0xff; 6], PEER)), Ok(true));
+        assert_eq!(accept(Port::Own, &datagram(42, [0xff; 6], PEER)), Ok(true), "replicated");
+    }
+
+    #[test]
+    fn everything_else_has_a_name() {
+        use VifCounter as C;
+        let refused = |port, bytes: &[u8]| accept(port, bytes).unwrap_err();
+        assert_eq!(refused(Port::Own, &datagram(43, OWN, PEER)), C::rx_drop_vnet);
+        assert_eq!(refused(Port::Own, &datagram(0, OWN, PEER)), C::rx_drop_vnet);
+        assert_eq!(refused(Port::Own, &datagram(42, PEER, PEER)), C::rx_drop_destination);
+        assert_eq!(refused(Port::Own, &datagram(42, OWN, OWN)), C::rx_drop_source);
+        assert_eq!(refused(Port::Own, &datagram(42, OWN, [0xff; 6])), C::rx_drop_source);
+        assert_eq!(refused(Port::Group, &datagram(42, OWN, PEER)), C::rx_drop_not_group);
+        assert_eq!(refused(Port::Own, &[]), C::rx_drop_truncated);
+        assert_eq!(refused(Port::Own, &[0x40, 0, 0, 0, 0, 0, 0, 42]), C::rx_drop_truncated);
+        assert_eq!(refused(Port::Own, &[0x56; 40]), C::rx_drop_version);
+        assert_eq!(refused(Port::Own, &[0x80; 40]), C::rx_drop_protected);
+        for (at, value) in [(0, 0x48), (1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (3, 1)] {
+            let mut bytes = datagram(42, OWN, PEER);
+            bytes[at] = value;
+            assert_eq!(refused(Port::Own, &bytes), C::rx_drop_flags, "{at} {value}");
+        }
+    }
+
+    #[test]
+    fn own_group_frames_that_come_back_are_dropped() {
+        let bytes = datagram(42, [0xff; 6], OWN);
+        let back = receiver().accept(Port::Group, receiver().own, &bytes);
+        assert_eq!(back, Err(VifCounter::rx_drop_own));
+    }
+
+    #[test]
+    fn every_truncation_and_mutation_is_accepted_or_named() {
+        let vector = datagram(42, OWN, PEER);
+        for len in 0..8 + 14 {
+            assert_eq!(accept(Port::Own, &vector[..len]), Err(VifCounter::rx_drop_truncated));
+        }
+        let mut accepted = 0;
+        for at in 0..vector.len() {
+            for value in 0..=255 {
+                let mut bytes = vector.clone();
+                bytes[at] = value;
+                accepted += usize::from(accept(Port::Own, &bytes).is_ok());
+            }
+        }
+        assert!(accepted > 0);
+    }
+}

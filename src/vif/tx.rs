@@ -1,0 +1,173 @@
+//! From the guest: whose frame it is, and where it goes.
+
+#![forbid(unsafe_code)]
+
+use clap::ValueEnum;
+
+use super::neighbors::{Lookup, Neighbors};
+use crate::metrics::VifCounter;
+use crate::time::Instant;
+use crate::wire::encap::{self, Header};
+use crate::wire::frame::{self, Addresses};
+use crate::wire::{CareOf, Mac, VifKey};
+
+/// What happens to a frame whose source MAC is not the vif's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SourceMac {
+    /// The vif's MAC replaces it; counted.
+    #[default]
+    Stamp,
+    /// The frame is dropped; counted.
+    Drop,
+}
+
+/// Where a frame goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// To one vif.
+    Unicast(CareOf),
+    /// To all vifs of the vnet.
+    Group,
+    /// Nowhere yet.
+    Wait(Mac),
+    /// Nowhere.
+    Drop(VifCounter),
+}
+
+/// A frame with its verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// What leaves instead of the frame's two addresses: header, destination, the vif's own MAC.
+    pub head: Head,
+    /// Where to.
+    pub verdict: Verdict,
+    /// Whether the guest had written another source.
+    pub is_stamped: bool,
+}
+
+/// Encapsulation header, destination and source: the part of a datagram that is ours.
+pub type Head = [u8; encap::LEN + frame::ADDRESSES_LEN];
+
+/// Judges a frame by its copied Ethernet header.
+pub fn judge(
+    vif: VifKey,
+    source_mac: SourceMac,
+    lead: &[u8; frame::HEADER_LEN],
+    neighbors: &mut Neighbors,
+    now: Instant,
+) -> Judged {
+    let Ok(addresses) = Addresses::parse(lead) else {
+        let verdict = Verdict::Drop(VifCounter::tx_drop_malformed);
+        return Judged { head: head(vif, Mac::BROADCAST), verdict, is_stamped: false };
+    };
+    let is_foreign = addresses.source != vif.mac;
+    let verdict = if is_foreign && source_mac == SourceMac::Drop {
+        Verdict::Drop(VifCounter::tx_drop_source)
+    } else {
+        route(vif, addresses, neighbors, now)
+    };
+    Judged { head: head(vif, addresses.destination), verdict, is_stamped: is_foreign }
+}
+
+fn route(vif: VifKey, addresses: Addresses, neighbors: &mut Neighbors, now: Instant) -> Verdict {
+    let destination = addresses.destination;
+    if addresses.is_mac_control {
+        Verdict::Drop(VifCounter::tx_drop_mac_control)
+    } else if destination.is_group() {
+        Verdict::Group
+    } else if destination == vif.mac || !destination.is_individual() {
+        Verdict::Drop(VifCounter::tx_drop_self)
+    } else {
+        match neighbors.lookup(destination, now) {
+            Lookup::To(coa) => Verdict::Unicast(coa),
+            Lookup::Wait => Verdict::Wait(destination),
+            Lookup::Unresolved => Verdict::Drop(VifCounter::tx_drop_unresolved),
+            Lookup::Full => Verdict::Drop(VifCounter::tx_drop_park_full),
+        }
+    }
+}
+
+/// The source is always the vif's own: that is what stamping means.
+fn head(vif: VifKey, destination: Mac) -> Head {
+    let mut head = [0; encap::LEN + frame::ADDRESSES_LEN];
+    let (header, addresses) = head.split_at_mut(encap::LEN);
+    header.copy_from_slice(&Header::plain(vif.vnet).emit());
+    let (to, from) = addresses.split_at_mut(6);
+    to.copy_from_slice(&destination.0);
+    from.copy_from_slice(&vif.mac.0);
+    head
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Capabilities, EncapKinds, Stamp, VnetId};
+    use std::time::Duration;
+
+    const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const PEER: Mac = Mac([2, 0, 0, 0, 0, 2]);
+
+    fn vif() -> VifKey {
+        VifKey { vnet: VnetId::new(42).unwrap(), mac: OWN }
+    }
+
+    fn lead(to: Mac, from: Mac, ether_type: u16) -> [u8; 14] {
+        let mut bytes = [0; 14];
+        bytes[..6].copy_from_slice(&to.0);
+        bytes[6..12].copy_from_slice(&from.0);
+        bytes[12..].copy_from_slice(&ether_type.to_be_bytes());
+        bytes
+    }
+
+    fn judge_one(to: Mac, from: Mac, ether_type: u16, source_mac: SourceMac) -> Judged {
+        let lead = lead(to, from, ether_type);
+        judge(vif(), source_mac, &lead, &mut Neighbors::default(), Instant::ZERO)
+    }
+
+    #[test]
+    fn a_foreign_source_is_stamped_or_dropped() {
+        let judged = judge_one(Mac::BROADCAST, PEER, 0x800, SourceMac::Stamp);
+        assert_eq!(judged.verdict, Verdict::Group);
+        assert!(judged.is_stamped);
+        assert_eq!(judged.head[14..20], OWN.0);
+        let judged = judge_one(Mac::BROADCAST, PEER, 0x800, SourceMac::Drop);
+        assert_eq!(judged.verdict, Verdict::Drop(VifCounter::tx_drop_source));
+        let judged = judge_one(Mac::BROADCAST, OWN, 0x800, SourceMac::Drop);
+        assert_eq!(judged.verdict, Verdict::Group);
+        assert!(!judged.is_stamped);
+    }
+
+    #[test]
+    fn the_header_names_the_vnet_whatever_the_guest_wrote() {
+        let judged = judge_one(Mac::BROADCAST, OWN, 0x8100, SourceMac::Stamp);
+        assert_eq!(judged.head[..8], [0x40, 0, 0, 0, 0, 0, 0, 42]);
+        assert_eq!(judged.head[8..14], [0xff; 6]);
+    }
+
+    #[test]
+    fn an_unknown_peer_is_waited_for_and_a_known_one_reached() {
+        let mut neighbors = Neighbors::default();
+        let coa = CareOf {
+            addr: ([192, 0, 2, 9], 4000).into(),
+            kinds: EncapKinds::UDP,
+            capabilities: Capabilities::NONE,
+        };
+        let lead = lead(PEER, OWN, 0x800);
+        let judge =
+            |n: &mut Neighbors| judge(vif(), SourceMac::Stamp, &lead, n, Instant::ZERO).verdict;
+        assert_eq!(judge(&mut neighbors), Verdict::Wait(PEER));
+        neighbors.handle_mapping(PEER, coa, Stamp(1), Duration::from_secs(1), Instant::ZERO);
+        assert_eq!(judge(&mut neighbors), Verdict::Unicast(coa));
+    }
+
+    #[test]
+    fn what_a_wire_keeps_to_itself() {
+        let pause = "01:80:c2:00:00:01".parse().unwrap();
+        let verdict = judge_one(pause, OWN, 0x8808, SourceMac::Stamp).verdict;
+        assert_eq!(verdict, Verdict::Drop(VifCounter::tx_drop_mac_control));
+        let verdict = judge_one(OWN, OWN, 0x800, SourceMac::Stamp).verdict;
+        assert_eq!(verdict, Verdict::Drop(VifCounter::tx_drop_self));
+        let verdict = judge_one(Mac([0; 6]), OWN, 0x800, SourceMac::Stamp).verdict;
+        assert_eq!(verdict, Verdict::Drop(VifCounter::tx_drop_self));
+    }
+}

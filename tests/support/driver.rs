@@ -339,6 +339,14 @@ impl Queue {
         Some((u16::try_from(head).expect("a head"), len))
     }
 
+    /// Forgets what was used, without a look at the entries; how many they were.
+    pub fn skip_used(&mut self) -> u16 {
+        let index = self.memory.u16(self.used + 2).load(Ordering::Acquire);
+        let count = index.wrapping_sub(self.last_used);
+        self.last_used = index;
+        count
+    }
+
     /// Asks to be called at the next used chain; false if there is one already.
     pub fn arm_call(&self) -> bool {
         if self.event_idx {
@@ -564,7 +572,7 @@ impl Driver {
     /// A ring by its number at the device.
     pub fn queue(&mut self, index: usize) -> &mut Queue {
         let pair = &mut self.pairs[index / 2];
-        if index % 2 == 0 { &mut pair.rx } else { &mut pair.tx }
+        if index.is_multiple_of(2) { &mut pair.rx } else { &mut pair.tx }
     }
 
     /// Size, base, addresses and descriptors of a ring: the device may use it from now on.
@@ -628,7 +636,7 @@ impl Driver {
     }
 
     /// Offers all receive buffers and makes all heads free. Rings must be empty.
-    fn fill_rx(&mut self, n: usize) {
+    pub fn fill_rx(&mut self, n: usize) {
         let (size, len) = (self.options.queue_size, self.options.rx_buffer);
         let pair = &mut self.pairs[n];
         for slot in 0..size {

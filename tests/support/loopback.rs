@@ -68,12 +68,12 @@ impl Loopback {
 
     /// Delivers a frame to the guest as if it came from a network.
     pub fn inject(&self, pair: usize, frame: &[u8]) {
-        self.pairs[pair].backlog.lock().unwrap().push_back(frame.to_vec());
-        self.pairs[pair].wake.write(1).unwrap();
+        self.pairs[pair].backlog.lock().expect("not poisoned").push_back(frame.to_vec());
+        self.pairs[pair].wake.write(1).expect("a wake-up");
     }
 
     pub fn waiting(&self, pair: usize) -> usize {
-        self.pairs[pair].backlog.lock().unwrap().len()
+        self.pairs[pair].backlog.lock().expect("not poisoned").len()
     }
 
     /// Takes frames from the guest; true if more wait.
@@ -92,7 +92,7 @@ impl Loopback {
             match read_frame(chain, rings.memory) {
                 Some(frame) => {
                     self.frames.fetch_add(1, Ordering::Relaxed);
-                    let mut backlog = self.pairs[pair].backlog.lock().unwrap();
+                    let mut backlog = self.pairs[pair].backlog.lock().expect("not poisoned");
                     if backlog.len() < BACKLOG {
                         backlog.push_back(frame);
                     }
@@ -113,7 +113,7 @@ impl Loopback {
 
     /// Writes waiting frames to the guest; true if it has no room for the next.
     fn receive(&self, pair: usize, rings: &mut Rings<'_>) -> Result<bool, RingError> {
-        let mut backlog = self.pairs[pair].backlog.lock().unwrap();
+        let mut backlog = self.pairs[pair].backlog.lock().expect("not poisoned");
         let mut starved = false;
         while let Some(frame) = backlog.front() {
             let seen = rings.rx.queue().avail_idx(&**rings.memory, Ordering::Acquire)?;
@@ -235,7 +235,7 @@ impl DataPath for Loopback {
     }
 
     fn set_running(&self, pair: usize, running: bool) {
-        self.pairs[pair].backlog.lock().unwrap().clear();
+        self.pairs[pair].backlog.lock().expect("not poisoned").clear();
         let counter = if running { &self.starts } else { &self.stops };
         counter.fetch_add(1, Ordering::SeqCst);
     }

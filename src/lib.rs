@@ -53,6 +53,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod mapper;
 pub mod metrics;
 pub mod show;
 pub mod sys;

@@ -67,6 +67,8 @@ macro_rules! counters {
     };
 }
 
+pub(crate) use counters;
+
 counters! {
     /// The counters of one vif, kept by its backend.
     VifCounters by VifCounter {

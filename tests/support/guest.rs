@@ -1,0 +1,305 @@
+//! Guests with a real kernel, in QEMU, and what to tell them (`qemu-examples/guest-init` describes
+//! the lines that are exchanged).
+
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use ::vnet::sys::clock;
+
+use super::process::Process;
+use super::vnet::{Backend, Listener};
+use super::{ROOT, pause};
+
+/// Time that a guest may take to boot, on a machine that is busy with other things.
+const BOOT: Duration = Duration::from_secs(120);
+/// Time that a command in a guest may take.
+const COMMAND: Duration = Duration::from_secs(90);
+
+/// Which QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Qemu {
+    /// The machine's own: 7.2 on Debian 12.
+    Installed,
+    /// QEMU 10, beside it; see `qemu-examples/qemu-10`.
+    Ten,
+}
+
+impl Qemu {
+    /// The command that runs it.
+    pub(crate) fn program(self) -> &'static str {
+        static TEN: OnceLock<String> = OnceLock::new();
+        match self {
+            Self::Installed => "qemu-system-x86_64",
+            Self::Ten => TEN.get_or_init(|| output_of("qemu-examples/qemu-10").unwrap_or_default()),
+        }
+    }
+
+    /// Whether this machine has it, or can get it.
+    pub(crate) fn is_available(self) -> bool {
+        !self.program().is_empty()
+    }
+}
+
+/// The guest's side of a vhost-user socket.
+pub(crate) struct Nic<'a> {
+    /// Its backend.
+    pub(crate) backend: &'a Backend,
+    /// MTU that the guest is told, in bytes.
+    pub(crate) mtu: u32,
+}
+
+/// A running guest.
+pub(crate) struct Guest {
+    /// QEMU.
+    pub(crate) process: Process,
+    agent: Agent,
+    name: String,
+    boot_id: String,
+}
+
+impl Guest {
+    /// Starts a guest with these NICs (eth0, eth1, ...). It boots meanwhile: see
+    /// [`Guest::wait_boot`].
+    pub(crate) fn start(name: &str, qemu: Qemu, nics: &[Nic<'_>], directory: &Path) -> Self {
+        let mut command = Command::new(qemu.program());
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "128M"]);
+        command.args(accelerator()).args(kernel()).args(["-serial", "stdio"]);
+        command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
+        command.args(["-machine", "q35,memory-backend=mem"]);
+        for (number, nic) in nics.iter().enumerate() {
+            command.args(nic_options(number, nic));
+        }
+        Self::start_command(name, &mut command, directory)
+    }
+
+    /// Starts a guest with a command that ends in QEMU options: those for the agent are added.
+    pub(crate) fn start_command(name: &str, command: &mut Command, directory: &Path) -> Self {
+        let path = directory.join(format!("{name}.agent"));
+        // Left over from a guest of this name that has ended.
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).expect("the agent's socket");
+        listener.set_nonblocking(true).expect("a listener that does not block");
+        command.arg("-chardev").arg(format!("socket,id=agent,path={}", path.display()));
+        command.args(["-device", "virtio-serial-pci"]);
+        command.args(["-device", "virtserialport,chardev=agent,name=org.vnet.agent"]);
+        let process = Process::start(&format!("guest-{name}"), directory, command);
+        let agent = Agent::new(listener);
+        Self { process, agent, name: name.to_owned(), boot_id: String::new() }
+    }
+
+    /// Waits until the guest has booted, for the first time or once more.
+    pub(crate) fn wait_boot(&mut self) {
+        let begin = clock::mono();
+        loop {
+            self.process.assert_running();
+            if let Some(boot_id) = self.agent.boots.pop() {
+                self.boot_id = boot_id;
+                return;
+            }
+            assert!(clock::mono() - begin < BOOT, "guest {} has not booted", self.name);
+            self.agent.receive();
+        }
+    }
+
+    /// Gives an interface an address and sets it up.
+    pub(crate) fn configure(&mut self, interface: &str, address: &str) {
+        self.run(&format!(
+            "ip address add {address} dev {interface} && ip link set {interface} up"
+        ));
+    }
+
+    /// Runs a command; returns what it printed. Panics if it fails.
+    pub(crate) fn run(&mut self, command: &str) -> String {
+        let (status, output) = self.try_run(command);
+        assert_eq!(status, 0, "guest {}: {command}:\n{output}", self.name);
+        output
+    }
+
+    /// Runs a command; returns its exit status and what it printed.
+    pub(crate) fn try_run(&mut self, command: &str) -> (i32, String) {
+        let running = self.spawn(command);
+        self.wait(running)
+    }
+
+    /// Starts a command that runs while others do; to be given to [`Guest::wait`].
+    pub(crate) fn spawn(&mut self, command: &str) -> Running {
+        Running(self.agent.send(command))
+    }
+
+    /// Waits until a command has ended; returns its exit status and what it printed.
+    pub(crate) fn wait(&mut self, running: Running) -> (i32, String) {
+        let begin = clock::mono();
+        loop {
+            if let Some(status) = self.agent.status(running.0) {
+                return (status, self.agent.take_output(running.0));
+            }
+            self.process.assert_running();
+            let output = || self.agent.outputs.get(&running.0).cloned().unwrap_or_default();
+            let late = clock::mono() - begin >= COMMAND;
+            assert!(!late, "guest {}: a command has not ended:\n{}", self.name, output());
+            self.agent.receive();
+        }
+    }
+
+    /// A number that a command prints.
+    pub(crate) fn number(&mut self, command: &str) -> u64 {
+        let output = self.run(command);
+        output.trim().parse().unwrap_or_else(|_| panic!("{command}: not a number: {output}"))
+    }
+
+    /// Frames that an interface has received.
+    pub(crate) fn frames_received(&mut self, interface: &str) -> u64 {
+        self.number(&format!("cat /sys/class/net/{interface}/statistics/rx_packets"))
+    }
+
+    /// Differs from boot to boot.
+    pub(crate) fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
+
+    /// Panics if the guest has booted again since [`Guest::wait_boot`].
+    pub(crate) fn assert_not_rebooted(&mut self) {
+        let now = self.run("cat /proc/sys/kernel/random/boot_id");
+        assert_eq!(now.trim(), self.boot_id, "guest {} has rebooted", self.name);
+    }
+}
+
+/// A command that was started in a guest.
+pub(crate) struct Running(u64);
+
+/// The host's end of the virtio-serial port.
+struct Agent {
+    listener: UnixListener,
+    stream: Option<UnixStream>,
+    /// Received, and not yet a whole line.
+    partial: Vec<u8>,
+    /// Boot ids of boots that nobody has asked for yet.
+    boots: Vec<String>,
+    outputs: HashMap<u64, String>,
+    statuses: HashMap<u64, i32>,
+    last_id: u64,
+}
+
+impl Agent {
+    fn new(listener: UnixListener) -> Self {
+        Self {
+            listener,
+            stream: None,
+            partial: Vec::new(),
+            boots: Vec::new(),
+            outputs: HashMap::new(),
+            statuses: HashMap::new(),
+            last_id: 0,
+        }
+    }
+
+    fn send(&mut self, command: &str) -> u64 {
+        assert!(!command.contains('\n'), "a command is one line: {command}");
+        self.last_id += 1;
+        let stream = self.stream.as_mut().expect("a guest that has booted");
+        writeln!(stream, "{}\t{command}", self.last_id).expect("the agent's socket");
+        self.last_id
+    }
+
+    fn status(&mut self, id: u64) -> Option<i32> {
+        self.statuses.remove(&id)
+    }
+
+    fn take_output(&mut self, id: u64) -> String {
+        self.outputs.remove(&id).unwrap_or_default()
+    }
+
+    /// Takes in what the guest says, or returns after a short while if it says nothing.
+    fn receive(&mut self) {
+        let Some(stream) = &mut self.stream else { return self.accept() };
+        let mut bytes = [0; 4096];
+        match stream.read(&mut bytes) {
+            // QEMU has ended; its process is looked at by the caller.
+            Ok(0) => pause(),
+            Ok(length) => self.partial.extend_from_slice(&bytes[..length]),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(error) => panic!("the agent's socket: {error}"),
+        }
+        while let Some(end) = self.partial.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.partial.drain(..=end).collect();
+            self.take_line(String::from_utf8_lossy(&line).trim_end());
+        }
+    }
+
+    fn accept(&mut self) {
+        match self.listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).expect("a stream that blocks");
+                let limit = Some(Duration::from_millis(50));
+                stream.set_read_timeout(limit).expect("a stream with a time limit");
+                self.stream = Some(stream);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => pause(),
+            Err(error) => panic!("the agent's socket: {error}"),
+        }
+    }
+
+    fn take_line(&mut self, line: &str) {
+        let Some((id, rest)) = line.split_once('\t') else { return };
+        if id == "READY" {
+            self.boots.push(rest.to_owned());
+            return;
+        }
+        let id: u64 = id.parse().unwrap_or_else(|_| panic!("the agent says: {line}"));
+        if let Some(text) = rest.strip_prefix("out:") {
+            let output = self.outputs.entry(id).or_default();
+            output.push_str(text);
+            output.push('\n');
+        } else if let Some(status) = rest.strip_prefix("exit:") {
+            self.statuses.insert(id, status.parse().expect("an exit status"));
+        }
+    }
+}
+
+fn nic_options(number: usize, nic: &Nic<'_>) -> [String; 6] {
+    let Backend { socket, listener, vif, .. } = nic.backend;
+    let side = match listener {
+        Listener::Backend => "reconnect=1",
+        Listener::Qemu => "server=on",
+    };
+    let (mac, mtu) = (vif.mac(), nic.mtu);
+    [
+        "-chardev".to_owned(),
+        format!("socket,id=c{number},path={},{side}", socket.display()),
+        "-netdev".to_owned(),
+        format!("vhost-user,id=n{number},chardev=c{number}"),
+        "-device".to_owned(),
+        format!("virtio-net-pci,netdev=n{number},mac={mac},host_mtu={mtu}"),
+    ]
+}
+
+fn kernel() -> [String; 6] {
+    let cache = Path::new(ROOT).join(".cache/guest");
+    [
+        "-kernel".to_owned(),
+        cache.join("vmlinux").display().to_string(),
+        "-initrd".to_owned(),
+        cache.join("initramfs.cpio.gz").display().to_string(),
+        "-append".to_owned(),
+        "console=ttyS0 quiet panic=-1 mitigations=off".to_owned(),
+    ]
+}
+
+/// QEMU options for the fastest way to run the guest here.
+fn accelerator() -> impl Iterator<Item = &'static str> {
+    static OPTIONS: OnceLock<String> = OnceLock::new();
+    let script = "qemu-examples/accelerator";
+    OPTIONS.get_or_init(|| output_of(script).expect(script)).split(' ')
+}
+
+/// What a script prints; the error if it fails.
+fn output_of(script: &str) -> Result<String, String> {
+    let output = Command::new(Path::new(ROOT).join(script)).output().expect(script);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}

@@ -1,0 +1,87 @@
+//! What the tests of whole hosts are made of: hosts that are network namespaces, the project's
+//! programs running on them, and guests with a real kernel in QEMU.
+//!
+//! Everything that is made here is removed again when it is dropped, also when a test panics. A
+//! test that fails prints the logs of all its processes.
+
+pub(crate) mod guest;
+pub(crate) mod netns;
+pub(crate) mod process;
+pub(crate) mod vnet;
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ::vnet::sys::clock;
+
+/// The repository.
+pub(crate) const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Says that a test, or a part of one, is left out, and why; `tests/run` counts these.
+pub(crate) fn skip(what: &str, why: &str) {
+    println!("SKIP: {what}: {why}");
+    let Some(list) = std::env::var_os("VNET_SKIPS") else { return };
+    let file = OpenOptions::new().create(true).append(true).open(list);
+    file.and_then(|mut file| writeln!(file, "{what}: {why}")).expect("VNET_SKIPS can be written");
+}
+
+/// Says what a test does next, with the seconds since the first step.
+pub(crate) fn step(what: &str) {
+    println!("[{:6.2} s] {what}", clock::mono().as_micros() as f64 / 1e6);
+}
+
+/// One test of whole hosts at a time: there are only so many processors, and deadlines to keep.
+pub(crate) fn take_turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether network namespaces can be made; if not, says that `what` is left out.
+pub(crate) fn can_make_hosts(what: &str) -> bool {
+    if !nix::unistd::geteuid().is_root() {
+        skip(what, "network namespaces need root");
+        return false;
+    }
+    if succeeds(Command::new("ip").arg("-V")) {
+        return true;
+    }
+    skip(what, "there is no ip command (package iproute2)");
+    false
+}
+
+/// Whether guests can be booted, which includes making their image; if not, says that `what` is
+/// left out.
+pub(crate) fn can_boot_guests(what: &str) -> bool {
+    if !can_make_hosts(what) {
+        return false;
+    }
+    if !succeeds(Command::new(guest::Qemu::Installed.program()).arg("--version")) {
+        skip(what, "there is no qemu-system-x86_64 (package qemu-system-x86)");
+        return false;
+    }
+    let image = Path::new(ROOT).join("qemu-examples/guest-image");
+    assert!(succeeds(&mut Command::new(image)), "qemu-examples/guest-image failed");
+    true
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    command.output().is_ok_and(|output| output.status.success())
+}
+
+/// Waits until `condition` holds; panics, naming `what`, if it does not within `limit`.
+pub(crate) fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    let begin = clock::mono();
+    while !condition() {
+        assert!(clock::mono() - begin < limit, "{what}: not within {limit:?}");
+        pause();
+    }
+}
+
+/// The time between two looks at a condition that cannot be waited for.
+pub(crate) fn pause() {
+    std::thread::park_timeout(Duration::from_millis(5));
+}

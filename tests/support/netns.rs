@@ -1,0 +1,128 @@
+//! Several hosts on one machine.
+//!
+//! ```text
+//!     host a            host b            host c         network namespaces
+//!      eth0              eth0              eth0          192.0.2.1, .2, .3    2001:db8::1, ::2, ::3
+//!        |                 |                 |           veth pairs
+//!     [== to-a ========= to-b ============ to-c ==]      the underlay: a bridge in its own namespace
+//! ```
+//!
+//! The underlay is a plain switch: it carries multicast to all hosts, and nothing is lost on it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Hosts joined by an underlay; all namespaces are deleted when it is dropped.
+pub(crate) struct Underlay {
+    switch: Namespace,
+    hosts: Vec<Host>,
+    mtu: u32,
+}
+
+/// A host: a namespace with one interface, `eth0`.
+pub(crate) struct Host {
+    /// Its letter, a, b, ...
+    pub(crate) name: String,
+    /// Its IPv4 address on the underlay.
+    pub(crate) ipv4: Ipv4Addr,
+    /// Its IPv6 address on the underlay.
+    pub(crate) ipv6: Ipv6Addr,
+    namespace: Namespace,
+}
+
+impl Underlay {
+    /// Makes an underlay with `hosts` hosts and an MTU of `mtu` bytes.
+    pub(crate) fn new(hosts: u8, mtu: u32) -> Self {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("vnet-test-{}-{serial}", std::process::id());
+        let switch = Namespace::new(format!("{prefix}-underlay"));
+        let bridge = "link add bridge mtu MTU type bridge forward_delay 0 mcast_snooping 0";
+        switch.ip(&bridge.replace("MTU", &mtu.to_string()));
+        switch.ip("link set bridge up");
+        let mut underlay = Self { switch, hosts: Vec::new(), mtu };
+        for number in 1..=hosts {
+            underlay.add_host(&prefix, number);
+        }
+        underlay
+    }
+
+    fn add_host(&mut self, prefix: &str, number: u8) {
+        let name = char::from(b'a' + number - 1).to_string();
+        let namespace = Namespace::new(format!("{prefix}-{name}"));
+        let ipv4 = Ipv4Addr::new(192, 0, 2, number);
+        let ipv6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into());
+        let (mtu, inner) = (self.mtu, &namespace.name);
+        self.switch.ip(&format!(
+            "link add to-{name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inner}"
+        ));
+        self.switch.ip(&format!("link set to-{name} master bridge up"));
+        namespace.ip(&format!("address add {ipv4}/24 dev eth0"));
+        namespace.ip(&format!("address add {ipv6}/64 dev eth0 nodad"));
+        namespace.ip("link set eth0 up");
+        self.hosts.push(Host { name, ipv4, ipv6, namespace });
+    }
+
+    /// The host with this number, from 0.
+    pub(crate) fn host(&self, number: usize) -> &Host {
+        &self.hosts[number]
+    }
+}
+
+impl Host {
+    /// A command that runs `program` on the host.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace.name, program]);
+        command
+    }
+
+    /// Its address of one family.
+    pub(crate) fn address(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.ipv4.into(),
+            Family::V6 => self.ipv6.into(),
+        }
+    }
+}
+
+/// IP version of the underlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    fn new(name: String) -> Self {
+        ip(&["netns", "add", &name]);
+        let namespace = Self { name };
+        namespace.ip("link set lo up");
+        namespace
+    }
+
+    fn ip(&self, arguments: &str) {
+        let inside = ["-n", &self.name];
+        ip(&inside.into_iter().chain(arguments.split(' ')).collect::<Vec<_>>());
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // What fails here has failed the test before.
+        let _ = Command::new("ip").args(["netns", "delete", &self.name]).output();
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let output = Command::new("ip").args(arguments).output().expect("an ip command");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {}: {error}", arguments.join(" "));
+}

@@ -1,0 +1,183 @@
+//! The project's own programs.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::netns::Host;
+use super::process::Process;
+use super::wait_until;
+
+/// Time that a program may take to start.
+const START: Duration = Duration::from_secs(20);
+
+/// Directory of the programs under test.
+pub(crate) fn programs() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_varpd")).parent().expect("a directory")
+}
+
+/// A host's mapper.
+pub(crate) struct Varpd {
+    process: Process,
+    name: String,
+    namespace: Vec<String>,
+    directory: PathBuf,
+    address: IpAddr,
+    /// Its control socket.
+    pub(crate) socket: PathBuf,
+}
+
+impl Varpd {
+    /// Starts varpd on a host with one of the host's addresses; waits until it listens.
+    pub(crate) fn start(host: &Host, address: IpAddr, directory: &Path) -> Self {
+        let name = format!("varpd-{}", host.name);
+        let socket = directory.join(format!("{name}.sock"));
+        let command = host.command(env!("CARGO_BIN_EXE_varpd"));
+        let namespace = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        let process = spawn_varpd(&name, &namespace, address, &socket, directory);
+        let directory = directory.to_owned();
+        let mut varpd = Self { process, name, namespace, directory, address, socket };
+        varpd.wait_listening();
+        varpd
+    }
+
+    /// Kills it (SIGKILL).
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again, after it was killed; waits until it listens.
+    pub(crate) fn start_again(&mut self) {
+        let (name, socket) = (&self.name, &self.socket);
+        let process = spawn_varpd(name, &self.namespace, self.address, socket, &self.directory);
+        self.process = process;
+        self.wait_listening();
+    }
+
+    /// A socket file may be left from one that was killed: it listens when it answers.
+    fn wait_listening(&mut self) {
+        let name = self.name.clone();
+        wait_until(&format!("{name} listens"), START, || {
+            self.process.assert_running();
+            self.try_show("vnets").is_some()
+        });
+    }
+
+    /// What `vnet -j show TABLE` prints.
+    pub(crate) fn show(&self, table: &str) -> Value {
+        self.try_show(table).unwrap_or_else(|| panic!("{}: vnet -j show {table}", self.name))
+    }
+
+    fn try_show(&self, table: &str) -> Option<Value> {
+        let output = Command::new(env!("CARGO_BIN_EXE_vnet"))
+            .arg("--socket")
+            .arg(&self.socket)
+            .args(["-j", "show", table])
+            .output()
+            .expect("the vnet command");
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
+    }
+}
+
+fn spawn_varpd(
+    name: &str,
+    namespace: &Vec<String>,
+    address: IpAddr,
+    socket: &Path,
+    directory: &Path,
+) -> Process {
+    let mut command = Command::new("ip");
+    command.args(namespace).arg("--address").arg(address.to_string()).arg("--socket").arg(socket);
+    Process::start(name, directory, &mut command)
+}
+
+/// Which vif a NIC is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Vif {
+    /// The vnet.
+    pub(crate) vnet: u32,
+    /// The last octet of its MAC, 52:54:00:00:00:XX.
+    pub(crate) mac: u8,
+}
+
+impl Vif {
+    /// The MAC address as text.
+    pub(crate) fn mac(self) -> String {
+        format!("52:54:00:00:00:{:02x}", self.mac)
+    }
+}
+
+/// Which side listens on the vhost-user socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Listener {
+    /// The backend ("server mode"): it is started first.
+    Backend,
+    /// QEMU ("client mode").
+    Qemu,
+}
+
+/// One NIC's backend.
+pub(crate) struct Backend {
+    /// The running program.
+    pub(crate) process: Process,
+    /// The vhost-user socket.
+    pub(crate) socket: PathBuf,
+    /// Who listens on it.
+    pub(crate) listener: Listener,
+    /// The vif that it serves.
+    pub(crate) vif: Vif,
+    name: String,
+    varpd: PathBuf,
+    directory: PathBuf,
+}
+
+impl Backend {
+    /// Starts the backend of a NIC on the host of `varpd`; if it is to listen, waits until it does.
+    pub(crate) fn start(name: &str, vif: Vif, listener: Listener, varpd: &Varpd) -> Self {
+        let directory = varpd.directory.clone();
+        let socket = directory.join(format!("{name}.sock"));
+        let varpd = varpd.socket.clone();
+        let process = spawn_backend(name, vif, listener, &socket, &varpd, &directory);
+        let name = name.to_owned();
+        let mut backend = Self { process, socket, listener, vif, name, varpd, directory };
+        backend.wait_listening();
+        backend
+    }
+
+    /// Starts it again, after it was killed or has ended.
+    pub(crate) fn start_again(&mut self) {
+        let Self { name, vif, listener, socket, varpd, directory, .. } = self;
+        self.process = spawn_backend(name, *vif, *listener, socket, varpd, directory);
+        self.wait_listening();
+    }
+
+    fn wait_listening(&mut self) {
+        if self.listener == Listener::Qemu {
+            return;
+        }
+        wait_until(&format!("the backend {} listens", self.name), START, || {
+            self.process.assert_running();
+            self.socket.exists()
+        });
+    }
+}
+
+fn spawn_backend(
+    name: &str,
+    vif: Vif,
+    listener: Listener,
+    socket: &Path,
+    varpd: &Path,
+    directory: &Path,
+) -> Process {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-vnet"));
+    command.arg("--socket-path").arg(socket).arg("--varpd").arg(varpd);
+    command.args(["--vnet", &vif.vnet.to_string(), "--mac", &vif.mac()]);
+    if listener == Listener::Qemu {
+        command.arg("--client");
+    }
+    Process::start(&format!("backend-{name}"), directory, &mut command)
+}

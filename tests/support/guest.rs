@@ -35,8 +35,13 @@ impl Qemu {
         static TEN: OnceLock<String> = OnceLock::new();
         match self {
             Self::Installed => "qemu-system-x86_64",
-            Self::Ten => TEN.get_or_init(|| first_line_of("qemu-examples/qemu-10")),
+            Self::Ten => TEN.get_or_init(|| output_of("qemu-examples/qemu-10").unwrap_or_default()),
         }
+    }
+
+    /// Whether this machine has it, or can get it.
+    pub(crate) fn is_available(self) -> bool {
+        !self.program().is_empty()
     }
 }
 
@@ -103,7 +108,9 @@ impl Guest {
 
     /// Gives an interface an address and sets it up.
     pub(crate) fn configure(&mut self, interface: &str, address: &str) {
-        self.run(&format!("ip address add {address} dev {interface} && ip link set {interface} up"));
+        self.run(&format!(
+            "ip address add {address} dev {interface} && ip link set {interface} up"
+        ));
     }
 
     /// Runs a command; returns what it printed. Panics if it fails.
@@ -286,12 +293,13 @@ fn kernel() -> [String; 6] {
 /// QEMU options for the fastest way to run the guest here.
 fn accelerator() -> impl Iterator<Item = &'static str> {
     static OPTIONS: OnceLock<String> = OnceLock::new();
-    OPTIONS.get_or_init(|| first_line_of("qemu-examples/accelerator")).split(' ')
+    let script = "qemu-examples/accelerator";
+    OPTIONS.get_or_init(|| output_of(script).expect(script)).split(' ')
 }
 
-fn first_line_of(script: &str) -> String {
+/// What a script prints; the error if it fails.
+fn output_of(script: &str) -> Result<String, String> {
     let output = Command::new(Path::new(ROOT).join(script)).output().expect(script);
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{script}: {error}");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }

@@ -1,0 +1,69 @@
+//! The launch lines of the documentation, as they stand in `qemu-examples`.
+
+use std::path::Path;
+use std::process::Command;
+
+use super::support::guest::{Guest, Qemu};
+use super::support::netns::Family;
+use super::support::vnet::programs;
+use super::support::{ROOT, can_boot_guests, step, take_turn};
+use super::{Site, newest_qemu, pings, transfer};
+
+/// Runs an example; `varpd` is its host's.
+fn start_example(name: &str, qemu: Qemu, site: &Site, host: usize) -> Guest {
+    let sockets = site.path().join(name);
+    std::fs::create_dir(&sockets).expect("a directory for the example's sockets");
+    let path = std::env::var("PATH").expect("a PATH");
+    let mut command = Command::new(Path::new(ROOT).join("qemu-examples").join(name));
+    command
+        .env("PATH", format!("{}:{path}", programs().display()))
+        .env("VARPD", &site.varpds[host].socket)
+        .env("QEMU", qemu.program())
+        .env("DIR", sockets);
+    Guest::start_command(name, &mut command, site.path())
+}
+
+#[test]
+fn examples() {
+    if !can_boot_guests("the examples") {
+        return;
+    }
+    let _turn = take_turn();
+    let site = Site::new(2, Family::V4);
+    let mut hub = start_example("two-nics", Qemu::Installed, &site, 0);
+    let names = ["server-mode", "client-mode", "fd", "multiqueue"];
+    let mut guests = names.map(|name| {
+        let qemu = if name == "client-mode" { newest_qemu() } else { Qemu::Installed };
+        start_example(name, qemu, &site, 1)
+    });
+
+    hub.wait_boot();
+    hub.configure("eth0", "10.42.0.100/24");
+    hub.configure("eth1", "10.43.0.100/24");
+    for (number, guest) in guests.iter_mut().enumerate() {
+        step(names[number]);
+        guest.wait_boot();
+        let address = format!("10.42.0.{}", number + 1);
+        guest.configure("eth0", &format!("{address}/24"));
+        let output = hub.run(&format!("ping -q -c 50 -i 0.01 -W 2 {address}"));
+        assert_eq!(pings(&output).answered, 50, "{output}");
+        transfer(&mut hub, guest, &address, 2);
+    }
+
+    step("multiqueue: both queue pairs exist");
+    let [server, _, _, multiqueue] = &mut guests;
+    assert_eq!(multiqueue.number("ls -d /sys/class/net/eth0/queues/rx-* | wc -l"), 2);
+    for _ in 0..4 {
+        // Connections are spread over the queue pairs by their ports.
+        transfer(multiqueue, server, "10.42.0.1", 1);
+    }
+
+    step("two NICs: the second is on vnet 43, where nobody else is");
+    let (status, output) = hub.try_run("ping -q -c 3 -i 0.1 -W 1 -I eth1 10.42.0.1");
+    assert_ne!(status, 0, "{output}");
+    let vifs = site.varpds[0].show("vifs");
+    let vnet_of = |vif: &serde_json::Value| vif["vnet"].as_u64();
+    let mut vnets: Vec<_> = vifs.as_array().expect("an array").iter().map(vnet_of).collect();
+    vnets.sort_unstable();
+    assert_eq!(vnets, [Some(42), Some(43)]);
+}

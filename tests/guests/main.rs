@@ -1,0 +1,144 @@
+//! Guests with a real kernel, in QEMU, on hosts that are network namespaces: what the project
+//! promises to the people who run guests, seen from inside the guests.
+//!
+//! ```text
+//!     guest              guest              guest          10.0.0.x in their vnets
+//!       |                  |                  |            virtio-net, vhost-user
+//!     backend            backend            backend
+//!       |                  |                  |
+//!     varpd of host a      +-- varpd of b ----+
+//!       |                  |
+//!       +---- underlay ----+                               see support/netns.rs
+//! ```
+//!
+//! Without root or QEMU, the tests are skipped and say so. One runs at a time.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod isolation;
+mod launch;
+mod reach;
+mod restarts;
+
+use std::path::Path;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use vnet::sys::clock;
+use vnet::time::Instant;
+
+use support::guest::{Guest, Nic, Qemu};
+use support::netns::{Family, Underlay};
+use support::vnet::{Backend, Listener, Varpd, Vif};
+
+/// Hosts with a varpd each. Fields are dropped in this order.
+struct Site {
+    varpds: Vec<Varpd>,
+    _underlay: Underlay,
+    directory: TempDir,
+    /// What fits into the underlay's 1500 bytes.
+    guest_mtu: u32,
+}
+
+impl Site {
+    fn new(hosts: u8, family: Family) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let underlay = Underlay::new(hosts, 1500);
+        let start = |number: u8| {
+            let host = underlay.host(number.into());
+            Varpd::start(host, host.address(family), directory.path())
+        };
+        let varpds = (0..hosts).map(start).collect();
+        let guest_mtu = match family {
+            Family::V4 => 1450,
+            Family::V6 => 1430,
+        };
+        Self { varpds, _underlay: underlay, directory, guest_mtu }
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Starts a guest with one NIC; it boots meanwhile.
+    fn start(&self, name: &str, host: usize, vif: Vif, listener: Listener, qemu: Qemu) -> Machine {
+        let backend = Backend::start(name, vif, listener, &self.varpds[host]);
+        let guest = self.start_guest(name, &backend, qemu);
+        Machine { guest, backend, name: name.to_owned(), qemu }
+    }
+
+    fn start_guest(&self, name: &str, backend: &Backend, qemu: Qemu) -> Guest {
+        let nic = Nic { backend, mtu: self.guest_mtu };
+        Guest::start(name, qemu, &[nic], self.path())
+    }
+}
+
+/// A guest and the backend of its NIC.
+struct Machine {
+    guest: Guest,
+    backend: Backend,
+    name: String,
+    qemu: Qemu,
+}
+
+impl Machine {
+    /// Waits until the guest has booted and gives it its address.
+    fn bring_up(&mut self, address: &str) {
+        self.guest.wait_boot();
+        self.guest.configure("eth0", address);
+    }
+}
+
+/// Result of some pings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pings {
+    sent: u32,
+    answered: u32,
+}
+
+/// Reads the summary that ping prints: `3 packets transmitted, 2 packets received, ...`.
+fn pings(output: &str) -> Pings {
+    let summary = output.lines().find(|line| line.contains("packets transmitted"));
+    let summary = summary.unwrap_or_else(|| panic!("not from ping: {output}"));
+    let number = |part: Option<&str>| {
+        let word = part.and_then(|part| part.split_whitespace().next());
+        word.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("ping: {summary}"))
+    };
+    let mut parts = summary.split(',');
+    Pings { sent: number(parts.next()), answered: number(parts.next()) }
+}
+
+/// Pings once; returns the time until the answer, which includes all address resolution.
+fn first_ping(guest: &mut Guest, to: &str) -> Duration {
+    let output = guest.run(&format!("ping -c 1 -W 5 {to}"));
+    let time = output.split_once("time=").and_then(|(_, rest)| rest.split_once(" ms"));
+    let milliseconds: f64 = time.and_then(|(time, _)| time.parse().ok()).expect("a time from ping");
+    Duration::from_secs_f64(milliseconds / 1000.0)
+}
+
+/// Sends `mib` MiB of random bytes over TCP and checks that what arrives has the same checksum.
+fn transfer(from: &mut Guest, to: &mut Guest, address: &str, mib: u32) {
+    let begin = clock::mono();
+    // The receiver sends back the checksum of what it has got.
+    to.run("nc -l -p 5000 -e sha256sum </dev/null >/dev/null 2>&1 &");
+    to.run("until netstat -ltn | grep -q :5000; do usleep 10000; done");
+    from.run(&format!("head -c {}M /dev/urandom >/tmp/data", mib));
+    let sent = from.run("sha256sum </tmp/data");
+    let arrived = from.run(&format!("nc {address} 5000 </tmp/data; rm /tmp/data"));
+    assert_eq!(sent, arrived, "checksums of what was sent and what has arrived");
+    support::step(&format!("  {mib} MiB, made and checked, in {:?}", elapsed(begin)));
+}
+
+fn elapsed(since: Instant) -> Duration {
+    clock::mono() - since
+}
+
+/// QEMU 10, or where it cannot be had, the installed one.
+fn newest_qemu() -> Qemu {
+    if Qemu::Ten.is_available() {
+        return Qemu::Ten;
+    }
+    support::skip("guests with QEMU 10", "it is neither installed nor in the backports");
+    Qemu::Installed
+}

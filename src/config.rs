@@ -208,7 +208,8 @@ pub struct Timers {
     pub tries: u32,
     /// Waits between the first requests of the first try.
     pub early_retries: Vec<Seconds>,
-    /// How long a claim may be believed without being confirmed.
+    /// How long a claim may be believed without being confirmed; at least a second.
+    #[serde(deserialize_with = "at_least_a_second")]
     pub lifetime: Seconds,
     /// How long nobody is asked again after a resolution without an answer.
     pub negative_lifetime: Seconds,
@@ -261,6 +262,14 @@ impl TryFrom<f64> for Seconds {
         let millis = duration.and_then(|d| u32::try_from(d.as_millis()).ok());
         millis.map(Self).ok_or_else(|| format!("{seconds} is not a time of 0 to 2592000 seconds"))
     }
+}
+
+fn at_least_a_second<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Seconds, D::Error> {
+    let seconds = Seconds::deserialize(from)?;
+    if seconds.0 < 1000 {
+        return Err(serde::de::Error::custom("a lifetime is at least one second"));
+    }
+    Ok(seconds)
 }
 
 /// A multicast group.
@@ -456,7 +465,25 @@ mod tests {
             complaint("underlay = 'eth0'\naddress = '192.0.2.1'"),
             "f.toml:2: 'underlay' and 'address' exclude each other"
         );
+        assert_eq!(
+            complaint("[timers]\nkeep = 1\nlifetime = 0.5"),
+            "f.toml:3: a lifetime is at least one second"
+        );
         assert!(complaint("[timers]\nkeep = -1").starts_with("f.toml:2: -1 is not a time"));
+    }
+
+    #[test]
+    fn the_example_shows_the_defaults() {
+        let text = include_str!("../qemu-examples/varpd.toml");
+        assert_eq!(parse(text).unwrap(), Config::default());
+        // What is commented out is right, too: each key alone, since some exclude each other.
+        let keys = text.lines().filter_map(|line| line.strip_prefix('#'));
+        let keys: Vec<&str> =
+            keys.filter(|line| !line.starts_with(' ') && !line.is_empty()).collect();
+        assert_eq!(keys.len(), 7, "{keys:?}");
+        for key in keys {
+            parse(key).unwrap();
+        }
     }
 
     #[test]

@@ -59,6 +59,11 @@ macro_rules! counters {
                 self.0.get(counter as usize).map_or(0, |cell| cell.load(Ordering::Relaxed))
             }
 
+            /// Names of all and what they count, in the order they are shown.
+            pub fn descriptions() -> Vec<(&'static str, &'static str)> {
+                $id::ALL.iter().map(|&c| (c.name(), c.text())).collect()
+            }
+
             /// Names and values of all, in the order they are shown.
             pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
                 $id::ALL.iter().map(|&c| (c.name(), self.get(c))).collect()

@@ -89,10 +89,14 @@ impl Filter {
     }
 }
 
-/// The table with aligned columns under headers.
+/// The table with aligned columns under headers. Names of counters come from backends: no control
+/// character reaches the terminal.
 pub fn as_text(table: Table, rows: &[Vec<String>]) -> String {
     let columns = columns(table);
-    let cell = |row: &[String], at: usize| row.get(at).map_or(NONE, String::as_str).to_owned();
+    let cell = |row: &[String], at: usize| {
+        let text = row.get(at).map_or(NONE, String::as_str);
+        text.replace(char::is_control, "?")
+    };
     let width = |at: usize, column: &Column| {
         let cells = rows.iter().map(|row| cell(row, at).chars().count());
         cells.chain([column.name.len()]).max().unwrap_or(0)
@@ -179,6 +183,13 @@ varpd                 requests       7
 ";
         assert_eq!(as_text(Table::Stats, &rows), want);
         assert_eq!(as_text(Table::Stats, &[]), "SCOPE  COUNTER  VALUE\n");
+    }
+
+    #[test]
+    fn nothing_controls_the_terminal() {
+        let rows = rows(&[&["42/52:54:00:00:00:01", "\x1b[2J\n\u{9b}x", "1"]]);
+        let text = as_text(Table::Stats, &rows);
+        assert!(text.ends_with("  ?[2J??x      1\n"), "{text:?}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::wire::{Mac, VnetId};
 ///
 /// vnet asks varpd, over its control socket, what it and this host's vifs know and do.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "vnet", version)]
+#[command(name = "vnet", version, subcommand_value_name = "COMMAND")]
 pub struct Args {
     /// varpd's control socket
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]

@@ -185,6 +185,29 @@ fn there_are_only_so_many_clients() {
 }
 
 #[test]
+fn without_file_descriptors_it_waits_for_better_times() {
+    let Some(net) = Net::new("varpd: out of descriptors") else { return };
+    let mut command = net.a().command("prlimit");
+    command.args(["--nofile=24:24", env!("CARGO_BIN_EXE_varpd"), "--underlay", "eth0", "--socket"]);
+    let socket = net.path("few.sock");
+    let process = super::spawn("few", &net, command.arg(&socket));
+    wait_until("it is ready", SOON, || process.log().contains("varpd: ready"));
+    let vif = Backend::register(&socket, key(1), ACTIVE);
+    let crowd: Vec<Peer> = (0..40).map(|_| Peer::connect(&socket)).collect();
+    wait_until("it can accept no more", SOON, || process.log().contains("can't accept a client"));
+    let before = process.cpu_ticks();
+    vif.peer.resolve(mac(1));
+    vif.peer.mapping(mac(1));
+    drop(crowd);
+    // It looks again after a second.
+    wait_until("it serves again", SOON, || {
+        super::vnet(&socket, &["show", "vifs"]).status.success()
+    });
+    let ticks = process.cpu_ticks() - before;
+    assert!(ticks < 20, "it was busy for {ticks} ticks");
+}
+
+#[test]
 fn no_descriptor_is_left_of_clients_that_die() {
     let Some(net) = Net::new("varpd: descriptor leaks") else { return };
     let config = format!("{HASTY}keep = 0.05\n[limits]\nkept-vifs = 4\n");

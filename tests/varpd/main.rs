@@ -12,6 +12,8 @@
 //!   [== to-a ================= to-b ==]    the underlay
 //! ```
 
+#![expect(clippy::unwrap_used, reason = "a failed test may panic")]
+
 mod hostile;
 mod migration;
 mod operator;
@@ -24,6 +26,7 @@ mod startup;
 mod support;
 
 use std::fs::Permissions;
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -78,10 +81,14 @@ impl Net {
 
     /// A varpd on a host, with what else its configuration says.
     fn varpd(&self, host: &Host, family: Family, config: &str) -> Varpd {
+        self.varpd_at(host, host.address(family), config)
+    }
+
+    /// The same, at one of the host's addresses.
+    fn varpd_at(&self, host: &Host, address: IpAddr, config: &str) -> Varpd {
         let name = format!("varpd-{}", host.name);
         let (socket, file) =
             (self.path(&format!("{name}.sock")), self.path(&format!("{name}.toml")));
-        let address = host.address(family);
         let head = format!(
             "socket = '{}'\nsocket-mode = '0666'\naddress = '{address}'\n",
             socket.display()

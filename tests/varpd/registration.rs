@@ -14,8 +14,8 @@ use super::support::netns::Family;
 use super::support::wait_until;
 use super::{BOTH, Net, SOON, key};
 
-/// Names the helper's control socket.
-const HELPER: &str = "VNET_TEST_REGISTER_AT";
+/// Set where this program is run as another user: names the control socket.
+const OTHER_USER_AT: &str = "VNET_TEST_OTHER_USER_AT";
 
 #[test]
 fn a_backend_is_given_bound_and_filtered_sockets() {
@@ -136,6 +136,9 @@ fn a_backend_outlives_varpd() {
 
 #[test]
 fn another_users_vif_is_denied() {
+    if let Some(socket) = std::env::var_os(OTHER_USER_AT) {
+        return play_another_user(socket.as_ref());
+    }
     let Some(net) = Net::new("varpd: other users") else { return };
     let varpd = net.varpd(net.a(), Family::V4, "");
     let mine = Backend::register(&varpd.socket, key(1), ACTIVE);
@@ -158,14 +161,14 @@ fn another_users_vif_is_denied() {
 
 /// Registers vif 1 as another user, in a process of its own, which then ends.
 fn register_as(uid: u32, net: &Net, socket: &Path) -> String {
-    let program = net.path("helper");
+    let program = net.path("other-user");
     if !program.exists() {
         // The build's directory may be closed to other users.
         std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     }
     let output = Command::new(program)
-        .args(["--exact", "registration::helper", "--nocapture"])
-        .env(HELPER, socket)
+        .args(["--exact", "registration::another_users_vif_is_denied", "--nocapture"])
+        .env(OTHER_USER_AT, socket)
         .uid(uid)
         .gid(uid)
         .current_dir("/")
@@ -178,11 +181,9 @@ fn register_as(uid: u32, net: &Net, socket: &Path) -> String {
     found.next().unwrap_or_else(|| panic!("no result: {text}")).1.to_owned()
 }
 
-/// Not a test: the other side of [`register_as`].
-#[test]
-fn helper() {
-    let Some(socket) = std::env::var_os(HELPER) else { return };
-    let peer = Peer::connect(socket.as_ref());
+/// The other side of [`register_as`].
+fn play_another_user(socket: &Path) {
+    let peer = Peer::connect(socket);
     peer.send(&register(key(1), ACTIVE));
     match peer.event() {
         Event::Registered { coa, .. } => println!("RESULT Registered {coa}"),

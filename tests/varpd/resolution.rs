@@ -1,9 +1,11 @@
 //! Hosts that find each other's vifs, and frames that then pass.
 
+use std::net::IpAddr;
+
 use vnet::wire::control::{Event, Request};
 
 use super::peer::{ACTIVE, Backend, frame, take};
-use super::support::netns::Family;
+use super::support::netns::{Family, Host};
 use super::support::wait_until;
 use super::{BOTH, HASTY, Net, SOON, key, mac, vnet_id};
 
@@ -36,6 +38,37 @@ fn vifs_find_each_other_across_hosts() {
         assert!(row["stamp"].as_str().unwrap().starts_with("20"), "{row}");
         assert_eq!(b.show("vnets")[0]["cached"], 1);
     }
+}
+
+#[test]
+fn link_local_addresses_serve_as_well() {
+    let Some(net) = Net::new("varpd: link-local underlay") else { return };
+    let link_local = |host: &Host| {
+        let address = || {
+            let mut command = host.command("ip");
+            let output = command.args(["-6", "-o", "address", "show", "scope", "link"]).output();
+            let text = String::from_utf8(output.unwrap().stdout).unwrap();
+            let line = text.lines().find(|line| !line.contains("tentative"))?;
+            let (_, rest) = line.split_once("inet6 ")?;
+            rest.split_once('/').map(|(address, _)| address.parse::<IpAddr>().unwrap())
+        };
+        wait_until("duplicate address detection is over", SOON, || address().is_some());
+        address().unwrap()
+    };
+    let a = net.varpd_at(net.a(), link_local(net.a()), "");
+    let b = net.varpd_at(net.b(), link_local(net.b()), "");
+    let here = Backend::register(&a.socket, key(1), ACTIVE);
+    let there = Backend::register(&b.socket, key(2), ACTIVE);
+    there.peer.resolve(mac(1));
+    assert_eq!(there.peer.mapping(mac(1)), here.coa);
+    // No scope is known to a peer: the socket is bound to its link.
+    there.unicast().send_to(&frame(42, "hello"), here.coa.addr).unwrap();
+    assert_eq!(take(here.unicast()).0, frame(42, "hello"));
+    there.unicast().send_to(&frame(42, "all"), there.group).unwrap();
+    assert_eq!(take(here.group_socket()).0, frame(42, "all"));
+    let Backend { peer, coa, sockets, .. } = here;
+    drop(peer);
+    assert_eq!(Backend::return_with(&a.socket, key(1), ACTIVE, sockets).coa, coa);
 }
 
 #[test]

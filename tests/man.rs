@@ -1,0 +1,151 @@
+//! The manual pages are made from the command lines, the list of counters and what is written by
+//! hand in `man/`; those that are committed are up to date.
+//!
+//! `VNET_BLESS=1 cargo test --test man` writes them anew.
+
+#![expect(clippy::unwrap_used, reason = "a failed test may panic")]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+
+use clap::Command;
+use clap_mangen::Man;
+use vnet::cli::{self, Page};
+use vnet::mapper::MapperCounters;
+use vnet::metrics::{VarpdCounters, VifCounters};
+
+/// The formats in vnet(7), in this order, between its head and the counters.
+const FORMATS: [&str; 2] = ["varp.inc.7", "control.inc.7"];
+
+/// Directory of the pages.
+fn directory() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("man")
+}
+
+/// `NAME.SECTION`.
+fn file_name(page: &Page) -> String {
+    format!("{}.{}", page.command.get_name(), page.section)
+}
+
+/// The page: what the command line says, then what was written by hand.
+fn render(page: &Page) -> String {
+    let mut command = page.command.clone().disable_help_subcommand(true);
+    command.build();
+    let man = Man::new(command.clone()).section(page.section).date("").manual("vnet");
+    let has_commands = command.has_subcommands();
+    let mut out = Vec::new();
+    man.render_title(&mut out).unwrap();
+    man.render_name_section(&mut out).unwrap();
+    man.render_synopsis_section(&mut out).unwrap();
+    man.render_description_section(&mut out).unwrap();
+    man.render_options_section(&mut out).unwrap();
+    let mut text = String::from_utf8(out).unwrap();
+    if has_commands {
+        text.push_str(".SH COMMANDS\n");
+        command.get_subcommands().for_each(|c| text.push_str(&command_section(c)));
+    }
+    let extra = directory().join(format!("{}.extra", file_name(page)));
+    tidy(&text) + &fs::read_to_string(&extra).unwrap_or_default()
+}
+
+/// Takes out what clap_mangen says before every section, and blanks at line ends.
+fn tidy(roff: &str) -> String {
+    let prologue = |line: &str| line.starts_with(".ie \\n(.g") || line.starts_with(".el .ds Aq");
+    let lines =
+        roff.lines().filter(|line| !prologue(line)).map(|line| format!("{}\n", line.trim_end()));
+    let body: String = lines.collect();
+    format!(".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n{body}")
+}
+
+/// vnet(7): written by hand, with the formats and the counters.
+fn render_overview() -> String {
+    let read = |name: &str| fs::read_to_string(directory().join(name)).unwrap_or_default();
+    let formats: String = FORMATS.iter().map(|name| read(name)).collect();
+    read("vnet.7.head") + &formats + &counters() + &read("vnet.7.tail")
+}
+
+/// What every counter counts.
+fn counters() -> String {
+    let mut text = ".SH COUNTERS\nShown by\n.BR \"vnet show stats\" .\n".to_owned();
+    let sets = [
+        ("Of a vif", VifCounters::descriptions()),
+        ("Of varpd", VarpdCounters::descriptions()),
+        ("Of varpd's address resolution", MapperCounters::descriptions()),
+    ];
+    for (title, counters) in sets {
+        writeln!(text, ".SS {title}").unwrap();
+        for (name, about) in counters {
+            writeln!(text, ".TP\n.B {name}\n{}", about.replace('-', "\\-")).unwrap();
+        }
+    }
+    text
+}
+
+/// A command of a program that has several, as a subsection.
+fn command_section(command: &Command) -> String {
+    let man = Man::new(command.clone());
+    let mut synopsis = Vec::new();
+    man.render_synopsis_section(&mut synopsis).unwrap();
+    let mut options = Vec::new();
+    man.render_options_section(&mut options).unwrap();
+    let body = |roff: Vec<u8>| {
+        let text = String::from_utf8(roff).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with(".SH"));
+        lines.map(|line| format!("{line}\n")).collect::<String>()
+    };
+    let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+    let name = command.get_name();
+    format!(".SS {name}\n{}.PP\n{about}.\n{}", body(synopsis), body(options))
+}
+
+#[test]
+fn pages_are_up_to_date() {
+    let commands = cli::pages();
+    let mut pages: Vec<_> = commands.iter().map(|page| (file_name(page), render(page))).collect();
+    pages.push(("vnet.7".into(), render_overview()));
+    for (name, want) in pages {
+        let path = directory().join(name);
+        if std::env::var_os("VNET_BLESS").is_some() {
+            fs::write(&path, &want).unwrap();
+        }
+        let got = fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            got == want,
+            "{} is out of date; write it with: VNET_BLESS=1 cargo test --test man",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn every_counter_is_explained() {
+    let text = render_overview();
+    for name in VifCounters::descriptions().into_iter().map(|(name, _)| name) {
+        assert!(text.contains(&format!("\n.B {name}\n")), "{name}");
+    }
+}
+
+#[test]
+fn every_option_is_explained() {
+    for page in cli::pages() {
+        let text = render(&page);
+        let mut command = page.command.clone();
+        command.build();
+        for option in command.get_arguments().filter_map(|arg| arg.get_long()) {
+            let escaped = option.replace('-', "\\-");
+            assert!(text.contains(&format!("\\-\\-{escaped}")), "{}: {option}", file_name(&page));
+        }
+    }
+}
+
+#[test]
+fn hand_written_parts_belong_to_a_page() {
+    let pages: Vec<String> = cli::pages().iter().map(file_name).collect();
+    for entry in fs::read_dir(directory()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if let Some(page) = name.strip_suffix(".extra") {
+            assert!(pages.iter().any(|p| p == page), "{name} belongs to no page");
+        }
+    }
+}

@@ -18,6 +18,7 @@ use crate::underlay::sockets::{Opener, VifSockets};
 use crate::wire::VnetId;
 
 use super::clients::{ClientId, Clients, Sent};
+use super::quiet::Quiet;
 use super::registry::{Owner, Registry};
 use super::stats::Runs;
 use super::varp::{Varp, Via};
@@ -76,6 +77,9 @@ pub(super) struct Daemon {
     listener: Listener,
     /// No connection is accepted until then.
     accept_again: Option<Instant>,
+    quiet_about_accepting: Quiet,
+    /// About clients that are refused something.
+    pub(super) quiet: Quiet,
     varp: Varp,
     pub(super) opener: Opener,
     pub(super) mapper: Mapper,
@@ -117,6 +121,8 @@ impl Daemon {
             poller,
             listener,
             accept_again: None,
+            quiet_about_accepting: Quiet::new(1),
+            quiet: Quiet::new(20),
             varp,
             opener,
             mapper,
@@ -204,7 +210,7 @@ impl Daemon {
 
     /// The listener would be ready again at once, without any progress.
     fn pause_accepting(&mut self, why: &io::Error, now: Now) {
-        log::warn!("can't accept a client: {why}");
+        log::log!(self.quiet_about_accepting.level(now.mono), "can't accept a client: {why}");
         if self.poller.remove(&self.listener).is_ok() {
             self.accept_again = Some(now.mono + ACCEPT_PAUSE);
         }

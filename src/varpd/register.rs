@@ -66,7 +66,10 @@ impl Daemon {
         })?;
         let origin = self.origin(&wanted, peer, &fds);
         let vif = match origin {
-            Origin::Kept(kept) => self.resume(kept, &wanted, peer, id, now)?,
+            Origin::Kept(kept) => {
+                self.counters.inc(VarpdCounter::vifs_resumed);
+                self.resume(kept, &wanted, peer, id, now)?
+            }
             Origin::Opened => {
                 let sockets = self.open_sockets(&wanted)?;
                 self.enter(&wanted, peer, id, sockets, now)?
@@ -74,7 +77,11 @@ impl Daemon {
             Origin::Brought => {
                 let sockets = self.adopt_sockets(&wanted, fds)?;
                 self.counters.inc(VarpdCounter::vifs_adopted);
-                self.enter(&wanted, peer, id, sockets, now)?
+                match self.kept_at(&wanted, peer, &sockets) {
+                    // They are those that are kept: the claim has lived on.
+                    Some(kept) => self.resume(kept, &wanted, peer, id, now)?,
+                    None => self.enter(&wanted, peer, id, sockets, now)?,
+                }
             }
         };
         if let Some(client) = self.clients.get_mut(id) {
@@ -119,6 +126,9 @@ impl Daemon {
         let claim = self.mapper.claim(id);
         if let Some(vif) = self.registry.get_mut(id) {
             vif.active = active;
+            if !active {
+                vif.stamp = None;
+            }
             let Owner::Live(client) = vif.owner else { return };
             if let Some(claim) = claim.filter(|_| active) {
                 let sent = self.clients.send(client, &Event::Claimed { stamp: claim.stamp }, &[]);
@@ -159,6 +169,14 @@ impl Daemon {
         }
     }
 
+    /// The kept vif that has the very address of these sockets.
+    fn kept_at(&self, wanted: &Registration, peer: Peer, brought: &VifSockets) -> Option<LocalVif> {
+        let (id, kept) = self.registry.kept(wanted.key)?;
+        let same = kept.sockets.address() == brought.address()
+            && kept.sockets.queue_pairs() == brought.queue_pairs();
+        (same && may_take(peer, kept.peer)).then_some(id)
+    }
+
     fn open_sockets(&mut self, wanted: &Registration) -> Result<VifSockets, Failure> {
         let vnet = wanted.key.vnet;
         self.opener.vif(self.group_of(vnet), vnet, wanted.queue_pairs).map_err(|e| {
@@ -190,7 +208,6 @@ impl Daemon {
         client: ClientId,
         now: Now,
     ) -> Result<LocalVif, Failure> {
-        self.counters.inc(VarpdCounter::vifs_resumed);
         if let Some(vif) = self.registry.get_mut(kept)
             && vif.coa.capabilities == wanted.capabilities
         {

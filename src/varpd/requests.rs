@@ -191,7 +191,8 @@ impl Daemon {
         }
         if let Some(client) = self.clients.get(id) {
             let peer = client.peer;
-            log::warn!("refused process {} of user {}: {text}", peer.pid, peer.uid);
+            let level = self.quiet.level(now.mono);
+            log::log!(level, "refused process {} of user {}: {text}", peer.pid, peer.uid);
         }
         let sent = self.clients.send(id, &Event::Error { code, text }, &[]);
         if fatal {

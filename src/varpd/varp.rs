@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
 
 use crate::mapper::Destination;
 use crate::metrics::{VarpdCounter, VarpdCounters};
@@ -10,12 +9,11 @@ use crate::time::Instant;
 use crate::underlay::sockets::Opener;
 use crate::wire::varp::Message;
 
+use super::quiet::Quiet;
 use super::{VarpdError, failed};
 
 /// Longer than any message, so that one that is too long is seen to be.
 const BUFFER: usize = 512;
-/// Trouble with the underlay is logged at most so often.
-const QUIET: Duration = Duration::from_secs(60);
 
 /// Which way a message came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +31,7 @@ pub(super) struct Varp {
     pub(super) group: UdpSocket,
     /// Where messages to the group go.
     pub(super) group_address: SocketAddr,
-    quiet_until: Instant,
+    quiet: Quiet,
 }
 
 impl Varp {
@@ -51,7 +49,7 @@ impl Varp {
             unicast: open(opener.varp_unicast(), opener.site().address)?,
             group: open(opener.varp_group(group), group)?,
             group_address: SocketAddr::new(group, port),
-            quiet_until: Instant::ZERO,
+            quiet: Quiet::new(1),
         })
     }
 
@@ -105,10 +103,7 @@ impl Varp {
         log::trace!("VARP to {to}: {message:?}");
         if let Err(e) = self.unicast.send_to(&message.to_bytes(), to) {
             counters.inc(VarpdCounter::varp_tx_failed);
-            if now >= self.quiet_until {
-                self.quiet_until = now + QUIET;
-                log::warn!("can't send VARP to {to}: {e} (told at most once a minute)");
-            }
+            log::log!(self.quiet.level(now), "can't send VARP to {to}: {e}");
         }
     }
 }

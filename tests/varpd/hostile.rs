@@ -115,7 +115,7 @@ fn a_backend_that_does_not_read_loses_its_connection() {
     let varpd = net.varpd(net.a(), Family::V4, HASTY);
     let stalled = Backend::register(&varpd.socket, key(1), ACTIVE);
     let other = Backend::register(&varpd.socket, key(2), ACTIVE);
-    stalled.peer.claimed();
+    let stamp = stalled.peer.claimed();
     let ask = Request::Resolve { mac: mac(2), refresh: false }.emit();
     wait_until("the stalled backend is dropped", SOON, || {
         let broken = (0..1000).any(|_| match stalled.peer.0.send(&ask, &[]) {
@@ -127,10 +127,11 @@ fn a_backend_that_does_not_read_loses_its_connection() {
     assert_serves(&varpd);
     other.peer.resolve(mac(1));
     assert_eq!(other.peer.mapping(mac(1)), stalled.coa, "its vif is kept");
-    // It comes back with its sockets, or without.
+    // It comes back with its sockets.
     let sockets = stalled.sockets;
     let back = Backend::return_with(&varpd.socket, key(1), ACTIVE, sockets);
-    assert_eq!(back.coa, stalled.coa);
+    assert_eq!((back.coa, back.peer.claimed()), (stalled.coa, stamp), "its claim lived on");
+    assert_eq!(varpd.counter("vifs_forgotten"), 0);
 }
 
 #[test]

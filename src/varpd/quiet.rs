@@ -1,0 +1,48 @@
+//! Says only so much: what clients and the underlay can provoke must not fill the log.
+
+use std::time::Duration;
+
+use crate::time::Instant;
+
+/// Length of a window.
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// Lets a few messages through per minute.
+#[derive(Debug)]
+pub(super) struct Quiet {
+    most: u32,
+    said: u32,
+    window_ends: Instant,
+}
+
+impl Quiet {
+    /// At most so many a minute.
+    pub(super) const fn new(most: u32) -> Self {
+        Self { most, said: 0, window_ends: Instant::ZERO }
+    }
+
+    /// The level for a message: a warning, or one of those that only debugging shows.
+    pub(super) fn level(&mut self, now: Instant) -> log::Level {
+        if now >= self.window_ends {
+            (self.said, self.window_ends) = (0, now + WINDOW);
+        }
+        if self.said >= self.most {
+            return log::Level::Debug;
+        }
+        self.said += 1;
+        log::Level::Warn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_has_room_for_few() {
+        let mut quiet = Quiet::new(2);
+        let mut at = |ms| quiet.level(Instant::from_millis(ms)) == log::Level::Warn;
+        assert!(at(0) && at(1) && !at(2) && !at(59_999));
+        assert!(at(60_000) && at(60_000) && !at(119_999));
+    }
+}

@@ -123,7 +123,7 @@ fn transfer(from: &mut Guest, to: &mut Guest, address: &str, mib: u32) {
     // The receiver sends back the checksum of what it has got.
     to.run("nc -l -p 5000 -e sha256sum </dev/null >/dev/null 2>&1 &");
     to.run("until netstat -ltn | grep -q :5000; do usleep 10000; done");
-    from.run(&format!("head -c {}M /dev/urandom >/tmp/data", mib));
+    from.run(&format!("head -c {} /dev/urandom >/tmp/data", mib << 20));
     let sent = from.run("sha256sum </tmp/data");
     let arrived = from.run(&format!("nc {address} 5000 </tmp/data; rm /tmp/data"));
     assert_eq!(sent, arrived, "checksums of what was sent and what has arrived");

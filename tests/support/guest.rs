@@ -35,7 +35,9 @@ impl Qemu {
         static TEN: OnceLock<String> = OnceLock::new();
         match self {
             Self::Installed => "qemu-system-x86_64",
-            Self::Ten => TEN.get_or_init(|| output_of("qemu-examples/qemu-10").unwrap_or_default()),
+            Self::Ten => {
+                TEN.get_or_init(|| output_of("qemu-examples/qemu-10", &[]).unwrap_or_default())
+            }
         }
     }
 
@@ -68,7 +70,7 @@ impl Guest {
     pub(crate) fn start(name: &str, qemu: Qemu, nics: &[Nic<'_>], directory: &Path) -> Self {
         let mut command = Command::new(qemu.program());
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "128M"]);
-        command.args(accelerator()).args(kernel()).args(["-serial", "stdio"]);
+        command.args(accelerator(qemu)).args(kernel()).args(["-serial", "stdio"]);
         command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
         command.args(["-machine", "q35,memory-backend=mem"]);
         for (number, nic) in nics.iter().enumerate() {
@@ -291,15 +293,16 @@ fn kernel() -> [String; 6] {
 }
 
 /// QEMU options for the fastest way to run the guest here.
-fn accelerator() -> impl Iterator<Item = &'static str> {
-    static OPTIONS: OnceLock<String> = OnceLock::new();
-    let script = "qemu-examples/accelerator";
-    OPTIONS.get_or_init(|| output_of(script).expect(script)).split(' ')
+fn accelerator(qemu: Qemu) -> Vec<String> {
+    let options = output_of("qemu-examples/accelerator", &[qemu.program()]);
+    let options = options.expect("qemu-examples/accelerator");
+    options.split(' ').map(str::to_owned).collect()
 }
 
 /// What a script prints; the error if it fails.
-fn output_of(script: &str) -> Result<String, String> {
-    let output = Command::new(Path::new(ROOT).join(script)).output().expect(script);
+fn output_of(script: &str, arguments: &[&str]) -> Result<String, String> {
+    let path = Path::new(ROOT).join(script);
+    let output = Command::new(path).args(arguments).output().expect(script);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }

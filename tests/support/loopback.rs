@@ -8,10 +8,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
-use vm_memory::Bytes;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vnet::vif::device::{DataPath, Interest, Rings, Wake};
-use vnet::vif::vring::{GuestMemory, RingError};
+use vnet::vif::vring::{GuestMemory, Ring, RingError};
 
 /// Chains handled per wake-up.
 const BUDGET: usize = 32;
@@ -33,6 +33,8 @@ pub struct Loopback {
     pub malformed: AtomicU64,
     pub frames: AtomicU64,
     pub wakes: AtomicU64,
+    /// Wake-ups with a ring that was not in memory, which the device promises not to happen.
+    pub strays: AtomicU64,
     pub starts: AtomicU64,
     pub stops: AtomicU64,
 }
@@ -61,6 +63,7 @@ impl Loopback {
             malformed: zero(),
             frames: zero(),
             wakes: zero(),
+            strays: zero(),
             starts: zero(),
             stops: zero(),
         }
@@ -130,6 +133,12 @@ impl Loopback {
         rings.rx.notify_if_needed(rings.memory)?;
         Ok(starved)
     }
+}
+
+/// Whether the used ring, the one that is written to, is in memory.
+fn in_memory(ring: &Ring<'_>, memory: &GuestMemory) -> bool {
+    let len = 6 + 8 * usize::from(ring.queue().size());
+    GuestMemoryBackend::check_range(memory, GuestAddress(ring.queue().used_ring()), len)
 }
 
 /// The frame in a chain; `None` if the chain is not one. A chain that the crate cut short ends with
@@ -214,6 +223,9 @@ impl DataPath for Loopback {
 
     fn handle(&self, pair: usize, wake: Wake, rings: &mut Rings<'_>) -> Interest {
         self.wakes.fetch_add(1, Ordering::Relaxed);
+        if !(in_memory(&rings.rx, rings.memory) && in_memory(&rings.tx, rings.memory)) {
+            self.strays.fetch_add(1, Ordering::Relaxed);
+        }
         let mut interest = Interest::ALL;
         match wake {
             Wake::Transmit => match self.transmit(pair, rings) {

@@ -5,6 +5,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -121,11 +122,11 @@ impl Rig for InProcess {
     }
 
     fn ring_failures(&self) -> u64 {
-        self.data_path.ring_failures.load(std::sync::atomic::Ordering::SeqCst)
+        self.data_path.ring_failures.load(Ordering::SeqCst)
     }
 
     fn malformed(&self) -> u64 {
-        self.data_path.malformed.load(std::sync::atomic::Ordering::SeqCst)
+        self.data_path.malformed.load(Ordering::SeqCst)
     }
 }
 
@@ -135,6 +136,7 @@ impl Drop for InProcess {
             let result = self.shut_down();
             if !std::thread::panicking() {
                 result.expect("the server ends in peace");
+                assert_eq!(self.data_path.strays.load(Ordering::SeqCst), 0);
             }
         }
     }

@@ -288,7 +288,7 @@ fn kernel() -> [String; 6] {
         "-initrd".to_owned(),
         cache.join("initramfs.cpio.gz").display().to_string(),
         "-append".to_owned(),
-        "console=ttyS0 quiet panic=-1 mitigations=off".to_owned(),
+        "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check".to_owned(),
     ]
 }
 

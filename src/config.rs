@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::mapper;
 use crate::wire::VnetId;
 
 /// Where varpd listens unless told otherwise.
@@ -161,11 +162,37 @@ pub struct Limits {
     pub clients_per_user: usize,
     /// Vifs whose backend is gone and whose sockets are kept.
     pub kept_vifs: usize,
+    /// Vifs.
+    pub vifs: usize,
+    /// Cached mappings.
+    pub entries: usize,
+    /// Of these, of one vnet.
+    pub entries_per_vnet: usize,
+    /// Resolutions under way.
+    pub pending: usize,
+    /// Of these, that one vif began.
+    pub pending_per_vif: usize,
+    /// New resolutions that one vif may begin per second.
+    pub requests_per_second: u32,
+    /// How many of them at once after a quiet time.
+    pub request_burst: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { clients: 1024, clients_per_user: 512, kept_vifs: 256 }
+        let mapper = mapper::Limits::default();
+        Self {
+            clients: 1024,
+            clients_per_user: 512,
+            kept_vifs: 256,
+            vifs: mapper.vifs,
+            entries: mapper.entries,
+            entries_per_vnet: mapper.entries_per_vnet,
+            pending: mapper.pending,
+            pending_per_vif: mapper.pending_per_vif,
+            requests_per_second: mapper.requests_per_second,
+            request_burst: mapper.request_burst,
+        }
     }
 }
 
@@ -175,11 +202,33 @@ impl Default for Limits {
 pub struct Timers {
     /// How long the sockets of a vif are kept after its backend is gone.
     pub keep: Seconds,
+    /// How long one try of a resolution waits.
+    pub reply_timeout: Seconds,
+    /// Tries of a resolution.
+    pub tries: u32,
+    /// Waits between the first requests of the first try.
+    pub early_retries: Vec<Seconds>,
+    /// How long a claim may be believed without being confirmed.
+    pub lifetime: Seconds,
+    /// How long nobody is asked again after a resolution without an answer.
+    pub negative_lifetime: Seconds,
+    /// How often a claim is announced again; 0 is never.
+    pub announce_interval: Seconds,
 }
 
 impl Default for Timers {
     fn default() -> Self {
-        Self { keep: Seconds(60_000) }
+        let mapper = mapper::Config::default();
+        let seconds = |d: Duration| Seconds(u32::try_from(d.as_millis()).unwrap_or(u32::MAX));
+        Self {
+            keep: Seconds(60_000),
+            reply_timeout: seconds(mapper.reply_timeout),
+            tries: mapper.tries,
+            early_retries: mapper.early_retries.iter().copied().map(seconds).collect(),
+            lifetime: seconds(mapper.lifetime),
+            negative_lifetime: seconds(mapper.negative_lifetime),
+            announce_interval: seconds(mapper.announce_interval),
+        }
     }
 }
 
@@ -355,7 +404,7 @@ mod tests {
             "socket = '/s'\nsocket-group = 'kvm'\nsocket-mode = '0600'\nunderlay = 'eth0'\n\
              ipv6 = true\ngroup = 'ff15::1'\nport = 1799\nttl = 4\nports = '40000-40999'\n\
              [limits]\nclients = 1\nclients-per-user = 2\nkept-vifs = 3\n\
-             [timers]\nkeep = 1.5\n\
+             [timers]\nkeep = 1.5\nearly-retries = [0.05]\n\
              [vnet.0x2a]\ngroup = 'ff15::2'\n",
         )
         .unwrap();
@@ -370,8 +419,12 @@ mod tests {
             port: Port(1799),
             ttl: Ttl(4),
             ports: Some(Ports(40000..=40999)),
-            limits: Limits { clients: 1, clients_per_user: 2, kept_vifs: 3 },
-            timers: Timers { keep: Seconds(1500) },
+            limits: Limits { clients: 1, clients_per_user: 2, kept_vifs: 3, ..Limits::default() },
+            timers: Timers {
+                keep: Seconds(1500),
+                early_retries: vec![Seconds(50)],
+                ..Timers::default()
+            },
             vnet: [(
                 VnetName(VnetId::new(42).unwrap()),
                 Vnet { group: Some("ff15::2".parse().unwrap()) },

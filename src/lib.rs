@@ -53,10 +53,13 @@
 
 pub mod cli;
 pub mod config;
+pub mod mapper;
 pub mod metrics;
+pub mod operator;
 pub mod show;
 pub mod sys;
 pub mod time;
 pub mod underlay;
+pub mod varpd;
 pub mod vif;
 pub mod wire;

@@ -67,6 +67,8 @@ macro_rules! counters {
     };
 }
 
+pub(crate) use counters;
+
 counters! {
     /// The counters of one vif, kept by its backend.
     VifCounters by VifCounter {
@@ -107,5 +109,28 @@ counters! {
         ring_errors = "times a malformed ring was stopped",
         guest_connects = "connections of a frontend (QEMU)",
         varpd_connects = "connections to varpd",
+    }
+}
+
+counters! {
+    /// The counters of varpd, beside those of its mapper.
+    VarpdCounters by VarpdCounter {
+        clients = "connections to the control socket",
+        clients_refused = "of clients, those beyond a limit",
+        clients_stalled = "clients disconnected because they did not read",
+        requests = "messages from clients",
+        requests_invalid = "of requests, those malformed or out of place; they end the connection",
+        descriptors_closed = "descriptors that came with a message that has none",
+        vifs_registered = "vifs registered",
+        vifs_refused = "vifs not registered: another user's, a lying backend, a limit",
+        vifs_resumed = "of vifs_registered, those whose sockets had been kept for them",
+        vifs_adopted = "of vifs_registered, those that brought their sockets",
+        vifs_kept = "vifs whose backend ended",
+        vifs_forgotten = "vifs whose backend did not come back in time",
+        stats_late = "counters of a backend that came too late or unasked",
+        varp_rx = "VARP datagrams received",
+        varp_rx_malformed = "of varp_rx, those that are no VARP message",
+        varp_tx = "VARP messages sent",
+        varp_tx_failed = "of varp_tx, those that the kernel refused",
     }
 }

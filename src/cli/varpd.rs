@@ -26,7 +26,7 @@ pub struct Args {
     /// A socket left by a varpd that has ended is replaced.
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Group that may use the control socket [default: varpd's own]
+    /// Group, by name or number, that may use the control socket [default: varpd's own]
     #[arg(long, value_name = "GROUP")]
     pub socket_group: Option<String>,
     /// Permission bits of the control socket, octal [default: 0660]
@@ -79,16 +79,6 @@ impl Args {
         config.group = self.group.or(config.group);
         config.port = self.port.unwrap_or(config.port);
         Ok(config)
-    }
-
-    /// How much to log.
-    pub fn log_level(&self) -> log::LevelFilter {
-        match (self.quiet, self.verbose) {
-            (true, _) => log::LevelFilter::Warn,
-            (_, 0) => log::LevelFilter::Info,
-            (_, 1) => log::LevelFilter::Debug,
-            _ => log::LevelFilter::Trace,
-        }
     }
 }
 

@@ -40,7 +40,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received
     header.msg_iov = &raw mut slice;
     header.msg_iovlen = 1;
     header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = size_of_val(&control) as _;
+    header.msg_controllen = size_of_val(&control);
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     let len = loop {
         // SAFETY: `header` points to `slice` and `control`, which live on and are as long as said;
@@ -52,10 +52,9 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received
             Err(_) => return Err(io::Error::last_os_error()),
         }
     };
-    let used = usize::try_from(header.msg_controllen).unwrap_or(0);
     Ok(Received {
         len,
-        descriptors: adopt(&control, used),
+        descriptors: adopt(&control, header.msg_controllen),
         truncated: header.msg_flags & libc::MSG_CTRUNC != 0,
     })
 }

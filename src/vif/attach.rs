@@ -92,7 +92,7 @@ pub struct Endpoint(Source);
 
 enum Source {
     /// New connections come from here.
-    Listener(UnixListener, Option<SocketFile>),
+    Listener(UnixListener, #[expect(dead_code, reason = "only dropped")] Option<SocketFile>),
     /// One connection, then the end.
     Once(Option<UnixStream>),
     /// Connections are made to this path.

@@ -1,7 +1,5 @@
 //! Committed vectors, their truncations and mutations, and round trips of arbitrary messages.
 
-#![expect(clippy::indexing_slicing, reason = "a failed test may panic")]
-
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use proptest::prelude::*;

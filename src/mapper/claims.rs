@@ -1,0 +1,259 @@
+//! Claims of local vifs: made, announced, contended, lost.
+
+use std::time::Duration;
+
+use super::clock::Clock;
+use super::mappings::mapping;
+use super::timers::Timer;
+use super::vifs::Own;
+use super::{Destination, Event, LocalVif, Mapper, MapperCounter, Notice};
+use crate::time::{Instant, Now};
+use crate::wire::varp::{Body, Claim};
+use crate::wire::{Stamp, VifKey};
+
+/// The least time between two announcements that answer unproven corrections of one vif.
+const CHALLENGE_INTERVAL: Duration = Duration::from_secs(1);
+
+impl Mapper {
+    /// The vif's rings run now, or stopped. When they start the vif is claimed: with a new stamp,
+    /// since the guest has arrived; or with the stamp of the claim made before a restart of varpd
+    /// (`prior`, for the same care-of address), since nothing happened. The answer is
+    /// [`Notice::Claimed`] or, where a newer claim is known, [`Notice::Lost`].
+    pub fn set_active(&mut self, vif: LocalVif, active: bool, prior: Option<Stamp>, now: Now) {
+        if !active {
+            self.deactivate(vif, now);
+            return;
+        }
+        let Some(started) = self.vifs.get_mut(vif).filter(|v| !v.active) else { return };
+        started.active = true;
+        let prior = prior.filter(|&stamp| stamp != Stamp(0));
+        let stamp = match prior {
+            Some(prior) => self.clock.resume(prior, now.wall_ms),
+            None => self.clock.tick(now.wall_ms),
+        };
+        self.claim_key(vif, stamp, prior.is_none(), now);
+    }
+
+    /// The guest says that it is here (SEND_RARP, gratuitous ARP): its claim is announced again.
+    /// A vif that runs but has lost its key takes it back, unless that happens too often.
+    pub fn announce(&mut self, vif: LocalVif, now: Now) {
+        let Some(present) = self.vifs.get(vif).filter(|v| v.active) else { return };
+        if present.own.is_some() {
+            self.restart_series(vif, now);
+        } else if self.may_reclaim(vif, now.mono) {
+            let stamp = self.clock.tick(now.wall_ms);
+            self.claim_key(vif, stamp, false, now);
+        }
+    }
+
+    /// Counts a claim of a vif that was not away meanwhile.
+    fn may_reclaim(&mut self, vif: LocalVif, now: Instant) -> bool {
+        let (limit, window) = (self.config.damping_moves, self.config.damping_window);
+        let Some(state) = self.vifs.get_mut(vif) else { return false };
+        let key = state.key;
+        let damped = state.moves.damped(now, limit, window);
+        if damped {
+            self.count(MapperCounter::damped_claims);
+            self.event(Event::Damped { key });
+        } else {
+            state.moves.record(now, limit);
+        }
+        !damped
+    }
+
+    /// Makes the vif the owner of its key, unless a newer claim is known.
+    fn claim_key(&mut self, vif: LocalVif, stamp: Stamp, fresh: bool, now: Now) {
+        let Some(state) = self.vifs.get(vif) else { return };
+        let (key, coa) = (state.key, state.coa);
+        let mut claim = Claim { stamp, coa };
+        let rival = self.vifs.owner_claim(&key);
+        let known = rival.map(|(_, theirs)| theirs).or_else(|| self.cached_claim(&key));
+        if let Some(theirs) = known.filter(|theirs| outranks(theirs, &claim, now.wall_ms)) {
+            if !theirs.same_owner(&claim) {
+                self.count(MapperCounter::losses);
+                self.notify(vif, Notice::Lost { stamp: theirs.stamp, coa: theirs.coa });
+                return;
+            }
+            claim.stamp = self.clock.tick(now.wall_ms);
+        }
+        let mut interest = match rival {
+            Some((rival, ours)) => {
+                let own = self.end_own(rival);
+                if rival != vif {
+                    self.lost(rival, ours, claim, now);
+                }
+                own.map(|own| own.interest).unwrap_or_default()
+            }
+            None => self.forget(&key).map(|entry| entry.interest).unwrap_or_default(),
+        };
+        if let Some(pending) = self.end_pending(&key) {
+            interest.merge(pending.waiters, self.config.limits.interest);
+        }
+        if rival.is_none_or(|(rival, _)| rival == vif) {
+            self.drop_note(&key);
+        }
+        self.count(MapperCounter::claims);
+        self.event(Event::Claimed { key, claim });
+        self.notify(vif, Notice::Claimed { stamp: claim.stamp });
+        self.notify_all(key, &interest, mapping(key, claim, self.config.lifetime));
+        let nonce = self.nonces.next();
+        self.vifs.set_owner(vif, Own { interest, ..Own::new(claim.stamp, nonce, now.mono, fresh) });
+        self.restart_series(vif, now);
+    }
+
+    /// The rings stopped: the vif owns nothing, and whoever asks its host is told so.
+    pub(super) fn deactivate(&mut self, vif: LocalVif, now: Now) {
+        let Some(state) = self.vifs.get_mut(vif) else { return };
+        state.active = false;
+        state.moves = super::Moves::default();
+        let (key, claim) = (state.key, state.claim());
+        let (Some(ours), Some(own)) = (claim, self.end_own(vif)) else { return };
+        self.note(key, ours, None, now.mono);
+        self.notify_all(key, &own.interest, Notice::Invalidate { mac: key.mac });
+    }
+
+    /// Ends a vif's ownership, with its announcements.
+    fn end_own(&mut self, vif: LocalVif) -> Option<Own> {
+        let own = self.vifs.take_own(vif)?;
+        if let Some(due) = own.due {
+            self.timers.cancel(due, Timer::Announce(vif));
+        }
+        Some(own)
+    }
+
+    /// A claim was beaten: its vif is told, and the new place is noted.
+    fn lost(&mut self, vif: LocalVif, ours: Claim, theirs: Claim, now: Now) {
+        let Some(state) = self.vifs.get(vif) else { return };
+        let key = state.key;
+        self.count(MapperCounter::losses);
+        self.event(Event::Conflict { key, ours, theirs });
+        self.notify(vif, Notice::Lost { stamp: theirs.stamp, coa: theirs.coa });
+        self.note(key, ours, Some(theirs), now.mono);
+    }
+
+    /// A claim from elsewhere for a key that is owned here. `corrected`: it answers our own
+    /// announcement. Returns our claim if that is the newer one.
+    pub(super) fn contend(
+        &mut self,
+        key: VifKey,
+        theirs: Claim,
+        corrected: bool,
+        lifetime: Duration,
+        now: Now,
+    ) -> Option<Claim> {
+        let (vif, ours) = self.vifs.owner_claim(&key)?;
+        if !outranks(&theirs, &ours, now.wall_ms) {
+            // A copy of our own claim is no news, nor is one that our clock says can't be.
+            let older = ours.beats(&theirs) && !ours.same_owner(&theirs);
+            return older.then_some(ours);
+        }
+        if theirs.same_owner(&ours) {
+            // An earlier life of this host, whose clock has been set back since.
+            if self.may_reclaim(vif, now.mono) {
+                self.reclaim(vif, now);
+            }
+            return None;
+        }
+        let window = self.config.reclaim_window;
+        let own = self.vifs.get(vif)?.own.as_ref()?;
+        if corrected && own.fresh && now.mono.saturating_since(own.since) <= window {
+            self.reclaim(vif, now);
+            return None;
+        }
+        let interest = self.end_own(vif).map(|own| own.interest).unwrap_or_default();
+        self.lost(vif, ours, theirs, now);
+        self.notify_all(key, &interest, mapping(key, theirs, lifetime));
+        self.remember(key, theirs, None, lifetime, interest, now.mono);
+        None
+    }
+
+    /// Claims again, above all stamps seen.
+    fn reclaim(&mut self, vif: LocalVif, now: Now) {
+        self.count(MapperCounter::reclaims);
+        let stamp = self.clock.tick(now.wall_ms);
+        self.claim_key(vif, stamp, false, now);
+    }
+
+    /// A claim from elsewhere for a vif that was owned here until lately.
+    pub(super) fn follow(&mut self, key: VifKey, theirs: Claim, now: Now) {
+        let Some(note) = self.notes.get(&key).copied() else { return };
+        let last = note.moved.unwrap_or(note.ours);
+        if !outranks(&theirs, &last, now.wall_ms) || theirs.same_owner(&note.ours) {
+            return;
+        }
+        self.note(key, note.ours, Some(theirs), now.mono);
+        let left: Vec<LocalVif> = self.vifs.with_key(key).collect();
+        for vif in left {
+            self.notify(vif, Notice::Lost { stamp: theirs.stamp, coa: theirs.coa });
+        }
+    }
+
+    /// Somebody who can't prove it says that our claim is beaten. An announcement makes the owner
+    /// of the newer claim, or anybody who knows it, say so with the nonce in it.
+    pub(super) fn challenge(&mut self, vif: LocalVif, now: Instant) {
+        let Some(own) = self.vifs.get_mut(vif).and_then(|v| v.own.as_mut()) else { return };
+        let lately = |at| now.saturating_since(at) < CHALLENGE_INTERVAL;
+        if !own.challenged.is_some_and(lately) {
+            own.challenged = Some(now);
+            self.send_announcement(vif);
+        }
+    }
+
+    /// Begins the series of announcements anew.
+    fn restart_series(&mut self, vif: LocalVif, now: Now) {
+        let Some(own) = self.vifs.get_mut(vif).and_then(|v| v.own.as_mut()) else { return };
+        if let Some(due) = own.due.take() {
+            self.timers.cancel(due, Timer::Announce(vif));
+        }
+        (own.series, own.announced) = (now.mono, 0);
+        self.announcement_due(vif, now);
+    }
+
+    /// Sends the announcement that is due, if one is, and sets the timer for the next.
+    pub(super) fn announcement_due(&mut self, vif: LocalVif, now: Now) {
+        let offsets = &self.config.announce_offsets;
+        let Some(own) = self.vifs.get_mut(vif).and_then(|v| v.own.as_mut()) else { return };
+        own.due = None;
+        let first = own.announced;
+        // After a late turn of the loop, one announcement stands for all that are overdue.
+        while offsets.get(own.announced).is_some_and(|&at| own.series + at <= now.mono) {
+            own.announced += 1;
+        }
+        let in_series = offsets.get(own.announced).map(|&at| own.series + at);
+        if own.announced > first || first == offsets.len() {
+            self.send_announcement(vif);
+        }
+        let interval = self.config.announce_interval;
+        let next = in_series.or_else(|| {
+            let quarter = u64::try_from(interval.as_micros() / 4).unwrap_or(u64::MAX);
+            let jitter = Duration::from_micros(self.nonces.below(quarter));
+            (!interval.is_zero()).then(|| now.mono + interval + jitter)
+        });
+        let own = self.vifs.get_mut(vif).and_then(|v| v.own.as_mut());
+        if let (Some(own), Some(at)) = (own, next) {
+            own.due = Some(at);
+            self.timers.set(at, Timer::Announce(vif));
+        }
+    }
+
+    fn send_announcement(&mut self, vif: LocalVif) {
+        let Some((key, claim, own)) =
+            self.vifs.get(vif).and_then(|v| Some((v.key, v.claim()?, v.own.as_ref()?)))
+        else {
+            return;
+        };
+        let (nonce, lifetime_ms) = (own.nonce, self.lifetime_ms());
+        let body = Body::Announce { claim, lifetime_ms };
+        self.send(Destination::Group, key, nonce, true, body);
+    }
+}
+
+/// Whether `a` wins over `b`: an implausible claim never beats a plausible one; see [`Clock`].
+pub(super) fn outranks(a: &Claim, b: &Claim, wall_ms: u64) -> bool {
+    let plausible = |claim: &Claim| Clock::plausible(claim.stamp, wall_ms);
+    match (plausible(a), plausible(b)) {
+        (true, false) => true,
+        (false, true) => false,
+        _ => a.beats(b),
+    }
+}

@@ -1,0 +1,132 @@
+//! The hybrid logical clock that claims are stamped with.
+//!
+//! A stamp is max(wall clock in ms, highest stamp seen + 1). So a new claim is above every claim
+//! that its host has heard of, whatever the clocks say: hosts whose clocks differ by an hour, or
+//! run backwards, are harmless.
+//!
+//! The other side of "the highest wins" is a stamp that nobody can beat: one message with stamp
+//! 2^64-1, sent by a broken or hostile host, would own a vif for ever, and would drag every clock
+//! that takes it in to the end of its range. Therefore a stamp more than [`MAX_AHEAD`] above the
+//! local wall clock is *implausible*: it never drags the clock and never beats a plausible claim.
+//! It is measured against the wall clock and not against the highest stamp seen, so that a series
+//! of messages can't walk it upwards. An implausible claim is still believed as the answer to a
+//! question where nothing else is known, which keeps a host whose own clock is days behind usable.
+//!
+//! A wall clock that was wrong by more than a day and is set back leaves the clock's own reading
+//! implausible; it is then given up for the wall clock's.
+//!
+//! A host whose wall clock was never set (before [`SANE_WALL`]: no battery, no NTP yet) has nothing
+//! to measure by. It follows its peers, up to [`CEILING`].
+
+use crate::wire::Stamp;
+
+/// How far above the wall clock a stamp may lie, in milliseconds: one day. Much more than clocks
+/// that anybody looks after differ by, and a hijack by a forged stamp ends when it has passed.
+const MAX_AHEAD: u64 = 24 * 60 * 60 * 1000;
+/// A wall clock before 2024-01-01T00:00Z was never set.
+const SANE_WALL: u64 = 1_704_067_200_000;
+/// The highest stamp that is ever plausible: 2^43 ms, in the year 2248.
+const CEILING: u64 = 1 << 43;
+
+/// The clock of one mapper.
+#[derive(Debug, Default)]
+pub(super) struct Clock {
+    highest: u64,
+}
+
+impl Clock {
+    /// Whether the stamp can be that of an honest host.
+    pub(super) fn plausible(stamp: Stamp, wall_ms: u64) -> bool {
+        let limit = if wall_ms < SANE_WALL { CEILING } else { wall_ms.saturating_add(MAX_AHEAD) };
+        stamp.0 <= limit
+    }
+
+    /// Takes in a peer's stamp; false if it is implausible.
+    pub(super) fn observe(&mut self, stamp: Stamp, wall_ms: u64) -> bool {
+        self.settle(wall_ms);
+        let plausible = Self::plausible(stamp, wall_ms);
+        if plausible {
+            self.highest = self.highest.max(stamp.0);
+        }
+        plausible
+    }
+
+    /// A stamp for a new claim, above all that were seen.
+    pub(super) fn tick(&mut self, wall_ms: u64) -> Stamp {
+        self.settle(wall_ms);
+        self.highest = wall_ms.max(self.highest.saturating_add(1));
+        Stamp(self.highest)
+    }
+
+    /// The stamp of a claim that was made before this mapper started, but not above now.
+    pub(super) fn resume(&mut self, prior: Stamp, wall_ms: u64) -> Stamp {
+        self.settle(wall_ms);
+        let now = wall_ms.max(self.highest).max(1);
+        self.highest = now;
+        Stamp(prior.0.min(now))
+    }
+
+    fn settle(&mut self, wall_ms: u64) {
+        if !Self::plausible(Stamp(self.highest), wall_ms) {
+            self.highest = wall_ms;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_767_225_600_000;
+    const HOUR: u64 = 3_600_000;
+
+    #[test]
+    fn stamps_follow_the_wall_clock_and_never_repeat() {
+        let mut clock = Clock::default();
+        assert_eq!(clock.tick(NOW), Stamp(NOW));
+        assert_eq!(clock.tick(NOW), Stamp(NOW + 1));
+        assert_eq!(clock.tick(NOW - HOUR), Stamp(NOW + 2), "a clock set back");
+        assert_eq!(clock.tick(NOW + 50), Stamp(NOW + 50));
+    }
+
+    #[test]
+    fn a_peer_an_hour_ahead_is_beaten() {
+        let mut clock = Clock::default();
+        assert!(clock.observe(Stamp(NOW + HOUR), NOW));
+        assert_eq!(clock.tick(NOW), Stamp(NOW + HOUR + 1));
+    }
+
+    #[test]
+    fn an_absurd_stamp_drags_nothing_however_often_it_comes() {
+        let mut clock = Clock::default();
+        for _ in 0..10 {
+            assert!(!clock.observe(Stamp(u64::MAX), NOW));
+            let edge = clock.tick(NOW).0.max(NOW) + MAX_AHEAD + 1;
+            assert!(!clock.observe(Stamp(edge), NOW));
+        }
+        assert!(clock.tick(NOW).0 < NOW + 100);
+    }
+
+    #[test]
+    fn a_clock_that_was_a_year_ahead_recovers() {
+        let mut clock = Clock::default();
+        clock.tick(NOW + 365 * 24 * HOUR);
+        assert_eq!(clock.tick(NOW), Stamp(NOW + 1));
+    }
+
+    #[test]
+    fn a_clock_that_was_never_set_follows_its_peers_below_the_ceiling() {
+        let mut clock = Clock::default();
+        assert!(clock.observe(Stamp(NOW), 5000));
+        assert!(!clock.observe(Stamp(u64::MAX), 5000));
+        assert_eq!(clock.tick(5001), Stamp(NOW + 1));
+    }
+
+    #[test]
+    fn a_resumed_stamp_is_kept_but_not_above_now() {
+        let mut clock = Clock::default();
+        assert_eq!(clock.resume(Stamp(NOW - HOUR), NOW), Stamp(NOW - HOUR));
+        assert_eq!(clock.resume(Stamp(u64::MAX), NOW), Stamp(NOW));
+        assert!(clock.tick(NOW) > Stamp(NOW));
+    }
+}

@@ -1,0 +1,219 @@
+//! How what is known about remote vifs changes, and who is told.
+
+use std::time::Duration;
+
+use super::cache::{Entry, Known, Stored};
+use super::interest::Interest;
+use super::notes::Note;
+use super::pending::Pending;
+use super::timers::Timer;
+use super::{Event, Mapper, MapperCounter, Notice};
+use crate::time::{Instant, Now};
+use crate::wire::varp::Claim;
+use crate::wire::{Mac, VifKey, VnetId};
+
+impl Mapper {
+    /// Forgets cached mappings: all, those of a vnet, those of a MAC. Their users are told.
+    /// Returns how many there were.
+    pub fn flush(&mut self, vnet: Option<VnetId>, mac: Option<Mac>) -> usize {
+        let mut keys = self.cache.keys(vnet);
+        keys.retain(|key| mac.is_none_or(|mac| mac == key.mac));
+        for key in &keys {
+            if let Some(entry) = self.forget(key) {
+                self.notify_all(*key, &entry.interest, Notice::Invalidate { mac: key.mac });
+            }
+        }
+        keys.len()
+    }
+
+    /// The newest claim to a remote vif, where one is cached.
+    pub(super) fn cached_claim(&self, key: &VifKey) -> Option<Claim> {
+        self.cache.get(key)?.claim()
+    }
+
+    /// Takes an entry out, with its timers.
+    pub(super) fn forget(&mut self, key: &VifKey) -> Option<Entry> {
+        let entry = self.cache.remove(key)?;
+        self.cancel_entry(key, &entry);
+        Some(entry)
+    }
+
+    fn cancel_entry(&mut self, key: &VifKey, entry: &Entry) {
+        self.timers.cancel(entry.expires, Timer::Expire(*key));
+        if let Some(at) = entry.overdue {
+            self.timers.cancel(at, Timer::Damped(*key));
+        }
+    }
+
+    /// Puts in an entry for a key that has none.
+    pub(super) fn store(&mut self, key: VifKey, entry: Entry) {
+        let expires = entry.expires;
+        let positive = entry.claim().is_some();
+        match self.cache.insert(key, entry, &self.config.limits) {
+            Stored::Free => self.timers.set(expires, Timer::Expire(key)),
+            Stored::Evicted(victim, evicted) => {
+                self.timers.set(expires, Timer::Expire(key));
+                self.cancel_entry(&victim, &evicted);
+                self.count(MapperCounter::evicted);
+                self.event(Event::Evicted { key: victim });
+                let notice = Notice::Invalidate { mac: victim.mac };
+                self.notify_all(victim, &evicted.interest, notice);
+            }
+            Stored::Refused if positive => self.count(MapperCounter::uncached),
+            Stored::Refused => {}
+        }
+    }
+
+    /// The lifetime of an entry ended. Silent: the copies that users have end now as well.
+    pub(super) fn expire(&mut self, key: VifKey) {
+        if let Some(entry) = self.forget(&key).filter(|entry| entry.claim().is_some()) {
+            self.count(MapperCounter::expired);
+            self.event(Event::Expired { key });
+            // Who saw a move held back still has the old mapping, and must not keep it.
+            if entry.overdue.is_some() {
+                self.notify_all(key, &entry.interest, Notice::Invalidate { mac: key.mac });
+            }
+        }
+    }
+
+    /// The owner is found, by an answer or an announcement: those who wait and those who were told
+    /// something else hear of it.
+    pub(super) fn found(&mut self, key: VifKey, claim: Claim, lifetime: Duration, now: Now) {
+        let pending = self.end_pending(&key);
+        let answered = pending.as_ref().map(|p| p.nonce);
+        let waiters = pending.map(|p| p.waiters).unwrap_or_default();
+        let notice = mapping(key, claim, lifetime);
+        if self.cached_claim(&key).is_some() {
+            self.update(key, claim, answered, lifetime, now);
+            self.notify_all(key, &waiters, notice);
+            let bound = self.config.limits.interest;
+            if let Some(entry) = self.cache.get_mut(&key) {
+                entry.interest.merge(waiters, bound);
+            }
+            return;
+        }
+        let mut interest = self.forget(&key).map(|entry| entry.interest).unwrap_or_default();
+        interest.merge(waiters, self.config.limits.interest);
+        self.count(MapperCounter::resolved);
+        self.event(Event::Resolved { key, claim });
+        self.notify_all(key, &interest, notice);
+        self.remember(key, claim, answered, lifetime, interest, now.mono);
+    }
+
+    /// Puts in a mapping for a key that has none.
+    pub(super) fn remember(
+        &mut self,
+        key: VifKey,
+        claim: Claim,
+        answered: Option<u64>,
+        lifetime: Duration,
+        interest: Interest,
+        now: Instant,
+    ) {
+        let nonce = answered.unwrap_or_else(|| self.nonces.next());
+        let known = Known::At { claim, nonce, lifetime };
+        self.store(key, Entry::new(known, now, lifetime, interest));
+    }
+
+    /// A cached mapping is confirmed, or has a newer claim.
+    pub(super) fn update(
+        &mut self,
+        key: VifKey,
+        claim: Claim,
+        answered: Option<u64>,
+        lifetime: Duration,
+        now: Now,
+    ) {
+        let Some(entry) = self.cache.get_mut(&key) else { return };
+        let Known::At { claim: old, nonce, .. } = entry.known else { return };
+        entry.known = Known::At { claim, nonce: answered.unwrap_or(nonce), lifetime };
+        entry.since = now.mono;
+        let moved = old.coa != claim.coa;
+        if moved {
+            entry.moves.record(now.mono, self.config.damping_moves);
+        }
+        self.set_expiry(key, now.mono + lifetime);
+        if moved {
+            self.count(MapperCounter::moved);
+            self.event(Event::Moved { key, from: old, to: claim });
+            self.tell(key, now.mono);
+        }
+    }
+
+    /// Moves the end of an entry.
+    fn set_expiry(&mut self, key: VifKey, at: Instant) {
+        let Some(entry) = self.cache.get(&key) else { return };
+        self.timers.cancel(entry.expires, Timer::Expire(key));
+        self.timers.set(at, Timer::Expire(key));
+        self.cache.extend(&key, at);
+    }
+
+    /// Tells the users of a mapping that it moved, now or, where it moves all the time, later.
+    fn tell(&mut self, key: VifKey, now: Instant) {
+        let (limit, window) = (self.config.damping_moves, self.config.damping_window);
+        let interval = self.config.damped_interval;
+        let Some(entry) = self.cache.get_mut(&key) else { return };
+        let early = now.saturating_since(entry.told) < interval;
+        if entry.moves.damped(now, limit, window) && early {
+            if entry.overdue.is_none() {
+                let at = entry.told + interval;
+                entry.overdue = Some(at);
+                self.timers.set(at, Timer::Damped(key));
+                self.count(MapperCounter::damped_moves);
+                self.event(Event::Damped { key });
+            }
+            return;
+        }
+        entry.told = now;
+        if let Some(at) = entry.overdue.take() {
+            self.timers.cancel(at, Timer::Damped(key));
+        }
+        let remaining = entry.expires.saturating_since(now);
+        if let Some(claim) = entry.claim() {
+            let interest = entry.interest.clone();
+            self.notify_all(key, &interest, mapping(key, claim, remaining));
+        }
+    }
+
+    /// The time that a move was held back has passed.
+    pub(super) fn tell_late(&mut self, key: VifKey, now: Now) {
+        if let Some(entry) = self.cache.get_mut(&key) {
+            entry.overdue = None;
+            self.tell(key, now.mono);
+        }
+    }
+
+    /// Takes a resolution out, with its timer and what it counted for.
+    pub(super) fn end_pending(&mut self, key: &VifKey) -> Option<Pending> {
+        let pending = self.pending.remove(key)?;
+        self.timers.cancel(pending.due, Timer::Request(*key));
+        if let Some(payer) = self.vifs.get_mut(pending.payer) {
+            payer.asking = payer.asking.saturating_sub(1);
+        }
+        Some(pending)
+    }
+
+    /// Remembers a vif that is not owned here any more.
+    pub(super) fn note(&mut self, key: VifKey, ours: Claim, moved: Option<Claim>, now: Instant) {
+        self.drop_note(&key);
+        if self.notes.len() >= self.config.limits.notes {
+            let Some(oldest) = self.notes.oldest() else { return };
+            self.drop_note(&oldest);
+        }
+        let until = now + self.config.lifetime;
+        self.notes.insert(key, Note { ours, moved, until });
+        self.timers.set(until, Timer::Note(key));
+    }
+
+    /// Forgets that a vif was here.
+    pub(super) fn drop_note(&mut self, key: &VifKey) {
+        if let Some(note) = self.notes.remove(key) {
+            self.timers.cancel(note.until, Timer::Note(*key));
+        }
+    }
+}
+
+/// What users of a mapping are told.
+pub(super) fn mapping(key: VifKey, claim: Claim, lifetime: Duration) -> Notice {
+    Notice::Mapping { mac: key.mac, coa: claim.coa, stamp: claim.stamp, lifetime }
+}

@@ -1,0 +1,292 @@
+//! The mapper: the state machine inside `varpd` that knows where vifs are.
+//!
+//! # Theory of operation
+//!
+//! A vif is owned by the host that made the newest *claim* to its key (vnet, MAC): the one with
+//! the highest [`Stamp`]. Nothing but the owner's host ever answers a request, there is no
+//! database, and every rule below is local; hosts agree because they all let the higher stamp win.
+//!
+//! What one mapper knows about a key is in at most one of these places:
+//!
+//! | Where | Means | Leaves by |
+//! |---|---|---|
+//! | `vifs`, as owner | the vif is here | newer claim seen, rings stopped |
+//! | `cache`, at | it is at a remote CoA | end of lifetime, newer claim, flush |
+//! | `cache`, nobody | nobody answered just now | a short while, or an announcement |
+//! | `pending` | being asked; beside a `cache` entry while that is confirmed | answer, failure |
+//! | `notes` | it was here, and may be known to be elsewhere | one lifetime |
+//!
+//! Local vifs ask with [`Mapper::resolve`] and are told with [`Notice`]s, then and whenever the
+//! answer changes; they stop being told when the entry ends, which is when their own copy ends.
+//!
+//! **Claims.** A vif claims its key when its rings start ([`Mapper::set_active`]); the claim is
+//! announced at 0, 50, 200, 450 and 800 ms and then every few minutes. Whoever knows a newer claim
+//! than the one announced answers with a correction that repeats the announcement's nonce. A
+//! *fresh* claim (the guest arrived just now) that is corrected met the stamp of a clock that was
+//! ahead: it is made again above it, once. A claim resumed after a restart of varpd is
+//! not fresh and yields. [`clock`] explains the stamps.
+//!
+//! **Who is believed** on a vnet without keys: hosts of the segment are. Everybody else should not
+//! be able to do harm by sending packets from afar, so: a reply must repeat a 64-bit nonce that
+//! only the asked could know; an announcement must come through the group; both must come from
+//! the address that they name as care-of address, unless a `vnetd` relayed them; a correction must
+//! repeat a nonce, or come from the host that it disclaims for. A correction to an owner that does
+//! neither is not believed but answered with an announcement, which its true cause will correct.
+//! A message with a tag is dropped: no key here could check it, and a host that tags messages for
+//! this vnet believes that it is secured. (What has checked a tag takes it off.)
+//! Nothing is learnt from requests, so nobody can place a mapping by asking.
+//!
+//! **Damping.** A guest that migrates stops in one place before it starts in another. A vif that
+//! takes its key back while its rings ran all the time shares its MAC with another; after five
+//! times in 180 s it is refused. Elsewhere, users of a mapping that moved as often are told of
+//! further moves at most once a second.
+//!
+//! # Driving it
+//!
+//! After every input (`add_vif`, `resolve`, `handle_message`, ...) drain [`Mapper::poll_output`];
+//! then wait until [`Mapper::poll_timeout`] and call [`Mapper::handle_timeout`]. Send all messages,
+//! also those to the group, from the address given to [`Mapper::new`].
+
+#![forbid(unsafe_code)]
+
+mod cache;
+mod claims;
+mod clock;
+mod config;
+mod counters;
+mod interest;
+mod limits;
+mod mappings;
+mod nonce;
+mod notes;
+mod output;
+mod pending;
+mod receive;
+mod resolve;
+mod rows;
+mod timers;
+mod vifs;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+
+use thiserror::Error;
+
+pub use config::{Config, Limits};
+pub use counters::{MapperCounter, MapperCounters};
+pub use output::{Destination, Event, Notice, Output};
+pub use rows::{Row, State};
+
+use cache::Cache;
+use clock::Clock;
+use interest::Interest;
+use limits::{Moves, TokenBucket};
+use nonce::Nonces;
+use notes::Notes;
+use pending::PendingTable;
+use timers::{Timer, Timers};
+use vifs::{Vif, Vifs};
+
+use crate::time::{Instant, Now};
+#[cfg(doc)]
+use crate::wire::Stamp;
+use crate::wire::varp::{Body, Claim, Message};
+use crate::wire::{CareOf, VifKey};
+
+/// A vif of this host, by the number that varpd's registry gave it. A number is never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LocalVif(pub u64);
+
+/// Why a vif is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum AddError {
+    /// The number is in use.
+    #[error("this vif is already registered")]
+    Duplicate,
+    /// Frames of vnet 1 are never encapsulated, so it has no care-of addresses.
+    #[error("vnet 1 is the physical network, which has no care-of addresses")]
+    Physical,
+    /// Not the address of one interface.
+    #[error("not an individual MAC address")]
+    Mac,
+    /// See [`Limits::vifs`].
+    #[error("this host has too many vifs")]
+    Full,
+}
+
+/// The state machine; see the module's text.
+#[derive(Debug)]
+pub struct Mapper {
+    config: Config,
+    /// Where VARP messages are sent from and replies come to.
+    own: SocketAddr,
+    clock: Clock,
+    nonces: Nonces,
+    vifs: Vifs,
+    cache: Cache,
+    pending: PendingTable,
+    notes: Notes,
+    timers: Timers,
+    corrections: TokenBucket,
+    counters: MapperCounters,
+    outputs: VecDeque<Output>,
+}
+
+impl Mapper {
+    /// A mapper without vifs. `seed` is secret randomness, `own` the address that its messages are
+    /// sent from and replies come to.
+    pub fn new(config: Config, seed: [u8; 16], own: SocketAddr) -> Self {
+        let per_second = config.limits.corrections_per_second;
+        Self {
+            corrections: TokenBucket::new(per_second, per_second),
+            config,
+            own: receive::canonical(own),
+            clock: Clock::default(),
+            nonces: Nonces::new(seed),
+            vifs: Vifs::default(),
+            cache: Cache::default(),
+            pending: PendingTable::default(),
+            notes: Notes::default(),
+            timers: Timers::default(),
+            counters: MapperCounters::default(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Registers a vif, whose rings do not run yet. Several may have the same key: the guest
+    /// migrates within the host, or its backend was restarted.
+    pub fn add_vif(&mut self, vif: LocalVif, key: VifKey, coa: CareOf) -> Result<(), AddError> {
+        if self.vifs.get(vif).is_some() {
+            return Err(AddError::Duplicate);
+        }
+        if key.vnet.is_physical() {
+            return Err(AddError::Physical);
+        }
+        if !key.mac.is_individual() {
+            return Err(AddError::Mac);
+        }
+        let limits = &self.config.limits;
+        if self.vifs.len() >= limits.vifs {
+            return Err(AddError::Full);
+        }
+        let bucket = TokenBucket::new(limits.requests_per_second, limits.request_burst);
+        let (active, own, asking, moves) = (false, None, 0, Moves::default());
+        self.vifs.insert(vif, Vif { key, coa, active, own, asking, bucket, moves });
+        Ok(())
+    }
+
+    /// The vif is gone. With the last of its vnet goes what is known about that vnet.
+    pub fn remove_vif(&mut self, vif: LocalVif, now: Now) {
+        self.deactivate(vif, now);
+        let Some(Vif { key, .. }) = self.vifs.remove(vif) else { return };
+        for deserted in self.pending.desert(key.vnet, vif) {
+            self.end_pending(&deserted);
+        }
+        if !self.vifs.hosts(key.vnet) {
+            for known in self.cache.keys(Some(key.vnet)) {
+                self.forget(&known);
+            }
+            for asked in self.pending.keys(key.vnet) {
+                self.end_pending(&asked);
+            }
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Now) {
+        while let Some(timer) = self.timers.pop_due(now.mono) {
+            match timer {
+                Timer::Request(key) => self.request_due(key, now),
+                Timer::Announce(vif) => self.announcement_due(vif, now),
+                Timer::Expire(key) => self.expire(key),
+                Timer::Damped(key) => self.tell_late(key, now),
+                Timer::Note(key) => drop(self.notes.remove(&key)),
+            }
+        }
+    }
+
+    /// The next thing to do, if any; call until there is none.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Mapper::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// What it did, refused and dropped.
+    pub fn counters(&self) -> &MapperCounters {
+        &self.counters
+    }
+
+    /// The claim that a vif owns its key by, unless it has none.
+    pub fn claim(&self, vif: LocalVif) -> Option<Claim> {
+        self.vifs.get(vif)?.claim()
+    }
+
+    /// Where a vif that was here has gone, for one lifetime after it became known.
+    pub fn forwarding(&self, key: VifKey) -> Option<Claim> {
+        self.notes.get(&key)?.moved
+    }
+
+    fn count(&self, counter: MapperCounter) {
+        self.counters.inc(counter);
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    fn notify(&mut self, vif: LocalVif, notice: Notice) {
+        self.outputs.push_back(Output::Notify { vif, notice });
+    }
+
+    /// Tells those of `interest` that are still registered.
+    fn notify_all(&mut self, key: VifKey, interest: &Interest, notice: Notice) {
+        match interest.listed() {
+            Some(listed) => {
+                for &vif in listed.iter().filter(|&&vif| self.vifs.get(vif).is_some()) {
+                    self.outputs.push_back(Output::Notify { vif, notice });
+                }
+            }
+            None => {
+                for vif in self.vifs.on_vnet(key.vnet) {
+                    self.outputs.push_back(Output::Notify { vif, notice });
+                }
+            }
+        }
+    }
+
+    /// Sends a message of this host; `wide` only for requests and announcements.
+    fn send(&mut self, to: Destination, key: VifKey, nonce: u64, wide: bool, body: Body) {
+        let group = to == Destination::Group;
+        self.count(match body {
+            Body::Request { .. } if group => MapperCounter::tx_requests,
+            Body::Request { .. } => MapperCounter::tx_refreshes,
+            Body::Reply { .. } => MapperCounter::tx_replies,
+            Body::Announce { .. } => MapperCounter::tx_announces,
+            Body::Correction { .. } => MapperCounter::tx_corrections,
+            Body::Absent => MapperCounter::tx_absents,
+        });
+        let message = Message { key, nonce, wide, relayed: false, body, tag: None };
+        self.outputs.push_back(Output::Send { to, message });
+    }
+
+    /// Where the host of this IP address answers VARP.
+    fn varp_address(&self, ip: IpAddr) -> SocketAddr {
+        SocketAddr::new(ip, self.config.port)
+    }
+
+    fn lifetime_ms(&self) -> u32 {
+        millis(self.config.lifetime)
+    }
+}
+
+/// On the wire a lifetime is at least 1 ms.
+fn millis(duration: std::time::Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX).max(1)
+}

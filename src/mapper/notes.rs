@@ -1,0 +1,51 @@
+//! Vifs that were here and have left: for one entry lifetime their host remembers where they went,
+//! so that frames which still arrive can be forwarded and their senders told.
+
+use std::collections::BTreeMap;
+
+use crate::time::Instant;
+use crate::wire::VifKey;
+use crate::wire::varp::Claim;
+
+/// What is remembered of one vif.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Note {
+    /// The claim that was made here.
+    pub(super) ours: Claim,
+    /// The newer claim, once it is known: a guest stops here before it starts elsewhere.
+    pub(super) moved: Option<Claim>,
+    /// The end of the note.
+    pub(super) until: Instant,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Notes(BTreeMap<VifKey, Note>);
+
+impl Notes {
+    pub(super) fn get(&self, key: &VifKey) -> Option<&Note> {
+        self.0.get(key)
+    }
+
+    /// Puts in a note; returns the one it replaces.
+    pub(super) fn insert(&mut self, key: VifKey, note: Note) -> Option<Note> {
+        self.0.insert(key, note)
+    }
+
+    pub(super) fn remove(&mut self, key: &VifKey) -> Option<Note> {
+        self.0.remove(key)
+    }
+
+    /// The note to give up when there are too many. Rare, so a scan is good enough.
+    pub(super) fn oldest(&self) -> Option<VifKey> {
+        self.0.iter().min_by_key(|(_, note)| note.until).map(|(key, _)| *key)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&VifKey, &Note)> {
+        self.0.iter()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}

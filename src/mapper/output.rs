@@ -1,0 +1,182 @@
+//! What the mapper asks its shell to do: plain data, compared in tests.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::LocalVif;
+use crate::wire::varp::{Claim, Message};
+use crate::wire::{CareOf, Mac, Stamp, VifKey, control};
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send a message.
+    Send {
+        /// Where to.
+        to: Destination,
+        /// What.
+        message: Message,
+    },
+    /// Tell a local vif's backend.
+    Notify {
+        /// Whose.
+        vif: LocalVif,
+        /// What.
+        notice: Notice,
+    },
+    /// Show an operator who is watching; nothing else depends on it.
+    Event(Event),
+}
+
+/// Where a message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// The VARP group of the segment.
+    Group,
+    /// One host.
+    Unicast(SocketAddr),
+}
+
+/// What a backend is told about a MAC on its vnet, or about its own vif.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The MAC is there, and may be used for so long.
+    Mapping {
+        /// The MAC.
+        mac: Mac,
+        /// Where it is.
+        coa: CareOf,
+        /// The stamp of the owner's claim.
+        stamp: Stamp,
+        /// How long.
+        lifetime: Duration,
+    },
+    /// Nobody answers for the MAC, or a limit refuses to ask now.
+    Unresolved {
+        /// The MAC.
+        mac: Mac,
+        /// How long not to ask again.
+        hold: Duration,
+    },
+    /// Forget the MAC; ask before further use.
+    Invalidate {
+        /// The MAC.
+        mac: Mac,
+    },
+    /// The vif is owned here, with this stamp.
+    Claimed {
+        /// The stamp of the claim.
+        stamp: Stamp,
+    },
+    /// The vif is owned elsewhere from now on.
+    Lost {
+        /// The stamp of the newer claim.
+        stamp: Stamp,
+        /// Where the vif is now.
+        coa: CareOf,
+    },
+}
+
+impl From<Notice> for control::Event {
+    fn from(notice: Notice) -> Self {
+        let millis = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
+        match notice {
+            Notice::Mapping { mac, coa, stamp, lifetime } => {
+                Self::Mapping { mac, coa, stamp, lifetime_ms: millis(lifetime) }
+            }
+            Notice::Unresolved { mac, hold } => Self::Unresolved { mac, hold_ms: millis(hold) },
+            Notice::Invalidate { mac } => Self::Invalidate { mac },
+            Notice::Claimed { stamp } => Self::Claimed { stamp },
+            Notice::Lost { stamp, coa } => Self::Lost { stamp, coa },
+        }
+    }
+}
+
+/// Something worth showing (`vnet monitor`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A remote vif was found.
+    Resolved {
+        /// The vif.
+        key: VifKey,
+        /// Its owner's claim.
+        claim: Claim,
+    },
+    /// Nobody answered.
+    Unresolved {
+        /// The vif asked for.
+        key: VifKey,
+    },
+    /// A mapping in use has a new owner.
+    Moved {
+        /// The vif.
+        key: VifKey,
+        /// The old claim.
+        from: Claim,
+        /// The new one.
+        to: Claim,
+    },
+    /// A local vif is claimed.
+    Claimed {
+        /// The vif.
+        key: VifKey,
+        /// The claim.
+        claim: Claim,
+    },
+    /// A vif whose rings run here was claimed elsewhere: it has moved, or two vifs share a MAC.
+    Conflict {
+        /// The vif.
+        key: VifKey,
+        /// The claim that lost.
+        ours: Claim,
+        /// The one that won.
+        theirs: Claim,
+    },
+    /// A mapping came to its end unconfirmed.
+    Expired {
+        /// The vif.
+        key: VifKey,
+    },
+    /// A mapping had to make room.
+    Evicted {
+        /// The vif.
+        key: VifKey,
+    },
+    /// A vif moves too often: two guests share its MAC.
+    Damped {
+        /// The vif.
+        key: VifKey,
+    },
+    /// A claim whose stamp is too far ahead of this host's clock; one of the two clocks is wrong.
+    Implausible {
+        /// The vif.
+        key: VifKey,
+        /// The claim.
+        claim: Claim,
+    },
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Resolved { key, claim } => write!(f, "resolved {key} at {}", claim.coa),
+            Self::Unresolved { key } => write!(f, "unresolved {key}"),
+            Self::Moved { key, from, to } => {
+                write!(f, "moved {key} from {} to {}", from.coa, to.coa)
+            }
+            Self::Claimed { key, claim } => {
+                write!(f, "claimed {key} at {} stamp {}", claim.coa, claim.stamp.0)
+            }
+            Self::Conflict { key, ours, theirs } => {
+                write!(f, "conflict {key} from {} to {}", ours.coa, theirs.coa)
+            }
+            Self::Expired { key } => write!(f, "expired {key}"),
+            Self::Evicted { key } => write!(f, "evicted {key}"),
+            Self::Damped { key } => write!(f, "damped {key}"),
+            Self::Implausible { key, claim } => {
+                write!(f, "implausible {key} at {} stamp {}", claim.coa, claim.stamp.0)
+            }
+        }
+    }
+}

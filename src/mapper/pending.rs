@@ -1,0 +1,106 @@
+//! Resolutions under way, and who waits for them. Frames wait in the backends, not here.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::LocalVif;
+use super::interest::Interest;
+use crate::time::Instant;
+use crate::wire::{CareOf, VifKey, VnetId};
+
+/// How far a resolution is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The host that is known is asked to confirm.
+    Confirm(SocketAddr),
+    /// Everybody is asked.
+    Ask,
+}
+
+/// One resolution. However many vifs ask for a key, there is one, with a back-off of its own: a
+/// MAC that nobody answers for delays no other.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) stage: Stage,
+    /// Requests sent in this stage.
+    pub(super) sent: u32,
+    /// Of all requests of this resolution.
+    pub(super) nonce: u64,
+    /// When it began.
+    pub(super) since: Instant,
+    /// When the next request is due, or the stage has failed.
+    pub(super) due: Instant,
+    /// Who asked.
+    pub(super) waiters: Interest,
+    /// Whose limits it counts against: who asked first.
+    pub(super) payer: LocalVif,
+    /// Where the first asker is.
+    pub(super) asker: CareOf,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct PendingTable {
+    map: BTreeMap<VifKey, Pending>,
+    by_vnet: BTreeMap<VnetId, usize>,
+}
+
+impl PendingTable {
+    pub(super) fn get(&self, key: &VifKey) -> Option<&Pending> {
+        self.map.get(key)
+    }
+
+    pub(super) fn get_mut(&mut self, key: &VifKey) -> Option<&mut Pending> {
+        self.map.get_mut(key)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&VifKey, &Pending)> {
+        self.map.iter()
+    }
+
+    /// Puts in one for a key that has none.
+    pub(super) fn insert(&mut self, key: VifKey, pending: Pending) {
+        if self.map.insert(key, pending).is_none() {
+            *self.by_vnet.entry(key.vnet).or_default() += 1;
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: &VifKey) -> Option<Pending> {
+        let pending = self.map.remove(key)?;
+        if let Some(count) = self.by_vnet.get_mut(&key.vnet) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_vnet.remove(&key.vnet);
+            }
+        }
+        Some(pending)
+    }
+
+    /// Number in total.
+    pub(super) fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Number on one vnet.
+    pub(super) fn vnet_len(&self, vnet: VnetId) -> usize {
+        self.by_vnet.get(&vnet).copied().unwrap_or(0)
+    }
+
+    /// Takes a vif out of all on its vnet; returns those that nobody waits for any more.
+    pub(super) fn desert(&mut self, vnet: VnetId, vif: LocalVif) -> Vec<VifKey> {
+        let on_vnet = self.map.iter_mut().filter(|(key, _)| key.vnet == vnet);
+        let mut deserted = Vec::new();
+        for (key, pending) in on_vnet {
+            pending.waiters.remove(vif);
+            if pending.waiters.is_empty() {
+                deserted.push(*key);
+            }
+        }
+        deserted
+    }
+
+    /// The keys on one vnet.
+    pub(super) fn keys(&self, vnet: VnetId) -> Vec<VifKey> {
+        self.map.keys().filter(|key| key.vnet == vnet).copied().collect()
+    }
+}

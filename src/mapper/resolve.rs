@@ -1,0 +1,206 @@
+//! Where is this MAC? Questions of local vifs, and the requests that answer them.
+
+use std::net::SocketAddr;
+
+use super::cache::{Entry, Known};
+use super::interest::Interest;
+use super::mappings::mapping;
+use super::pending::{Pending, Stage};
+use super::timers::Timer;
+use super::{Destination, Event, LocalVif, Mapper, MapperCounter, Notice};
+use crate::time::Now;
+use crate::wire::varp::Body;
+use crate::wire::{CareOf, Mac, VifKey};
+
+impl Mapper {
+    /// A local vif asks for a MAC on its vnet. It is told [`Notice::Mapping`] or
+    /// [`Notice::Unresolved`], at once or when the answer is there. With `refresh` it says that it
+    /// uses a mapping that ends soon: the owner is asked to confirm, and the mapping holds
+    /// meanwhile.
+    pub fn resolve(&mut self, vif: LocalVif, mac: Mac, refresh: bool, now: Now) {
+        let Some(asking) = self.vifs.get(vif) else { return };
+        let (key, asker) = (VifKey { vnet: asking.key.vnet, mac }, asking.coa);
+        self.count(MapperCounter::resolves);
+        if !mac.is_individual() {
+            let hold = self.config.negative_lifetime;
+            self.notify(vif, Notice::Unresolved { mac, hold });
+            return;
+        }
+        if self.answer_locally(vif, key) || self.answer_cached(vif, key, asker, refresh, now) {
+            return;
+        }
+        let bound = self.config.limits.interest;
+        if let Some(pending) = self.pending.get_mut(&key) {
+            pending.waiters.add(vif, bound);
+            self.count(MapperCounter::resolve_shared);
+            return;
+        }
+        if self.may_ask(vif, key) && self.may_ask_now(vif, now) {
+            self.begin(vif, key, asker, Stage::Ask, now);
+        } else {
+            let hold = self.config.limit_hold;
+            self.notify(vif, Notice::Unresolved { mac, hold });
+        }
+    }
+
+    /// A vif of this host owns the key.
+    fn answer_locally(&mut self, vif: LocalVif, key: VifKey) -> bool {
+        let Some((owner, claim)) = self.vifs.owner_claim(&key) else { return false };
+        let bound = self.config.limits.interest;
+        if let Some(own) = self.vifs.get_mut(owner).and_then(|v| v.own.as_mut()) {
+            own.interest.add(vif, bound);
+        }
+        self.count(MapperCounter::resolve_local);
+        self.notify(vif, mapping(key, claim, self.config.lifetime));
+        true
+    }
+
+    /// Something is known. A mapping that is to be confirmed is not repeated until it is.
+    fn answer_cached(
+        &mut self,
+        vif: LocalVif,
+        key: VifKey,
+        asker: CareOf,
+        refresh: bool,
+        now: Now,
+    ) -> bool {
+        let bound = self.config.limits.interest;
+        let Some(entry) = self.cache.get_mut(&key) else { return false };
+        entry.interest.add(vif, bound);
+        let remaining = entry.expires.saturating_since(now.mono);
+        let Known::At { claim, lifetime, .. } = entry.known else {
+            self.count(MapperCounter::resolve_negative);
+            self.notify(vif, Notice::Unresolved { mac: key.mac, hold: remaining });
+            return true;
+        };
+        let soon = remaining <= lifetime * self.config.refresh_below_percent / 100;
+        if refresh && soon {
+            if let Some(pending) = self.pending.get_mut(&key) {
+                pending.waiters.add(vif, bound);
+                return true;
+            }
+            if self.may_ask(vif, key) {
+                self.count(MapperCounter::refreshes);
+                let host = self.varp_address(claim.coa.addr.ip());
+                self.begin(vif, key, asker, Stage::Confirm(host), now);
+                return true;
+            }
+        }
+        self.count(MapperCounter::resolve_cached);
+        self.notify(vif, mapping(key, claim, remaining));
+        true
+    }
+
+    /// Whether there is room for another resolution: of all, of the vnet, of the vif.
+    fn may_ask(&self, vif: LocalVif, key: VifKey) -> bool {
+        let limits = &self.config.limits;
+        let asking = self.vifs.get(vif).map_or(usize::MAX, |v| v.asking);
+        let room = self.pending.len() < limits.pending
+            && self.pending.vnet_len(key.vnet) < limits.pending_per_vnet
+            && asking < limits.pending_per_vif;
+        if !room {
+            self.count(MapperCounter::limit_pending);
+        }
+        room
+    }
+
+    /// Whether the vif has not begun too many of late. Confirmations do not count: there are no
+    /// more of them than mappings in use.
+    fn may_ask_now(&mut self, vif: LocalVif, now: Now) -> bool {
+        let may = self.vifs.get_mut(vif).is_some_and(|v| v.bucket.take(now.mono));
+        if !may {
+            self.count(MapperCounter::limit_rate);
+        }
+        may
+    }
+
+    /// Begins a resolution with its first request.
+    fn begin(&mut self, payer: LocalVif, key: VifKey, asker: CareOf, stage: Stage, now: Now) {
+        let mut waiters = Interest::default();
+        waiters.add(payer, self.config.limits.interest);
+        let nonce = self.nonces.next();
+        let (since, due) = (now.mono, now.mono);
+        self.pending
+            .insert(key, Pending { stage, sent: 0, nonce, since, due, waiters, payer, asker });
+        if let Some(vif) = self.vifs.get_mut(payer) {
+            vif.asking += 1;
+        }
+        self.request_due(key, now);
+    }
+
+    /// Sends the next request of a resolution, or goes on to its next stage, or gives it up. Its
+    /// timer is not set.
+    pub(super) fn request_due(&mut self, key: VifKey, now: Now) {
+        let Some(pending) = self.pending.get_mut(&key) else { return };
+        pending.sent += 1;
+        let (wait, to, wide) = match pending.stage {
+            Stage::Confirm(host) => {
+                let wait = self.config.unicast_wait(pending.sent);
+                (wait, Destination::Unicast(host), false)
+            }
+            Stage::Ask => {
+                let wide = pending.sent > self.config.local_sends;
+                (self.config.group_wait(pending.sent), Destination::Group, wide)
+            }
+        };
+        match (wait, pending.stage) {
+            (Some(wait), stage) => {
+                pending.due = now.mono + wait;
+                self.timers.set(pending.due, Timer::Request(key));
+                let refresh = matches!(stage, Stage::Confirm(_));
+                let (asker, nonce) = (pending.asker, pending.nonce);
+                let body = Body::Request { asker, reply_to: self.own, refresh };
+                self.send(to, key, nonce, wide, body);
+            }
+            (None, Stage::Confirm(_)) => {
+                self.count(MapperCounter::refresh_failed);
+                self.ask_everybody(key, now);
+            }
+            (None, Stage::Ask) => self.give_up(key, now),
+        }
+    }
+
+    /// A confirmation has failed: on to asking everybody.
+    fn ask_everybody(&mut self, key: VifKey, now: Now) {
+        if let Some(pending) = self.pending.get_mut(&key) {
+            pending.stage = Stage::Ask;
+            pending.sent = 0;
+            self.request_due(key, now);
+        }
+    }
+
+    /// The host that was asked to confirm says that the vif is not there. What is known is void at
+    /// once; frames sent there would be lost.
+    pub(super) fn disclaimed(&mut self, key: VifKey, by: SocketAddr, nonce: u64, now: Now) -> bool {
+        let asked = |p: &&mut Pending| {
+            p.nonce == nonce && matches!(p.stage, Stage::Confirm(host) if host.ip() == by.ip())
+        };
+        let Some(due) = self.pending.get_mut(&key).filter(asked).map(|p| p.due) else {
+            return false;
+        };
+        self.timers.cancel(due, Timer::Request(key));
+        self.count(MapperCounter::refresh_failed);
+        if let Some(entry) = self.forget(&key) {
+            self.notify_all(key, &entry.interest, Notice::Invalidate { mac: key.mac });
+            let bound = self.config.limits.interest;
+            if let Some(pending) = self.pending.get_mut(&key) {
+                pending.waiters.merge(entry.interest, bound);
+            }
+        }
+        self.ask_everybody(key, now);
+        true
+    }
+
+    /// Nobody answered.
+    fn give_up(&mut self, key: VifKey, now: Now) {
+        let Some(pending) = self.end_pending(&key) else { return };
+        let (mac, hold) = (key.mac, self.config.negative_lifetime);
+        self.count(MapperCounter::unresolved);
+        self.event(Event::Unresolved { key });
+        let mut interest = self.forget(&key).map(|entry| entry.interest).unwrap_or_default();
+        self.notify_all(key, &interest, Notice::Invalidate { mac });
+        self.notify_all(key, &pending.waiters, Notice::Unresolved { mac, hold });
+        interest.merge(pending.waiters, self.config.limits.interest);
+        self.store(key, Entry::new(Known::Nobody, now.mono, hold, interest));
+    }
+}

@@ -1,0 +1,134 @@
+//! What the mapper knows, as rows of `vnet show varp`.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::Mapper;
+use super::cache::Known;
+use super::interest::Interest;
+use super::pending::Stage;
+use crate::time::{Instant, Now};
+use crate::wire::VifKey;
+use crate::wire::varp::Claim;
+
+/// What is known about one vif.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The vif.
+    pub key: VifKey,
+    /// How it stands.
+    pub state: State,
+    /// The newest claim known.
+    pub claim: Option<Claim>,
+    /// Since when: the claim was made (local), last confirmed, asked for.
+    pub age: Duration,
+    /// How long this will be believed.
+    pub remaining: Duration,
+    /// How many local vifs use it; `None` is all of the vnet.
+    pub users: Option<usize>,
+}
+
+/// States of a [`Row`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The vif is here.
+    Local,
+    /// It is elsewhere.
+    Resolved,
+    /// It is elsewhere, and its host is being asked to confirm.
+    Confirming,
+    /// It is being asked for.
+    Resolving,
+    /// Nobody answered.
+    Unresolved,
+    /// It was here and has left.
+    Departed,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Local => "local",
+            Self::Resolved => "resolved",
+            Self::Confirming => "confirming",
+            Self::Resolving => "resolving",
+            Self::Unresolved => "unresolved",
+            Self::Departed => "departed",
+        })
+    }
+}
+
+impl Mapper {
+    /// All that is known, in the order of the keys.
+    pub fn rows(&self, now: Now) -> Vec<Row> {
+        let mut rows = self.local_rows(now.mono);
+        rows.extend(self.cached_rows(now.mono));
+        rows.extend(self.asked_rows(now.mono));
+        rows.extend(self.departed_rows(now.mono));
+        rows.sort_by_key(|row| row.key);
+        rows
+    }
+
+    fn local_rows(&self, now: Instant) -> Vec<Row> {
+        let row = |(_, vif): (_, &super::Vif)| {
+            let own = vif.own.as_ref()?;
+            Some(Row {
+                key: vif.key,
+                state: State::Local,
+                claim: vif.claim(),
+                age: now.saturating_since(own.since),
+                remaining: self.config.lifetime,
+                users: users(&own.interest),
+            })
+        };
+        self.vifs.iter().filter_map(row).collect()
+    }
+
+    fn cached_rows(&self, now: Instant) -> impl Iterator<Item = Row> {
+        self.cache.iter().map(move |(key, entry)| Row {
+            key: *key,
+            state: match (&entry.known, self.pending.get(key)) {
+                (Known::Nobody, _) => State::Unresolved,
+                (Known::At { .. }, None) => State::Resolved,
+                (Known::At { .. }, Some(_)) => State::Confirming,
+            },
+            claim: entry.claim(),
+            age: now.saturating_since(entry.since),
+            remaining: entry.expires.saturating_since(now),
+            users: users(&entry.interest),
+        })
+    }
+
+    fn asked_rows(&self, now: Instant) -> impl Iterator<Item = Row> {
+        let unknown = self.pending.iter().filter(|(key, _)| self.cache.get(key).is_none());
+        unknown.map(move |(key, pending)| Row {
+            key: *key,
+            state: match pending.stage {
+                Stage::Ask => State::Resolving,
+                Stage::Confirm(_) => State::Confirming,
+            },
+            claim: None,
+            age: now.saturating_since(pending.since),
+            remaining: pending.due.saturating_since(now),
+            users: users(&pending.waiters),
+        })
+    }
+
+    /// Notes of keys that are known as remote again are in the cache's rows.
+    fn departed_rows(&self, now: Instant) -> impl Iterator<Item = Row> {
+        let left = |key: &VifKey| self.vifs.owner(key).is_none() && self.cache.get(key).is_none();
+        let notes = self.notes.iter().filter(move |(key, _)| left(key));
+        notes.map(move |(key, note)| Row {
+            key: *key,
+            state: State::Departed,
+            claim: Some(note.moved.unwrap_or(note.ours)),
+            age: (now + self.config.lifetime).saturating_since(note.until),
+            remaining: note.until.saturating_since(now),
+            users: Some(0),
+        })
+    }
+}
+
+fn users(interest: &Interest) -> Option<usize> {
+    interest.listed().map(<[_]>::len)
+}

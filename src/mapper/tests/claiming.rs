@@ -1,0 +1,259 @@
+//! Claims of local vifs and their announcements.
+
+use super::*;
+
+fn announcements(bench: &mut Bench) -> Vec<Claim> {
+    let sent = bench.sent().into_iter();
+    let claims = sent.filter(|(to, m)| {
+        *to == Destination::Group && m.wide && matches!(m.body, Body::Announce { .. })
+    });
+    claims.filter_map(|(_, m)| m.body.claim().copied()).collect()
+}
+
+#[test]
+fn a_vif_claims_when_its_rings_start_and_announces_five_times() {
+    let mut bench = Bench::new();
+    bench.add(VIF, key(7, 1));
+    bench.pass_ms(5000);
+    assert_eq!(bench.outputs(), [], "not before its rings run");
+    bench.mapper.announce(VIF, bench.now);
+    assert_eq!(bench.outputs(), [], "nor when asked to announce");
+    bench.mapper.set_active(VIF, true, None, bench.now);
+    let (stamp, start) = (Stamp(bench.now.wall_ms), bench.now.mono);
+    assert_eq!(bench.mapper.claim(VIF), Some(Claim { stamp, coa: coa(1, port(VIF)) }));
+    let mut times = Vec::new();
+    loop {
+        for claim in announcements(&mut bench) {
+            assert_eq!(claim.stamp, stamp);
+            times.push(bench.now.mono.saturating_since(start).as_millis());
+        }
+        let Some(due) = bench.mapper.poll_timeout() else { break };
+        bench.pass(due.saturating_since(bench.now.mono));
+    }
+    assert_eq!(times, [0, 50, 200, 450, 800]);
+}
+
+#[test]
+fn a_late_turn_of_the_loop_announces_once_for_all_that_is_overdue() {
+    let mut bench = Bench::new();
+    bench.activate(VIF, key(7, 1));
+    bench.outputs();
+    bench.turn(bench.now.mono + Duration::from_millis(500));
+    bench.mapper.handle_timeout(bench.now);
+    assert_eq!(announcements(&mut bench).len(), 1);
+    bench.pass_ms(10_000);
+    assert_eq!(announcements(&mut bench).len(), 1, "the one at 800 ms");
+}
+
+#[test]
+fn a_claim_is_announced_again_every_few_minutes() {
+    let mut bench = Bench::with(|config| config.announce_interval = Duration::from_secs(300));
+    bench.activate(VIF, key(7, 1));
+    bench.settle();
+    bench.pass(Duration::from_secs(299));
+    assert_eq!(announcements(&mut bench).len(), 0);
+    bench.pass(Duration::from_secs(76));
+    assert_eq!(announcements(&mut bench).len(), 1);
+    bench.pass(Duration::from_secs(3750));
+    assert!((10..=13).contains(&announcements(&mut bench).len()));
+}
+
+#[test]
+fn a_guest_that_says_it_is_here_is_announced_again_with_the_same_stamp() {
+    let mut bench = Bench::hosting();
+    let claim = bench.mapper.claim(VIF).unwrap();
+    bench.mapper.announce(VIF, bench.now);
+    bench.pass_ms(1000);
+    assert_eq!(announcements(&mut bench), [claim; 5]);
+}
+
+#[test]
+fn a_stopped_vif_owns_nothing_and_its_local_users_are_told() {
+    let mut bench = Bench::hosting();
+    bench.activate(OTHER, key(7, 9));
+    bench.settle();
+    bench.resolve(VIF, 9);
+    bench.outputs();
+    bench.mapper.set_active(OTHER, false, None, bench.now);
+    assert_eq!(bench.told(), [(VIF, Notice::Invalidate { mac: mac(9) })]);
+    assert_eq!(bench.mapper.claim(OTHER), None);
+    bench.hear(2, true, message(key(7, 9), 5, request(2, false)));
+    assert_eq!(bench.sent(), []);
+    bench.mapper.remove_vif(OTHER, bench.now);
+    assert_eq!(bench.mapper.add_vif(OTHER, key(7, 9), coa(1, 9)), Ok(()));
+}
+
+#[test]
+fn a_restarted_varpd_resumes_a_claim_and_yields_to_a_newer_one() {
+    let mut bench = Bench::new();
+    bench.add(VIF, key(7, 1));
+    let prior = Stamp(WALL - 5000);
+    bench.mapper.set_active(VIF, true, Some(prior), bench.now);
+    let outputs = bench.sent();
+    let announced = outputs[0].1;
+    assert_eq!(bench.mapper.claim(VIF).unwrap().stamp, prior);
+    // The guest had moved while varpd was away.
+    let newer = claim(2, 0);
+    let newer = Claim { stamp: Stamp(prior.0 + 1), ..newer };
+    bench.hear(3, false, message(key(7, 1), announced.nonce, correction(newer)));
+    assert_eq!(bench.told(), [(VIF, Notice::Lost { stamp: newer.stamp, coa: newer.coa })]);
+    assert_eq!(bench.mapper.claim(VIF), None);
+    bench.pass_ms(1000);
+    assert_eq!(announcements(&mut bench), [], "the series has ended");
+}
+
+#[test]
+fn a_resumed_stamp_is_not_above_the_clock() {
+    let mut bench = Bench::new();
+    bench.add(VIF, key(7, 1));
+    bench.mapper.set_active(VIF, true, Some(Stamp(u64::MAX)), bench.now);
+    assert_eq!(bench.mapper.claim(VIF).unwrap().stamp, Stamp(WALL));
+}
+
+#[test]
+fn a_fresh_claim_beats_the_stamp_of_a_clock_that_was_ahead_once() {
+    let mut bench = Bench::new();
+    bench.activate(VIF, key(7, 1));
+    let nonce = bench.sent()[0].1.nonce;
+    let ahead = Claim { stamp: Stamp(WALL + HOUR), ..claim(2, 0) };
+    bench.hear(3, false, message(key(7, 1), nonce, correction(ahead)));
+    let outputs = bench.outputs();
+    let stamp = Stamp(WALL + HOUR + 1);
+    assert!(outputs.contains(&Output::Notify { vif: VIF, notice: Notice::Claimed { stamp } }));
+    let again = outputs.iter().find_map(|output| match output {
+        Output::Send { message, .. } => Some(*message),
+        _ => None,
+    });
+    let again = again.expect("an announcement of the new claim");
+    assert_eq!(again.body.claim().unwrap().stamp, stamp);
+    // The same answer again is old news; a second newer one means that the guest is elsewhere.
+    bench.hear(3, false, message(key(7, 1), nonce, correction(ahead)));
+    assert!(bench.mapper.claim(VIF).is_some());
+    let newer = Claim { stamp: Stamp(WALL + HOUR + 2), ..ahead };
+    bench.hear(3, false, message(key(7, 1), again.nonce, correction(newer)));
+    assert_eq!(bench.mapper.claim(VIF), None);
+}
+
+#[test]
+fn a_newer_claim_from_elsewhere_ends_ours_and_is_noted_for_forwarding() {
+    let mut bench = Bench::hosting();
+    let newer = claim(2, 5000);
+    bench.hear_announce(key(7, 1), newer);
+    assert_eq!(bench.told(), [(VIF, Notice::Lost { stamp: newer.stamp, coa: newer.coa })]);
+    assert_eq!(bench.mapper.claim(VIF), None);
+    assert_eq!(bench.mapper.forwarding(key(7, 1)), Some(newer));
+    bench.mapper.correct(key(7, 1), "192.0.2.9:7777".parse().unwrap(), bench.now);
+    let sent = bench.sent();
+    assert_eq!(
+        sent,
+        [(Destination::Unicast(varp_of(9)), message(key(7, 1), 0, correction(newer)))]
+    );
+    bench.hear(9, false, message(key(7, 1), 4, request(9, true)));
+    let told = message(key(7, 1), 4, correction(newer));
+    assert_eq!(bench.sent(), [(Destination::Unicast(varp_of(9)), told)]);
+    bench.pass_ms(30_000);
+    assert_eq!(bench.mapper.forwarding(key(7, 1)), None, "for one lifetime");
+}
+
+#[test]
+fn a_guest_that_stopped_here_first_is_followed_even_after_its_vif_is_gone() {
+    let mut bench = Bench::hosting();
+    bench.mapper.set_active(VIF, false, None, bench.now);
+    let newer = claim(2, 5000);
+    bench.hear_announce(key(7, 1), newer);
+    assert_eq!(bench.told(), [(VIF, Notice::Lost { stamp: newer.stamp, coa: newer.coa })]);
+    bench.hear_announce(key(7, 1), newer);
+    assert_eq!(bench.told(), [], "told once");
+    bench.mapper.remove_vif(VIF, bench.now);
+    let third = claim(3, 6000);
+    bench.hear_announce(key(7, 1), third);
+    assert_eq!(bench.mapper.forwarding(key(7, 1)), Some(third));
+    bench.pass_ms(60_000);
+    assert_eq!(bench.mapper.poll_timeout(), None, "the note has ended");
+}
+
+#[test]
+fn a_claim_moves_between_two_vifs_of_one_host() {
+    let mut bench = Bench::hosting();
+    bench.activate(OTHER, key(7, 9));
+    bench.settle();
+    bench.resolve(OTHER, 1);
+    bench.outputs();
+    let dest = LocalVif(3);
+    bench.activate(dest, key(7, 1));
+    let new = bench.mapper.claim(dest).unwrap();
+    let told = bench.told();
+    assert!(told.contains(&(VIF, Notice::Lost { stamp: new.stamp, coa: new.coa })));
+    assert!(told.contains(&(dest, Notice::Claimed { stamp: new.stamp })));
+    assert!(told.contains(&(OTHER, mapping_of(1, new, 30_000))));
+    assert_eq!(bench.mapper.claim(VIF), None);
+    bench.mapper.remove_vif(VIF, bench.now);
+    assert_eq!(bench.mapper.claim(dest), Some(new), "its end does not end the other's claim");
+}
+
+#[test]
+fn a_claim_answers_the_questions_that_wait_for_it() {
+    let mut bench = Bench::hosting();
+    bench.resolve(VIF, 9);
+    bench.outputs();
+    bench.activate(OTHER, key(7, 9));
+    let here = bench.mapper.claim(OTHER).unwrap();
+    assert!(bench.told().contains(&(VIF, mapping_of(9, here, 30_000))));
+    bench.pass_ms(15_000);
+    assert_eq!(bench.count(MapperCounter::unresolved), 0);
+}
+
+#[test]
+fn a_guest_that_arrives_here_is_no_longer_where_the_cache_said() {
+    let mut bench = Bench::hosting();
+    bench.learn(VIF, 2, claim(2, HOUR));
+    bench.activate(OTHER, key(7, 2));
+    let here = bench.mapper.claim(OTHER).unwrap();
+    assert_eq!(here.stamp, Stamp(WALL + HOUR + 1), "above what was seen");
+    assert!(bench.told().contains(&(VIF, mapping_of(2, here, 30_000))));
+}
+
+#[test]
+fn an_older_claim_is_answered_with_ours() {
+    let mut bench = Bench::hosting();
+    let ours = bench.mapper.claim(VIF).unwrap();
+    let older = claim(2, 0);
+    let older = Claim { stamp: Stamp(ours.stamp.0 - 1), ..older };
+    bench.hear_announce(key(7, 1), older);
+    let answer = message(key(7, 1), 99, correction(ours));
+    assert_eq!(bench.sent(), [(Destination::Unicast(varp_of(2)), answer)]);
+    assert_eq!(bench.mapper.claim(VIF), Some(ours));
+}
+
+#[test]
+fn equal_stamps_have_one_winner_on_every_host() {
+    let mut bench = Bench::hosting();
+    let ours = bench.mapper.claim(VIF).unwrap();
+    let higher = Claim { stamp: ours.stamp, coa: coa(2, 1) };
+    bench.hear_announce(key(7, 1), higher);
+    assert_eq!(bench.mapper.claim(VIF), None, "192.0.2.2 is above 192.0.2.1");
+}
+
+#[test]
+fn a_claim_of_our_own_earlier_life_is_outdone_and_not_obeyed() {
+    let mut bench = Bench::new();
+    bench.activate(VIF, key(7, 1));
+    let nonce = bench.sent()[0].1.nonce;
+    let earlier = Claim { stamp: Stamp(WALL + HOUR), coa: coa(1, port(VIF)) };
+    bench.hear(3, false, message(key(7, 1), nonce, correction(earlier)));
+    let now = bench.mapper.claim(VIF).expect("still ours");
+    assert_eq!(now.stamp, Stamp(WALL + HOUR + 1));
+}
+
+#[test]
+fn what_can_not_be_a_vif_is_refused() {
+    let mut bench = Bench::with(|config| config.limits.vifs = 2);
+    let add = |bench: &mut Bench, vif, key| bench.mapper.add_vif(LocalVif(vif), key, coa(1, 9));
+    assert_eq!(add(&mut bench, 1, key(1, 1)), Err(AddError::Physical));
+    let group = VifKey { mac: Mac::BROADCAST, ..key(7, 1) };
+    assert_eq!(add(&mut bench, 1, group), Err(AddError::Mac));
+    assert_eq!(add(&mut bench, 1, key(7, 1)), Ok(()));
+    assert_eq!(add(&mut bench, 1, key(7, 2)), Err(AddError::Duplicate));
+    assert_eq!(add(&mut bench, 2, key(7, 2)), Ok(()));
+    assert_eq!(add(&mut bench, 3, key(7, 3)), Err(AddError::Full));
+}

@@ -1,0 +1,162 @@
+//! Remote vifs that move, and those that move too often.
+
+use super::*;
+
+#[test]
+fn users_hear_of_a_move_and_of_nothing_else() {
+    let mut bench = Bench::hosting();
+    bench.learn(VIF, 2, claim(2, 0));
+    bench.pass_ms(5000);
+    bench.hear_announce(key(7, 2), claim(2, 0));
+    assert_eq!(bench.outputs(), [], "the same claim is no news");
+    bench.hear_announce(key(7, 2), claim(3, 6000));
+    let outputs = bench.outputs();
+    let moved = Event::Moved { key: key(7, 2), from: claim(2, 0), to: claim(3, 6000) };
+    let notice = mapping_of(2, claim(3, 6000), 30_000);
+    assert_eq!(outputs, [Output::Event(moved), Output::Notify { vif: VIF, notice }]);
+    bench.hear_announce(key(7, 2), claim(3, 6000));
+    assert_eq!(bench.outputs(), []);
+}
+
+#[test]
+fn the_owners_own_announcement_prolongs_and_hearsay_does_not() {
+    let mut bench = Bench::hosting();
+    bench.learn(VIF, 2, claim(2, 0));
+    bench.pass_ms(20_000);
+    bench.hear(2, false, message(key(7, 2), 0, correction(claim(2, 0))));
+    assert_eq!(bench.mapper.rows(bench.now)[1].remaining, Duration::from_secs(10));
+    bench.hear_announce(key(7, 2), claim(2, 0));
+    assert_eq!(bench.mapper.rows(bench.now)[1].remaining, Duration::from_secs(30));
+}
+
+#[test]
+fn an_older_announcement_changes_nothing_and_is_corrected_once() {
+    let mut bench = Bench::hosting();
+    bench.learn(VIF, 2, claim(3, 6000));
+    bench.pass_ms(1000);
+    for _ in 0..3 {
+        bench.hear_announce(key(7, 2), claim(2, 0));
+    }
+    let body = Body::Correction { claim: claim(3, 6000), lifetime_ms: 29_000 };
+    let answer = message(key(7, 2), 99, body);
+    assert_eq!(
+        bench.outputs(),
+        [Output::Send { to: Destination::Unicast(varp_of(2)), message: answer }]
+    );
+    assert_eq!(bench.count(MapperCounter::rx_stale), 3);
+}
+
+#[test]
+fn an_announcement_creates_nothing() {
+    let mut bench = Bench::hosting();
+    bench.hear_announce(key(7, 2), claim(2, 0));
+    bench.hear_announce(key(8, 2), claim(2, 0));
+    assert_eq!(bench.outputs(), []);
+    assert_eq!(bench.mapper.rows(bench.now).len(), 1, "only the local vif");
+}
+
+#[test]
+fn an_announcement_answers_a_question_and_lifts_a_refusal() {
+    let mut bench = Bench::hosting();
+    bench.resolve(VIF, 2);
+    bench.outputs();
+    bench.hear_announce(key(7, 2), claim(2, 0));
+    assert_eq!(bench.told(), [(VIF, mapping_of(2, claim(2, 0), 30_000))]);
+    bench.resolve(VIF, 3);
+    bench.pass_ms(15_100);
+    bench.outputs();
+    bench.hear_announce(key(7, 3), claim(3, 16_000));
+    assert_eq!(bench.told(), [(VIF, mapping_of(3, claim(3, 16_000), 30_000))]);
+}
+
+#[test]
+fn the_old_host_corrects_who_confirms_with_it() {
+    let mut bench = Bench::hosting();
+    bench.learn(VIF, 2, claim(2, 0));
+    bench.pass_ms(20_000);
+    bench.refresh(VIF, 2);
+    let nonce = bench.sent()[0].1.nonce;
+    bench.hear(2, false, message(key(7, 2), nonce, correction(claim(3, 6000))));
+    let notice = mapping_of(2, claim(3, 6000), 30_000);
+    let told = bench.told();
+    assert!(!told.is_empty() && told.iter().all(|told| *told == (VIF, notice)));
+    bench.pass_ms(5000);
+    assert_eq!(bench.sent(), [], "the question is answered");
+}
+
+#[test]
+fn the_old_host_corrects_who_still_sends_frames() {
+    let mut bench = Bench::hosting();
+    bench.learn(VIF, 2, claim(2, 0));
+    bench.hear(2, false, message(key(7, 2), 0, correction(claim(3, 6000))));
+    assert_eq!(bench.told(), [(VIF, mapping_of(2, claim(3, 6000), 30_000))]);
+}
+
+#[test]
+fn two_answers_leave_the_newer_and_tell_the_host_of_the_older() {
+    for newer_first in [true, false] {
+        let mut bench = Bench::hosting();
+        let (older, newer) = (claim(2, 0), claim(3, 500));
+        bench.resolve(VIF, 5);
+        let nonce = bench.sent()[0].1.nonce;
+        let order = if newer_first { [newer, older] } else { [older, newer] };
+        for claim in order {
+            bench.hear(host_of(claim.coa), false, message(key(7, 5), nonce, reply(claim)));
+        }
+        let row = bench.mapper.rows(bench.now).into_iter().find(|r| r.key == key(7, 5)).unwrap();
+        assert_eq!(row.claim, Some(newer));
+        if newer_first {
+            let answer = message(key(7, 5), nonce, correction(newer));
+            assert_eq!(bench.sent(), [(Destination::Unicast(varp_of(2)), answer)]);
+        }
+    }
+}
+
+#[test]
+fn a_vif_that_takes_its_key_back_too_often_is_refused_for_a_while() {
+    let mut bench = Bench::hosting();
+    let mut refused = 0;
+    for round in 1..=7 {
+        bench.hear_announce(key(7, 1), claim(2, round * 2000));
+        assert_eq!(bench.mapper.claim(VIF), None);
+        bench.pass_ms(1000);
+        bench.mapper.announce(VIF, bench.now);
+        refused += u64::from(bench.mapper.claim(VIF).is_none());
+    }
+    assert_eq!(refused, 2, "five moves, then no more");
+    assert_eq!(bench.count(MapperCounter::damped_claims), 2);
+    bench.pass_ms(180_000);
+    bench.mapper.announce(VIF, bench.now);
+    assert!(bench.mapper.claim(VIF).is_some());
+}
+
+#[test]
+fn a_guest_that_migrates_back_and_forth_is_never_refused() {
+    let mut bench = Bench::hosting();
+    for round in 1..=20 {
+        bench.mapper.set_active(VIF, false, None, bench.now);
+        bench.hear_announce(key(7, 1), claim(2, round * 2000));
+        bench.pass_ms(1000);
+        bench.mapper.set_active(VIF, true, None, bench.now);
+        assert!(bench.mapper.claim(VIF).unwrap().stamp > claim(2, round * 2000).stamp);
+    }
+    assert_eq!(bench.count(MapperCounter::damped_claims), 0);
+}
+
+#[test]
+fn users_of_a_mapping_that_flaps_are_told_once_a_second_and_then_the_last() {
+    let mut bench = Bench::hosting();
+    bench.learn(VIF, 2, claim(2, 0));
+    let mut told = 0;
+    for round in 1..=100 {
+        bench.pass_ms(20);
+        bench.hear_announce(key(7, 2), claim(2 + u8::try_from(round % 2).unwrap(), round));
+        told += bench.told().len();
+    }
+    assert!((5..=8).contains(&told), "four at once, then one a second: {told}");
+    bench.hear_announce(key(7, 2), claim(9, 1000));
+    bench.pass_ms(1000);
+    let told = bench.told();
+    let Some((VIF, Notice::Mapping { coa, .. })) = told.last() else { panic!("{told:?}") };
+    assert_eq!(*coa, claim(9, 1000).coa);
+}

@@ -1,0 +1,61 @@
+//! What is due when: one ordered set, so that setting, cancelling and finding the next are
+//! logarithmic in the number of timers.
+//!
+//! Whoever owns a timer remembers its deadline and hands it back to cancel it; so the set holds
+//! exactly the live ones and is bounded by the tables it serves.
+
+use std::collections::BTreeSet;
+
+use super::LocalVif;
+use crate::time::Instant;
+use crate::wire::VifKey;
+
+/// What happens at a deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    /// The next request of a resolution, or its failure.
+    Request(VifKey),
+    /// The next announcement of a local vif's claim.
+    Announce(LocalVif),
+    /// The end of a cached mapping.
+    Expire(VifKey),
+    /// Users of a damped mapping are told about its last move.
+    Damped(VifKey),
+    /// The end of a forwarding note.
+    Note(VifKey),
+}
+
+/// All timers of a mapper.
+#[derive(Debug, Default)]
+pub(super) struct Timers(BTreeSet<(Instant, Timer)>);
+
+impl Timers {
+    /// Sets a timer; its owner remembers `at`.
+    pub(super) fn set(&mut self, at: Instant, timer: Timer) {
+        self.0.insert((at, timer));
+    }
+
+    /// Cancels a timer that was set for `at`.
+    pub(super) fn cancel(&mut self, at: Instant, timer: Timer) {
+        self.0.remove(&(at, timer));
+    }
+
+    /// The earliest deadline.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.0.first().map(|&(at, _)| at)
+    }
+
+    /// Removes and returns the earliest timer that is due.
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<Timer> {
+        if self.next()? > now {
+            return None;
+        }
+        self.0.pop_first().map(|(_, timer)| timer)
+    }
+
+    /// How many are set.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}

@@ -1,0 +1,157 @@
+//! The local vifs: which there are, which of them own their key, and who of them are on a vnet.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::LocalVif;
+use super::interest::Interest;
+use super::limits::{Moves, TokenBucket};
+use crate::time::Instant;
+use crate::wire::varp::Claim;
+use crate::wire::{CareOf, Mac, Stamp, VifKey, VnetId};
+
+/// A local vif.
+#[derive(Debug)]
+pub(super) struct Vif {
+    pub(super) key: VifKey,
+    pub(super) coa: CareOf,
+    /// Its rings run.
+    pub(super) active: bool,
+    /// Its claim, while that is the newest known. An active vif without one has lost it.
+    pub(super) own: Option<Own>,
+    /// Resolutions under way that it began.
+    pub(super) asking: usize,
+    /// New resolutions it may begin.
+    pub(super) bucket: TokenBucket,
+    /// When it took its key back without having been away.
+    pub(super) moves: Moves,
+}
+
+impl Vif {
+    /// The claim it owns its key by.
+    pub(super) fn claim(&self) -> Option<Claim> {
+        self.own.as_ref().map(|own| Claim { stamp: own.stamp, coa: self.coa })
+    }
+}
+
+/// A claim that is held.
+#[derive(Debug)]
+pub(super) struct Own {
+    pub(super) stamp: Stamp,
+    /// Of its announcements: who answers one with it has received it.
+    pub(super) nonce: u64,
+    /// When it was made.
+    pub(super) since: Instant,
+    /// The guest arrived here just now, so an older claim with a higher stamp is due to a clock.
+    pub(super) fresh: bool,
+    /// Local vifs that use it.
+    pub(super) interest: Interest,
+    /// Start of the series of announcements.
+    pub(super) series: Instant,
+    /// How many of the series were sent.
+    pub(super) announced: usize,
+    /// When the next is due.
+    pub(super) due: Option<Instant>,
+    /// When an unproven correction was last met with an announcement.
+    pub(super) challenged: Option<Instant>,
+}
+
+impl Own {
+    pub(super) fn new(stamp: Stamp, nonce: u64, now: Instant, fresh: bool) -> Self {
+        Self {
+            stamp,
+            nonce,
+            since: now,
+            fresh,
+            interest: Interest::default(),
+            series: now,
+            announced: 0,
+            due: None,
+            challenged: None,
+        }
+    }
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Vifs {
+    map: BTreeMap<LocalVif, Vif>,
+    by_key: BTreeSet<(VifKey, LocalVif)>,
+    owners: BTreeMap<VifKey, LocalVif>,
+}
+
+impl Vifs {
+    pub(super) fn get(&self, vif: LocalVif) -> Option<&Vif> {
+        self.map.get(&vif)
+    }
+
+    pub(super) fn get_mut(&mut self, vif: LocalVif) -> Option<&mut Vif> {
+        self.map.get_mut(&vif)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    pub(super) fn insert(&mut self, handle: LocalVif, vif: Vif) {
+        self.by_key.insert((vif.key, handle));
+        self.map.insert(handle, vif);
+    }
+
+    pub(super) fn remove(&mut self, handle: LocalVif) -> Option<Vif> {
+        let vif = self.map.remove(&handle)?;
+        self.by_key.remove(&(vif.key, handle));
+        if self.owners.get(&vif.key) == Some(&handle) {
+            self.owners.remove(&vif.key);
+        }
+        Some(vif)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (LocalVif, &Vif)> {
+        self.map.iter().map(|(handle, vif)| (*handle, vif))
+    }
+
+    /// The local vif that owns a key.
+    pub(super) fn owner(&self, key: &VifKey) -> Option<LocalVif> {
+        self.owners.get(key).copied()
+    }
+
+    /// The owner and its claim.
+    pub(super) fn owner_claim(&self, key: &VifKey) -> Option<(LocalVif, Claim)> {
+        let handle = self.owner(key)?;
+        Some((handle, self.get(handle)?.claim()?))
+    }
+
+    /// Makes a vif the owner of its key; nobody else is.
+    pub(super) fn set_owner(&mut self, handle: LocalVif, own: Own) {
+        if let Some(vif) = self.map.get_mut(&handle) {
+            self.owners.insert(vif.key, handle);
+            vif.own = Some(own);
+        }
+    }
+
+    /// Ends a vif's ownership.
+    pub(super) fn take_own(&mut self, handle: LocalVif) -> Option<Own> {
+        let vif = self.map.get_mut(&handle)?;
+        let own = vif.own.take()?;
+        self.owners.remove(&vif.key);
+        Some(own)
+    }
+
+    /// The vifs with this key: several while a guest migrates within the host.
+    pub(super) fn with_key(&self, key: VifKey) -> impl Iterator<Item = LocalVif> {
+        self.by_key.range((key, LocalVif(0))..=(key, LocalVif(u64::MAX))).map(|(_, handle)| *handle)
+    }
+
+    /// The vifs on a vnet.
+    pub(super) fn on_vnet(&self, vnet: VnetId) -> impl Iterator<Item = LocalVif> {
+        let key = |mac| VifKey { vnet, mac };
+        let low = (key(Mac([0; 6])), LocalVif(0));
+        let high = (key(Mac([0xff; 6])), LocalVif(u64::MAX));
+        self.by_key.range(low..=high).map(|(_, handle)| *handle)
+    }
+
+    /// Whether any vif of the vnet is here.
+    pub(super) fn hosts(&self, vnet: VnetId) -> bool {
+        self.on_vnet(vnet).next().is_some()
+    }
+}

@@ -1,0 +1,164 @@
+//! The operator's side of the control socket: what `vnet` asks varpd, and how it ends.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::cli::vnet::{Action, Args, Filter, ShowTable};
+use crate::show;
+use crate::sys::seqpacket::Connection;
+use crate::wire::control::{ErrorCode, Event, MAX_LEN, Request, Table};
+
+/// varpd answers at once, or after it has waited 300 ms for backends.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a command failed; each has its exit code.
+#[derive(Debug, Error)]
+pub enum OperatorError {
+    /// A combination of options without a meaning.
+    #[error("{0}")]
+    Usage(String),
+    /// Nothing is selected.
+    #[error("nothing found")]
+    NotFound,
+    /// Nobody listens.
+    #[error("{}: {source} (is varpd running?)", path.display())]
+    Down {
+        /// The control socket.
+        path: PathBuf,
+        /// What connecting to it gave.
+        source: io::Error,
+    },
+    /// varpd refuses.
+    #[error("varpd: {0}")]
+    Refused(String),
+    /// varpd says nothing, or nothing that makes sense.
+    #[error("varpd: {0}")]
+    Answer(&'static str),
+    /// A system call failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The control socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl OperatorError {
+    /// The exit code: 1 error, 2 usage, 3 not found, 4 daemon down.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::NotFound => 3,
+            Self::Down { .. } => 4,
+            Self::Refused(_) | Self::Answer(_) | Self::Io { .. } => 1,
+        }
+    }
+}
+
+/// Does what the command line says; returns what is to be printed.
+pub fn run(args: &Args) -> Result<String, OperatorError> {
+    match &args.action {
+        Action::Show { table, filter } => {
+            if *table == ShowTable::Vnets && filter.mac.is_some() {
+                let text = "the vnets have no MAC addresses: --mac selects vifs, varp and stats";
+                return Err(OperatorError::Usage(text.into()));
+            }
+            let table = Table::from(*table);
+            let rows = ask(&args.socket, &Request::Show { table })?;
+            let rows = select(table, rows, *filter)?;
+            Ok(if args.json { show::as_json(table, &rows) } else { show::as_text(table, &rows) })
+        }
+        Action::Flush { filter } => {
+            let request = Request::Flush { vnet: filter.vnet, mac: filter.mac };
+            ask(&args.socket, &request).map(|_| String::new())
+        }
+    }
+}
+
+/// An empty table is an answer; a filter that matches nothing is not.
+fn select(
+    table: Table,
+    mut rows: Vec<Vec<String>>,
+    filter: Filter,
+) -> Result<Vec<Vec<String>>, OperatorError> {
+    let Filter { vnet, mac } = filter;
+    let filter = show::Filter { vnet, mac };
+    rows.retain(|row| filter.selects(table, row));
+    if rows.is_empty() && (vnet.is_some() || mac.is_some()) {
+        return Err(OperatorError::NotFound);
+    }
+    Ok(rows)
+}
+
+/// Sends a request and collects the rows of the answer.
+fn ask(path: &Path, request: &Request) -> Result<Vec<Vec<String>>, OperatorError> {
+    let failed = |source| OperatorError::Io { path: path.to_owned(), source };
+    let connection = Connection::open(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            OperatorError::Down { path: path.to_owned(), source }
+        }
+        _ => failed(source),
+    })?;
+    // varpd may have refused the connection and closed it: then its word waits to be read.
+    match connection.send(&request.emit(), &[]) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(failed(e)),
+        _ => {}
+    }
+    let mut rows = Vec::new();
+    let mut buffer = vec![0; MAX_LEN];
+    loop {
+        if !connection.wait_readable(PATIENCE).map_err(failed)? {
+            return Err(OperatorError::Answer("no answer"));
+        }
+        let got = connection.recv(&mut buffer).map_err(failed)?;
+        if got.len == 0 {
+            return Err(OperatorError::Answer("closed the connection"));
+        }
+        match buffer.get(..got.len).map(Event::parse) {
+            Some(Ok(Event::Row { cells })) => rows.push(cells),
+            Some(Ok(Event::End)) => return Ok(rows),
+            Some(Ok(Event::Error { code: ErrorCode::NotFound, .. })) => {
+                return Err(OperatorError::NotFound);
+            }
+            Some(Ok(Event::Error { text, .. })) => return Err(OperatorError::Refused(text)),
+            _ => return Err(OperatorError::Answer("unknown answer (is it of another version?)")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn fails(args: &[&str]) -> OperatorError {
+        run(&Args::parse_from(["vnet"].iter().chain(args))).unwrap_err()
+    }
+
+    #[test]
+    fn each_failure_has_its_code() {
+        let down = fails(&["--socket", "/nonexistent/s", "show", "vifs"]);
+        assert_eq!(down.exit_code(), 4);
+        assert!(down.to_string().contains("is varpd running?"), "{down}");
+        let usage = fails(&["show", "vnets", "--mac", "52:54:00:00:00:01"]);
+        assert_eq!(usage.exit_code(), 2);
+        assert_eq!(OperatorError::NotFound.exit_code(), 3);
+        assert_eq!(OperatorError::Refused(String::new()).exit_code(), 1);
+    }
+
+    #[test]
+    fn an_empty_table_is_found_and_an_empty_selection_is_not() {
+        let none = Filter::default();
+        assert!(select(Table::Vifs, Vec::new(), none).unwrap().is_empty());
+        let one = Filter { vnet: crate::wire::VnetId::new(42), mac: None };
+        assert!(select(Table::Vifs, Vec::new(), one).is_err());
+        let row = vec!["42".to_owned(), "52:54:00:00:00:01".to_owned()];
+        assert_eq!(select(Table::Vifs, vec![row.clone()], one).unwrap(), [row]);
+    }
+}

@@ -1,0 +1,287 @@
+//! The connections to the control socket.
+//!
+//! varpd never waits for a client. What a backend doesn't take at once costs it its connection: its
+//! queue in the kernel holds hundreds of events, and it can come back with its sockets. An
+//! operator's table may be longer than that queue: its rows wait here until they are taken.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use crate::mapper::LocalVif;
+use crate::sys::event::{Interest, Poller};
+use crate::sys::seqpacket::{Connection, Peer};
+use crate::time::Instant;
+use crate::wire::control::{ErrorCode, Event};
+
+/// Room in the kernel for events that a client has not yet read, in bytes: about 700 mappings.
+const QUEUE: usize = 512 << 10;
+/// An operator's command that takes no row for so long is gone or stopped.
+const ROWS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Root may always look: so many connections more than the limit are its own.
+const ROOT_RESERVE: usize = 8;
+
+/// Names a connection; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ClientId(pub(super) u64);
+
+/// What a client has shown itself to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Nothing yet.
+    Unknown,
+    /// The backend of a vif.
+    Backend(LocalVif),
+    /// Asks for tables.
+    Operator,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) connection: Connection,
+    pub(super) peer: Peer,
+    pub(super) role: Role,
+    /// Rows that wait for room in the kernel's queue.
+    rows: VecDeque<Vec<u8>>,
+    /// When the client was last seen to take rows.
+    took: Instant,
+}
+
+/// All connections.
+#[derive(Debug)]
+pub(super) struct Clients {
+    clients: BTreeMap<ClientId, Client>,
+    next: u64,
+    most: usize,
+    most_per_user: usize,
+}
+
+/// What became of an attempt to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Sent {
+    /// It is on its way, or there is no such client.
+    Ok,
+    /// The client doesn't read, or is gone: it has to be dropped.
+    Stalled,
+}
+
+impl Clients {
+    /// No connection; ids start at `first`.
+    pub(super) fn new(first: u64, most: usize, most_per_user: usize) -> Self {
+        Self { clients: BTreeMap::new(), next: first, most, most_per_user }
+    }
+
+    /// Takes a new connection, or says why not.
+    pub(super) fn add(
+        &mut self,
+        connection: Connection,
+        poller: &Poller,
+        now: Instant,
+    ) -> io::Result<Result<ClientId, String>> {
+        let peer = connection.peer()?;
+        let of_user = self.clients.values().filter(|c| c.peer.uid == peer.uid).count();
+        let root = peer.uid == 0;
+        if self.clients.len() >= self.most + if root { ROOT_RESERVE } else { 0 } {
+            refuse(&connection, &format!("varpd has {} clients already", self.clients.len()));
+            return Ok(Err("too many clients".into()));
+        }
+        if !root && of_user >= self.most_per_user {
+            refuse(&connection, &format!("user {} has {of_user} clients already", peer.uid));
+            return Ok(Err(format!("too many clients of user {}", peer.uid)));
+        }
+        connection.set_queue(QUEUE)?;
+        let id = ClientId(self.next);
+        poller.add(&connection, id.0, Interest::Read)?;
+        self.next += 1;
+        let (role, rows) = (Role::Unknown, VecDeque::new());
+        self.clients.insert(id, Client { connection, peer, role, rows, took: now });
+        Ok(Ok(id))
+    }
+
+    /// A client, to look at.
+    pub(super) fn get(&self, id: ClientId) -> Option<&Client> {
+        self.clients.get(&id)
+    }
+
+    /// A client, to change.
+    pub(super) fn get_mut(&mut self, id: ClientId) -> Option<&mut Client> {
+        self.clients.get_mut(&id)
+    }
+
+    /// Closes a connection.
+    pub(super) fn remove(&mut self, id: ClientId) -> Option<Client> {
+        self.clients.remove(&id)
+    }
+
+    /// Number of connections.
+    pub(super) fn len(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Number of clients with rows that wait.
+    pub(super) fn with_rows(&self) -> usize {
+        self.clients.values().filter(|c| !c.rows.is_empty()).count()
+    }
+
+    /// Sends an event now or never.
+    pub(super) fn send(&self, id: ClientId, event: &Event, fds: &[BorrowedFd<'_>]) -> Sent {
+        let Some(client) = self.clients.get(&id) else { return Sent::Ok };
+        match client.connection.send(&event.emit(), fds) {
+            Ok(()) => Sent::Ok,
+            Err(e) => {
+                log::debug!("client {} of user {}: {e}", id.0, client.peer.uid);
+                Sent::Stalled
+            }
+        }
+    }
+
+    /// Sends rows, as fast as the client takes them, and the end.
+    pub(super) fn send_rows(
+        &mut self,
+        id: ClientId,
+        rows: Vec<Vec<String>>,
+        poller: &Poller,
+        now: Instant,
+    ) -> Sent {
+        let Some(client) = self.clients.get_mut(&id) else { return Sent::Ok };
+        client.took = now;
+        client.rows.extend(rows.into_iter().map(|cells| Event::Row { cells }.emit()));
+        client.rows.push_back(Event::End.emit());
+        self.flush(id, poller, now)
+    }
+
+    /// The client has room again: sends rows that wait.
+    pub(super) fn flush(&mut self, id: ClientId, poller: &Poller, now: Instant) -> Sent {
+        let Some(client) = self.clients.get_mut(&id) else { return Sent::Ok };
+        while let Some(row) = client.rows.front() {
+            match client.connection.send(row, &[]) {
+                Ok(()) => {
+                    client.rows.pop_front();
+                    client.took = now;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => return Sent::Stalled,
+            }
+        }
+        let interest = if client.rows.is_empty() { Interest::Read } else { Interest::ReadWrite };
+        match poller.change(&client.connection, id.0, interest) {
+            Ok(()) => Sent::Ok,
+            Err(_) => Sent::Stalled,
+        }
+    }
+
+    /// When to look for clients that don't take their rows.
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        let waiting = self.clients.values().filter(|c| !c.rows.is_empty());
+        waiting.map(|c| c.took + ROWS_TIMEOUT).min()
+    }
+
+    /// The clients that don't take their rows.
+    pub(super) fn stalled(&self, now: Instant) -> Vec<ClientId> {
+        let stalled = |c: &Client| !c.rows.is_empty() && c.took + ROWS_TIMEOUT <= now;
+        self.clients.iter().filter(|(_, c)| stalled(c)).map(|(&id, _)| id).collect()
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
+}
+
+/// A last word to a connection that is not taken.
+fn refuse(connection: &Connection, why: &str) {
+    let event = Event::Error { code: ErrorCode::Limit, text: why.to_owned() };
+    // It is closed next, whether it hears or not.
+    let _ = connection.send(&event.emit(), &[]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::seqpacket::Listener;
+
+    struct Bench {
+        listener: Listener,
+        poller: Poller,
+        clients: Clients,
+        dir: tempfile::TempDir,
+    }
+
+    fn bench(most: usize, most_per_user: usize) -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        Bench {
+            listener: Listener::bind(&dir.path().join("s"), 0o600, None).unwrap(),
+            poller: Poller::new(8).unwrap(),
+            clients: Clients::new(16, most, most_per_user),
+            dir,
+        }
+    }
+
+    impl Bench {
+        fn connect(&mut self) -> (Connection, Option<ClientId>) {
+            let connection = Connection::open(&self.dir.path().join("s")).unwrap();
+            let accepted = self.listener.accept().unwrap();
+            let id = self.clients.add(accepted, &self.poller, Instant::ZERO).unwrap();
+            (connection, id.ok())
+        }
+    }
+
+    fn read(connection: &Connection) -> Option<Event> {
+        let mut buffer = [0; 4096];
+        let got = connection.recv(&mut buffer).ok()?;
+        Some(Event::parse(&buffer[..got.len]).unwrap())
+    }
+
+    #[test]
+    fn one_too_many_is_told_why() {
+        let mut b = bench(1, 1);
+        let reserve = if nix::unistd::geteuid().is_root() { ROOT_RESERVE } else { 0 };
+        let kept: Vec<_> = (0..=reserve).map(|_| b.connect()).collect();
+        assert!(kept.iter().all(|(_, id)| id.is_some()));
+        let (refused, id) = b.connect();
+        assert_eq!(id, None);
+        let Some(Event::Error { code: ErrorCode::Limit, text }) = read(&refused) else { panic!() };
+        assert!(text.contains("already"), "{text}");
+        let first = kept[0].1.unwrap();
+        assert!(b.clients.remove(first).is_some());
+        assert!(b.connect().1.is_some());
+    }
+
+    #[test]
+    fn rows_wait_for_a_slow_reader_and_events_do_not() {
+        let mut b = bench(4, 4);
+        let (reader, id) = b.connect();
+        let id = id.unwrap();
+        let rows: Vec<Vec<String>> = (0..5000).map(|n| vec![n.to_string()]).collect();
+        let sent = b.clients.send_rows(id, rows, &b.poller, Instant::ZERO);
+        assert_eq!(sent, Sent::Ok);
+        assert_eq!(b.clients.with_rows(), 1, "more than the kernel holds");
+        assert_eq!(b.clients.send(id, &Event::End, &[]), Sent::Stalled);
+        assert_eq!(b.clients.stalled(Instant::from_millis(9999)), []);
+        assert_eq!(b.clients.stalled(Instant::from_millis(10_000)), [id]);
+
+        let mut got = 0;
+        loop {
+            match read(&reader) {
+                Some(Event::Row { cells }) => {
+                    assert_eq!(cells, [got.to_string()]);
+                    got += 1;
+                }
+                Some(event) => {
+                    assert_eq!(event, Event::End);
+                    break;
+                }
+                None => {
+                    let now = Instant::from_millis(9000);
+                    assert_eq!(b.clients.flush(id, &b.poller, now), Sent::Ok);
+                }
+            }
+        }
+        assert_eq!(got, 5000);
+        assert_eq!((b.clients.with_rows(), b.clients.next_timeout()), (0, None));
+    }
+}

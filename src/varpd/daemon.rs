@@ -1,0 +1,367 @@
+//! The loop: one thread that waits for all sources, and reads the clock once per turn.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use crate::config::{Config, Seconds, Timers};
+use crate::mapper::{self, LocalVif, Mapper, Notice, Output};
+use crate::metrics::{VarpdCounter, VarpdCounters};
+use crate::sys::clock;
+use crate::sys::event::{Interest, Poller, Ready};
+use crate::sys::process;
+use crate::sys::seqpacket::Listener;
+use crate::sys::signal::Termination;
+use crate::time::{Instant, Now};
+use crate::underlay::sockets::{Opener, VifSockets};
+use crate::wire::VnetId;
+
+use super::clients::{ClientId, Clients, Sent};
+use super::registry::{Owner, Registry};
+use super::stats::Runs;
+use super::varp::{Varp, Via};
+use super::{VarpdError, failed};
+
+/// Sources looked at in a turn.
+const TURN: usize = 64;
+/// VARP datagrams taken from one socket in a turn: a flood must not starve the clients.
+const VARP_BUDGET: usize = 64;
+/// Connections accepted in a turn.
+const ACCEPT_BUDGET: usize = 16;
+/// How long no connection is accepted after the system refused one (too many open files).
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// What can be ready. Tokens from [`FIRST_CLIENT`] on are clients' ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Termination,
+    Varp(Via),
+    Listener,
+    Client(ClientId),
+}
+
+const FIRST_CLIENT: u64 = 16;
+
+impl Source {
+    fn token(self) -> u64 {
+        match self {
+            Self::Termination => 0,
+            Self::Varp(Via::Unicast) => 1,
+            Self::Varp(Via::Group) => 2,
+            Self::Listener => 3,
+            Self::Client(ClientId(id)) => id,
+        }
+    }
+
+    fn of(token: u64) -> Self {
+        let fixed =
+            [Self::Termination, Self::Varp(Via::Unicast), Self::Varp(Via::Group), Self::Listener];
+        let found = fixed.into_iter().find(|source| source.token() == token);
+        found.unwrap_or(Self::Client(ClientId(token)))
+    }
+}
+
+/// All of varpd's state.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    pub(super) config: Config,
+    /// The underlay's interface.
+    pub(super) interface: String,
+    /// Groups of single vnets.
+    groups: BTreeMap<VnetId, IpAddr>,
+    main_group: IpAddr,
+    termination: Termination,
+    pub(super) poller: Poller,
+    listener: Listener,
+    /// No connection is accepted until then.
+    accept_again: Option<Instant>,
+    varp: Varp,
+    pub(super) opener: Opener,
+    pub(super) mapper: Mapper,
+    pub(super) registry: Registry<VifSockets>,
+    pub(super) clients: Clients,
+    pub(super) runs: Runs,
+    pub(super) counters: VarpdCounters,
+}
+
+impl Daemon {
+    /// Opens everything. The control socket comes last: whoever can connect is served.
+    pub(super) fn open(
+        config: Config,
+        interface: String,
+        opener: Opener,
+        group: Option<u32>,
+    ) -> Result<Self, VarpdError> {
+        let address = opener.site().address;
+        let main_group = config.main_group(address);
+        let termination = Termination::new().map_err(failed("wait for signals"))?;
+        let poller = Poller::new(TURN).map_err(failed("open an epoll set"))?;
+        let varp = Varp::open(&opener, main_group)?;
+        let seed = process::random().map_err(failed("get random numbers"))?;
+        let own = SocketAddr::new(address, config.port.0);
+        let mapper = Mapper::new(mapper_config(&config), seed, own);
+        let listener = listen(&config, group)?;
+        let add = |result: io::Result<()>| result.map_err(failed("fill the epoll set"));
+        let read = Interest::Read;
+        add(poller.add(&termination, Source::Termination.token(), read))?;
+        add(poller.add(&varp.unicast, Source::Varp(Via::Unicast).token(), read))?;
+        add(poller.add(&varp.group, Source::Varp(Via::Group).token(), read))?;
+        add(poller.add(&listener, Source::Listener.token(), read))?;
+        let limits = &config.limits;
+        Ok(Self {
+            clients: Clients::new(FIRST_CLIENT, limits.clients, limits.clients_per_user),
+            groups: config.vnet_groups(),
+            main_group,
+            termination,
+            poller,
+            listener,
+            accept_again: None,
+            varp,
+            opener,
+            mapper,
+            registry: Registry::default(),
+            runs: Runs::default(),
+            counters: VarpdCounters::default(),
+            config,
+            interface,
+        })
+    }
+
+    /// Where it is, for the log.
+    pub(super) fn describe(&self) -> String {
+        format!(
+            "on {} at {}, group {}, control socket {}",
+            self.interface,
+            SocketAddr::new(self.opener.site().address, self.config.port.0),
+            self.varp.group_address,
+            self.config.socket.display(),
+        )
+    }
+
+    /// Serves until it's told to end.
+    pub(super) fn run(&mut self) -> Result<(), VarpdError> {
+        let mut now = clock::now();
+        loop {
+            let timeout = self.next_timeout().map(|at| at.saturating_since(now.mono));
+            let ready = self.poller.wait(timeout).map_err(failed("wait for events"))?;
+            now = clock::now();
+            for ready in ready {
+                if self.handle(ready, now) == Turn::End {
+                    return Ok(());
+                }
+                self.drive(now);
+            }
+            self.handle_timeouts(now);
+        }
+    }
+
+    fn handle(&mut self, ready: Ready, now: Now) -> Turn {
+        match Source::of(ready.token) {
+            Source::Termination => match self.termination.take() {
+                Ok(Some(signal)) => {
+                    log::info!("ends on {signal}");
+                    return Turn::End;
+                }
+                Ok(None) => {}
+                Err(e) => log::warn!("can't read signals: {e}"),
+            },
+            Source::Varp(via) => self.handle_varp(via, now),
+            Source::Listener => self.accept(now),
+            Source::Client(id) => self.handle_client(id, ready, now),
+        }
+        Turn::Next
+    }
+
+    fn handle_varp(&mut self, via: Via, now: Now) {
+        let mut budget = VARP_BUDGET;
+        while let Some((from, message)) = self.varp.recv(via, &mut budget, &self.counters) {
+            log::trace!("VARP from {from}: {message:?}");
+            self.mapper.handle_message(from, via == Via::Group, &message, now);
+            self.drive(now);
+        }
+    }
+
+    fn accept(&mut self, now: Now) {
+        for _ in 0..ACCEPT_BUDGET {
+            let connection = match self.listener.accept() {
+                Ok(connection) => connection,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(e) => return self.pause_accepting(&e, now),
+            };
+            self.counters.inc(VarpdCounter::clients);
+            match self.clients.add(connection, &self.poller, now.mono) {
+                Ok(Ok(_)) => {}
+                Ok(Err(why)) => {
+                    self.counters.inc(VarpdCounter::clients_refused);
+                    log::debug!("refused a client: {why}");
+                }
+                Err(e) => log::debug!("lost a client at once: {e}"),
+            }
+        }
+    }
+
+    /// The listener would be ready again at once, without any progress.
+    fn pause_accepting(&mut self, why: &io::Error, now: Now) {
+        log::warn!("can't accept a client: {why}");
+        if self.poller.remove(&self.listener).is_ok() {
+            self.accept_again = Some(now.mono + ACCEPT_PAUSE);
+        }
+    }
+
+    /// Does what the mapper asks for, until it asks for nothing more.
+    pub(super) fn drive(&mut self, now: Now) {
+        while let Some(output) = self.mapper.poll_output() {
+            match output {
+                Output::Send { to, message } => {
+                    self.varp.send(to, &message, now.mono, &self.counters);
+                }
+                Output::Notify { vif, notice } => self.notify(vif, notice, now),
+                Output::Event(event) => log::debug!("{event}"),
+            }
+        }
+    }
+
+    fn notify(&mut self, id: LocalVif, notice: Notice, now: Now) {
+        let Some(vif) = self.registry.get_mut(id) else { return };
+        let before = vif.state();
+        match notice {
+            Notice::Claimed { stamp } => vif.stamp = Some(stamp),
+            Notice::Lost { coa, .. } => {
+                vif.stamp = None;
+                log::info!("vif {} has moved to {coa}", vif.key);
+            }
+            Notice::Mapping { .. } | Notice::Unresolved { .. } | Notice::Invalidate { .. } => {}
+        }
+        if vif.state() != before {
+            vif.since_ms = now.wall_ms;
+        }
+        if let Owner::Live(client) = vif.owner {
+            let sent = self.clients.send(client, &notice.into(), &[]);
+            self.drop_if_stalled(client, sent, now);
+        }
+    }
+
+    /// Ends the connection of a client that doesn't read.
+    pub(super) fn drop_if_stalled(&mut self, client: ClientId, sent: Sent, now: Now) {
+        if sent == Sent::Stalled {
+            self.counters.inc(VarpdCounter::clients_stalled);
+            self.drop_client(client, "does not read", now);
+        }
+    }
+
+    fn handle_timeouts(&mut self, now: Now) {
+        if self.mapper.poll_timeout().is_some_and(|at| at <= now.mono) {
+            self.mapper.handle_timeout(now);
+        }
+        for vif in self.registry.expired(now.mono) {
+            self.forget_vif(vif, now);
+        }
+        for client in self.clients.stalled(now.mono) {
+            self.drop_if_stalled(client, Sent::Stalled, now);
+        }
+        while let Some(run) = self.runs.poll_done(now.mono) {
+            let rows = self.stats_rows(&run.answers);
+            let sent = self.clients.send_rows(run.client, rows, &self.poller, now.mono);
+            self.drop_if_stalled(run.client, sent, now);
+        }
+        if self.accept_again.is_some_and(|at| at <= now.mono) {
+            self.accept_again = None;
+            let token = Source::Listener.token();
+            if let Err(e) = self.poller.add(&self.listener, token, Interest::Read) {
+                self.pause_accepting(&e, now);
+            }
+        }
+        self.drive(now);
+    }
+
+    fn next_timeout(&self) -> Option<Instant> {
+        [
+            self.mapper.poll_timeout(),
+            self.registry.next_expiry(),
+            self.clients.next_timeout(),
+            self.runs.next_deadline(),
+            self.accept_again,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// The group of a vnet's frames.
+    pub(super) fn group_of(&self, vnet: VnetId) -> IpAddr {
+        self.groups.get(&vnet).copied().unwrap_or(self.main_group)
+    }
+}
+
+/// Whether to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Next,
+    End,
+}
+
+fn listen(config: &Config, group: Option<u32>) -> Result<Listener, VarpdError> {
+    if let Some(directory) = config.socket.parent().filter(|d| !d.as_os_str().is_empty()) {
+        match std::fs::create_dir(directory) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed(format!("create {}", directory.display()))(e));
+            }
+            _ => {}
+        }
+    }
+    Ok(Listener::bind(&config.socket, config.socket_mode.0, group)?)
+}
+
+/// The part of the configuration that is the mapper's.
+fn mapper_config(config: &Config) -> mapper::Config {
+    let Timers { reply_timeout, tries, early_retries, lifetime, negative_lifetime, .. } =
+        &config.timers;
+    let limits = &config.limits;
+    let defaults = mapper::Config::default();
+    mapper::Config {
+        port: config.port.0,
+        reply_timeout: reply_timeout.duration(),
+        tries: *tries,
+        early_retries: early_retries.iter().copied().map(Seconds::duration).collect(),
+        lifetime: lifetime.duration(),
+        negative_lifetime: negative_lifetime.duration(),
+        announce_interval: config.timers.announce_interval.duration(),
+        limits: mapper::Limits {
+            vifs: limits.vifs,
+            entries: limits.entries,
+            entries_per_vnet: limits.entries_per_vnet,
+            pending: limits.pending,
+            pending_per_vif: limits.pending_per_vif,
+            requests_per_second: limits.requests_per_second,
+            request_burst: limits.request_burst,
+            ..defaults.limits
+        },
+        ..defaults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_the_mappers() {
+        assert_eq!(mapper_config(&Config::default()), mapper::Config::default());
+    }
+
+    #[test]
+    fn tokens_name_sources() {
+        let client = Source::Client(ClientId(FIRST_CLIENT));
+        for source in [
+            Source::Termination,
+            Source::Varp(Via::Unicast),
+            Source::Varp(Via::Group),
+            Source::Listener,
+            client,
+        ] {
+            assert_eq!(Source::of(source.token()), source);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! varpd: one per host. It resolves addresses with its peers, registers the vifs of this host and
+//! opens their underlay sockets.
+//!
+//! All that decides is in [`crate::mapper`]; this is the shell around it, one thread with one loop:
+//!
+//! ```text
+//!   backends, vnet                                          other hosts
+//!        | control socket                                        | VARP: own address and group
+//!   +----v-----+      +----------+     inputs, outputs      +----v---+
+//!   | clients  |----->|  daemon  |<----------------------->|  varp  |
+//!   +----------+      | the loop |------+   +---------+    +--------+
+//!                     +----------+      +-->| mapper  |
+//!                       |      |            +---------+
+//!               +-------v--+ +-v--------+
+//!               | registry | | stats    |   vifs and their sockets; counters being collected
+//!               +----------+ +----------+
+//! ```
+//!
+//! **Nobody can hold it up.** Sockets are non-blocking; a turn of the loop takes a bounded number of
+//! messages from each source; a backend that doesn't read loses its connection, and an operator's
+//! rows wait for a bounded time.
+//!
+//! **A backend's end is not the vif's end.** varpd has duplicates of the vif's sockets. It keeps
+//! them, and the claim, for a while, in which a backend of the same user can come and find the same
+//! care-of address and the frames that arrived meanwhile. **Nor is varpd's end**: a backend brings
+//! its sockets to the next varpd, which believes it only what the kernel says about them.
+
+#![forbid(unsafe_code)]
+
+mod clients;
+mod daemon;
+mod register;
+mod registry;
+mod requests;
+mod site;
+mod stats;
+mod tables;
+mod varp;
+
+use std::io;
+use std::net::SocketAddr;
+
+use thiserror::Error;
+
+use crate::config::{Config, ConfigError};
+use crate::sys::seqpacket::BindError;
+use crate::sys::{link, process};
+use crate::underlay::sockets::{Opener, Site};
+
+pub use site::SiteError;
+
+/// Why varpd can't start or go on; one line for people.
+#[derive(Debug, Error)]
+pub enum VarpdError {
+    /// See [`ConfigError`].
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// See [`SiteError`].
+    #[error(transparent)]
+    Site(#[from] SiteError),
+    /// See [`BindError`].
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The address and port are taken.
+    #[error("{0} is in use: is another varpd running?")]
+    PortInUse(SocketAddr),
+    /// A system call failed.
+    #[error("can't {doing}: {source}")]
+    System {
+        /// What was tried.
+        doing: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// For `map_err`: what was tried when a system call failed.
+fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> VarpdError {
+    move |source| VarpdError::System { doing: doing.into(), source }
+}
+
+/// Runs varpd until it is told to end.
+pub fn run(config: Config) -> Result<(), VarpdError> {
+    let files = process::raise_file_limit().map_err(failed("raise the limit of open files"))?;
+    log::debug!("at most {files} open files");
+    let interfaces = link::interfaces().map_err(failed("list the network interfaces"))?;
+    let (interface, address) = site::choose(&config, &interfaces)?;
+    if !interface.multicast && !interface.loopback {
+        log::warn!("interface {} can't carry multicast: no other host is found", interface.name);
+    }
+    let opener = Opener::new(Site {
+        address,
+        interface: interface.index,
+        port: config.port.0,
+        hops: config.ttl.0,
+        ports: config.ports.clone().map(|ports| ports.0),
+    });
+    let group = config.socket_group.as_deref().map(|name| {
+        process::group_id(name).map_err(failed(format!("give the control socket to '{name}'")))
+    });
+    let group = group.transpose()?;
+    let mut daemon = daemon::Daemon::open(config, interface.name.clone(), opener, group)?;
+    log::info!("varpd: ready {}", daemon.describe());
+    process::notify_ready().unwrap_or_else(|e| log::warn!("can't notify the service manager: {e}"));
+    daemon.run()
+}

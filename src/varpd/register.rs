@@ -1,0 +1,254 @@
+//! Registration of a vif: whose it may be, and which sockets it gets.
+//!
+//! | The backend | there is kept | it gets |
+//! |---|---|---|
+//! | brings no sockets | nothing, or another user's, or for other queue pairs | new ones |
+//! | brings no sockets | its own | the kept ones: same care-of address, no frame lost |
+//! | brings sockets | anything | its own, if they are what they should be |
+
+use std::os::fd::OwnedFd;
+
+use crate::mapper::{AddError, LocalVif};
+use crate::metrics::VarpdCounter;
+use crate::sys::link;
+use crate::sys::seqpacket::Peer;
+use crate::time::Now;
+use crate::underlay::sockets::{AdoptError, VifSockets};
+use crate::wire::control::{ErrorCode, Event};
+use crate::wire::{Capabilities, CareOf, EncapKinds, Stamp, VifKey};
+
+use super::clients::{ClientId, Role};
+use super::daemon::Daemon;
+use super::registry::{Owner, Refusal, Vif, may_take};
+use super::requests::Failure;
+
+/// What a backend asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Registration {
+    pub(super) key: VifKey,
+    pub(super) capabilities: Capabilities,
+    pub(super) queue_pairs: u8,
+    pub(super) active: bool,
+    pub(super) stamp: Option<Stamp>,
+}
+
+/// Where the sockets of a vif come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Opened,
+    Kept(LocalVif),
+    Brought,
+}
+
+impl Daemon {
+    /// Makes a connection that of a vif.
+    pub(super) fn register(
+        &mut self,
+        id: ClientId,
+        wanted: Registration,
+        fds: Vec<OwnedFd>,
+        now: Now,
+    ) -> Result<(), Failure> {
+        let Some(client) = self.clients.get(id) else { return Ok(()) };
+        let peer = client.peer;
+        let key = wanted.key;
+        if key.vnet.is_physical() {
+            return Err(invalid("vnet 1 is the physical network; vifs on it are not supported"));
+        }
+        if !key.mac.is_individual() {
+            return Err(invalid(format!("{} is not an individual MAC address", key.mac)));
+        }
+        self.drop_the_dead(key, now);
+        self.registry.check(key, peer)?;
+        let mtu = link::mtu(&self.interface).map_err(|e| {
+            let text = format!("can't read the MTU of {}: {e}", self.interface);
+            Failure::fatal(ErrorCode::Failed, text)
+        })?;
+        let origin = self.origin(&wanted, peer, &fds);
+        let vif = match origin {
+            Origin::Kept(kept) => self.resume(kept, &wanted, peer, id, now)?,
+            Origin::Opened => {
+                let sockets = self.open_sockets(&wanted)?;
+                self.enter(&wanted, peer, id, sockets, now)?
+            }
+            Origin::Brought => {
+                let sockets = self.adopt_sockets(&wanted, fds)?;
+                self.counters.inc(VarpdCounter::vifs_adopted);
+                self.enter(&wanted, peer, id, sockets, now)?
+            }
+        };
+        if let Some(client) = self.clients.get_mut(id) {
+            client.role = Role::Backend(vif);
+        }
+        self.counters.inc(VarpdCounter::vifs_registered);
+        if self.welcome(id, vif, origin, mtu, now) {
+            // A stamp orders claims to one care-of address: for a new one it says nothing.
+            let prior = wanted.stamp.filter(|_| origin != Origin::Opened);
+            self.activate(vif, wanted.active, prior, now);
+        }
+        Ok(())
+    }
+
+    /// Tells the backend where its vif is, with the sockets unless it has them.
+    fn welcome(
+        &mut self,
+        id: ClientId,
+        vif: LocalVif,
+        origin: Origin,
+        underlay_mtu: u32,
+        now: Now,
+    ) -> bool {
+        let Some(vif) = self.registry.get(vif) else { return false };
+        let (key, coa, peer) = (vif.key, vif.coa, vif.peer);
+        let how = match origin {
+            Origin::Opened => "new",
+            Origin::Kept(_) => "resumed",
+            Origin::Brought => "with its own sockets",
+        };
+        log::info!("vif {key} at {coa} ({how}): process {} of user {}", peer.pid, peer.uid);
+        let group = (self.group_of(key.vnet), self.config.port.0).into();
+        let registered = Event::Registered { coa, group, underlay_mtu };
+        let fds = if origin == Origin::Brought { Vec::new() } else { vif.sockets.fds() };
+        let sent = self.clients.send(id, &registered, &fds);
+        self.sent(id, sent, now)
+    }
+
+    /// The rings' state, as the backend says it; a claim that lived on while its backend was gone is
+    /// told again.
+    fn activate(&mut self, id: LocalVif, active: bool, prior: Option<Stamp>, now: Now) {
+        let claim = self.mapper.claim(id);
+        if let Some(vif) = self.registry.get_mut(id) {
+            vif.active = active;
+            let Owner::Live(client) = vif.owner else { return };
+            if let Some(claim) = claim.filter(|_| active) {
+                let sent = self.clients.send(client, &Event::Claimed { stamp: claim.stamp }, &[]);
+                if !self.sent(client, sent, now) {
+                    return;
+                }
+            }
+        }
+        self.mapper.set_active(id, active, prior, now);
+    }
+
+    /// Backends of this vif that have ended, though their end was not yet read.
+    fn drop_the_dead(&mut self, key: VifKey, now: Now) {
+        let live = self.registry.iter().filter_map(|(_, vif)| match vif.owner {
+            Owner::Live(client) if vif.key == key => Some(client),
+            _ => None,
+        });
+        let live: Vec<ClientId> = live.collect();
+        for client in live {
+            if self.clients.get(client).is_some_and(|c| c.connection.hung_up()) {
+                self.drop_client(client, "is gone", now);
+            }
+        }
+    }
+
+    fn origin(&self, wanted: &Registration, peer: Peer, fds: &[OwnedFd]) -> Origin {
+        if !fds.is_empty() {
+            return Origin::Brought;
+        }
+        match self.registry.kept(wanted.key) {
+            Some((id, kept))
+                if may_take(peer, kept.peer)
+                    && kept.sockets.queue_pairs() == usize::from(wanted.queue_pairs) =>
+            {
+                Origin::Kept(id)
+            }
+            _ => Origin::Opened,
+        }
+    }
+
+    fn open_sockets(&mut self, wanted: &Registration) -> Result<VifSockets, Failure> {
+        let vnet = wanted.key.vnet;
+        self.opener.vif(self.group_of(vnet), vnet, wanted.queue_pairs).map_err(|e| {
+            Failure::fatal(ErrorCode::Failed, format!("can't open underlay sockets: {e}"))
+        })
+    }
+
+    fn adopt_sockets(
+        &self,
+        wanted: &Registration,
+        fds: Vec<OwnedFd>,
+    ) -> Result<VifSockets, Failure> {
+        let vnet = wanted.key.vnet;
+        let adopted = self.opener.adopt(self.group_of(vnet), vnet, wanted.queue_pairs, fds);
+        let sockets = adopted.map_err(|e| match e {
+            AdoptError::Io(_) => Failure::fatal(ErrorCode::Failed, e.to_string()),
+            _ => invalid(e.to_string()),
+        })?;
+        self.registry.check_care_of(wanted.key, care_of(wanted, &sockets))?;
+        Ok(sockets)
+    }
+
+    /// A kept vif has a backend again.
+    fn resume(
+        &mut self,
+        kept: LocalVif,
+        wanted: &Registration,
+        peer: Peer,
+        client: ClientId,
+        now: Now,
+    ) -> Result<LocalVif, Failure> {
+        self.counters.inc(VarpdCounter::vifs_resumed);
+        if let Some(vif) = self.registry.get_mut(kept)
+            && vif.coa.capabilities == wanted.capabilities
+        {
+            vif.owner = Owner::Live(client);
+            vif.peer = peer;
+            vif.since_ms = now.wall_ms;
+            return Ok(kept);
+        }
+        // The new backend's receiver understands something else: it's another care-of address.
+        self.mapper.remove_vif(kept, now);
+        match self.registry.remove(kept) {
+            Some(vif) => self.enter(wanted, peer, client, vif.sockets, now),
+            None => Err(Failure::fatal(ErrorCode::Failed, "the kept vif is gone")),
+        }
+    }
+
+    /// A new vif; a kept one of the same key has had its time.
+    fn enter(
+        &mut self,
+        wanted: &Registration,
+        peer: Peer,
+        client: ClientId,
+        sockets: VifSockets,
+        now: Now,
+    ) -> Result<LocalVif, Failure> {
+        if let Some((kept, _)) = self.registry.kept(wanted.key) {
+            self.forget_vif(kept, now);
+        }
+        let (key, coa) = (wanted.key, care_of(wanted, &sockets));
+        let id = self.registry.insert(Vif {
+            key,
+            coa,
+            peer,
+            owner: Owner::Live(client),
+            sockets,
+            active: wanted.active,
+            stamp: None,
+            since_ms: now.wall_ms,
+        });
+        self.mapper.add_vif(id, key, coa).map_err(|e| {
+            self.registry.remove(id);
+            let code = if e == AddError::Full { ErrorCode::Limit } else { ErrorCode::Invalid };
+            Failure::fatal(code, e.to_string())
+        })?;
+        Ok(id)
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::fatal(ErrorCode::Denied, refusal.to_string())
+    }
+}
+
+fn invalid(text: impl Into<String>) -> Failure {
+    Failure::fatal(ErrorCode::Invalid, text)
+}
+
+fn care_of(wanted: &Registration, sockets: &VifSockets) -> CareOf {
+    CareOf { addr: sockets.address(), kinds: EncapKinds::UDP, capabilities: wanted.capabilities }
+}

@@ -1,0 +1,296 @@
+//! The vifs of this host: whose they are, where they are reached, and what is kept of them when
+//! their backend is gone.
+//!
+//! A vif is *live* while its backend is connected and *kept* for a while afterwards. Two live vifs
+//! of one user may have the same key: when a guest migrates within the host, the new backend waits
+//! beside the old one until its rings start.
+
+use std::collections::BTreeMap;
+
+use thiserror::Error;
+
+use crate::mapper::LocalVif;
+use crate::sys::seqpacket::Peer;
+use crate::time::{Instant, Now};
+use crate::wire::{CareOf, Stamp, VifKey};
+
+use super::clients::ClientId;
+
+/// Root may take what is another's.
+const ROOT: u32 = 0;
+
+/// Who speaks for a vif.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// The backend on this connection.
+    Live(ClientId),
+    /// Nobody until then.
+    Kept(Instant),
+}
+
+/// A vif of this host. `S` is its sockets.
+#[derive(Debug)]
+pub(super) struct Vif<S> {
+    pub(super) key: VifKey,
+    pub(super) coa: CareOf,
+    pub(super) peer: Peer,
+    pub(super) owner: Owner,
+    pub(super) sockets: S,
+    /// Its rings run, as far as is known.
+    pub(super) active: bool,
+    /// Of its claim, if it has one.
+    pub(super) stamp: Option<Stamp>,
+    /// When it came into its state, milliseconds since 1970.
+    pub(super) since_ms: u64,
+}
+
+impl<S> Vif<S> {
+    /// As operators see it.
+    pub(super) fn state(&self) -> &'static str {
+        match (self.owner, self.active) {
+            (Owner::Kept(_), _) => "kept",
+            (Owner::Live(_), true) if self.stamp.is_some() => "active",
+            // The rings run, but a newer claim says that the guest is elsewhere.
+            (Owner::Live(_), true) => "lost",
+            (Owner::Live(_), false) => "registered",
+        }
+    }
+}
+
+/// Why a vif can't be registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(super) enum Refusal {
+    /// It is another user's.
+    #[error("vif {key} belongs to user {uid}, process {pid}")]
+    Foreign { key: VifKey, uid: u32, pid: i32 },
+    /// The care-of address is.
+    #[error("care-of address {coa} belongs to vif {key}")]
+    CareOfTaken { coa: CareOf, key: VifKey },
+}
+
+/// All vifs of this host.
+#[derive(Debug)]
+pub(super) struct Registry<S> {
+    vifs: BTreeMap<u64, Vif<S>>,
+    next: u64,
+}
+
+impl<S> Default for Registry<S> {
+    fn default() -> Self {
+        Self { vifs: BTreeMap::new(), next: 0 }
+    }
+}
+
+impl<S> Registry<S> {
+    /// Whether `peer` may register `key` beside or in place of what is there.
+    pub(super) fn check(&self, key: VifKey, peer: Peer) -> Result<(), Refusal> {
+        let foreign = |vif: &&Vif<S>| {
+            vif.key == key && matches!(vif.owner, Owner::Live(_)) && !may_take(peer, vif.peer)
+        };
+        match self.vifs.values().find(foreign) {
+            Some(vif) => Err(Refusal::Foreign { key, uid: vif.peer.uid, pid: vif.peer.pid }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a care-of address that a backend brings is free: no vif other than a kept one with
+    /// the same key has it.
+    pub(super) fn check_care_of(&self, key: VifKey, coa: CareOf) -> Result<(), Refusal> {
+        let has = |vif: &&Vif<S>| {
+            vif.coa.addr == coa.addr && (vif.key != key || matches!(vif.owner, Owner::Live(_)))
+        };
+        match self.vifs.values().find(has) {
+            Some(vif) => Err(Refusal::CareOfTaken { coa, key: vif.key }),
+            None => Ok(()),
+        }
+    }
+
+    /// The kept vif of this key, if there is one.
+    pub(super) fn kept(&self, key: VifKey) -> Option<(LocalVif, &Vif<S>)> {
+        let kept = |vif: &Vif<S>| vif.key == key && matches!(vif.owner, Owner::Kept(_));
+        self.iter().find(|(_, vif)| kept(vif))
+    }
+
+    /// Adds a vif under a handle that was never used before.
+    pub(super) fn insert(&mut self, vif: Vif<S>) -> LocalVif {
+        let id = self.next;
+        self.next += 1;
+        self.vifs.insert(id, vif);
+        LocalVif(id)
+    }
+
+    /// Takes a vif out.
+    pub(super) fn remove(&mut self, id: LocalVif) -> Option<Vif<S>> {
+        self.vifs.remove(&id.0)
+    }
+
+    /// A vif.
+    pub(super) fn get(&self, id: LocalVif) -> Option<&Vif<S>> {
+        self.vifs.get(&id.0)
+    }
+
+    /// A vif, to change.
+    pub(super) fn get_mut(&mut self, id: LocalVif) -> Option<&mut Vif<S>> {
+        self.vifs.get_mut(&id.0)
+    }
+
+    /// All, oldest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (LocalVif, &Vif<S>)> {
+        self.vifs.iter().map(|(&id, vif)| (LocalVif(id), vif))
+    }
+
+    /// The backend of a vif is gone: from now on it's kept. Returns what has to go for it: an older
+    /// kept vif of the same key, and the oldest ones beyond `most`.
+    pub(super) fn keep(
+        &mut self,
+        id: LocalVif,
+        until: Instant,
+        most: usize,
+        now: Now,
+    ) -> Vec<LocalVif> {
+        let Some(vif) = self.vifs.get_mut(&id.0) else { return Vec::new() };
+        vif.owner = Owner::Kept(until);
+        vif.since_ms = now.wall_ms;
+        let key = vif.key;
+        let kept = |vif: &Vif<S>| matches!(vif.owner, Owner::Kept(_));
+        let same = |(other, vif): &(LocalVif, &Vif<S>)| *other != id && vif.key == key && kept(vif);
+        let mut gone: Vec<LocalVif> = self.iter().filter(same).map(|(id, _)| id).collect();
+        let mut rest: Vec<(Instant, LocalVif)> = self
+            .iter()
+            .filter(|(id, _)| !gone.contains(id))
+            .filter_map(|(id, vif)| match vif.owner {
+                Owner::Kept(until) => Some((until, id)),
+                Owner::Live(_) => None,
+            })
+            .collect();
+        rest.sort_unstable_by_key(|&(until, id)| (until, id.0));
+        let beyond = rest.len().saturating_sub(most);
+        gone.extend(rest.into_iter().take(beyond).map(|(_, id)| id));
+        gone
+    }
+
+    /// When the first kept vif has to go.
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
+        let until = |vif: &Vif<S>| match vif.owner {
+            Owner::Kept(until) => Some(until),
+            Owner::Live(_) => None,
+        };
+        self.vifs.values().filter_map(until).min()
+    }
+
+    /// The kept vifs whose time is over.
+    pub(super) fn expired(&self, now: Instant) -> Vec<LocalVif> {
+        let over = |vif: &Vif<S>| matches!(vif.owner, Owner::Kept(until) if until <= now);
+        self.iter().filter(|(_, vif)| over(vif)).map(|(id, _)| id).collect()
+    }
+}
+
+/// Whether `peer` may have what was `before`'s.
+pub(super) fn may_take(peer: Peer, before: Peer) -> bool {
+    peer.uid == ROOT || peer.uid == before.uid
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Capabilities, EncapKinds, Mac, VnetId};
+
+    const NOW: Now = Now { mono: Instant::ZERO, wall_ms: 7 };
+
+    fn key(mac: u8) -> VifKey {
+        VifKey { vnet: VnetId::new(42).unwrap(), mac: Mac([2, 0, 0, 0, 0, mac]) }
+    }
+
+    fn peer(uid: u32) -> Peer {
+        Peer { uid, pid: 1 }
+    }
+
+    fn coa(port: u16) -> CareOf {
+        CareOf {
+            addr: ([192, 0, 2, 1], port).into(),
+            kinds: EncapKinds::UDP,
+            capabilities: Capabilities::NONE,
+        }
+    }
+
+    fn vif(mac: u8, uid: u32, port: u16) -> Vif<()> {
+        Vif {
+            key: key(mac),
+            coa: coa(port),
+            peer: peer(uid),
+            owner: Owner::Live(ClientId(1)),
+            sockets: (),
+            active: true,
+            stamp: None,
+            since_ms: 0,
+        }
+    }
+
+    fn at(ms: u64) -> Instant {
+        Instant::from_millis(ms)
+    }
+
+    #[test]
+    fn a_live_vif_is_its_users_and_roots() {
+        let mut registry = Registry::default();
+        let id = registry.insert(vif(1, 1000, 5));
+        assert_eq!(registry.check(key(1), peer(1000)), Ok(()));
+        assert_eq!(registry.check(key(1), peer(0)), Ok(()));
+        assert_eq!(registry.check(key(2), peer(1001)), Ok(()));
+        let refusal = registry.check(key(1), peer(1001)).unwrap_err();
+        let text = "vif 42/02:00:00:00:00:01 belongs to user 1000, process 1";
+        assert_eq!(refusal.to_string(), text);
+        // Once the backend is gone, the name is free, though not its sockets.
+        registry.keep(id, at(1), 10, NOW);
+        assert_eq!(registry.check(key(1), peer(1001)), Ok(()));
+        assert!(!may_take(peer(1001), registry.kept(key(1)).unwrap().1.peer));
+    }
+
+    #[test]
+    fn a_care_of_address_is_that_of_one_vif() {
+        let mut registry = Registry::default();
+        let id = registry.insert(vif(1, 1000, 5));
+        assert_eq!(registry.check_care_of(key(2), coa(6)), Ok(()));
+        assert!(registry.check_care_of(key(2), coa(5)).is_err());
+        assert!(registry.check_care_of(key(1), coa(5)).is_err());
+        registry.keep(id, at(1), 10, NOW);
+        assert!(registry.check_care_of(key(2), coa(5)).is_err());
+        assert_eq!(registry.check_care_of(key(1), coa(5)), Ok(()));
+    }
+
+    #[test]
+    fn kept_vifs_expire_in_order() {
+        let mut registry = Registry::default();
+        let a = registry.insert(vif(1, 1, 1));
+        let b = registry.insert(vif(2, 1, 2));
+        assert_eq!(registry.next_expiry(), None);
+        assert_eq!(registry.keep(a, at(20), 10, NOW), []);
+        assert_eq!(registry.keep(b, at(10), 10, NOW), []);
+        assert_eq!(registry.next_expiry(), Some(at(10)));
+        assert_eq!(registry.expired(at(9)), []);
+        assert_eq!(registry.expired(at(10)), [b]);
+        assert_eq!(registry.expired(at(20)), [a, b]);
+        assert_eq!(registry.remove(a).unwrap().since_ms, 7);
+        assert!(registry.get(a).is_none());
+        assert_eq!(registry.next_expiry(), Some(at(10)));
+    }
+
+    #[test]
+    fn few_are_kept_and_one_of_each_key() {
+        let mut registry = Registry::default();
+        let old = registry.insert(vif(1, 1, 1));
+        let new = registry.insert(vif(1, 1, 2));
+        assert_eq!(registry.keep(old, at(1), 2, NOW), []);
+        assert_eq!(registry.keep(new, at(2), 2, NOW), [old]);
+        registry.remove(old);
+        let b = registry.insert(vif(2, 1, 3));
+        let c = registry.insert(vif(3, 1, 4));
+        assert_eq!(registry.keep(b, at(3), 2, NOW), []);
+        assert_eq!(registry.keep(c, at(4), 2, NOW), [new]);
+        registry.remove(new);
+        let d = registry.insert(vif(4, 1, 5));
+        assert_eq!(registry.keep(d, at(5), 0, NOW), [b, c, d], "none is kept at all");
+        // Handles are never used again.
+        assert_ne!(registry.insert(vif(5, 1, 6)), old);
+    }
+}

@@ -1,0 +1,245 @@
+//! What clients ask, and the ends of their connections.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use crate::mapper::LocalVif;
+use crate::metrics::VarpdCounter;
+use crate::sys::event::Ready;
+use crate::time::Now;
+use crate::wire::control::{ErrorCode, Event, MAX_LEN, Request, Table, VERSION};
+use crate::wire::{Mac, ParseError, VnetId};
+
+use super::clients::{ClientId, Role, Sent};
+use super::daemon::Daemon;
+use super::register::Registration;
+use super::registry::Owner;
+
+/// Messages taken from one client in a turn.
+const BUDGET: usize = 32;
+/// Most tables that wait to be read, in total.
+const MOST_TABLES: usize = 8;
+
+/// Why a request is not granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) code: ErrorCode,
+    pub(super) text: String,
+    /// It costs the connection.
+    pub(super) fatal: bool,
+}
+
+impl Failure {
+    /// After which the connection ends.
+    pub(super) fn fatal(code: ErrorCode, text: impl Into<String>) -> Self {
+        Self { code, text: text.into(), fatal: true }
+    }
+
+    /// After which the client may go on.
+    fn passing(code: ErrorCode, text: impl Into<String>) -> Self {
+        Self { code, text: text.into(), fatal: false }
+    }
+}
+
+impl Daemon {
+    /// A client has sent something, is gone, or has room again.
+    pub(super) fn handle_client(&mut self, id: ClientId, ready: Ready, now: Now) {
+        if ready.writable {
+            let sent = self.clients.flush(id, &self.poller, now.mono);
+            self.drop_if_stalled(id, sent, now);
+        }
+        if !ready.readable {
+            return;
+        }
+        let mut buffer = [0; MAX_LEN];
+        for _ in 0..BUDGET {
+            // A request may have ended the connection.
+            let Some(client) = self.clients.get(id) else { return };
+            let got = match client.connection.recv(&mut buffer) {
+                Ok(got) if got.len > 0 => got,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(_) => return self.drop_client(id, "is gone", now),
+                Err(e) => return self.drop_client(id, &e.to_string(), now),
+            };
+            self.counters.inc(VarpdCounter::requests);
+            let bytes = buffer.get(..got.len).unwrap_or(&buffer);
+            let result = match (got.truncated, Request::parse(bytes)) {
+                (true, _) => Err(Failure::fatal(ErrorCode::Invalid, "message too long")),
+                (_, Err(e)) => Err(unreadable(e, bytes)),
+                (_, Ok(request)) => self.request(id, request, got.fds, now),
+            };
+            if let Err(failure) = result {
+                self.fail(id, failure, now);
+            }
+            self.drive(now);
+        }
+    }
+
+    fn request(
+        &mut self,
+        id: ClientId,
+        request: Request,
+        fds: Vec<OwnedFd>,
+        now: Now,
+    ) -> Result<(), Failure> {
+        let Some(client) = self.clients.get(id) else { return Ok(()) };
+        if !matches!(request, Request::Register { .. }) {
+            self.counters.add(VarpdCounter::descriptors_closed, fds.len() as u64);
+        }
+        match (client.role, request) {
+            (
+                Role::Unknown,
+                Request::Register { key, capabilities, queue_pairs, active, stamp },
+            ) => {
+                let registration = Registration { key, capabilities, queue_pairs, active, stamp };
+                let registered = self.register(id, registration, fds, now);
+                if registered.is_err() {
+                    self.counters.inc(VarpdCounter::vifs_refused);
+                }
+                registered
+            }
+            (Role::Backend(vif), Request::SetActive { active }) => {
+                self.set_active(vif, active, now);
+                Ok(())
+            }
+            (Role::Backend(vif), Request::Announce) => {
+                self.mapper.announce(vif, now);
+                Ok(())
+            }
+            (Role::Backend(vif), Request::Resolve { mac, refresh }) => {
+                self.mapper.resolve(vif, mac, refresh, now);
+                Ok(())
+            }
+            (Role::Backend(vif), Request::Stats { xid, values }) => {
+                if !self.runs.answer(xid, vif, values) {
+                    self.counters.inc(VarpdCounter::stats_late);
+                }
+                Ok(())
+            }
+            (Role::Unknown | Role::Operator, Request::Show { table }) => self.show(id, table, now),
+            (Role::Unknown | Role::Operator, Request::Flush { vnet, mac }) => {
+                self.flush(id, vnet, mac, now);
+                Ok(())
+            }
+            _ => Err(Failure::fatal(ErrorCode::Invalid, "message out of place")),
+        }
+    }
+
+    fn set_active(&mut self, id: LocalVif, active: bool, now: Now) {
+        let Some(vif) = self.registry.get_mut(id) else { return };
+        if vif.active != active {
+            vif.active = active;
+            vif.since_ms = now.wall_ms;
+        }
+        if !active {
+            vif.stamp = None;
+        }
+        self.mapper.set_active(id, active, None, now);
+    }
+
+    fn show(&mut self, id: ClientId, table: Table, now: Now) -> Result<(), Failure> {
+        let Some(client) = self.clients.get_mut(id) else { return Ok(()) };
+        client.role = Role::Operator;
+        if self.clients.with_rows() >= MOST_TABLES {
+            let text = "too many tables are being read; try again";
+            return Err(Failure::passing(ErrorCode::Limit, text));
+        }
+        let rows = match table {
+            Table::Vnets => self.vnet_rows(now),
+            Table::Vifs => self.vif_rows(),
+            Table::Varp => self.varp_rows(now),
+            Table::Stats => return self.begin_stats(id, now),
+        };
+        let sent = self.clients.send_rows(id, rows, &self.poller, now.mono);
+        self.drop_if_stalled(id, sent, now);
+        Ok(())
+    }
+
+    /// Asks the backends; the rows follow when they have answered, or not.
+    fn begin_stats(&mut self, id: ClientId, now: Now) -> Result<(), Failure> {
+        let live = self.registry.iter().filter_map(|(vif, v)| match v.owner {
+            Owner::Live(client) => Some((vif, client)),
+            Owner::Kept(_) => None,
+        });
+        let live: Vec<_> = live.collect();
+        let Some(xid) = self.runs.begin(id, live.iter().map(|(vif, _)| *vif), now.mono) else {
+            let text = "too many clients are asking for counters; try again";
+            return Err(Failure::passing(ErrorCode::Limit, text));
+        };
+        for (_, client) in live {
+            let sent = self.clients.send(client, &Event::StatsRequest { xid }, &[]);
+            self.drop_if_stalled(client, sent, now);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, id: ClientId, vnet: Option<VnetId>, mac: Option<Mac>, now: Now) {
+        if let Some(client) = self.clients.get_mut(id) {
+            client.role = Role::Operator;
+        }
+        let flushed = self.mapper.flush(vnet, mac);
+        log::info!("flushed {flushed} entries");
+        let sent = self.clients.send(id, &Event::End, &[]);
+        self.drop_if_stalled(id, sent, now);
+    }
+
+    fn fail(&mut self, id: ClientId, failure: Failure, now: Now) {
+        let Failure { code, text, fatal } = failure;
+        if code == ErrorCode::Invalid {
+            self.counters.inc(VarpdCounter::requests_invalid);
+        }
+        if let Some(client) = self.clients.get(id) {
+            let peer = client.peer;
+            log::warn!("refused process {} of user {}: {text}", peer.pid, peer.uid);
+        }
+        let sent = self.clients.send(id, &Event::Error { code, text }, &[]);
+        if fatal {
+            self.drop_client(id, "refused", now);
+        } else {
+            self.drop_if_stalled(id, sent, now);
+        }
+    }
+
+    /// Ends a connection. The vif of a backend is kept for a while.
+    pub(super) fn drop_client(&mut self, id: ClientId, why: &str, now: Now) {
+        let Some(client) = self.clients.remove(id) else { return };
+        log::debug!("client {} (process {}) {why}", id.0, client.peer.pid);
+        self.runs.abandon(id);
+        let Role::Backend(vif) = client.role else { return };
+        self.runs.forget(vif);
+        self.counters.inc(VarpdCounter::vifs_kept);
+        let until = now.mono + self.config.timers.keep.duration();
+        for gone in self.registry.keep(vif, until, self.config.limits.kept_vifs, now) {
+            self.forget_vif(gone, now);
+        }
+        if let Some(vif) = self.registry.get(vif) {
+            log::info!("vif {}: its backend (process {}) {why}", vif.key, vif.peer.pid);
+        }
+    }
+
+    /// A vif that nobody came back for: its sockets are closed, its claim ends.
+    pub(super) fn forget_vif(&mut self, id: LocalVif, now: Now) {
+        if let Some(vif) = self.registry.remove(id) {
+            log::info!("vif {} at {} is forgotten", vif.key, vif.coa);
+            self.counters.inc(VarpdCounter::vifs_forgotten);
+            self.mapper.remove_vif(id, now);
+        }
+    }
+
+    /// Whether a send went through; a client that doesn't read is dropped.
+    pub(super) fn sent(&mut self, id: ClientId, sent: Sent, now: Now) -> bool {
+        self.drop_if_stalled(id, sent, now);
+        sent == Sent::Ok
+    }
+}
+
+fn unreadable(error: ParseError, bytes: &[u8]) -> Failure {
+    let text = match (error, bytes.first()) {
+        (ParseError::Version, Some(version)) => {
+            format!("control protocol version {version} is not spoken here, only {VERSION}")
+        }
+        _ => format!("malformed message: {error}"),
+    };
+    Failure::fatal(ErrorCode::Invalid, text)
+}

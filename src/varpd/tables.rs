@@ -1,0 +1,124 @@
+//! The rows of the tables that operators ask for; [`crate::show::columns`] names their columns.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::mapper::{LocalVif, Row, State};
+use crate::show::{self, NONE};
+use crate::time::Now;
+use crate::wire::VnetId;
+
+use super::daemon::Daemon;
+use super::registry::Owner;
+use super::stats::Counters;
+
+/// The scope of varpd's own counters.
+const OWN_SCOPE: &str = "varpd";
+
+type Rows = Vec<Vec<String>>;
+
+impl Daemon {
+    /// The vnets that have vifs here.
+    pub(super) fn vnet_rows(&self, now: Now) -> Rows {
+        #[derive(Default)]
+        struct Sums {
+            vifs: usize,
+            active: usize,
+            cached: usize,
+        }
+        let mut vnets: BTreeMap<VnetId, Sums> = BTreeMap::new();
+        for (_, vif) in self.registry.iter() {
+            let sums = vnets.entry(vif.key.vnet).or_default();
+            sums.vifs += 1;
+            sums.active += usize::from(vif.state() == "active");
+        }
+        let cached = |row: &Row| matches!(row.state, State::Resolved | State::Confirming);
+        for entry in self.mapper.rows(now).into_iter().filter(cached) {
+            if let Some(sums) = vnets.get_mut(&entry.key.vnet) {
+                sums.cached += 1;
+            }
+        }
+        let row = |(vnet, sums): (VnetId, Sums)| {
+            vec![
+                vnet.to_string(),
+                sums.vifs.to_string(),
+                sums.active.to_string(),
+                sums.cached.to_string(),
+                self.group_of(vnet).to_string(),
+            ]
+        };
+        vnets.into_iter().map(row).collect()
+    }
+
+    /// The vifs of this host, by vnet and MAC.
+    pub(super) fn vif_rows(&self) -> Rows {
+        let mut vifs: Vec<_> = self.registry.iter().map(|(_, vif)| vif).collect();
+        vifs.sort_by_key(|vif| vif.key);
+        let row = |vif: &super::registry::Vif<_>| {
+            vec![
+                vif.key.vnet.to_string(),
+                vif.key.mac.to_string(),
+                vif.peer.uid.to_string(),
+                match vif.owner {
+                    Owner::Live(_) => vif.peer.pid.to_string(),
+                    Owner::Kept(_) => NONE.to_owned(),
+                },
+                vif.coa.to_string(),
+                vif.state().to_owned(),
+                vif.stamp.map_or_else(|| NONE.to_owned(), show::stamp),
+                show::time(vif.since_ms).unwrap_or_else(|| NONE.to_owned()),
+            ]
+        };
+        vifs.into_iter().map(row).collect()
+    }
+
+    /// The mapper's cache.
+    pub(super) fn varp_rows(&self, now: Now) -> Rows {
+        let or_none = |text: Option<String>| text.unwrap_or_else(|| NONE.to_owned());
+        let rows = self.mapper.rows(now);
+        let row = |row: &Row| {
+            vec![
+                row.key.vnet.to_string(),
+                row.key.mac.to_string(),
+                or_none(row.claim.map(|claim| claim.coa.to_string())),
+                or_none(row.claim.map(|claim| show::stamp(claim.stamp))),
+                row.state.to_string(),
+                seconds(row.age),
+                match row.state {
+                    // A claim of this host lasts until it ends.
+                    State::Local => NONE.to_owned(),
+                    _ => seconds(row.remaining),
+                },
+            ]
+        };
+        rows.iter().map(row).collect()
+    }
+
+    /// varpd's counters, then those that backends sent.
+    pub(super) fn stats_rows(&self, answers: &BTreeMap<LocalVif, Option<Counters>>) -> Rows {
+        let row = |scope: &str, name: &str, value: u64| {
+            vec![scope.to_owned(), name.to_owned(), value.to_string()]
+        };
+        let gauges =
+            [("clients_now", self.clients.len()), ("vifs_now", self.registry.iter().count())];
+        let gauges = gauges.into_iter().map(|(name, n)| (name, n as u64));
+        let own = self.counters.snapshot().into_iter();
+        let own = gauges.chain(own).chain(self.mapper.counters().snapshot());
+        let mut rows: Rows = own.map(|(name, value)| row(OWN_SCOPE, name, value)).collect();
+        for (&id, answer) in answers {
+            let Some(vif) = self.registry.get(id) else { continue };
+            let scope = vif.key.to_string();
+            match answer {
+                Some(values) => {
+                    rows.extend(values.iter().map(|(name, value)| row(&scope, name, *value)));
+                }
+                None => rows.push(row(&scope, "stalled", 1)),
+            }
+        }
+        rows
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.1}", duration.as_secs_f64())
+}

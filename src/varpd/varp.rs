@@ -1,0 +1,114 @@
+//! VARP on the underlay: the sockets and what passes them.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use crate::mapper::Destination;
+use crate::metrics::{VarpdCounter, VarpdCounters};
+use crate::time::Instant;
+use crate::underlay::sockets::Opener;
+use crate::wire::varp::Message;
+
+use super::{VarpdError, failed};
+
+/// Longer than any message, so that one that is too long is seen to be.
+const BUFFER: usize = 512;
+/// Trouble with the underlay is logged at most so often.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// Which way a message came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Via {
+    /// To this host's address.
+    Unicast,
+    /// To the group.
+    Group,
+}
+
+/// The sockets.
+#[derive(Debug)]
+pub(super) struct Varp {
+    pub(super) unicast: UdpSocket,
+    pub(super) group: UdpSocket,
+    /// Where messages to the group go.
+    pub(super) group_address: SocketAddr,
+    quiet_until: Instant,
+}
+
+impl Varp {
+    /// Opens them.
+    pub(super) fn open(opener: &Opener, group: IpAddr) -> Result<Self, VarpdError> {
+        let port = opener.site().port;
+        let open = |what: io::Result<UdpSocket>, ip| {
+            let at = SocketAddr::new(ip, port);
+            what.map_err(|e| match e.kind() {
+                io::ErrorKind::AddrInUse => VarpdError::PortInUse(at),
+                _ => failed(format!("open the VARP socket at {at}"))(e),
+            })
+        };
+        Ok(Self {
+            unicast: open(opener.varp_unicast(), opener.site().address)?,
+            group: open(opener.varp_group(group), group)?,
+            group_address: SocketAddr::new(group, port),
+            quiet_until: Instant::ZERO,
+        })
+    }
+
+    /// The next message that waits, and its sender. What is no message is counted and passed over,
+    /// up to `budget` datagrams, which is counted down.
+    pub(super) fn recv(
+        &self,
+        via: Via,
+        budget: &mut usize,
+        counters: &VarpdCounters,
+    ) -> Option<(SocketAddr, Message)> {
+        let socket = match via {
+            Via::Unicast => &self.unicast,
+            Via::Group => &self.group,
+        };
+        let mut buffer = [0; BUFFER];
+        while *budget > 0 {
+            *budget -= 1;
+            let (n, from) = match socket.recv_from(&mut buffer) {
+                Ok(got) => got,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
+                // An ICMP error for something sent before: the next datagram may be fine.
+                Err(_) => continue,
+            };
+            counters.inc(VarpdCounter::varp_rx);
+            match buffer.get(..n).map(Message::parse) {
+                Some(Ok(message)) => {
+                    return Some((SocketAddr::new(from.ip(), from.port()), message));
+                }
+                Some(Err(e)) => log::trace!("VARP from {from}: {e}"),
+                None => {}
+            }
+            counters.inc(VarpdCounter::varp_rx_malformed);
+        }
+        None
+    }
+
+    /// Sends a message. VARP repeats what is lost, so failure is only counted, and logged.
+    pub(super) fn send(
+        &mut self,
+        to: Destination,
+        message: &Message,
+        now: Instant,
+        counters: &VarpdCounters,
+    ) {
+        let to = match to {
+            Destination::Group => self.group_address,
+            Destination::Unicast(to) => to,
+        };
+        counters.inc(VarpdCounter::varp_tx);
+        log::trace!("VARP to {to}: {message:?}");
+        if let Err(e) = self.unicast.send_to(&message.to_bytes(), to) {
+            counters.inc(VarpdCounter::varp_tx_failed);
+            if now >= self.quiet_until {
+                self.quiet_until = now + QUIET;
+                log::warn!("can't send VARP to {to}: {e} (told at most once a minute)");
+            }
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! How frontends come and go, and what they may say; the control side without frames.
+
+#[path = "support/driver.rs"]
+mod driver;
+#[path = "support/loopback.rs"]
+mod loopback;
+#[path = "support/rig.rs"]
+mod rig;
+
+use std::fs;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use driver::{Control, Driver, F_PROTOCOL_FEATURES, Options, Order, request};
+use loopback::Loopback;
+use rig::{InProcess, PATIENCE, Rig, eventually};
+use tempfile::TempDir;
+use vnet::sys::clock;
+use vnet::vif::attach::{Attach, AttachError, Endpoint};
+
+/// Descriptors and threads are counted for the whole process: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn entries(dir: &str) -> usize {
+    fs::read_dir(dir).expect("a directory").count()
+}
+
+/// Open descriptors of this process, and threads of devices (the test harness has others).
+fn resources() -> (usize, usize) {
+    let tasks = fs::read_dir("/proc/self/task").expect("procfs");
+    let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    let ours = names.filter(|name| matches!(name.trim(), "vhost-user" | "vring_worker"));
+    (entries("/proc/self/fd"), ours.count())
+}
+
+fn file(data: &fs::File) -> i32 {
+    data.as_raw_fd()
+}
+
+#[test]
+fn connections_leave_nothing_behind() {
+    let _alone = alone();
+    let rig = InProcess::listening(2);
+    let options = Options { pairs: 2, queue_size: 16, ..Options::default() };
+    drop(rig.connect(options.clone()));
+    let connected = |n: u64| rig.data_path.disconnects.load(Ordering::SeqCst) == n;
+    eventually("the first connection ends", || connected(1));
+    let before = resources();
+    for n in 0..200 {
+        let mut driver = rig.connect(options.clone());
+        match n % 4 {
+            0 => rig.assert_alive(&mut driver),
+            // Not even the answer is read.
+            1 => driver.control.send(request::GET_FEATURES, 0, &[], &[]).unwrap(),
+            // In the middle of a message.
+            2 => driver.control.send_raw(&[1, 0, 0, 0, 1], &[]).unwrap(),
+            // With a descriptor that nobody asked for.
+            _ => {
+                let fd = driver.memory.file.as_raw_fd();
+                driver.control.send(request::SET_OWNER, 0, &[], &[fd]).unwrap();
+            }
+        }
+        drop(driver);
+    }
+    eventually("all connections end", || connected(201));
+    eventually("nothing is left", || resources() == before);
+    rig.assert_alive(&mut rig.connect(options));
+}
+
+#[test]
+fn a_new_frontend_takes_the_place_of_the_old_one() {
+    let _alone = alone();
+    let rig = InProcess::listening(1);
+    let mut first = rig.connect(Options::default());
+    rig.assert_alive(&mut first);
+    // One that only looks whether anybody listens changes nothing.
+    drop(UnixStream::connect(rig.path()).unwrap());
+    let silent = UnixStream::connect(rig.path()).unwrap();
+    rig.assert_alive(&mut first);
+    let mut second = rig.connect(Options::default());
+    assert!(first.control.is_closed(PATIENCE));
+    rig.assert_alive(&mut second);
+    assert_eq!(rig.data_path.disconnects.load(Ordering::SeqCst), 1);
+    drop(silent);
+    rig.assert_alive(&mut second);
+}
+
+#[test]
+fn messages_that_cannot_be_obeyed_end_their_connection() {
+    let _alone = alone();
+    let rig = InProcess::listening(1);
+    let null = fs::File::open("/dev/null").unwrap();
+    let header =
+        |code: u32, flags: u32, size: u32| [code, flags, size].map(u32::to_ne_bytes).concat();
+    let bad: &[(&str, Vec<u8>, usize)] = &[
+        ("version 2", header(1, 2, 0), 0),
+        ("reserved flags", header(1, 0x101, 0), 0),
+        ("a reply", header(1, 5, 0), 0),
+        ("4097 bytes", header(2, 1, 4097), 0),
+        ("4 GiB", header(2, 1, u32::MAX), 0),
+        ("an unknown request", header(99, 1, 0), 0),
+        ("request 0", header(0, 1, 0), 0),
+        ("SET_FEATURES without payload", header(2, 1, 0), 0),
+        ("SET_VRING_ENABLE without payload", header(18, 1, 0), 0),
+        ("an in-band kick", [header(35, 1, 8), vec![0; 8]].concat(), 0),
+        ("33 descriptors", [header(5, 1, 8), vec![0; 8]].concat(), 33),
+        ("a descriptor with GET_FEATURES", header(1, 1, 0), 1),
+        ("a memory table without regions", [header(5, 1, 8), vec![0; 8]].concat(), 0),
+        ("memory without descriptor", [header(5, 1, 40), vec![1], vec![0; 39]].concat(), 0),
+        ("a region without descriptor", [header(37, 1, 40), vec![0; 40]].concat(), 0),
+        ("a kick for no ring", [header(12, 1, 8), vec![0xff], vec![0; 7]].concat(), 1),
+        ("a kick that is a file", [header(12, 1, 8), vec![0; 8]].concat(), 1),
+    ];
+    let before = resources();
+    for (name, bytes, descriptors) in bad {
+        let mut control = Control::connect(rig.path()).unwrap();
+        control.set_u64(request::SET_FEATURES, 0).unwrap();
+        control.send_raw(bytes, &vec![file(&null); *descriptors]).unwrap();
+        assert!(control.is_closed(PATIENCE), "{name}");
+    }
+    eventually("nothing is left", || resources() == before);
+    rig.assert_alive(&mut rig.connect(Options::default()));
+}
+
+#[test]
+fn a_message_may_arrive_in_pieces() {
+    let _alone = alone();
+    let rig = InProcess::listening(1);
+    let mut control = Control::connect(rig.path()).unwrap();
+    let message =
+        [[2_u32, 1, 8].map(u32::to_ne_bytes).concat(), F_PROTOCOL_FEATURES.to_ne_bytes().to_vec()];
+    for byte in message.concat() {
+        (&control.socket).write_all(&[byte]).unwrap();
+    }
+    control.sync().unwrap();
+    eventually("features arrive", || rig.data_path.connects.load(Ordering::SeqCst) == 1);
+    assert_eq!(rig.data_path.features.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn the_frontends_dialect_is_understood() {
+    let _alone = alone();
+    let rig = InProcess::listening(3);
+    let options = Options { pairs: 3, queue_size: 16, ..Options::default() };
+    let mut driver = Driver::new(Control::connect(rig.path()).unwrap(), options);
+    driver.negotiate().unwrap();
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::SeqCst);
+    let control = &mut driver.control;
+    assert_eq!(control.get_u64(request::GET_QUEUE_NUM).unwrap(), 3, "pairs, not rings");
+    // The first SEND_RARP of a migration comes before features and memory.
+    assert_eq!(control.set_acknowledged(request::SEND_RARP, &[0; 8], &[]).unwrap(), 0);
+    assert_eq!(count(&rig.data_path.announced), 1);
+    control.send(request::SEND_RARP, 0, &[0; 8], &[]).unwrap();
+    control.sync().unwrap();
+    assert_eq!(count(&rig.data_path.announced), 2);
+    let mtu = |value: u64| value.to_ne_bytes();
+    assert_eq!(control.set_acknowledged(request::NET_SET_MTU, &mtu(1400), &[]).unwrap(), 0);
+    assert_eq!(rig.data_path.mtu_set.load(Ordering::SeqCst), 1400);
+    assert_eq!(control.set_acknowledged(request::NET_SET_MTU, &mtu(9000), &[]).unwrap(), 1);
+    assert_eq!(control.set_acknowledged(request::SET_STATUS, &mtu(15), &[]).unwrap(), 0);
+    assert_eq!(control.get_u64(request::GET_STATUS).unwrap(), 15);
+    let null = fs::File::open("/dev/null").unwrap();
+    assert_eq!(control.set_acknowledged(request::SET_LOG_FD, &[], &[file(&null)]).unwrap(), 0);
+    assert_eq!(control.set_acknowledged(request::VRING_KICK, &[0; 8], &[]).unwrap(), 1);
+    assert_eq!(control.set_acknowledged(77, &[0; 8], &[]).unwrap(), 1);
+    driver.start().unwrap();
+    rig.assert_alive(&mut driver);
+    assert_eq!(count(&rig.data_path.starts), 3);
+    assert_eq!(count(&rig.data_path.features), driver.features & !F_PROTOCOL_FEATURES);
+}
+
+/// Many requests in one go are answered in their order, whoever answers them.
+#[test]
+fn answers_keep_the_order_of_requests() {
+    let _alone = alone();
+    let rig = InProcess::listening(1);
+    let mut driver = rig.connect(Options { order: Order::Plain, ..Options::default() });
+    let codes =
+        [request::GET_FEATURES, request::SEND_RARP, request::GET_STATUS, request::SET_VRING_ENABLE];
+    for n in 0..100 {
+        let code = codes[n % codes.len()];
+        let body: &[u8] = match code {
+            request::SEND_RARP => &[0; 8],
+            request::SET_VRING_ENABLE => &[0, 0, 0, 0, 1, 0, 0, 0],
+            _ => &[],
+        };
+        driver.control.send(code, 8, body, &[]).unwrap();
+    }
+    for n in 0..100 {
+        assert_eq!(driver.control.reply().unwrap().0, codes[n % codes.len()]);
+    }
+    rig.assert_alive(&mut driver);
+}
+
+#[test]
+fn a_listening_socket_has_its_permissions_and_its_file_goes_with_it() {
+    let _alone = alone();
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("s");
+    let attach = || Attach::Listen { path: path.clone(), mode: 0o620, group: None };
+    // Left behind by a process that is gone.
+    drop(UnixListener::bind(&path).unwrap());
+    let endpoint = Endpoint::open(attach()).unwrap();
+    let metadata = fs::symlink_metadata(&path).unwrap();
+    assert!(metadata.file_type().is_socket());
+    assert_eq!(metadata.permissions().mode() & 0o7777, 0o620);
+    assert_eq!(entries(dir.path().to_str().unwrap()), 1);
+    assert!(matches!(Endpoint::open(attach()), Err(AttachError::InUse(p)) if p == path));
+    drop(endpoint);
+    assert_eq!(entries(dir.path().to_str().unwrap()), 0);
+    fs::write(&path, "precious").unwrap();
+    assert!(matches!(Endpoint::open(attach()), Err(AttachError::NotASocket(_))));
+    assert_eq!(fs::read(&path).unwrap(), b"precious");
+    let absent = Attach::Listen { path: dir.path().join("no/s"), mode: 0o600, group: None };
+    let error = Endpoint::open(absent).err().unwrap().to_string();
+    assert!(error.starts_with("can't listen on") && error.contains("no/s"), "{error}");
+}
+
+#[test]
+fn a_client_connects_as_soon_as_the_frontend_listens_and_again() {
+    let _alone = alone();
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("qemu.sock");
+    let attach = Attach::Connect { path: path.clone() };
+    let mut rig = InProcess::serving(attach, Loopback::new(1, None), dir, path.clone());
+    for round in 0..3 {
+        let listener = UnixListener::bind(&path).unwrap();
+        for _ in 0..3 {
+            let start = clock::mono();
+            let (stream, _) = listener.accept().unwrap();
+            assert!(clock::mono() - start < Duration::from_secs(2), "round {round}");
+            let mut driver = Driver::new(Control::new(stream), Options::default());
+            driver.negotiate().unwrap();
+            driver.start().unwrap();
+            rig.assert_alive(&mut driver);
+        }
+        drop(listener);
+        fs::remove_file(&path).unwrap();
+    }
+    rig.shut_down().unwrap();
+}
+
+#[test]
+fn an_inherited_connection_ends_with_its_frontend() {
+    let _alone = alone();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("unused");
+    let attach = Attach::Fd(theirs.into());
+    let mut rig = InProcess::serving(attach, Loopback::new(1, None), dir, path);
+    let mut driver = Driver::new(Control::new(ours), Options::default());
+    driver.negotiate().unwrap();
+    driver.start().unwrap();
+    rig.assert_alive(&mut driver);
+    drop(driver);
+    rig.join().unwrap();
+}
+
+#[test]
+fn an_inherited_listener_serves_many() {
+    let _alone = alone();
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    let attach = Attach::Fd(listener.into());
+    let mut rig = InProcess::serving(attach, Loopback::new(1, None), dir, path.clone());
+    for _ in 0..3 {
+        rig.assert_alive(&mut rig.connect(Options::default()));
+    }
+    rig.shut_down().unwrap();
+    assert!(path.exists(), "a file that somebody else made stays");
+}
+
+#[test]
+fn a_descriptor_that_is_no_stream_is_refused() {
+    let _alone = alone();
+    let null = fs::File::open("/dev/null").unwrap();
+    assert!(matches!(Endpoint::open(Attach::Fd(null.into())), Err(AttachError::NotAStream(_))));
+    let datagram = std::os::unix::net::UnixDatagram::unbound().unwrap();
+    assert!(matches!(Endpoint::open(Attach::Fd(datagram.into())), Err(AttachError::NotAStream(_))));
+    let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    assert!(matches!(Endpoint::open(Attach::Fd(udp.into())), Err(AttachError::NotAStream(_))));
+}
+
+#[test]
+fn shutdown_is_quick_whatever_goes_on() {
+    let _alone = alone();
+    let before = resources();
+    for busy in [false, true] {
+        let mut rig = InProcess::listening(1);
+        let mut driver = rig.connect(Options::default());
+        if busy {
+            for n in 0..100 {
+                driver.queue_frame(0, &rig::frame(200, n));
+            }
+            driver.flush(0);
+        }
+        let start = clock::mono();
+        rig.shut_down().unwrap();
+        assert!(clock::mono() - start < Duration::from_secs(1));
+        assert!(driver.control.is_closed(PATIENCE));
+        let counts =
+            [&rig.data_path.starts, &rig.data_path.stops].map(|c| c.load(Ordering::SeqCst));
+        assert_eq!(counts, [1, 1]);
+    }
+    eventually("nothing is left", || resources() == before);
+}
+
+/// CPU time that the process used, in clock ticks.
+fn cpu_ticks() -> u64 {
+    let stat = fs::read_to_string("/proc/self/stat").expect("procfs");
+    let after_name = stat.rsplit_once(')').expect("a name").1;
+    // utime and stime, fields 14 and 15 of proc_pid_stat(5).
+    let fields = after_name.split_whitespace().skip(11).take(2);
+    fields.map(|field| field.parse::<u64>().expect("a number")).sum()
+}
+
+/// Nobody spins: not on a kick descriptor that was replaced, not on a ring that is stopped, not on a
+/// client that waits for its frontend.
+#[test]
+fn an_idle_backend_uses_no_cpu() {
+    let _alone = alone();
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("absent");
+    let attach = Attach::Connect { path: path.clone() };
+    let _waiting = InProcess::serving(attach, Loopback::new(1, None), dir, path);
+    let rig = InProcess::listening(2);
+    let mut driver = rig.connect(Options { pairs: 2, ..Options::default() });
+    // A kick descriptor that was replaced, and is raised.
+    let event = driver.pairs[0].rx.call.try_clone().unwrap();
+    let old = std::mem::replace(&mut driver.pairs[0].tx.kick, event);
+    let new = driver.pairs[0].tx.kick.as_raw_fd();
+    driver.control.set_ring_fd(request::SET_VRING_KICK, 1, new).unwrap();
+    old.write(1).unwrap();
+    // A ring that is stopped, with frames waiting and kicks pending.
+    driver.pairs[1].tx.next_avail = 5000;
+    driver.pairs[1].tx.expose();
+    driver.pairs[1].tx.kick();
+    eventually("the ring stops", || rig.ring_failures() == 1);
+    driver.pairs[1].tx.kick();
+    rig.data_path.inject(1, &rig::frame(60, 0));
+    // A kick descriptor that can't be read: the end of a pipe whose other end is closed.
+    let unreadable = InProcess::listening(2);
+    let mut third = unreadable.connect(Options { pairs: 2, ..Options::default() });
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    drop(writer);
+    third.control.set_ring_fd(request::SET_VRING_KICK, 1, reader.as_raw_fd()).unwrap();
+    eventually("the ring stops", || unreadable.ring_failures() == 1);
+    let before = cpu_ticks();
+    // Nothing will come: this is how long is watched.
+    assert!(!driver::readable(&third.pairs[1].rx.call, Duration::from_millis(700)));
+    let used = cpu_ticks() - before;
+    assert!(used <= 5, "{used} ticks of CPU in 0.7 s");
+}

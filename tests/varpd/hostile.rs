@@ -1,0 +1,257 @@
+//! Clients that lie, stall, flood or die, and datagrams from anywhere: varpd goes on.
+
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use vnet::sys::clock;
+use vnet::wire::control::{ErrorCode, Event, MAX_LEN, Request, Table};
+
+use super::peer::{ACTIVE, Backend, Peer, Way, register, take};
+use super::support::netns::Family;
+use super::support::wait_until;
+use super::{HASTY, Net, SOON, Varpd, key, mac, vnet_id};
+
+/// varpd serves others: at once.
+fn assert_serves(varpd: &Varpd) {
+    let begin = clock::mono();
+    let peer = Peer::connect(&varpd.socket);
+    peer.send(&Request::Show { table: Table::Vnets });
+    peer.find(|event| matches!(event, Event::End).then_some(()));
+    let took = clock::mono() - begin;
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
+fn nonsense_is_answered_and_ends_the_connection() {
+    let Some(net) = Net::new("varpd: nonsense") else { return };
+    let varpd = net.varpd(net.a(), Family::V4, "");
+    let said = |bytes: &[u8]| {
+        let peer = Peer::connect(&varpd.socket);
+        peer.0.send(bytes, &[]).unwrap();
+        let (code, text) = peer.refusal();
+        assert_eq!(code, ErrorCode::Invalid, "{text}");
+        text
+    };
+    assert_eq!(said(&[9, 1]), "control protocol version 9 is not spoken here, only 1");
+    assert_eq!(said(b"\x01"), "malformed message: truncated");
+    assert_eq!(said(&[1, 99, 0, 0, 0, 0, 0, 0]), "malformed message: unknown type");
+    assert_eq!(said(&vec![1; MAX_LEN + 1]), "message too long");
+    assert_eq!(said(&Event::End.emit()), "malformed message: unknown type");
+    for stray in [
+        Request::Announce,
+        Request::SetActive { active: true },
+        Request::Resolve { mac: mac(1), refresh: false },
+        Request::Stats { xid: 0, values: vec![] },
+    ] {
+        assert_eq!(said(&stray.emit()), "message out of place");
+    }
+    let vif = Backend::register(&varpd.socket, key(1), ACTIVE);
+    vif.peer.claimed();
+    vif.peer.send(&register(key(2), ACTIVE));
+    assert_eq!(vif.peer.refusal(), (ErrorCode::Invalid, "message out of place".into()));
+
+    let mut physical = key(1);
+    physical.vnet = vnet_id(1);
+    let text = said(&register(physical, ACTIVE).emit());
+    assert!(text.contains("vnet 1 is the physical network"), "{text}");
+    let mut group = key(1);
+    group.mac = "01:00:5e:00:00:01".parse().unwrap();
+    let text = said(&register(group, ACTIVE).emit());
+    assert_eq!(text, "01:00:5e:00:00:01 is not an individual MAC address");
+    assert_serves(&varpd);
+    assert_eq!(varpd.counter("requests_invalid"), 12);
+}
+
+#[test]
+fn sockets_that_are_not_the_vifs_are_not_believed() {
+    let Some(net) = Net::new("varpd: lying backends") else { return };
+    let varpd = net.varpd(net.a(), Family::V4, "");
+    let victim = Backend::register(&varpd.socket, key(1), ACTIVE);
+    let own = Backend::register(&varpd.socket, key(2), ACTIVE);
+    let files = varpd.open_files();
+    let says = |key, sockets: &[BorrowedFd<'_>]| {
+        let peer = Peer::connect(&varpd.socket);
+        peer.0.send(&register(key, ACTIVE).emit(), sockets).unwrap();
+        let (code, text) = peer.refusal();
+        assert_ne!(code, ErrorCode::Failed, "{text}");
+        text
+    };
+    let group = own.group_socket().as_fd();
+    let text = says(key(3), &[group, victim.unicast().as_fd()]);
+    assert_eq!(text, format!("care-of address {} belongs to vif {}", victim.coa, key(1)));
+    let text = says(key(2), &[group, own.unicast().as_fd()]);
+    assert!(text.contains("belongs to vif"), "its first connection still has it: {text}");
+    // In this test's own namespace, not in the host's.
+    let foreign = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let text = says(key(3), &[group, foreign.as_fd()]);
+    assert!(text.contains("not a UDP socket of the underlay's"), "{text}");
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let text = says(key(3), &[file.as_fd(), file.as_fd()]);
+    assert!(text.contains("not a UDP socket"), "{text}");
+    let text = says(key(3), &[own.unicast().as_fd(), group]);
+    assert!(text.contains("the group socket is bound to"), "{text}");
+    let mut other_vnet = key(3);
+    other_vnet.vnet = vnet_id(43);
+    let text = says(other_vnet, &[group, own.unicast().as_fd()]);
+    assert!(text.contains("filter"), "{text}");
+    assert_eq!(says(key(3), &[group]), "1 sockets instead of 2");
+    let text = says(key(3), &[file.as_fd(); 200]);
+    assert_eq!(text, "200 sockets instead of 2");
+    // Where no descriptor belongs, all are closed.
+    let peer = Peer::connect(&varpd.socket);
+    peer.0.send(&Request::Show { table: Table::Vnets }.emit(), &[file.as_fd(); 200]).unwrap();
+    peer.find(|event| matches!(event, Event::End).then_some(()));
+    drop(peer);
+    assert_eq!(varpd.counter("descriptors_closed"), 200);
+    wait_until("nothing has leaked", SOON, || varpd.open_files() == files);
+    assert_eq!(varpd.show("vifs").len(), 2);
+}
+
+#[test]
+fn a_backend_that_does_not_read_loses_its_connection() {
+    let Some(net) = Net::new("varpd: stalled backends") else { return };
+    let varpd = net.varpd(net.a(), Family::V4, HASTY);
+    let stalled = Backend::register(&varpd.socket, key(1), ACTIVE);
+    let other = Backend::register(&varpd.socket, key(2), ACTIVE);
+    stalled.peer.claimed();
+    let ask = Request::Resolve { mac: mac(2), refresh: false }.emit();
+    wait_until("the stalled backend is dropped", SOON, || {
+        let broken = (0..1000).any(|_| match stalled.peer.0.send(&ask, &[]) {
+            Err(e) => e.kind() != std::io::ErrorKind::WouldBlock,
+            Ok(()) => false,
+        });
+        broken && varpd.counter("clients_stalled") == 1
+    });
+    assert_serves(&varpd);
+    other.peer.resolve(mac(1));
+    assert_eq!(other.peer.mapping(mac(1)), stalled.coa, "its vif is kept");
+    // It comes back with its sockets, or without.
+    let sockets = stalled.sockets;
+    let back = Backend::return_with(&varpd.socket, key(1), ACTIVE, sockets);
+    assert_eq!(back.coa, stalled.coa);
+}
+
+#[test]
+fn who_does_not_answer_for_counters_is_shown_as_stalled() {
+    let Some(net) = Net::new("varpd: counters") else { return };
+    let varpd = net.varpd(net.a(), Family::V4, "");
+    let stalled = Backend::register(&varpd.socket, key(1), ACTIVE);
+    let good = Backend::register(&varpd.socket, key(2), ACTIVE);
+    let operator = Peer::connect(&varpd.socket);
+    operator.send(&Request::Show { table: Table::Stats });
+    let xid = good.peer.find(|event| match event {
+        Event::StatsRequest { xid } => Some(*xid),
+        _ => None,
+    });
+    let values = vec![("tx_frames".to_owned(), u64::MAX), ("rx_frames".to_owned(), 2)];
+    // Numbers that were not asked for are not taken.
+    good.peer.send(&Request::Stats { xid: xid.wrapping_add(1), values: vec![("lie".into(), 1)] });
+    good.peer.send(&Request::Stats { xid, values });
+    assert_serves(&varpd);
+    let mut rows = Vec::new();
+    while let Event::Row { cells } = operator.event() {
+        rows.push(cells.join(" "));
+    }
+    let of_vifs: Vec<&String> = rows.iter().filter(|row| row.starts_with("42/")).collect();
+    let want = [
+        format!("{} stalled 1", key(1)),
+        format!("{} tx_frames {}", key(2), u64::MAX),
+        format!("{} rx_frames 2", key(2)),
+    ];
+    assert_eq!(of_vifs, want.iter().collect::<Vec<_>>());
+    assert!(rows.iter().any(|row| row == "varpd vifs_registered 2"), "{rows:?}");
+    assert_eq!(varpd.counter("stats_late"), 1);
+    drop(stalled);
+}
+
+#[test]
+fn there_are_only_so_many_clients() {
+    let Some(net) = Net::new("varpd: limits") else { return };
+    let varpd = net.varpd(net.a(), Family::V4, "[limits]\nclients = 2\nvifs = 1\n");
+    let vif = Backend::register(&varpd.socket, key(1), ACTIVE);
+    let second = Peer::connect(&varpd.socket);
+    second.send(&register(key(2), ACTIVE));
+    assert_eq!(second.refusal(), (ErrorCode::Limit, "this host has too many vifs".into()));
+    let crowd: Vec<Peer> = (0..50).map(|_| Peer::connect(&varpd.socket)).collect();
+    let (code, text) = crowd[49].refusal();
+    assert_eq!(code, ErrorCode::Limit);
+    assert!(text.contains("clients already"), "{text}");
+    vif.peer.resolve(mac(1));
+    vif.peer.mapping(mac(1));
+    drop(crowd);
+    wait_until("there is room again", SOON, || varpd.counter("clients_now") == 2);
+}
+
+#[test]
+fn no_descriptor_is_left_of_clients_that_die() {
+    let Some(net) = Net::new("varpd: descriptor leaks") else { return };
+    let config = format!("{HASTY}keep = 0.05\n[limits]\nkept-vifs = 4\n");
+    let varpd = net.varpd(net.a(), Family::V4, &config);
+    assert!(varpd.show("vifs").is_empty());
+    let files = varpd.open_files();
+    for round in 0..200_u8 {
+        let way = Way { queue_pairs: 1 + round % 4, ..ACTIVE };
+        let vif = Backend::register(&varpd.socket, key(round % 8), way);
+        match round % 4 {
+            0 => drop(vif),
+            1 => {
+                // Dies with questions open and a message half thought through.
+                vif.peer.resolve(mac(99));
+                vif.peer.0.send(b"\x01", &[]).unwrap();
+            }
+            2 => {
+                let sockets = vif.sockets;
+                drop(vif.peer);
+                let again = Peer::connect(&varpd.socket);
+                let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+                again.0.send(&register(key(round % 8), way).emit(), &fds).unwrap();
+            }
+            _ => drop(Peer::connect(&varpd.socket)),
+        }
+    }
+    wait_until("all that was kept is forgotten", SOON, || varpd.show("vifs").is_empty());
+    wait_until("as many open files as before", SOON, || varpd.open_files() == files);
+    assert_serves(&varpd);
+}
+
+#[test]
+fn a_flood_of_varp_does_not_starve_clients() {
+    let Some(net) = Net::new("varpd: VARP flood") else { return };
+    let (a, b) = (net.varpd(net.a(), Family::V4, ""), net.varpd(net.b(), Family::V4, ""));
+    let vif = Backend::register(&a.socket, key(1), ACTIVE);
+    let flooder = Backend::register(&b.socket, key(2), ACTIVE);
+    let to: Vec<_> = [format!("{}:1798", net.a().ipv4), vif.group.to_string()].into();
+    let socket = flooder.unicast().try_clone().unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Also when an assertion fails: the scope waits for the thread.
+        let _end = SetOnDrop(&stop);
+        scope.spawn(|| {
+            let mut junk = *b"VA\x01\x01 not quite a message";
+            while !stop.load(Ordering::Relaxed) {
+                junk[4] = junk[4].wrapping_add(1);
+                for to in &to {
+                    let _ = socket.send_to(&junk, to);
+                }
+            }
+        });
+        wait_until("the flood has arrived", SOON, || a.counter("varp_rx_malformed") > 10_000);
+        for _ in 0..20 {
+            assert_serves(&a);
+        }
+        vif.peer.resolve(mac(2));
+        assert_eq!(vif.peer.mapping(mac(2)), flooder.coa);
+    });
+    vif.unicast().send_to(b"x", flooder.coa.addr).unwrap();
+    assert_eq!(take(flooder.unicast()).0, b"x");
+}
+
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

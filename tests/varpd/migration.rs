@@ -1,0 +1,60 @@
+//! Guests that move: to another host, and within one.
+
+use vnet::wire::control::Request;
+
+use super::peer::{ACTIVE, Backend, INACTIVE};
+use super::support::wait_until;
+use super::{BOTH, Net, SOON, key, mac};
+
+#[test]
+fn a_guest_that_moves_to_another_host_is_followed() {
+    let Some(net) = Net::new("varpd: migration") else { return };
+    for family in BOTH {
+        let (a, b) = (net.varpd(net.a(), family, ""), net.varpd(net.b(), family, ""));
+        let source = Backend::register(&a.socket, key(1), ACTIVE);
+        let user = Backend::register(&a.socket, key(2), ACTIVE);
+        let stamp = source.peer.claimed();
+        user.peer.resolve(mac(1));
+        assert_eq!(user.peer.mapping(mac(1)), source.coa);
+        // The target's backend is there before the guest is.
+        let target = Backend::register(&b.socket, key(1), INACTIVE);
+        target.peer.send(&Request::SetActive { active: true });
+        let newer = target.peer.claimed();
+        assert!(newer > stamp);
+        assert_eq!(source.peer.lost(), (newer, target.coa));
+        assert_eq!(user.peer.mapping(mac(1)), target.coa);
+        let row = |state: &str| a.show("vifs").iter().any(|row| row["state"] == state);
+        assert!(row("lost"));
+        source.peer.send(&Request::SetActive { active: false });
+        wait_until("the source has stopped", SOON, || row("registered"));
+        target.peer.send(&Request::Announce);
+        // And back.
+        source.peer.send(&Request::SetActive { active: true });
+        let newest = source.peer.claimed();
+        assert_eq!(target.peer.lost(), (newest, source.coa));
+    }
+}
+
+#[test]
+fn a_guest_that_moves_within_the_host_keeps_its_old_backend_until_it_has_moved() {
+    let Some(net) = Net::new("varpd: migration within a host") else { return };
+    for family in BOTH {
+        let varpd = net.varpd(net.a(), family, "");
+        let source = Backend::register(&varpd.socket, key(1), ACTIVE);
+        let user = Backend::register(&varpd.socket, key(2), ACTIVE);
+        user.peer.resolve(mac(1));
+        assert_eq!(user.peer.mapping(mac(1)), source.coa);
+        let target = Backend::register(&varpd.socket, key(1), INACTIVE);
+        assert_ne!(target.coa, source.coa);
+        assert_eq!(varpd.show("vifs").len(), 3);
+        user.peer.resolve(mac(1));
+        assert_eq!(user.peer.mapping(mac(1)), source.coa, "the guest is still there");
+        target.peer.send(&Request::SetActive { active: true });
+        let newer = target.peer.claimed();
+        assert_eq!(source.peer.lost(), (newer, target.coa));
+        assert_eq!(user.peer.mapping(mac(1)), target.coa);
+        drop(source);
+        user.peer.resolve(mac(1));
+        assert_eq!(user.peer.mapping(mac(1)), target.coa);
+    }
+}

@@ -1,0 +1,192 @@
+//! Whose a vif is, and which sockets it has.
+
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use socket2::SockRef;
+use vnet::sys::sockopt;
+use vnet::wire::control::{ErrorCode, Event, Request};
+
+use super::peer::{ACTIVE, Backend, INACTIVE, Peer, Way, frame, register, take};
+use super::support::netns::Family;
+use super::support::wait_until;
+use super::{BOTH, Net, SOON, key};
+
+/// Names the helper's control socket.
+const HELPER: &str = "VNET_TEST_REGISTER_AT";
+
+#[test]
+fn a_backend_is_given_bound_and_filtered_sockets() {
+    let Some(net) = Net::new("varpd: sockets of a vif") else { return };
+    for family in BOTH {
+        let varpd = net.varpd(net.a(), family, "");
+        let way = Way { queue_pairs: 3, ..INACTIVE };
+        let vif = Backend::register(&varpd.socket, key(1), way);
+        assert_eq!(vif.mtu, 1400);
+        assert_eq!(vif.coa.addr.ip(), net.a().address(family));
+        assert_ne!(vif.coa.addr.port(), 1798);
+        let group = match family {
+            Family::V4 => "224.10.0.1:1798",
+            Family::V6 => "[ff15::e00a:1]:1798",
+        };
+        assert_eq!(vif.group.to_string(), group);
+        assert_eq!(vif.group_socket().local_addr().unwrap(), vif.group);
+        for socket in &vif.sockets[1..] {
+            assert_eq!(socket.local_addr().unwrap(), vif.coa.addr);
+        }
+        for socket in &vif.sockets {
+            assert_eq!(sockopt::get(socket, sockopt::LOCK_FILTER).unwrap(), 1);
+            assert_eq!(sockopt::get(socket, sockopt::RXQ_OVFL).unwrap(), 1);
+            // The kernel doubles what is asked for.
+            let buffer = SockRef::from(socket).recv_buffer_size().unwrap();
+            assert!(buffer >= 16 << 20, "{buffer}");
+        }
+        let row = &varpd.show("vifs")[0];
+        assert_eq!((row["vnet"].as_u64(), &row["state"]), (Some(42), &"registered".into()));
+        assert_eq!(row["coa"], vif.coa.addr.to_string());
+        assert_eq!(row["pid"].as_u64(), Some(std::process::id().into()));
+        vif.peer.send(&Request::SetActive { active: true });
+        vif.peer.claimed();
+        assert_eq!(varpd.show("vifs")[0]["state"], "active");
+    }
+}
+
+#[test]
+fn vifs_have_ports_from_the_range_and_vnets_their_groups() {
+    let Some(net) = Net::new("varpd: ports and groups") else { return };
+    let config = "ports = '40000-40001'\n[vnet.42]\ngroup = '224.10.0.42'\n";
+    let varpd = net.varpd(net.a(), Family::V4, config);
+    let one = Backend::register(&varpd.socket, key(1), ACTIVE);
+    let two = Backend::register(&varpd.socket, key(2), ACTIVE);
+    let mut ports = [one.coa.addr.port(), two.coa.addr.port()];
+    ports.sort_unstable();
+    assert_eq!(ports, [40000, 40001]);
+    assert_eq!(one.group.to_string(), "224.10.0.42:1798");
+    assert_eq!(one.group_socket().local_addr().unwrap(), one.group);
+    let third = Peer::connect(&varpd.socket);
+    third.send(&register(key(3), ACTIVE));
+    let (code, text) = third.refusal();
+    assert_eq!(code, ErrorCode::Failed);
+    assert!(text.starts_with("can't open underlay sockets: "), "{text}");
+    assert_eq!(varpd.show("vnets")[0]["group"], "224.10.0.42");
+}
+
+#[test]
+fn a_restarted_backend_finds_its_address_and_its_frames() {
+    let Some(net) = Net::new("varpd: restarted backend") else { return };
+    let varpd = net.varpd(net.a(), Family::V4, "");
+    let other = Backend::register(&varpd.socket, key(9), ACTIVE);
+    let old = Backend::register(&varpd.socket, key(1), ACTIVE);
+    let (coa, stamp) = (old.coa, old.peer.claimed());
+    drop(old);
+    other.unicast().send_to(&frame(42, "meanwhile"), coa.addr).unwrap();
+    // At once, and also when varpd has long noticed.
+    for round in 0..3 {
+        let new = Backend::register(&varpd.socket, key(1), ACTIVE);
+        assert_eq!(new.coa, coa, "round {round}");
+        assert_eq!(new.peer.claimed(), stamp, "the claim lived on");
+        if round == 0 {
+            assert_eq!(take(new.unicast()), (frame(42, "meanwhile"), other.coa.addr));
+        }
+        drop(new);
+        wait_until("the vif is kept", SOON, || varpd.show("vifs")[0]["state"] == "kept");
+    }
+    // For another number of queue pairs the sockets are of no use.
+    let way = Way { queue_pairs: 2, ..ACTIVE };
+    assert_ne!(Backend::register(&varpd.socket, key(1), way).coa, coa);
+    assert_eq!(varpd.counter("vifs_resumed"), 3);
+}
+
+#[test]
+fn what_nobody_comes_back_for_is_forgotten() {
+    let Some(net) = Net::new("varpd: forgotten vifs") else { return };
+    let varpd = net.varpd(net.a(), Family::V4, "[timers]\nkeep = 0.2\n[limits]\nkept-vifs = 1\n");
+    let vif = Backend::register(&varpd.socket, key(1), ACTIVE);
+    let other = Backend::register(&varpd.socket, key(2), ACTIVE);
+    drop((vif, other));
+    wait_until("both are forgotten", SOON, || varpd.show("vifs").is_empty());
+    assert_eq!(varpd.counter("vifs_forgotten"), 2);
+    assert!(varpd.show("vnets").is_empty());
+    assert!(varpd.show("varp").iter().all(|row| row["state"] != "local"));
+}
+
+#[test]
+fn a_backend_outlives_varpd() {
+    let Some(net) = Net::new("varpd: restart of varpd") else { return };
+    for family in BOTH {
+        let mut varpd = net.varpd(net.a(), family, "");
+        let way = Way { queue_pairs: 2, ..ACTIVE };
+        let vif = Backend::register(&varpd.socket, key(1), way);
+        let (coa, stamp) = (vif.coa, vif.peer.claimed());
+        varpd.restart(&net);
+        assert!(vif.peer.next().is_none());
+        let way = Way { stamp: Some(stamp), ..way };
+        let vif = Backend::return_with(&varpd.socket, key(1), way, vif.sockets);
+        assert_eq!(vif.coa, coa);
+        assert_eq!(vif.peer.claimed(), stamp, "the same claim");
+        assert_eq!(varpd.counter("vifs_adopted"), 1);
+        // varpd has duplicates again: the backend may die, too.
+        drop(vif);
+        let vif = Backend::register(&varpd.socket, key(1), way);
+        assert_eq!((vif.coa, vif.peer.claimed()), (coa, stamp));
+    }
+}
+
+#[test]
+fn another_users_vif_is_denied() {
+    let Some(net) = Net::new("varpd: other users") else { return };
+    let varpd = net.varpd(net.a(), Family::V4, "");
+    let mine = Backend::register(&varpd.socket, key(1), ACTIVE);
+    let coa = mine.coa;
+    let denied = register_as(1000, &net, &varpd.socket);
+    let pid = std::process::id();
+    let vif = "vif 42/52:54:00:00:00:01 belongs to user 0";
+    assert_eq!(denied, format!("Denied {vif}, process {pid}"));
+    drop(mine);
+    wait_until("the vif is kept", SOON, || varpd.show("vifs")[0]["state"] == "kept");
+    // Its name is free then, but its sockets are not for others.
+    let got = register_as(1000, &net, &varpd.socket);
+    let theirs: SocketAddr = got.strip_prefix("Registered ").expect(&got).parse().unwrap();
+    assert_ne!(theirs, coa.addr);
+    // Root may have everybody's.
+    wait_until("the vif is kept", SOON, || varpd.show("vifs")[0]["state"] == "kept");
+    assert_eq!(varpd.show("vifs")[0]["uid"].as_u64(), Some(1000));
+    assert_eq!(Backend::register(&varpd.socket, key(1), ACTIVE).coa.addr, theirs);
+}
+
+/// Registers vif 1 as another user, in a process of its own, which then ends.
+fn register_as(uid: u32, net: &Net, socket: &Path) -> String {
+    let program = net.path("helper");
+    if !program.exists() {
+        // The build's directory may be closed to other users.
+        std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    }
+    let output = Command::new(program)
+        .args(["--exact", "registration::helper", "--nocapture"])
+        .env(HELPER, socket)
+        .uid(uid)
+        .gid(uid)
+        .current_dir("/")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    // The test runner's own words come before it on the same line.
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut found = text.lines().filter_map(|line| line.split_once("RESULT "));
+    found.next().unwrap_or_else(|| panic!("no result: {text}")).1.to_owned()
+}
+
+/// Not a test: the other side of [`register_as`].
+#[test]
+fn helper() {
+    let Some(socket) = std::env::var_os(HELPER) else { return };
+    let peer = Peer::connect(socket.as_ref());
+    peer.send(&register(key(1), ACTIVE));
+    match peer.event() {
+        Event::Registered { coa, .. } => println!("RESULT Registered {coa}"),
+        Event::Error { code, text } => println!("RESULT {code:?} {text}"),
+        event => panic!("{event:?}"),
+    }
+}

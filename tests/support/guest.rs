@@ -204,7 +204,8 @@ impl Agent {
         assert!(!command.contains('\n'), "a command is one line: {command}");
         self.last_id += 1;
         let stream = self.stream.as_mut().expect("a guest that has booted");
-        writeln!(stream, "{}\t{command}", self.last_id).expect("the agent's socket");
+        let line = format!("{}\t{command}\n", self.last_id);
+        stream.write_all(line.as_bytes()).expect("the agent's socket");
         self.last_id
     }
 

@@ -200,6 +200,24 @@ fn answers_keep_the_order_of_requests() {
     rig.assert_alive(&mut driver);
 }
 
+/// More messages in one go than are handled at once, and some that become several.
+#[test]
+fn a_burst_of_messages_is_handled() {
+    let _alone = alone();
+    let rig = InProcess::listening(1);
+    for extra in 0..3 {
+        let mut control = Control::connect(rig.path()).unwrap();
+        for n in 0..300 + extra {
+            control.set_ring(request::SET_VRING_ENABLE, n % 2, n / 2 % 2).unwrap();
+        }
+        for _ in 0..100 {
+            control.send(request::SEND_RARP, 0, &[0; 8], &[]).unwrap();
+        }
+        control.sync().unwrap();
+    }
+    assert_eq!(rig.data_path.announced.load(Ordering::SeqCst), 300);
+}
+
 #[test]
 fn a_listening_socket_has_its_permissions_and_its_file_goes_with_it() {
     let _alone = alone();

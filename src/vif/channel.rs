@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
@@ -166,6 +167,12 @@ impl Channel {
         Ok(true)
     }
 
+    /// Ends the conversation; the peer reads the end of the stream.
+    pub fn shut_down(&self) {
+        // It fails if the peer did it before.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
     /// Whether something waits to be sent.
     pub fn is_sending(&self) -> bool {
         !self.outgoing.is_empty()
@@ -175,5 +182,80 @@ impl Channel {
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vif::filter::acknowledgement;
+    use std::io::Write;
+
+    fn null() -> OwnedFd {
+        std::fs::File::open("/dev/null").unwrap().into()
+    }
+
+    #[test]
+    fn messages_and_their_descriptors_stay_together() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (mut a, mut b) = (Channel::new(a), Channel::new(b));
+        a.send(acknowledgement(1, 7), vec![null()]);
+        a.send(acknowledgement(2, 8), vec![]);
+        a.send(acknowledgement(3, 9), vec![null(), null()]);
+        assert!(a.flush().unwrap() && !a.is_sending());
+        for (request, count) in [(1, 1), (2, 0), (3, 2)] {
+            let message = b.receive().unwrap().unwrap();
+            assert_eq!((message.header.request, message.descriptors.len()), (request, count));
+            assert_eq!(message.payload(), u64::from(request + 6).to_ne_bytes());
+        }
+        assert!(b.receive().unwrap().is_none());
+        a.shut_down();
+        assert!(matches!(b.receive(), Err(ChannelError::Closed)));
+    }
+
+    #[test]
+    fn a_full_socket_is_waited_for() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (mut a, mut b) = (Channel::new(a), Channel::new(b));
+        let mut sent = 0;
+        while a.flush().unwrap() {
+            a.send(acknowledgement(sent, 0), vec![]);
+            sent += 1;
+        }
+        assert!(a.is_sending());
+        for n in 0..sent {
+            let message = loop {
+                match b.receive().unwrap() {
+                    Some(message) => break message,
+                    None => assert!(a.flush().unwrap()),
+                }
+            };
+            assert_eq!(message.header.request, n);
+        }
+    }
+
+    #[test]
+    fn half_a_message_is_told_from_none() {
+        for len in 0..20 {
+            let (mut a, b) = UnixStream::pair().unwrap();
+            let mut b = Channel::new(b);
+            a.write_all(acknowledgement(1, 0).get(..len).unwrap()).unwrap();
+            assert!(b.receive().unwrap().is_none());
+            drop(a);
+            let end = b.receive().unwrap_err();
+            assert_eq!(matches!(end, ChannelError::Closed), len == 0, "{len} bytes");
+            assert_eq!(matches!(end, ChannelError::Cut), len > 0, "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn too_many_descriptors_are_closed() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (mut a, mut b) = (Channel::new(a), Channel::new(b));
+        a.send(acknowledgement(5, 0), (0..33).map(|_| null()).collect());
+        a.flush().unwrap();
+        let refused = b.receive().unwrap_err();
+        let expected = Refusal::Descriptors { request: 5, count: 33 };
+        assert!(matches!(refused, ChannelError::Refused(r) if r == expected));
     }
 }

@@ -132,40 +132,42 @@ impl Connection {
 
     /// Does all that can be done without waiting. True if a message of the frontend was handled.
     ///
+    /// It stops early only between two messages, where [`Connection::interest`] asks for the next.
+    ///
     /// # Errors
     /// The connection has ended; it should be dropped.
     pub fn step(&mut self) -> Result<bool, End> {
-        let mut handled = false;
-        for _ in 0..STEP_MESSAGES {
-            // What the device refused is the better explanation if both ends are closed.
-            let flushed = self.device_end.flush().map_err(|_| self.device_ended())?;
-            let answered = self.pump_answers()?;
-            if !flushed || !answered {
-                break;
-            }
+        let mut handled = 0;
+        // What the device refused is the better explanation if both ends are closed.
+        while self.flush_to_device()? && self.pump_answers()? {
             if let Some(step) = self.steps.pop_front() {
                 self.perform(step);
                 continue;
             }
-            if !self.may_read() {
+            if !self.may_read() || handled == STEP_MESSAGES {
                 break;
             }
             let received = self.frontend.receive().map_err(frontend_ended)?;
             let Some(message) = received else { break };
-            handled = true;
+            handled += 1;
             let count = message.descriptors.len();
             let steps = self.filter.request(&message.header, message.payload(), count);
             self.steps = steps.map_err(|r| End::Frontend(r.into()))?.into();
             self.last_request = message.header.request;
             self.message = Some(message);
         }
-        Ok(handled)
+        Ok(handled > 0)
+    }
+
+    fn flush_to_device(&mut self) -> Result<bool, End> {
+        self.device_end.flush().map_err(|error| self.device_ended(&error))
     }
 
     /// Moves answers from the device to the frontend; true if none is left half sent.
     fn pump_answers(&mut self) -> Result<bool, End> {
         while self.frontend.flush().map_err(frontend_ended)? {
-            let Ok(received) = self.device_end.receive() else { return Err(self.device_ended()) };
+            let received = self.device_end.receive();
+            let received = received.map_err(|error| self.device_ended(&error))?;
             let Some(mut answer) = received else { return Ok(true) };
             let header = answer.header;
             self.filter
@@ -201,8 +203,8 @@ impl Connection {
         }
     }
 
-    /// The device closed its end: finds out why.
-    fn device_ended(&mut self) -> End {
+    /// The device closed its end, or can't be reached: finds out why.
+    fn device_ended(&mut self, error: &ChannelError) -> End {
         // An answer that it sent before, such as a failed acknowledgement, still goes out.
         while let Ok(Some(mut answer)) = self.device_end.receive() {
             let header = answer.header;
@@ -211,10 +213,14 @@ impl Connection {
             }
         }
         let _ = self.frontend.flush();
+        // The daemon's thread may be well and waiting for the next message.
+        self.device_end.shut_down();
         let request = filter::name(self.last_request);
         let why = match self.daemon.as_mut().map(VhostUserDaemon::wait) {
+            Some(Err(DaemonError::HandleRequest(UserError::Disconnected)))
+            | Some(Ok(()))
+            | None => error.to_string(),
             Some(Err(error)) => explain(&error),
-            _ => "the device stopped".to_owned(),
         };
         End::Device { request, why }
     }

@@ -142,6 +142,7 @@ impl Control {
 
     pub fn new(socket: UnixStream) -> Self {
         socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+        socket.set_write_timeout(Some(Duration::from_secs(10))).expect("a timeout");
         Self { socket, acknowledge: false }
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::clock::Clock;
 use super::mappings::mapping;
+use super::pending::Stage;
 use super::timers::Timer;
 use super::vifs::Own;
 use super::{Destination, Event, LocalVif, Mapper, MapperCounter, Notice};
@@ -72,6 +73,7 @@ impl Mapper {
             if !theirs.same_owner(&claim) {
                 self.count(MapperCounter::losses);
                 self.notify(vif, Notice::Lost { stamp: theirs.stamp, coa: theirs.coa });
+                self.watch(vif, now.mono + self.config.lifetime);
                 return;
             }
             claim.stamp = self.clock.tick(now.wall_ms);
@@ -97,6 +99,7 @@ impl Mapper {
         self.notify(vif, Notice::Claimed { stamp: claim.stamp });
         self.notify_all(key, &interest, mapping(key, claim, self.config.lifetime));
         let nonce = self.nonces.next();
+        self.unwatch(vif);
         self.vifs.set_owner(vif, Own { interest, ..Own::new(claim.stamp, nonce, now.mono, fresh) });
         self.restart_series(vif, now);
     }
@@ -107,6 +110,7 @@ impl Mapper {
         state.active = false;
         state.moves = super::Moves::default();
         let (key, claim) = (state.key, state.claim());
+        self.unwatch(vif);
         let (Some(ours), Some(own)) = (claim, self.end_own(vif)) else { return };
         self.note(key, ours, None, now.mono);
         self.notify_all(key, &own.interest, Notice::Invalidate { mac: key.mac });
@@ -129,15 +133,60 @@ impl Mapper {
         self.event(Event::Conflict { key, ours, theirs });
         self.notify(vif, Notice::Lost { stamp: theirs.stamp, coa: theirs.coa });
         self.note(key, ours, Some(theirs), now.mono);
+        self.watch(vif, now.mono + self.config.lifetime);
     }
 
-    /// A claim from elsewhere for a key that is owned here. `corrected`: it answers our own
-    /// announcement. Returns our claim if that is the newer one.
+    /// Sets when a vif that has lost its key asks for it.
+    fn watch(&mut self, vif: LocalVif, at: Instant) {
+        self.unwatch(vif);
+        if self.config.announce_interval.is_zero() {
+            return;
+        }
+        if let Some(state) = self.vifs.get_mut(vif).filter(|v| v.active) {
+            state.watch = Some(at);
+            self.timers.set(at, Timer::Watch(vif));
+        }
+    }
+
+    fn unwatch(&mut self, vif: LocalVif) {
+        if let Some(at) = self.vifs.get_mut(vif).and_then(|v| v.watch.take()) {
+            self.timers.cancel(at, Timer::Watch(vif));
+        }
+    }
+
+    /// A vif that has lost its key asks whether anybody has it; a mapping in the cache is proof
+    /// enough. [`Mapper::abandoned`] is what happens if nobody answers.
+    pub(super) fn watch_due(&mut self, vif: LocalVif, now: Now) {
+        let Some(state) = self.vifs.get(vif) else { return };
+        let (key, asker) = (state.key, state.coa);
+        let next = self.next_interval(now.mono).unwrap_or(now.mono);
+        self.watch(vif, next);
+        let known = self.vifs.owner(&key).is_some() || self.cached_claim(&key).is_some();
+        if !known && self.pending.get(&key).is_none() && self.may_ask(vif, key) {
+            self.begin(vif, key, asker, Stage::Ask, now);
+        }
+    }
+
+    /// Nobody answers for a key. If a vif here runs and had lost it, it takes it back.
+    pub(super) fn abandoned(&mut self, key: VifKey, now: Now) -> bool {
+        let runs = |vif: &LocalVif| self.vifs.get(*vif).is_some_and(|v| v.active);
+        let Some(vif) = self.vifs.with_key(key).find(runs) else { return false };
+        let may = self.may_reclaim(vif, now.mono);
+        if may {
+            let stamp = self.clock.tick(now.wall_ms);
+            self.claim_key(vif, stamp, false, now);
+        }
+        may
+    }
+
+    /// A claim from elsewhere for a key that is owned here. `confirmed`: it answers our own
+    /// announcement, and then was when its owner confirmed it. Returns our claim if that is the
+    /// newer one.
     pub(super) fn contend(
         &mut self,
         key: VifKey,
         theirs: Claim,
-        corrected: bool,
+        confirmed: Option<Instant>,
         lifetime: Duration,
         now: Now,
     ) -> Option<Claim> {
@@ -154,9 +203,9 @@ impl Mapper {
             }
             return None;
         }
-        let window = self.config.reclaim_window;
         let own = self.vifs.get(vif)?.own.as_ref()?;
-        if corrected && own.fresh && now.mono.saturating_since(own.since) <= window {
+        let until = own.since + self.config.reclaim_grace;
+        if own.fresh && confirmed.is_some_and(|at| at <= until) {
             self.reclaim(vif, now);
             return None;
         }
@@ -223,17 +272,20 @@ impl Mapper {
         if own.announced > first || first == offsets.len() {
             self.send_announcement(vif);
         }
-        let interval = self.config.announce_interval;
-        let next = in_series.or_else(|| {
-            let quarter = u64::try_from(interval.as_micros() / 4).unwrap_or(u64::MAX);
-            let jitter = Duration::from_micros(self.nonces.below(quarter));
-            (!interval.is_zero()).then(|| now.mono + interval + jitter)
-        });
+        let next = in_series.or_else(|| self.next_interval(now.mono));
         let own = self.vifs.get_mut(vif).and_then(|v| v.own.as_mut());
         if let (Some(own), Some(at)) = (own, next) {
             own.due = Some(at);
             self.timers.set(at, Timer::Announce(vif));
         }
+    }
+
+    /// When something that is done every few minutes is due next, if it is done at all.
+    fn next_interval(&mut self, now: Instant) -> Option<Instant> {
+        let interval = self.config.announce_interval;
+        let quarter = u64::try_from(interval.as_micros() / 4).unwrap_or(u64::MAX);
+        let jitter = Duration::from_micros(self.nonces.below(quarter));
+        (!interval.is_zero()).then(|| now + interval + jitter)
     }
 
     fn send_announcement(&mut self, vif: LocalVif) {

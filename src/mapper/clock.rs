@@ -58,12 +58,11 @@ impl Clock {
         Stamp(self.highest)
     }
 
-    /// The stamp of a claim that was made before this mapper started, but not above now.
+    /// The stamp of a claim that was made before this mapper started. It is kept as it is: it may
+    /// be above the wall clock because of stamps that the earlier mapper had seen, and a lower one
+    /// would lose to those. An implausible one is replaced by now.
     pub(super) fn resume(&mut self, prior: Stamp, wall_ms: u64) -> Stamp {
-        self.settle(wall_ms);
-        let now = wall_ms.max(self.highest).max(1);
-        self.highest = now;
-        Stamp(prior.0.min(now))
+        if self.observe(prior, wall_ms) { prior } else { Stamp(wall_ms.max(self.highest).max(1)) }
     }
 
     fn settle(&mut self, wall_ms: u64) {
@@ -123,10 +122,11 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_stamp_is_kept_but_not_above_now() {
+    fn a_resumed_stamp_is_kept_unless_it_is_absurd() {
         let mut clock = Clock::default();
         assert_eq!(clock.resume(Stamp(NOW - HOUR), NOW), Stamp(NOW - HOUR));
         assert_eq!(clock.resume(Stamp(u64::MAX), NOW), Stamp(NOW));
-        assert!(clock.tick(NOW) > Stamp(NOW));
+        assert_eq!(clock.resume(Stamp(NOW + HOUR), NOW), Stamp(NOW + HOUR));
+        assert_eq!(clock.tick(NOW), Stamp(NOW + HOUR + 1));
     }
 }

@@ -27,17 +27,18 @@ pub struct Config {
     pub negative_lifetime: Duration,
     /// How long a vif is told to wait when a limit refuses its resolution.
     pub limit_hold: Duration,
-    /// A refresh is answered from the cache while more of the lifetime than this remains.
+    /// While more of the lifetime than this remains, nobody is asked to confirm a mapping.
     pub refresh_below_percent: u32,
     /// When a claim is announced, counted from the moment it is made.
     pub announce_offsets: Vec<Duration>,
     /// How often a claim is announced again, plus up to a quarter at random; zero is never. Heals
-    /// what a partition or lost announcements left behind, where two hosts own one vif.
+    /// what a partition or lost announcements left behind, where two hosts own one vif. A vif that
+    /// runs but has lost its key asks as often whether anybody still has it.
     pub announce_interval: Duration,
-    /// A fresh claim that is answered with a newer stamp within this time is made again above it:
-    /// the old owner's clock was ahead. As long as a lifetime, after which nobody remembers the
-    /// old owner.
-    pub reclaim_window: Duration,
+    /// A fresh claim is made again above a newer stamp that it is corrected with, if the owner of
+    /// that confirmed it no later than this after the fresh claim was made: the old owner, whose
+    /// clock is ahead. Covers the first announcements and a source that stops late.
+    pub reclaim_grace: Duration,
     /// Moves of one vif within `damping_window` that make it damped.
     pub damping_moves: usize,
     /// See `damping_moves`.
@@ -111,7 +112,7 @@ impl Default for Config {
             refresh_below_percent: 50,
             announce_offsets: millis(&[0, 50, 200, 450, 800]),
             announce_interval: Duration::from_secs(300),
-            reclaim_window: Duration::from_secs(30),
+            reclaim_grace: Duration::from_secs(5),
             damping_moves: 5,
             damping_window: Duration::from_secs(180),
             damped_interval: Duration::from_secs(1),

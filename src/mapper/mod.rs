@@ -22,9 +22,12 @@
 //! **Claims.** A vif claims its key when its rings start ([`Mapper::set_active`]); the claim is
 //! announced at 0, 50, 200, 450 and 800 ms and then every few minutes. Whoever knows a newer claim
 //! than the one announced answers with a correction that repeats the announcement's nonce. A
-//! *fresh* claim (the guest arrived just now) that is corrected met the stamp of a clock that was
-//! ahead: it is made again above it, once. A claim resumed after a restart of varpd is
-//! not fresh and yields. [`clock`] explains the stamps.
+//! *fresh* claim (the guest arrived just now) may be corrected with the claim of the host that the
+//! guest has left, because that host's clock was ahead. A correction shows by the lifetime left
+//! when its claim was last confirmed; if that was before, the fresh claim is made again above it,
+//! once. A claim resumed after a restart of varpd is not fresh and yields. A vif that runs but has
+//! lost its key asks for it after a lifetime, and then as often as claims are announced; if nobody
+//! answers it takes the key back. [`clock`] explains the stamps.
 //!
 //! **Who is believed** on a vnet without keys: hosts of the segment are. Everybody else should not
 //! be able to do harm by sending packets from afar, so: a reply must repeat a 64-bit nonce that
@@ -173,8 +176,8 @@ impl Mapper {
             return Err(AddError::Full);
         }
         let bucket = TokenBucket::new(limits.requests_per_second, limits.request_burst);
-        let (active, own, asking, moves) = (false, None, 0, Moves::default());
-        self.vifs.insert(vif, Vif { key, coa, active, own, asking, bucket, moves });
+        let (active, own, watch, asking, moves) = (false, None, None, 0, Moves::default());
+        self.vifs.insert(vif, Vif { key, coa, active, own, watch, asking, bucket, moves });
         Ok(())
     }
 
@@ -201,6 +204,7 @@ impl Mapper {
             match timer {
                 Timer::Request(key) => self.request_due(key, now),
                 Timer::Announce(vif) => self.announcement_due(vif, now),
+                Timer::Watch(vif) => self.watch_due(vif, now),
                 Timer::Expire(key) => self.expire(key),
                 Timer::Damped(key) => self.tell_late(key, now),
                 Timer::Note(key) => drop(self.notes.remove(&key)),

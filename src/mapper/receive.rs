@@ -7,7 +7,7 @@ use super::cache::Known;
 use super::claims::outranks;
 use super::pending::Stage;
 use super::{Destination, Event, Mapper, MapperCounter, millis};
-use crate::time::Now;
+use crate::time::{Instant, Now};
 use crate::wire::VifKey;
 use crate::wire::varp::{Body, Claim, Message};
 
@@ -22,8 +22,8 @@ enum Heard {
     Announced,
     /// From the owner itself, some time ago: an answer that came late.
     Late,
-    /// From a third host, or in answer to our own announcement.
-    Corrected,
+    /// From a third host, or in answer to our own announcement; the owner confirmed it then.
+    Corrected(Instant),
 }
 
 impl Mapper {
@@ -201,7 +201,10 @@ impl Mapper {
             return;
         }
         let lifetime = self.config.believed(lifetime_ms);
-        self.learn(key, claim, lifetime, Heard::Corrected, now);
+        let age_ms = self.lifetime_ms().saturating_sub(lifetime_ms);
+        let age_us = u64::from(age_ms) * 1000;
+        let confirmed = Instant::from_micros(now.mono.as_micros().saturating_sub(age_us));
+        self.learn(key, claim, lifetime, Heard::Corrected(confirmed), now);
     }
 
     /// Whether a correction answers our question, or comes from the host that it disclaims for.
@@ -231,7 +234,11 @@ impl Mapper {
     ) -> Option<Claim> {
         self.observe(key, claim, now);
         if self.vifs.owner(&key).is_some() {
-            return self.contend(key, claim, heard == Heard::Corrected, lifetime, now);
+            let confirmed = match heard {
+                Heard::Corrected(at) => Some(at),
+                Heard::Announced | Heard::Late => None,
+            };
+            return self.contend(key, claim, confirmed, lifetime, now);
         }
         self.follow(key, claim, now);
         if !self.vifs.hosts(key.vnet) {

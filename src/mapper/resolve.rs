@@ -9,7 +9,7 @@ use super::pending::{Pending, Stage};
 use super::timers::Timer;
 use super::{Destination, Event, LocalVif, Mapper, MapperCounter, Notice};
 use crate::time::Now;
-use crate::wire::varp::Body;
+use crate::wire::varp::{Body, Claim};
 use crate::wire::{CareOf, Mac, VifKey};
 
 impl Mapper {
@@ -55,7 +55,8 @@ impl Mapper {
         true
     }
 
-    /// Something is known. A mapping that is to be confirmed is not repeated until it is.
+    /// Something is known. A mapping that ends soon is confirmed, whoever asks; one that is to be
+    /// confirmed is not repeated until it is.
     fn answer_cached(
         &mut self,
         vif: LocalVif,
@@ -74,25 +75,39 @@ impl Mapper {
             return true;
         };
         let soon = remaining <= lifetime * self.config.refresh_below_percent / 100;
-        if refresh && soon {
-            if let Some(pending) = self.pending.get_mut(&key) {
-                pending.waiters.add(vif, bound);
-                return true;
-            }
-            if self.may_ask(vif, key) {
-                self.count(MapperCounter::refreshes);
-                let host = self.varp_address(claim.coa.addr.ip());
-                self.begin(vif, key, asker, Stage::Confirm(host), now);
-                return true;
-            }
+        if soon && self.confirm(vif, key, asker, claim, now) && refresh {
+            return true;
         }
         self.count(MapperCounter::resolve_cached);
         self.notify(vif, mapping(key, claim, remaining));
         true
     }
 
+    /// Asks the owner's host to confirm a mapping, unless that is being done; false if a limit
+    /// forbids it.
+    fn confirm(
+        &mut self,
+        vif: LocalVif,
+        key: VifKey,
+        asker: CareOf,
+        claim: Claim,
+        now: Now,
+    ) -> bool {
+        if let Some(pending) = self.pending.get_mut(&key) {
+            pending.waiters.add(vif, self.config.limits.interest);
+            return true;
+        }
+        let may = self.may_ask(vif, key);
+        if may {
+            self.count(MapperCounter::refreshes);
+            let host = self.varp_address(claim.coa.addr.ip());
+            self.begin(vif, key, asker, Stage::Confirm(host), now);
+        }
+        may
+    }
+
     /// Whether there is room for another resolution: of all, of the vnet, of the vif.
-    fn may_ask(&self, vif: LocalVif, key: VifKey) -> bool {
+    pub(super) fn may_ask(&self, vif: LocalVif, key: VifKey) -> bool {
         let limits = &self.config.limits;
         let asking = self.vifs.get(vif).map_or(usize::MAX, |v| v.asking);
         let room = self.pending.len() < limits.pending
@@ -115,7 +130,14 @@ impl Mapper {
     }
 
     /// Begins a resolution with its first request.
-    fn begin(&mut self, payer: LocalVif, key: VifKey, asker: CareOf, stage: Stage, now: Now) {
+    pub(super) fn begin(
+        &mut self,
+        payer: LocalVif,
+        key: VifKey,
+        asker: CareOf,
+        stage: Stage,
+        now: Now,
+    ) {
         let mut waiters = Interest::default();
         waiters.add(payer, self.config.limits.interest);
         let nonce = self.nonces.next();
@@ -193,6 +215,9 @@ impl Mapper {
 
     /// Nobody answered.
     fn give_up(&mut self, key: VifKey, now: Now) {
+        if self.abandoned(key, now) {
+            return;
+        }
         let Some(pending) = self.end_pending(&key) else { return };
         let (mac, hold) = (key.mac, self.config.negative_lifetime);
         self.count(MapperCounter::unresolved);

@@ -23,6 +23,9 @@ pub(super) enum Timer {
     Damped(VifKey),
     /// The end of a forwarding note.
     Note(VifKey),
+    /// A local vif that has lost its key asks whether anybody has it. The last, so that a mapping
+    /// which ends at the same moment is no longer there.
+    Watch(LocalVif),
 }
 
 /// All timers of a mapper.

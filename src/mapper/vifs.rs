@@ -18,6 +18,8 @@ pub(super) struct Vif {
     pub(super) active: bool,
     /// Its claim, while that is the newest known. An active vif without one has lost it.
     pub(super) own: Option<Own>,
+    /// When it will ask who has its key, if it runs and has lost it.
+    pub(super) watch: Option<Instant>,
     /// Resolutions under way that it began.
     pub(super) asking: usize,
     /// New resolutions it may begin.

@@ -103,7 +103,7 @@ fn a_restarted_varpd_resumes_a_claim_and_yields_to_a_newer_one() {
 }
 
 #[test]
-fn a_resumed_stamp_is_not_above_the_clock() {
+fn an_absurd_prior_stamp_is_not_resumed() {
     let mut bench = Bench::new();
     bench.add(VIF, key(7, 1));
     bench.mapper.set_active(VIF, true, Some(Stamp(u64::MAX)), bench.now);
@@ -132,6 +132,57 @@ fn a_fresh_claim_beats_the_stamp_of_a_clock_that_was_ahead_once() {
     let newer = Claim { stamp: Stamp(WALL + HOUR + 2), ..ahead };
     bench.hear(3, false, message(key(7, 1), again.nonce, correction(newer)));
     assert_eq!(bench.mapper.claim(VIF), None);
+}
+
+#[test]
+fn a_fresh_claim_yields_to_one_that_was_confirmed_after_it() {
+    // When the correction comes, how long the claim in it may still be believed, whether it wins.
+    for (after_ms, left_ms, wins) in
+        [(4000, 30_000, false), (20_000, 30_000, true), (20_000, 14_000, false), (34_000, 1, false)]
+    {
+        let mut bench = Bench::new();
+        bench.activate(VIF, key(7, 1));
+        let nonce = bench.sent()[0].1.nonce;
+        bench.pass_ms(after_ms);
+        let ahead = Claim { stamp: Stamp(WALL + HOUR), ..claim(2, 0) };
+        let body = Body::Correction { claim: ahead, lifetime_ms: left_ms };
+        bench.hear(3, false, message(key(7, 1), nonce, body));
+        let lost = bench.mapper.claim(VIF).is_none();
+        assert_eq!(lost, wins, "after {after_ms} ms, {left_ms} ms left");
+    }
+}
+
+#[test]
+fn a_vif_that_lost_its_key_takes_it_back_when_nobody_has_it() {
+    let mut bench = Bench::with(|config| config.announce_interval = Duration::from_secs(300));
+    bench.activate(VIF, key(7, 1));
+    bench.settle();
+    let newer = claim(2, 5000);
+    bench.hear_announce(key(7, 1), newer);
+    bench.outputs();
+    bench.pass_ms(30_000);
+    let asked = bench.sent()[0].1;
+    assert!(matches!(asked.body, Body::Request { .. }));
+    bench.hear(2, false, message(key(7, 1), asked.nonce, reply(newer)));
+    bench.pass(Duration::from_secs(280));
+    assert_eq!(bench.mapper.claim(VIF), None, "somebody has it");
+    bench.pass(Duration::from_secs(120));
+    let back = bench.mapper.claim(VIF).expect("nobody answered");
+    assert!(back.beats(&newer));
+    let stamp = back.stamp;
+    assert!(bench.told().contains(&(VIF, Notice::Claimed { stamp })));
+}
+
+#[test]
+fn a_stopped_vif_does_not_ask_for_its_key() {
+    let mut bench = Bench::with(|config| config.announce_interval = Duration::from_secs(300));
+    bench.activate(VIF, key(7, 1));
+    bench.hear_announce(key(7, 1), claim(2, 5000));
+    bench.mapper.set_active(VIF, false, None, bench.now);
+    bench.outputs();
+    bench.pass(Duration::from_secs(1000));
+    assert_eq!(bench.sent(), []);
+    assert_eq!(bench.mapper.poll_timeout(), None);
 }
 
 #[test]

@@ -127,6 +127,23 @@ fn a_refresh_asks_the_owners_host_alone_and_prolongs() {
 }
 
 #[test]
+fn a_mapping_that_ends_soon_is_answered_and_confirmed_for_a_new_user() {
+    let mut bench = Bench::hosting();
+    bench.learn(VIF, 2, claim(2, 0));
+    bench.pass_ms(29_900);
+    bench.resolve(VIF, 2);
+    let outputs = bench.outputs();
+    let notice = mapping_of(2, claim(2, 0), 100);
+    assert!(outputs.contains(&Output::Notify { vif: VIF, notice }));
+    let Output::Send { to: Destination::Unicast(host), message } = &outputs[0] else {
+        panic!("{outputs:?}")
+    };
+    assert_eq!(*host, varp_of(2));
+    bench.hear(2, false, super::message(key(7, 2), message.nonce, reply(claim(2, 0))));
+    assert_eq!(bench.told(), [(VIF, mapping_of(2, claim(2, 0), 30_000))]);
+}
+
+#[test]
 fn a_refresh_that_nobody_answers_goes_on_to_everybody_and_ends() {
     let mut bench = Bench::hosting();
     bench.learn(VIF, 2, claim(2, 0));

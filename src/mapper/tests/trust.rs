@@ -120,9 +120,9 @@ fn an_unproven_correction_of_a_mapping_is_dropped() {
 #[test]
 fn an_unproven_correction_of_an_owner_is_met_with_an_announcement() {
     let mut bench = Bench::hosting();
-    bench.pass_ms(40_000);
+    bench.pass_ms(70_000);
     let ours = bench.mapper.claim(VIF).unwrap();
-    let newer = claim(3, 60_000);
+    let newer = claim(3, 90_000);
     for _ in 0..10 {
         bench.hear(4, false, message(key(7, 1), 0, correction(newer)));
     }

@@ -1,0 +1,361 @@
+//! What happens in a run: who is there, what goes wrong, and when it is looked at.
+
+use std::time::Duration;
+
+use vnet::mapper::LocalVif;
+use vnet::wire::{Mac, VifKey, VnetId};
+
+use crate::host::Host;
+use crate::network::Weather;
+use crate::user::{Neighbour, User};
+use crate::world::{Event, World};
+
+/// Kinds of runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scenario {
+    /// Nothing happens: no mapping in use ever has a gap.
+    Quiet,
+    /// Guests migrate on a good network: they are found again within milliseconds.
+    Migrations,
+    /// Everything goes wrong.
+    Chaos,
+    /// Everything goes wrong, and a guest sprays MACs.
+    Spray,
+    /// Two guests with one MAC, on a bad network.
+    Duplicates,
+}
+
+impl Scenario {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Quiet, Self::Migrations, Self::Chaos, Self::Spray, Self::Duplicates];
+
+    pub(crate) fn roll(seed: u64) -> Self {
+        match seed % 10 {
+            0 => Self::Quiet,
+            1 | 2 => Self::Migrations,
+            3 => Self::Spray,
+            4 => Self::Duplicates,
+            _ => Self::Chaos,
+        }
+    }
+}
+
+/// A step of the script.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Action {
+    /// The rings of an instance start.
+    Activate(usize),
+    /// They stop.
+    Deactivate(usize),
+    /// The backend ends.
+    Remove(usize),
+    /// The guest says that it is here.
+    Garp(usize),
+    /// A guest moves to another host, its source stopping first, or some time after.
+    Migrate { key: VifKey, clean: bool },
+    /// A guest reboots.
+    Reboot(VifKey),
+    /// varpd of a host ends, and comes back.
+    Stop(usize),
+    /// varpd of a host starts.
+    Start(usize),
+    /// The network falls apart.
+    Part,
+    /// It is whole again.
+    Heal,
+    /// An instance asks for MACs that nobody has.
+    Spray { from: usize, left: u32 },
+    /// Is a migrated guest found again?
+    Found(VifKey),
+}
+
+const MILLI: u64 = 1000;
+const SECOND: u64 = 1_000_000;
+const TALK: Duration = Duration::from_millis(1000);
+
+/// Plays the whole run.
+pub(crate) fn play(world: &mut World) -> Result<(), String> {
+    populate(world);
+    match world.scenario {
+        Scenario::Quiet => {
+            world.run_for(Duration::from_secs(5))?;
+            world.no_gap = true;
+            world.run_for(Duration::from_secs(150))?;
+        }
+        Scenario::Migrations => {
+            world.run_for(Duration::from_secs(5))?;
+            migrations(world);
+            world.run_for(Duration::from_secs(110))?;
+        }
+        Scenario::Chaos | Scenario::Spray | Scenario::Duplicates => {
+            storm(world);
+            world.run_for(Duration::from_secs(70))?;
+            peace(world);
+            // The longest that anything wrong can live: one interval of announcements with its
+            // jitter, one lifetime, one resolution.
+            world.run_for(Duration::from_secs(50 + 30 + 16))?;
+        }
+    }
+    crate::checks::ends_at_the_truth(world)
+}
+
+/// Vnets with equal MACs, one guest per key, each talking to some others.
+fn populate(world: &mut World) {
+    let (vnets, macs) = (world.random.range(2, 4), world.random.range(2, 6));
+    for vnet in 0..vnets {
+        for mac in 0..macs {
+            let key = key(vnet, mac);
+            let host = world.random.index(world.hosts.len());
+            let instance = world.create(key, host);
+            let start = world.random.range(0, 500 * MILLI);
+            world.after(start, Event::Act(Action::Activate(instance)));
+        }
+    }
+}
+
+fn key(vnet: u64, mac: u64) -> VifKey {
+    let vnet = VnetId::new(u32::try_from(vnet + 100).expect("small")).expect("not 0");
+    VifKey { vnet, mac: Mac([2, 0, 0, 0, 0, u8::try_from(mac).expect("small")]) }
+}
+
+/// Migrations one after the other, each of them checked.
+fn migrations(world: &mut World) {
+    for round in 0..10 {
+        let key = world.any_key();
+        let clean = world.random.per_mille(700);
+        world.after(round * 10 * SECOND, Event::Act(Action::Migrate { key, clean }));
+    }
+}
+
+/// A minute of everything.
+fn storm(world: &mut World) {
+    world.weather = Weather {
+        loss: world.random.range(0, 250),
+        copies: world.random.range(0, 100),
+        late: world.random.range(0, 100),
+    };
+    for _ in 0..world.random.range(5, 25) {
+        let at = world.random.range(SECOND, 60 * SECOND);
+        let host = world.random.index(world.hosts.len());
+        let key = world.any_key();
+        let action = match world.random.range(0, 10) {
+            0 | 1 => Action::Part,
+            2 | 3 => Action::Stop(host),
+            4 => Action::Reboot(key),
+            5..=7 => Action::Migrate { key, clean: true },
+            _ => Action::Migrate { key, clean: false },
+        };
+        world.after(at, Event::Act(action));
+    }
+    match world.scenario {
+        Scenario::Spray => {
+            let from = world.random.index(world.users.len());
+            world.after(SECOND, Event::Act(Action::Spray { from, left: 5000 }));
+        }
+        Scenario::Duplicates => duplicates(world),
+        _ => {}
+    }
+}
+
+/// A second guest with the MAC of the first, both of which say that they are here.
+fn duplicates(world: &mut World) {
+    let key = contested(world);
+    let host = world.random.index(world.hosts.len());
+    let first = world.users.iter().position(|user| user.key == key).expect("populated");
+    let second = world.create(key, host);
+    let at = world.random.range(SECOND, 20 * SECOND);
+    world.after(at, Event::Act(Action::Activate(second)));
+    for _ in 0..world.random.range(0, 30) {
+        let at = world.random.range(SECOND, 65 * SECOND);
+        let who = if world.random.per_mille(500) { first } else { second };
+        world.after(at, Event::Act(Action::Garp(who)));
+    }
+}
+
+/// The key that has two guests in [`Scenario::Duplicates`]; it does not migrate.
+pub(crate) fn contested(_world: &World) -> VifKey {
+    key(0, 0)
+}
+
+/// Whatever was wrong is over; what went wrong by it is not.
+fn peace(world: &mut World) {
+    world.weather = Weather::FAIR;
+    world.act(Action::Heal);
+    for host in 0..world.hosts.len() {
+        world.act(Action::Start(host));
+    }
+}
+
+impl World {
+    fn any_key(&mut self) -> VifKey {
+        let keys: Vec<VifKey> = self.users.iter().map(|user| user.key).collect();
+        let mut key = keys[self.random.index(keys.len())];
+        if self.scenario == Scenario::Duplicates && key == contested(self) {
+            key = keys[1];
+        }
+        key
+    }
+
+    /// A backend starts on a host, and will talk to some others of its vnet.
+    pub(crate) fn create(&mut self, key: VifKey, host: usize) -> usize {
+        let instance = self.users.len();
+        let coa = Host::coa(host, instance);
+        let (neighbours, stamp) = (Default::default(), None);
+        let user = User { key, host, coa, present: true, active: false, stamp, neighbours };
+        self.users.push(user);
+        self.with_mapper(host, |mapper, _| {
+            mapper.add_vif(LocalVif(instance as u64), key, coa).expect("a new vif");
+        });
+        for _ in 0..3 {
+            let to = Mac([2, 0, 0, 0, 0, u8::try_from(self.random.range(0, 4)).expect("small")]);
+            let start = self.random.range(0, SECOND);
+            if to != key.mac {
+                self.after(start, Event::Frame { from: instance, to, every: TALK });
+            }
+        }
+        instance
+    }
+
+    pub(crate) fn act(&mut self, action: Action) {
+        match action {
+            Action::Activate(instance) => self.activate(instance),
+            Action::Deactivate(instance) => self.deactivate(instance),
+            Action::Remove(instance) => self.remove(instance),
+            Action::Garp(instance) => {
+                let host = self.users[instance].host;
+                self.with_mapper(host, |mapper, now| {
+                    mapper.announce(LocalVif(instance as u64), now);
+                });
+            }
+            Action::Migrate { key, clean } => self.migrate(key, clean),
+            Action::Reboot(key) => {
+                let instance = self.intended[&key];
+                if self.users[instance].active {
+                    self.deactivate(instance);
+                    self.after(2 * SECOND, Event::Act(Action::Activate(instance)));
+                }
+            }
+            Action::Stop(host) => self.stop(host),
+            Action::Start(host) => self.start(host),
+            Action::Part => self.part(),
+            Action::Heal => self.hosts.iter_mut().for_each(|host| host.island = 0),
+            Action::Spray { from, left } => self.spray(from, left),
+            Action::Found(key) => crate::checks::is_found_again(self, key),
+        }
+    }
+
+    fn activate(&mut self, instance: usize) {
+        let user = &mut self.users[instance];
+        // Removed, or another instance has taken over while this one was to come back.
+        if !user.present || user.active {
+            return;
+        }
+        user.active = true;
+        let (key, host) = (user.key, user.host);
+        self.intended.insert(key, instance);
+        self.with_mapper(host, |mapper, now| {
+            mapper.set_active(LocalVif(instance as u64), true, None, now);
+        });
+    }
+
+    fn deactivate(&mut self, instance: usize) {
+        let user = &mut self.users[instance];
+        (user.active, user.stamp) = (false, None);
+        let host = user.host;
+        self.with_mapper(host, |mapper, now| {
+            mapper.set_active(LocalVif(instance as u64), false, None, now);
+        });
+    }
+
+    fn remove(&mut self, instance: usize) {
+        let user = &mut self.users[instance];
+        (user.present, user.active) = (false, false);
+        let host = user.host;
+        self.with_mapper(host, |mapper, now| mapper.remove_vif(LocalVif(instance as u64), now));
+    }
+
+    fn migrate(&mut self, key: VifKey, clean: bool) {
+        let Some(&source) = self.intended.get(&key) else { return };
+        if !self.users[source].active {
+            return;
+        }
+        self.totals.migrations += 1;
+        let host = self.random.index(self.hosts.len());
+        let dest = self.create(key, host);
+        // How long until the guest runs again, and until its source is gone.
+        let (runs, stops) = match clean {
+            true => (self.random.range(MILLI, 100 * MILLI), 0),
+            false => (0, self.random.range(MILLI, 5 * SECOND)),
+        };
+        self.after(stops, Event::Act(Action::Deactivate(source)));
+        let ends = stops + self.random.range(0, 2 * SECOND);
+        self.after(ends, Event::Act(Action::Remove(source)));
+        self.after(runs, Event::Act(Action::Activate(dest)));
+        if self.scenario == Scenario::Migrations {
+            // An announcement, a correction and an announcement, each at most 2 ms.
+            self.after(runs + 7 * MILLI, Event::Act(Action::Found(key)));
+        }
+    }
+
+    fn stop(&mut self, host: usize) {
+        if self.hosts[host].mapper.take().is_some() {
+            self.totals.restarts += 1;
+            let back = self.random.range(10 * MILLI, 3 * SECOND);
+            self.after(back, Event::Act(Action::Start(host)));
+        }
+    }
+
+    /// varpd starts: every backend registers with what it knows, and asks for what it uses.
+    fn start(&mut self, host: usize) {
+        if self.hosts[host].mapper.is_some() {
+            return;
+        }
+        let entropy = [self.random.next(), self.random.next()];
+        self.hosts[host].start(entropy);
+        for instance in 0..self.users.len() {
+            let user = &self.users[instance];
+            if user.host != host || !user.present {
+                continue;
+            }
+            let (key, coa, active, stamp) = (user.key, user.coa, user.active, user.stamp);
+            let in_use: Vec<(Mac, bool)> = user
+                .neighbours
+                .iter()
+                .map(|(mac, known)| (*mac, matches!(known, Neighbour::Mapped { .. })))
+                .collect();
+            let vif = LocalVif(instance as u64);
+            self.with_mapper(host, |mapper, now| {
+                mapper.add_vif(vif, key, coa).expect("a new vif");
+                if active {
+                    mapper.set_active(vif, true, stamp, now);
+                }
+                for (mac, refresh) in in_use {
+                    mapper.resolve(vif, mac, refresh, now);
+                }
+            });
+        }
+    }
+
+    fn part(&mut self) {
+        self.totals.partitions += 1;
+        for host in 0..self.hosts.len() {
+            self.hosts[host].island = u8::from(self.random.per_mille(500));
+        }
+        let heals = self.random.range(SECOND, 20 * SECOND);
+        self.after(heals, Event::Act(Action::Heal));
+    }
+
+    fn spray(&mut self, from: usize, left: u32) {
+        let [a, b, c, d] = left.to_be_bytes();
+        let host = self.users[from].host;
+        if self.users[from].active {
+            self.with_mapper(host, |mapper, now| {
+                mapper.resolve(LocalVif(from as u64), Mac([2, 9, a, b, c, d]), false, now);
+            });
+            crate::checks::is_bounded(self, host);
+        }
+        if left > 0 {
+            self.after(5 * MILLI, Event::Act(Action::Spray { from, left: left - 1 }));
+        }
+    }
+}

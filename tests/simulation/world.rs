@@ -1,0 +1,342 @@
+//! The world: hosts, instances, events in the order of time, and the model that knows who owns
+//! what.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
+use vnet::mapper::{Destination, LocalVif, Mapper, Notice, Output};
+use vnet::time::{Instant, Now};
+use vnet::wire::varp::{Claim, Message};
+use vnet::wire::{CareOf, Mac, VifKey};
+
+use crate::host::Host;
+use crate::network::Weather;
+use crate::random::Random;
+use crate::script::{Action, Scenario};
+use crate::user::{Neighbour, User, Verdict};
+
+/// Something that will happen.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    /// A datagram arrives at a host's varpd.
+    Arrive { host: usize, from: usize, via_group: bool, bytes: Vec<u8> },
+    /// A host's mapper has something to do.
+    Wake { host: usize },
+    /// An instance sends a frame to a MAC, and again after that time.
+    Frame { from: usize, to: Mac, every: Duration },
+    /// The script goes on.
+    Act(Action),
+}
+
+/// What happened, to see that a run is worth something.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) datagrams: u64,
+    pub(crate) frames: u64,
+    pub(crate) delivered: u64,
+    pub(crate) migrations: u64,
+    pub(crate) restarts: u64,
+    pub(crate) partitions: u64,
+    pub(crate) claims: u64,
+    pub(crate) reclaims: u64,
+    pub(crate) damped: u64,
+    pub(crate) corrections: u64,
+    pub(crate) answers_checked: u64,
+}
+
+impl Totals {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.datagrams += other.datagrams;
+        self.frames += other.frames;
+        self.delivered += other.delivered;
+        self.migrations += other.migrations;
+        self.restarts += other.restarts;
+        self.partitions += other.partitions;
+        self.claims += other.claims;
+        self.reclaims += other.reclaims;
+        self.damped += other.damped;
+        self.corrections += other.corrections;
+        self.answers_checked += other.answers_checked;
+    }
+
+    /// A simulation in which nothing happens proves nothing.
+    pub(crate) fn assert_that_things_happened(&self) {
+        let all = [
+            self.migrations,
+            self.restarts,
+            self.partitions,
+            self.reclaims,
+            self.damped,
+            self.corrections,
+            self.answers_checked,
+        ];
+        assert!(all.iter().all(|&n| n > 0), "{self:?}");
+        assert!(self.delivered * 2 > self.frames, "most frames arrive: {self:?}");
+    }
+}
+
+/// One run.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) scenario: Scenario,
+    pub(crate) random: Random,
+    pub(crate) now: Instant,
+    queue: BTreeMap<(Instant, u64), Event>,
+    sequence: u64,
+    pub(crate) weather: Weather,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) users: Vec<User>,
+    /// The instance whose guest runs last started, for each key.
+    pub(crate) intended: BTreeMap<VifKey, usize>,
+    /// The highest claim that was ever made, for each key.
+    pub(crate) highest: BTreeMap<VifKey, Claim>,
+    /// The first rule that was broken.
+    pub(crate) violation: Option<String>,
+    /// Frames must arrive at once: the pair has talked before and nothing happens to it.
+    pub(crate) no_gap: bool,
+    pub(crate) digest: u64,
+    pub(crate) totals: Totals,
+    traced: bool,
+    pub(crate) trace: Vec<String>,
+}
+
+impl World {
+    /// A world without vifs, as the seed has it.
+    pub(crate) fn new(seed: u64, traced: bool) -> Self {
+        let mut random = Random::new(seed);
+        let scenario = Scenario::roll(seed);
+        let count = random.range(3, 21);
+        let hosts = (0..usize::try_from(count).expect("few"))
+            .map(|number| {
+                let skew = random.range(0, 7_200_000);
+                let skew_ms = i64::try_from(skew).expect("small") - 3_600_000;
+                let mut host = Host { number, mapper: None, skew_ms, island: 0 };
+                host.start([random.next(), random.next()]);
+                host
+            })
+            .collect();
+        Self {
+            scenario,
+            random,
+            now: Instant::from_millis(1000),
+            queue: BTreeMap::new(),
+            sequence: 0,
+            weather: Weather::FAIR,
+            hosts,
+            users: Vec::new(),
+            intended: BTreeMap::new(),
+            highest: BTreeMap::new(),
+            violation: None,
+            no_gap: false,
+            digest: 0,
+            totals: Totals::default(),
+            traced,
+            trace: Vec::new(),
+        }
+    }
+
+    pub(crate) fn summary(&self) -> String {
+        format!("{} hosts, {} instances, {:?}", self.hosts.len(), self.users.len(), self.totals)
+    }
+
+    /// Something happens after so many microseconds.
+    pub(crate) fn after(&mut self, micros: u64, event: Event) {
+        self.sequence += 1;
+        self.queue.insert((self.now + Duration::from_micros(micros), self.sequence), event);
+    }
+
+    /// Lets time pass.
+    pub(crate) fn run_for(&mut self, duration: Duration) -> Result<(), String> {
+        let end = self.now + duration;
+        while let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= end) {
+            let ((at, _), event) = entry.remove_entry();
+            self.now = at;
+            self.happen(event);
+            if let Some(violation) = self.violation.take() {
+                return Err(violation);
+            }
+        }
+        self.now = end;
+        Ok(())
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Arrive { host, from, via_group, bytes } => {
+                self.totals.datagrams += 1;
+                let message = match Message::parse(&bytes) {
+                    Ok(message) => message,
+                    Err(error) => {
+                        return self.violate(format!("sent a malformed message: {error}"));
+                    }
+                };
+                self.note(|| format!("{host} <- {from} group {via_group} {message:?}"));
+                let from = Host::varp(from);
+                self.with_mapper(host, |mapper, now| {
+                    mapper.handle_message(from, via_group, &message, now);
+                });
+            }
+            Event::Wake { host } => self.with_mapper(host, |mapper, now| {
+                if mapper.poll_timeout().is_some_and(|due| due <= now.mono) {
+                    mapper.handle_timeout(now);
+                }
+            }),
+            Event::Frame { from, to, every } => {
+                self.frame(from, to);
+                if self.users[from].present {
+                    let micros = u64::try_from(every.as_micros()).expect("short");
+                    self.after(micros, Event::Frame { from, to, every });
+                }
+            }
+            Event::Act(action) => {
+                self.note(|| format!("{action:?}"));
+                self.act(action);
+            }
+        }
+    }
+
+    /// Gives a host's mapper an input and does what it says; nothing while varpd is down.
+    pub(crate) fn with_mapper(&mut self, host: usize, input: impl FnOnce(&mut Mapper, Now)) {
+        let now = self.hosts[host].now(self.now);
+        let Some(mapper) = self.hosts[host].mapper.as_mut() else { return };
+        input(mapper, now);
+        let outputs: Vec<Output> = std::iter::from_fn(|| mapper.poll_output()).collect();
+        let due = mapper.poll_timeout();
+        for output in outputs {
+            self.perform(host, output);
+        }
+        if let Some(due) = due {
+            let wait = due.saturating_since(self.now).as_micros();
+            self.wake(host, u64::try_from(wait).expect("short"));
+        }
+    }
+
+    /// At most one wake-up of a host waits at a time for a moment.
+    fn wake(&mut self, host: usize, micros: u64) {
+        let at = self.now + Duration::from_micros(micros);
+        // The sequence numbers of wake-ups are fixed, so that equal ones fall together.
+        let sequence = u64::MAX - host as u64;
+        self.queue.insert((at, sequence), Event::Wake { host });
+    }
+
+    fn perform(&mut self, host: usize, output: Output) {
+        match output {
+            Output::Send { to, message } => {
+                self.note(|| format!("{host} -> {to:?} {message:?}"));
+                self.send(host, to, &message.to_bytes());
+            }
+            Output::Notify { vif, notice } => {
+                self.note(|| format!("{host} tells {} {notice:?}", vif.0));
+                let instance = usize::try_from(vif.0).expect("an instance");
+                let mut hasher = DefaultHasher::new();
+                (self.now, vif, std::mem::discriminant(&notice)).hash(&mut hasher);
+                self.stir(hasher.finish());
+                let now = self.now;
+                let user = &mut self.users[instance];
+                if user.host != host {
+                    self.violate(format!("host {host} tells {instance}, which is not its own"));
+                    return;
+                }
+                if let Notice::Claimed { stamp } = notice {
+                    let claim = Claim { stamp, coa: user.coa };
+                    let highest = self.highest.entry(user.key).or_insert(claim);
+                    if claim.beats(highest) {
+                        *highest = claim;
+                    }
+                }
+                user.hear(notice, now);
+            }
+            Output::Event(event) => self.note(|| format!("{host} shows {event}")),
+        }
+    }
+
+    fn send(&mut self, from: usize, to: Destination, bytes: &[u8]) {
+        let mut hasher = DefaultHasher::new();
+        (self.now, from, bytes).hash(&mut hasher);
+        self.stir(hasher.finish());
+        let (targets, via_group): (Vec<usize>, bool) = match to {
+            Destination::Group => ((0..self.hosts.len()).collect(), true),
+            Destination::Unicast(addr) => (Host::at(addr).into_iter().collect(), false),
+        };
+        for host in targets {
+            let reachable = self.hosts.get(host).map(|h| h.island) == Some(self.hosts[from].island);
+            if !reachable {
+                continue;
+            }
+            // What a host sends to the group comes back to itself and is never lost.
+            let weather = if host == from { Weather::FAIR } else { self.weather };
+            for micros in weather.arrivals(&mut self.random) {
+                let bytes = bytes.to_vec();
+                self.after(micros, Event::Arrive { host, from, via_group, bytes });
+            }
+        }
+    }
+
+    /// An instance's guest sends a frame.
+    fn frame(&mut self, from: usize, to: Mac) {
+        if !self.users[from].active {
+            return;
+        }
+        self.totals.frames += 1;
+        let now = self.now;
+        let established =
+            matches!(self.users[from].neighbours.get(&to), Some(Neighbour::Mapped { .. }));
+        let verdict = self.users[from].frame(to, now);
+        let host = self.users[from].host;
+        let refresh = match verdict {
+            Verdict::Send { refresh, .. } => refresh,
+            Verdict::Ask => false,
+            Verdict::Wait => return,
+        };
+        if verdict == Verdict::Ask && established && self.no_gap {
+            self.violate(format!("{from} lost the mapping of {to} while using it"));
+        }
+        if refresh || verdict == Verdict::Ask {
+            self.with_mapper(host, |mapper, now| {
+                mapper.resolve(LocalVif(from as u64), to, refresh, now);
+            });
+        }
+        if let Verdict::Send { coa, .. } = verdict {
+            self.arrive(from, to, coa);
+        }
+    }
+
+    /// A frame arrives at a care-of address.
+    fn arrive(&mut self, from: usize, to: Mac, coa: CareOf) {
+        let instance = Host::instance(coa);
+        let (sender, receiver) = (&self.users[from], &self.users[instance]);
+        if receiver.key != (VifKey { vnet: sender.key.vnet, mac: to }) {
+            let (a, b) = (sender.key, receiver.key);
+            return self.violate(format!("a frame from {a} to {to} arrived at {b}"));
+        }
+        let (there, back) = (receiver.host, sender.coa.addr);
+        if self.hosts[there].island != self.hosts[sender.host].island {
+            return;
+        }
+        if receiver.active {
+            self.totals.delivered += 1;
+        } else {
+            let key = receiver.key;
+            self.with_mapper(there, |mapper, now| mapper.correct(key, back, now));
+        }
+    }
+
+    pub(crate) fn violate(&mut self, text: String) {
+        let at = self.now.as_micros();
+        self.violation.get_or_insert(format!("at {at} us: {text}"));
+    }
+
+    fn stir(&mut self, value: u64) {
+        self.digest = (self.digest.rotate_left(5) ^ value).wrapping_mul(0x517c_c1b7_2722_0a95);
+    }
+
+    fn note(&mut self, text: impl FnOnce() -> String) {
+        if self.traced {
+            let mut line = format!("{:>12} us  ", self.now.as_micros());
+            write!(line, "{}", text()).expect("a string");
+            self.trace.push(line);
+        }
+    }
+}

@@ -580,3 +580,26 @@ fn rings_are_checked_again_when_memory_changes() {
     driver.reset().unwrap();
     rig.assert_alive(&mut driver);
 }
+
+/// A worker that has always more to do does not hold up the frontend: the downtime of a migration
+/// begins with stopping the rings.
+#[test]
+fn a_busy_worker_does_not_hold_up_the_frontend() {
+    let rig = InProcess::listening(1);
+    let mut driver = rig.connect(Options::default());
+    rig.data_path.busy.store(100, Ordering::Relaxed);
+    let mut longest = Duration::ZERO;
+    for _ in 0..100 {
+        driver.send_frame(&frame(60, 1));
+        assert!(driver.recv_frame(PATIENCE).is_some());
+        driver.pairs[0].reclaim();
+        let start = clock::mono();
+        driver.send_addresses(1).unwrap();
+        driver.stop_ring(0).unwrap();
+        driver.stop_ring(1).unwrap();
+        longest = longest.max(clock::mono() - start);
+        driver.start_ring(0).unwrap();
+        driver.start_ring(1).unwrap();
+    }
+    assert!(longest < Duration::from_millis(20), "stopped only after {longest:?}");
+}

@@ -30,6 +30,12 @@ impl LentEvent {
         Ok(Self { event, notifier: Mutex::new(Some(notifier)) })
     }
 
+    /// Raises the event, for when the end that does so was lost.
+    pub fn raise(&self) {
+        // It fails only if the counter is full: raised, that is.
+        let _ = self.event.write(1);
+    }
+
     /// The end that is lent and the end that raises the event; `None` from the second call on.
     ///
     /// Only for the caller of `VhostUserBackend::exit_event`; the worker that it is for must be

@@ -85,6 +85,7 @@ impl Connection {
         let device = Device::new(data_path, memory.clone())?;
         let failed = |error: DaemonError| ConnectError::Daemon(error.to_string());
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), device.clone(), memory)
+            .inspect_err(|_| device.end_workers())
             .map_err(failed)?;
         device.set_pollers(&daemon.get_epoll_handlers());
         let (mut listener, device_end) = private_listener()?;

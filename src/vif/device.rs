@@ -88,7 +88,8 @@ pub trait DataPath: Send + Sync + 'static {
     /// the pair runs and its rings lie in guest memory.
     fn handle(&self, pair: usize, wake: Wake, rings: &mut Rings<'_>) -> Interest;
 
-    /// Both rings of a pair started, or one of them stopped. Called once per change.
+    /// Both rings of a pair started, or one of them stopped. Called once per change, by the worker
+    /// or by the control thread; when a stop is acknowledged to the frontend, it has been told.
     fn set_running(&self, pair: usize, running: bool);
 
     /// The virtio features that the driver acknowledged.
@@ -228,6 +229,12 @@ impl Device {
     /// The event that ends the worker of pair `index`.
     pub(super) fn lend_exit_event(&self, index: usize) -> Option<(EventConsumer, EventNotifier)> {
         self.exits.get(index)?.lend()
+    }
+
+    /// Ends workers that nobody else can end: the crate forgets those it had started when it can't
+    /// start them all.
+    pub(super) fn end_workers(&self) {
+        self.exits.iter().for_each(LentEvent::raise);
     }
 
     /// The first epoll event number above the crate's own (one per ring, and one to exit); the data

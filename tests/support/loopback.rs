@@ -6,10 +6,12 @@ use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::time::Duration;
 
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vnet::sys::clock;
 use vnet::vif::device::{DataPath, Interest, Rings, Wake};
 use vnet::vif::vring::{GuestMemory, Ring, RingError};
 
@@ -33,6 +35,8 @@ pub struct Loopback {
     pub malformed: AtomicU64,
     pub frames: AtomicU64,
     pub wakes: AtomicU64,
+    /// How long each wake-up takes at least, in microseconds; if not 0, there is always more to do.
+    pub busy: AtomicU64,
     /// Wake-ups with a ring that was not in memory, which the device promises not to happen.
     pub strays: AtomicU64,
     pub starts: AtomicU64,
@@ -64,6 +68,7 @@ impl Loopback {
             frames: zero(),
             wakes: zero(),
             strays: zero(),
+            busy: zero(),
             starts: zero(),
             stops: zero(),
         }
@@ -242,6 +247,12 @@ impl DataPath for Loopback {
             Ok(true) => interest.descriptors = 0,
             Ok(false) => {}
             Err(why) => rings.rx.stop_with_error(&why),
+        }
+        let busy = self.busy.load(Ordering::Relaxed);
+        if busy > 0 {
+            let end = clock::mono() + Duration::from_micros(busy);
+            while clock::mono() < end {}
+            interest.transmit_again = true;
         }
         interest
     }

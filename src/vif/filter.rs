@@ -65,9 +65,6 @@ mod code {
     pub(super) const SET_VRING_ENABLE: u32 = 18;
     pub(super) const SEND_RARP: u32 = 19;
     pub(super) const NET_SET_MTU: u32 = 20;
-    pub(super) const GET_MAX_MEM_SLOTS: u32 = 36;
-    pub(super) const ADD_MEM_REG: u32 = 37;
-    pub(super) const REM_MEM_REG: u32 = 38;
     pub(super) const SET_STATUS: u32 = 39;
     pub(super) const GET_STATUS: u32 = 40;
 }
@@ -310,10 +307,7 @@ impl Filter {
             | code::SET_VRING_CALL
             | code::SET_VRING_ERR
             | code::GET_PROTOCOL_FEATURES
-            | code::GET_QUEUE_NUM
-            | code::GET_MAX_MEM_SLOTS
-            | code::ADD_MEM_REG
-            | code::REM_MEM_REG => vec![self.forward(header)],
+            | code::GET_QUEUE_NUM => vec![self.forward(header)],
             _ => self.consume(header, payload)?,
         };
         Ok(steps)
@@ -359,7 +353,6 @@ impl Filter {
                 | code::GET_PROTOCOL_FEATURES
                 | code::GET_QUEUE_NUM
                 | code::GET_VRING_BASE
-                | code::GET_MAX_MEM_SLOTS
         );
         let reply = always || self.acknowledges(header);
         if reply {
@@ -455,10 +448,7 @@ fn check_descriptors(request: u32, payload: &[u8], count: usize) -> Result<(), R
             }
             MAX_DESCRIPTORS
         }
-        code::ADD_MEM_REG if count == 0 => return Err(Refusal::MemoryNotShared),
-        code::ADD_MEM_REG
-        | code::REM_MEM_REG
-        | code::SET_LOG_FD
+        code::SET_LOG_FD
         | code::SET_VRING_KICK
         | code::SET_VRING_CALL
         | code::SET_VRING_ERR => 1,
@@ -475,7 +465,7 @@ fn is_unknown(request: u32) -> bool {
         request,
         code::GET_FEATURES..=code::SET_MEM_TABLE
             | code::SET_LOG_FD..=code::NET_SET_MTU
-            | code::GET_MAX_MEM_SLOTS..=code::GET_STATUS
+            | code::SET_STATUS..=code::GET_STATUS
     )
 }
 

@@ -44,7 +44,6 @@ pub const P_MQ: u64 = 1 << 0;
 pub const P_RARP: u64 = 1 << 2;
 pub const P_REPLY_ACK: u64 = 1 << 3;
 pub const P_MTU: u64 = 1 << 4;
-pub const P_CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 
 /// Descriptor flags.
 pub const NEXT: u16 = 1;
@@ -72,9 +71,6 @@ pub mod request {
     pub const SEND_RARP: u32 = 19;
     pub const NET_SET_MTU: u32 = 20;
     pub const VRING_KICK: u32 = 35;
-    pub const GET_MAX_MEM_SLOTS: u32 = 36;
-    pub const ADD_MEM_REG: u32 = 37;
-    pub const REM_MEM_REG: u32 = 38;
     pub const SET_STATUS: u32 = 39;
     pub const GET_STATUS: u32 = 40;
 }
@@ -434,8 +430,6 @@ pub struct Options {
     /// Room for a frame that is sent.
     pub tx_buffer: u32,
     pub order: Order,
-    /// Memory by `ADD_MEM_REG` rather than `SET_MEM_TABLE`.
-    pub mem_slots: bool,
 }
 
 impl Default for Options {
@@ -448,7 +442,6 @@ impl Default for Options {
             rx_buffer: 2048,
             tx_buffer: 2048,
             order: Order::Qemu,
-            mem_slots: false,
         }
     }
 }
@@ -521,10 +514,7 @@ impl Driver {
         let control = &mut self.control;
         let offered = control.get_u64(request::GET_FEATURES)?;
         let protocol = control.get_u64(request::GET_PROTOCOL_FEATURES)?;
-        let mut wanted = P_MQ | P_RARP | P_REPLY_ACK | P_MTU;
-        if self.options.mem_slots {
-            wanted |= P_CONFIGURE_MEM_SLOTS;
-        }
+        let wanted = P_MQ | P_RARP | P_REPLY_ACK | P_MTU;
         control.set_u64(request::SET_PROTOCOL_FEATURES, protocol & wanted)?;
         control.acknowledge = protocol & P_REPLY_ACK != 0;
         let most = control.get_u64(request::GET_QUEUE_NUM)?;
@@ -562,10 +552,6 @@ impl Driver {
     pub fn send_memory(&mut self) -> io::Result<()> {
         let region = [GUEST_BASE, self.memory.len() as u64, USER_BASE, 0].map(u64::to_ne_bytes);
         let fd = self.memory.file.as_raw_fd();
-        if self.options.mem_slots {
-            let body = [&[0; 8][..], &region.concat()].concat();
-            return self.control.set(request::ADD_MEM_REG, &body, &[fd]);
-        }
         let body = [&[1_u32, 0].map(u32::to_ne_bytes).concat()[..], &region.concat()].concat();
         self.control.set(request::SET_MEM_TABLE, &body, &[fd])
     }

@@ -61,5 +61,6 @@ pub mod sys;
 pub mod time;
 pub mod underlay;
 pub mod varpd;
+pub mod vhost_user;
 pub mod vif;
 pub mod wire;

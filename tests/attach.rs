@@ -21,7 +21,7 @@ use loopback::Loopback;
 use rig::{InProcess, PATIENCE, Rig, eventually};
 use tempfile::TempDir;
 use vnet::sys::clock;
-use vnet::vif::attach::{Attach, AttachError, Endpoint};
+use vnet::vhost_user::attach::{Attach, AttachError, Endpoint};
 
 /// Descriptors and threads are counted for the whole process: one test at a time.
 fn alone() -> MutexGuard<'static, ()> {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use vnet::cli::backend::Backend;
 use vnet::sys::process;
-use vnet::vif::attach::Attach;
+use vnet::vhost_user::attach::Attach;
 use vnet::vif::serve::{Options, serve};
 use vnet::wire::VifKey;
 

@@ -12,8 +12,8 @@ use virtio_queue::{DescriptorChain, Error as RingError, Queue, QueueOwnedT, Queu
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{Bytes, GuestAddress, GuestMemory as _, Permissions};
 
-use super::vring::GuestMemory;
 use crate::sys::iovec::IoVec;
+use crate::vhost_user::vring::GuestMemory;
 use crate::wire::frame;
 
 /// Length of the virtio-net header of a modern driver, in bytes (virtio 1.2, 5.1.6).

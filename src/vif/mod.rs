@@ -1,11 +1,15 @@
-//! A guest's NIC.
+//! A guest's NIC: the data path in packet order, and its link to varpd.
+//!
+//! | File | What |
+//! |---|---|
+//! | [`guest`] | the trust boundary: descriptor chains become frames or named faults |
+//! | [`tx`] | from the guest: whose frame it is, where it goes |
+//! | [`rx`] | from the underlay: whether a datagram holds a frame for this vif |
+//! | [`neighbors`], [`park`] | addresses learnt; frames that wait for one |
+//! | [`worker`] | one queue pair's data path: all of the above, in the order of packets |
+//! | [`nic`] | the workers of a NIC, and what they share |
+//! | [`link`], [`serve`] | the conversation with varpd; the process around it all |
 
-pub mod attach;
-mod backend;
-pub mod channel;
-pub mod connection;
-pub mod device;
-pub mod filter;
 pub mod guest;
 pub mod link;
 pub mod neighbors;
@@ -14,5 +18,4 @@ pub mod park;
 pub mod rx;
 pub mod serve;
 pub mod tx;
-pub mod vring;
 pub mod worker;

@@ -15,15 +15,15 @@ use nix::sys::eventfd::EventFd;
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
-use super::device::{DataPath, Interest, Rings, Wake};
 use super::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
 use super::neighbors::Question;
-use super::vring::RingError;
 use super::worker::{Progress, Worker};
 use crate::metrics::{VifCounter, VifCounters};
 use crate::sys::clock;
 use crate::underlay::udp::UdpUnderlay;
 use crate::underlay::{Port, Underlay};
+use crate::vhost_user::device::{DataPath, Interest, Rings, Wake};
+use crate::vhost_user::vring::RingError;
 
 /// The ports a worker polls, in the order of its descriptors.
 const PORTS: [Port; 2] = [Port::Own, Port::Group];

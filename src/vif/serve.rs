@@ -13,7 +13,6 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use thiserror::Error;
 
-use super::attach::{Attach, AttachError, Endpoint};
 use super::link::{CAPABILITIES, Link};
 use super::nic::Nic;
 use super::rx::Receiver;
@@ -26,6 +25,7 @@ use crate::sys::seqpacket::Connection;
 use crate::sys::signal::Termination;
 use crate::time::Instant;
 use crate::underlay::udp::UdpUnderlay;
+use crate::vhost_user::attach::{Attach, AttachError, Endpoint};
 use crate::wire::control::{self, Event, Request};
 use crate::wire::{CareOf, VifKey, encap};
 

@@ -28,12 +28,12 @@ use super::neighbors::{Lookup, Neighbors, Question};
 use super::park::Park;
 use super::rx::Receiver;
 use super::tx::{self, Head, SourceMac, Verdict};
-use super::vring::GuestMemory;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::sys::iovec::{self, IoVec};
 use crate::sys::mmsg::{BATCH, Datagram, ReceiveBatch};
 use crate::time::Instant;
 use crate::underlay::{Port, Underlay};
+use crate::vhost_user::vring::GuestMemory;
 use crate::wire::{CareOf, Mac, Stamp, encap, frame};
 
 /// Batches handled for one wake-up before other events get their turn.

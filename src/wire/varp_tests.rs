@@ -1,7 +1,4 @@
 //! VARP messages against committed vectors, their truncations and mutations, and round trips.
-
-#![expect(clippy::indexing_slicing, reason = "a wrong index is a failed test")]
-
 use proptest::prelude::*;
 
 use super::*;

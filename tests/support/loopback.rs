@@ -12,8 +12,8 @@ use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vnet::sys::clock;
-use vnet::vif::device::{DataPath, Interest, Rings, Wake};
-use vnet::vif::vring::{GuestMemory, Ring, RingError};
+use vnet::vhost_user::device::{DataPath, Interest, Rings, Wake};
+use vnet::vhost_user::vring::{GuestMemory, Ring, RingError};
 
 /// Chains handled per wake-up.
 const BUDGET: usize = 32;

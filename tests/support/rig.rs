@@ -13,7 +13,7 @@ use nix::poll::poll;
 use tempfile::TempDir;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vnet::sys::clock;
-use vnet::vif::attach::{Attach, AttachError, Endpoint};
+use vnet::vhost_user::attach::{Attach, AttachError, Endpoint};
 
 use crate::driver::{Driver, Options};
 use crate::loopback::Loopback;

@@ -448,10 +448,7 @@ fn check_descriptors(request: u32, payload: &[u8], count: usize) -> Result<(), R
             }
             MAX_DESCRIPTORS
         }
-        code::SET_LOG_FD
-        | code::SET_VRING_KICK
-        | code::SET_VRING_CALL
-        | code::SET_VRING_ERR => 1,
+        code::SET_LOG_FD | code::SET_VRING_KICK | code::SET_VRING_CALL | code::SET_VRING_ERR => 1,
         // Closed when the message is refused.
         _ if is_unknown(request) => MAX_DESCRIPTORS,
         _ => 0,

@@ -188,7 +188,7 @@ impl AsFd for Channel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vif::filter::acknowledgement;
+    use crate::vhost_user::filter::acknowledgement;
     use std::io::Write;
 
     fn null() -> OwnedFd {

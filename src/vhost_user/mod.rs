@@ -1,0 +1,19 @@
+//! What a frontend (QEMU) sees: a socket, a connection, a device with rings.
+//!
+//! The protocol is spoken by the crate `vhost-user-backend`; here is what stands around it.
+//!
+//! | File | What |
+//! |---|---|
+//! | [`attach`] | how frontends are met: listening, connecting, an inherited descriptor |
+//! | [`channel`], [`connection`] | whole messages with their descriptors; one connection's life |
+//! | [`filter`] | pure: the dialect of frontends, turned into what the crate understands |
+//! | [`device`] | the device of a connection, and the wake-ups of the [`device::DataPath`] |
+//! | [`vring`] | a virtqueue as the control side keeps it and as the data path is lent it |
+
+pub mod attach;
+mod backend;
+pub mod channel;
+pub mod connection;
+pub mod device;
+pub mod filter;
+pub mod vring;

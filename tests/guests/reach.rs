@@ -73,7 +73,10 @@ fn guests_on_two_hosts() {
     let kib = m1.backend.process.private_kib();
     step(&format!("  has {kib} KiB of private memory"));
     assert!(kib <= 8 * 1024, "{kib} KiB of private memory");
-    m1.guest.assert_not_rebooted();
+    for machine in [&mut m1, &mut m2] {
+        machine.guest.assert_not_rebooted();
+        machine.guest.assert_no_complaints();
+    }
 }
 
 /// Waits for three seconds in which the process has used no processor time at all; a guest still

@@ -23,6 +23,7 @@
 //! | Module | What | Pure |
 //! |---|---|---|
 //! | [`wire`] | every format that leaves a process | yes |
+//! | [`offload`] | virtio-net header; segmentation, coalescing, checksums, bundles of frames | yes |
 //! | [`mapper`] | the VARP state machine of a host | yes |
 //! | [`vif`] | a NIC: the data path in packet order, and its link to varpd | mostly |
 //! | [`vhost_user`] | what QEMU sees: connection, filter, device, rings | no |
@@ -54,6 +55,7 @@
 pub mod cli;
 pub mod config;
 pub mod metrics;
+pub mod offload;
 pub mod show;
 pub mod sys;
 pub mod time;

@@ -355,8 +355,8 @@ const fn unchanged(header: Header) -> Merged<'static> {
 
 /// Whether a frame's complete transport checksum is there and right.
 fn is_valid(layout: &Layout, frame: &[u8]) -> bool {
-    let is_absent = layout.transport == Transport::Udp
-        && field::u16_at(frame, layout.checksum_at()) == Some(0);
+    let is_absent =
+        layout.transport == Transport::Udp && field::u16_at(frame, layout.checksum_at()) == Some(0);
     let Some(covered) = frame.get(layout.transport_at..layout.end) else { return false };
     let mut sum = layout.pseudo_header(frame, covered.len());
     sum.add(covered);

@@ -110,12 +110,13 @@ impl Cut {
 
     fn prepare(lead: &[u8], layout: &Layout, size: usize) -> Result<Self, CutFault> {
         let payload_len = layout.payload_len();
+        let size = size.min(payload_len.max(1));
         let count = payload_len.div_ceil(size).max(1);
         if count > MAX_SEGMENTS {
             return Err(CutFault::TooMany);
         }
         let last_len = payload_len - (count - 1) * size;
-        let full_len = if count == 1 { last_len } else { size };
+        let full_len = size.min(payload_len);
         let mut cut = Self {
             template: [0; LEAD_LEN],
             layout: *layout,
@@ -181,10 +182,10 @@ impl Cut {
     /// their length, in bytes; `None` for no such segment or too little room.
     pub fn write_header(&self, index: usize, out: &mut [u8]) -> Option<usize> {
         let Layout { network_at, transport_at, payload_at, .. } = self.layout;
-        let is_last = index + 1 == self.count;
         if index >= self.count {
             return None;
         }
+        let is_last = index + 1 == self.count;
         let out = out.get_mut(..payload_at)?;
         out.copy_from_slice(self.template.get(..payload_at)?);
         let mut lengths = &self.full;

@@ -82,7 +82,7 @@ impl Packet {
         } else {
             bytes.extend(self.sequence.to_be_bytes());
             bytes.extend([1, 2, 3, 4]);
-            bytes.push(u8::try_from((20 + self.tcp_options.len()) / 4 << 4).unwrap());
+            bytes.push(u8::try_from((20 + self.tcp_options.len()) * 4).unwrap());
             bytes.extend([self.tcp_flags, 0x12, 0x34, 0, 0, 0, 0]);
             bytes.extend(&self.tcp_options);
         }

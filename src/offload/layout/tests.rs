@@ -180,13 +180,12 @@ proptest! {
         if let Some(field) = frame.get_mut(12..15) {
             field.copy_from_slice(&[[8, 0, 0x45], [0x86, 0xdd, 0x60], [0x81, 0, 0]][kind]);
         }
-        for result in [Layout::parse(&frame, total), Layout::parse_gso(&frame, total)] {
-            if let Ok(layout) = result {
-                prop_assert!(layout.network_at < layout.transport_at);
-                prop_assert!(layout.transport_at < layout.payload_at);
-                prop_assert!(layout.payload_at <= frame.len().min(layout.end));
-                prop_assert!(layout.end <= total);
-            }
+        let both = [Layout::parse(&frame, total), Layout::parse_gso(&frame, total)];
+        for layout in both.into_iter().flatten() {
+            prop_assert!(layout.network_at < layout.transport_at);
+            prop_assert!(layout.transport_at < layout.payload_at);
+            prop_assert!(layout.payload_at <= frame.len().min(layout.end));
+            prop_assert!(layout.end <= total);
         }
     }
 }

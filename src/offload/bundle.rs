@@ -134,7 +134,7 @@ impl<'b> Packer<'b> {
     /// Packs into `buffer`; each datagram begins with `prefix` (the encapsulation header).
     pub fn new(buffer: &'b mut [u8], prefix: &'b [u8], limits: Limits) -> Self {
         let total = limits.total.min(buffer.len());
-        let limits = Limits { total, ..limits };
+        let limits = Limits { datagram: limits.datagram.min(total), total, ..limits };
         Self { buffer, prefix, limits, size: None, start: 0, end: 0, datagrams: 0, frames: 0 }
     }
 

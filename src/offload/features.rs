@@ -125,6 +125,13 @@ mod tests {
         assert!(!without_csum.has(Offloads::HOST_USO));
         assert!(!without_csum.has(Offloads::HOST_ECN), "the whole chain falls");
         assert!(without_csum.has(Offloads::GUEST_ECN));
+        let without_guest_csum = Offloads::from_features(!Offloads::GUEST_CSUM.0);
+        let host = Offloads::CSUM.0
+            | Offloads::HOST_TSO4.0
+            | Offloads::HOST_TSO6.0
+            | Offloads::HOST_ECN.0
+            | Offloads::HOST_USO.0;
+        assert_eq!(without_guest_csum.0, host);
         let only = Offloads::from_features(set(&[Offloads::GUEST_ECN, Offloads::GUEST_CSUM]));
         assert_eq!(only, Offloads::GUEST_CSUM);
         let six = [Offloads::CSUM, Offloads::HOST_TSO6, Offloads::HOST_ECN];

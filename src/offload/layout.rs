@@ -172,7 +172,7 @@ impl Layout {
     }
 
     /// The same headers of a frame of another length.
-    pub const fn with_end(mut self, end: usize) -> Self {
+    pub(super) const fn with_end(mut self, end: usize) -> Self {
         self.end = end;
         self
     }

@@ -167,6 +167,11 @@ fn what_does_not_fit_changes_nothing() {
     assert!(packer.reserve(14, false).is_none(), "the buffer is full");
     let packed = packer.finish();
     assert_eq!(packed, Packed { len: 100, size: 60, datagrams: 2, frames: 2 });
+    let endless = Limits { datagram: usize::MAX, datagrams: usize::MAX, total: usize::MAX };
+    let mut packer = Packer::new(&mut buffer, &PREFIX, endless);
+    assert!(packer.reserve(90, false).is_some());
+    assert!(packer.reserve(14, false).is_none(), "the buffer is the limit");
+    assert_eq!(packer.finish().len, 100);
     let nothing = Packer::new(&mut buffer, &PREFIX, limits(60)).finish();
     assert_eq!((nothing.len, nothing.datagrams, nothing.frames), (0, 0, 0));
 }

@@ -105,8 +105,11 @@ fn a_short_segment_ends_a_run_and_a_longer_one_begins_one() {
         identification: 1,
         ..Packet::tcp(2800)
     };
-    let all = [frames, segments(&more, 1400, true)].concat();
+    let all = [frames.clone(), segments(&more, 1400, true)].concat();
     assert_eq!(counts(&merge(&all, true)), [3, 2]);
+    let short = Packet { payload: packets::pattern(1000), ..more };
+    let all = [frames, segments(&short, 500, true)].concat();
+    assert_eq!(counts(&merge(&all, true)), [3, 2], "as short as the last");
 }
 
 #[test]
@@ -237,6 +240,19 @@ fn datagrams_without_a_checksum_stay_alone() {
 }
 
 #[test]
+fn an_absent_checksum_is_not_mistaken_for_a_right_one() {
+    let mut frames = segments(&Packet::udp(3000), 1000, false);
+    for frame in &mut frames {
+        // Data whose sum is right with a checksum of 0.
+        frame[42..44].fill(0);
+        let (_, missing) = packets::right_checksums(frame);
+        put(frame, 42, missing);
+        put(frame, 40, 0);
+    }
+    assert_eq!(counts(&merge(&frames, false)), [1, 1, 1]);
+}
+
+#[test]
 fn partial_and_complete_may_mix() {
     let complete = four();
     let partial = segments(&Packet::tcp(3500), 1000, true);
@@ -304,6 +320,9 @@ fn padded_frames_stay_alone_and_whole() {
     let delivered = merge(&frames, true);
     assert_eq!(counts(&delivered), [1, 1, 1]);
     assert!(delivered.iter().zip(&frames).all(|(d, frame)| d.frame == *frame));
+    let mut frames = segments(&Packet { tcp_options: vec![], ..Packet::tcp(3) }, 1, true);
+    frames[0].resize(60, 0);
+    assert_eq!(counts(&merge(&frames, true)), [1, 2], "only the first is padded");
 }
 
 #[test]
@@ -326,7 +345,10 @@ fn limits_hold() {
         identification: 0xfffeu16.wrapping_add(40),
         ..Packet::tcp(10 * size)
     };
-    let delivered = merge(&[first, segments(&next, 1448, true)].concat(), true);
+    let frames = [first, segments(&next, 1448, true)].concat();
+    let received: Vec<_> =
+        frames.iter().map(|bytes| Received { bytes, is_partial: true }).collect();
+    let delivered = deliver(&mut Merger::new(Offloads::ALL, 256, usize::MAX), &received);
     assert_eq!(counts(&delivered), [45, 5]);
     assert!(delivered[0].frame.len() <= 14 + 65_535);
 }

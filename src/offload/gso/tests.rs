@@ -182,7 +182,7 @@ proptest! {
             let mut partial = segment.clone();
             packets::make_partial(&mut partial);
             let at = layout.checksum_at();
-            prop_assert_eq!(u16_at(segment, at) % 0xffff, u16_at(&partial, at) % 0xffff);
+            prop_assert_eq!(u16_at(segment, at), u16_at(&partial, at));
             complete(&cut, segment);
             packets::assert_complete(segment);
             // Headers differ only in what segmentation changes.

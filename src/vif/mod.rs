@@ -11,10 +11,13 @@
 //! | [`link`], [`serve`] | the conversation with varpd; the process around it all |
 
 pub mod guest;
+pub mod incoming;
 pub mod link;
 pub mod neighbors;
 pub mod nic;
+pub mod outgoing;
 pub mod park;
+pub mod ring;
 pub mod rx;
 pub mod serve;
 pub mod tx;

@@ -23,7 +23,6 @@ use crate::sys::clock;
 use crate::underlay::udp::UdpUnderlay;
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::device::{DataPath, Interest, Rings, Wake};
-use crate::vhost_user::vring::RingError;
 
 /// The ports a worker polls, in the order of its descriptors.
 const PORTS: [Port; 2] = [Port::Own, Port::Group];
@@ -143,8 +142,7 @@ impl Nic {
 /// Runs a step of a worker on one of its rings; a broken ring is stopped, not the worker.
 macro_rules! on_ring {
     ($ring:expr, $memory:expr, $step:expr) => {{
-        let result = $step.map_err(RingError::from);
-        let result = result.and_then(|outcome| {
+        let result = $step.and_then(|outcome| {
             $ring.notify_if_needed($memory)?;
             Ok(outcome)
         });

@@ -21,11 +21,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use virtio_queue::{Error as RingError, Queue, QueueOwnedT, QueueT};
+use virtio_queue::Queue;
 
 use super::guest::{self, ChainFault, Deliverer, Delivery, HeaderLayout, MODERN_HEADER_LEN};
 use super::neighbors::{Lookup, Neighbors, Question};
 use super::park::Park;
+use super::ring::RingView;
 use super::rx::Receiver;
 use super::tx::{self, Head, SourceMac, Verdict};
 use crate::metrics::{VifCounter, VifCounters};
@@ -33,7 +34,7 @@ use crate::sys::iovec::{self, IoVec};
 use crate::sys::mmsg::{BATCH, Datagram, ReceiveBatch};
 use crate::time::Instant;
 use crate::underlay::{Port, Underlay};
-use crate::vhost_user::vring::GuestMemory;
+use crate::vhost_user::vring::{GuestMemory, RingError};
 use crate::wire::{CareOf, Mac, Stamp, encap, frame};
 
 /// Batches handled for one wake-up before other events get their turn.
@@ -82,10 +83,8 @@ pub struct Worker<U> {
     announcement_seen: bool,
     // Reused from batch to batch.
     outgoing: Vec<Outgoing>,
-    heads: Vec<u16>,
     pieces: Vec<IoVec<'static>>,
     parts: Vec<IoVec<'static>>,
-    deliverer: Deliverer,
     incoming: ReceiveBatch,
     incoming_port: Port,
     overflow: u32,
@@ -114,10 +113,8 @@ impl<U: Underlay> Worker<U> {
             starved: false,
             announcement_seen: false,
             outgoing: Vec::with_capacity(BATCH),
-            heads: Vec::with_capacity(BATCH),
             pieces: Vec::new(),
             parts: Vec::new(),
-            deliverer: Deliverer::default(),
             incoming: ReceiveBatch::default(),
             incoming_port: Port::Own,
             overflow: 0,
@@ -193,41 +190,52 @@ impl<U: Underlay> Worker<U> {
         memory: &GuestMemory,
         now: Instant,
     ) -> Result<Progress, RingError> {
+        let mut ring = RingView::new(queue, memory)?;
         for _ in 0..BUDGET {
-            queue.disable_notification(memory)?;
-            let is_empty = self.transmit_batch(queue, memory, now)? == 0;
-            if is_empty && !queue.enable_notification(memory)? {
+            ring.disable_kicks()?;
+            let is_empty = self.transmit_batch(&mut ring, now)? == 0;
+            if is_empty && !ring.enable_kicks()? {
                 return Ok(Progress::Idle);
             }
         }
         Ok(Progress::More)
     }
 
+    /// Sends one batch; returns how many chains it took. What was taken before an error of the ring
+    /// leaves, too.
     fn transmit_batch(
         &mut self,
-        queue: &mut Queue,
-        memory: &GuestMemory,
+        ring: &mut RingView<'_, '_>,
         now: Instant,
     ) -> Result<usize, RingError> {
         let mut pieces = iovec::recycle(mem::take(&mut self.pieces));
-        self.heads.clear();
         self.outgoing.clear();
-        for chain in queue.iter(memory)?.take(BATCH) {
-            self.heads.push(chain.head_index());
-            match guest::read_frame(memory, chain, self.layout.len, &mut pieces) {
-                Ok(frame) => self.dispatch(frame, &mut pieces, now),
-                Err(ChainFault::Malformed) => self.counters.inc(VifCounter::tx_drop_malformed),
-                Err(ChainFault::Header) => self.counters.inc(VifCounter::tx_drop_header),
-            }
-        }
+        let taken = self.take_batch(ring, &mut pieces, now);
         let outgoing = mem::take(&mut self.outgoing);
         self.send(&outgoing, &pieces, now);
         self.outgoing = outgoing;
         self.pieces = iovec::recycle(pieces);
-        for &head in &self.heads {
-            queue.add_used(memory, head, 0)?;
+        ring.publish()?;
+        taken
+    }
+
+    /// Takes frames from the ring until the batch is full or there are no more.
+    fn take_batch<'m>(
+        &mut self,
+        ring: &mut RingView<'_, 'm>,
+        pieces: &mut Vec<IoVec<'m>>,
+        now: Instant,
+    ) -> Result<usize, RingError> {
+        for taken in 0..BATCH {
+            let Some(head) = ring.pop()? else { return Ok(taken) };
+            match guest::read_frame(ring, head, self.layout.len, pieces) {
+                Ok(frame) => self.dispatch(frame, pieces, now),
+                Err(ChainFault::Malformed) => self.counters.inc(VifCounter::tx_drop_malformed),
+                Err(ChainFault::Header) => self.counters.inc(VifCounter::tx_drop_header),
+            }
+            ring.push_used(head, 0)?;
         }
-        Ok(self.heads.len())
+        Ok(BATCH)
     }
 
     /// Judges a frame and puts it where it belongs; its pieces stay only if it leaves now.
@@ -359,12 +367,13 @@ impl<U: Underlay> Worker<U> {
         memory: &GuestMemory,
         now: Instant,
     ) -> Result<(), RingError> {
+        let mut ring = RingView::new(queue, memory)?;
         for _ in 0..BUDGET {
-            if !self.deliver_incoming(queue, memory)? || !self.fill(port, now) {
+            if !self.deliver_incoming(&mut ring)? || !self.fill(port, now) {
                 return Ok(());
             }
         }
-        self.deliver_incoming(queue, memory).map(drop)
+        self.deliver_incoming(&mut ring).map(drop)
     }
 
     /// Delivers frames that were read before but found no buffers.
@@ -372,7 +381,8 @@ impl<U: Underlay> Worker<U> {
     /// # Errors
     /// The ring is broken and must be stopped.
     pub fn retry(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<(), RingError> {
-        self.deliver_incoming(queue, memory).map(drop)
+        let mut ring = RingView::new(queue, memory)?;
+        self.deliver_incoming(&mut ring).map(drop)
     }
 
     /// Reads the next batch from a socket; false when nothing waits.
@@ -393,12 +403,17 @@ impl<U: Underlay> Worker<U> {
         true
     }
 
-    /// Delivers what was read; false when the guest has no buffers for the rest.
-    fn deliver_incoming(
-        &mut self,
-        queue: &mut Queue,
-        memory: &GuestMemory,
-    ) -> Result<bool, RingError> {
+    /// Delivers what was read; false when the guest has no buffers for the rest. The guest sees
+    /// what was delivered also when the ring turns out to be broken after it.
+    fn deliver_incoming(&mut self, ring: &mut RingView<'_, '_>) -> Result<bool, RingError> {
+        let delivered = self.deliver_batch(ring);
+        ring.publish()?;
+        self.starved = !delivered?;
+        Ok(!self.starved)
+    }
+
+    fn deliver_batch(&mut self, ring: &mut RingView<'_, '_>) -> Result<bool, RingError> {
+        let mut deliverer = Deliverer::default();
         while let Some(received) = self.incoming.peek() {
             let accepted = self.receiver.accept(self.incoming_port, received.from, received.bytes);
             let counters = &self.counters;
@@ -410,7 +425,7 @@ impl<U: Underlay> Worker<U> {
                     continue;
                 }
             };
-            match self.deliverer.deliver(queue, memory, accepted.frame, self.layout)? {
+            match deliverer.deliver(ring, accepted.frame, self.layout)? {
                 Delivery::Done => {
                     counters.inc(VifCounter::rx_frames);
                     counters.add(VifCounter::rx_bytes, accepted.frame.len() as u64);
@@ -423,14 +438,13 @@ impl<U: Underlay> Worker<U> {
                 }
                 Delivery::BadChain => counters.inc(VifCounter::rx_drop_malformed),
                 Delivery::NoBuffers { seen } => {
-                    if !guest::notify_beyond(queue, memory, seen)? {
-                        self.starved = true;
+                    ring.publish()?;
+                    if !ring.enable_kicks_beyond(seen)? {
                         return Ok(false);
                     }
                 }
             }
         }
-        self.starved = false;
         Ok(true)
     }
 

@@ -3,6 +3,7 @@
 use super::*;
 use crate::underlay::memory::MemoryUnderlay;
 use crate::wire::{Capabilities, EncapKinds, VifKey, VnetId};
+use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 
 const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];

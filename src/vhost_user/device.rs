@@ -79,6 +79,11 @@ pub trait DataPath: Send + Sync + 'static {
     /// MTU in bytes that the guest should use, if it should be offered one.
     fn mtu(&self) -> Option<u16>;
 
+    /// Virtio features to be offered besides those of the device itself: offloads.
+    fn offloads(&self) -> u64 {
+        0
+    }
+
     /// Descriptors that the worker of `pair` waits on besides kicks, at most 64, polled (level
     /// triggered, for reading) only while the pair runs. They stay open and the same as long as a
     /// connection lasts.

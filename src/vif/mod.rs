@@ -3,6 +3,7 @@
 //! | File | What |
 //! |---|---|
 //! | [`guest`] | the trust boundary: descriptor chains become frames or named faults |
+//! | [`ring`] | the rings themselves: chains taken, walked and given back, by the batch |
 //! | [`tx`] | from the guest: whose frame it is, where it goes |
 //! | [`rx`] | from the underlay: whether a datagram holds a frame for this vif |
 //! | [`neighbors`], [`park`] | addresses learnt; frames that wait for one |

@@ -163,6 +163,10 @@ impl DataPath for Nic {
         Some(self.mtu)
     }
 
+    fn offloads(&self) -> u64 {
+        Offloads::ALL.bits()
+    }
+
     fn descriptors(&self, pair: usize) -> Vec<RawFd> {
         let worker = self.worker(pair);
         let descriptor = |port| worker.as_ref().and_then(|w| w.underlay().descriptor(port));

@@ -45,8 +45,8 @@ pub struct RingView<'q, 'm> {
     position: u16,
     /// Up to where chains are known to be available.
     known: u16,
-    /// Used entries that are written but not published.
-    staged: u16,
+    /// The next used entry to write; the queue knows up to where they are published.
+    next_used: u16,
 }
 
 impl<'q, 'm> RingView<'q, 'm> {
@@ -74,7 +74,7 @@ impl<'q, 'm> RingView<'q, 'm> {
             size: queue.size(),
             position: queue.next_avail(),
             known: queue.next_avail(),
-            staged: 0,
+            next_used: queue.next_used(),
             queue,
         })
     }
@@ -84,11 +84,13 @@ impl<'q, 'm> RingView<'q, 'm> {
     ///
     /// # Errors
     /// The available index jumped or went back, or the head is beyond the table.
+    #[inline]
     pub fn pop(&mut self) -> Result<Option<u16>, RingError> {
-        if self.position == self.known && (self.staged > 0 || !self.look()?) {
+        if self.position == self.known && (self.has_staged() || !self.look()?) {
             return Ok(None);
         }
-        let head = self.load_avail(ENTRIES + 2 * self.slot(self.position), Ordering::Relaxed)?;
+        let entry = self.avail.get_ref::<u16>(ENTRIES + 2 * self.slot(self.position));
+        let head = u16::from_le(entry.map_err(|_| self.avail_unmapped())?.load());
         if head >= self.size {
             return Err(QueueError::InvalidDescriptorIndex.into());
         }
@@ -138,12 +140,13 @@ impl<'q, 'm> RingView<'q, 'm> {
     ///
     /// # Errors
     /// The used ring is not in memory.
+    #[inline]
     pub fn push_used(&mut self, head: u16, len: u32) -> Result<(), RingError> {
-        let slot = self.slot(self.queue.next_used().wrapping_add(self.staged));
+        let slot = self.slot(self.next_used);
         let entry = u64::from(head) | u64::from(len) << 32;
         let place = self.used.get_ref::<u64>(ENTRIES + 8 * slot);
         place.map_err(|_| self.used_unmapped())?.store(entry.to_le());
-        self.staged = self.staged.wrapping_add(1);
+        self.next_used = self.next_used.wrapping_add(1);
         Ok(())
     }
 
@@ -153,14 +156,17 @@ impl<'q, 'm> RingView<'q, 'm> {
     /// The used ring is not in memory.
     pub fn publish(&mut self) -> Result<(), RingError> {
         self.queue.set_next_avail(self.position);
-        if self.staged > 0 {
-            let index = self.queue.next_used().wrapping_add(self.staged);
-            self.staged = 0;
-            self.queue.set_next_used(index);
+        if self.has_staged() {
+            self.queue.set_next_used(self.next_used);
             // Release: the driver sees the entries, and what is in the buffers, before the index.
-            self.store_used(INDEX, index, Ordering::Release)?;
+            self.store_used(INDEX, self.next_used, Ordering::Release)?;
         }
         Ok(())
+    }
+
+    /// Whether used entries wait to be published.
+    fn has_staged(&self) -> bool {
+        self.next_used != self.queue.next_used()
     }
 
     /// Tells the driver that kicks are not needed while the device is looking anyway.
@@ -205,14 +211,19 @@ impl<'q, 'm> RingView<'q, 'm> {
     }
 
     fn load_avail(&self, offset: usize, order: Ordering) -> Result<u16, RingError> {
-        let unmapped = |_| RingError::Unmapped("available ring", self.queue.avail_ring());
-        self.avail.load(offset, order).map(u16::from_le).map_err(unmapped)
+        self.avail.load(offset, order).map(u16::from_le).map_err(|_| self.avail_unmapped())
     }
 
     fn store_used(&self, offset: usize, value: u16, order: Ordering) -> Result<(), RingError> {
         self.used.store(value.to_le(), offset, order).map_err(|_| self.used_unmapped())
     }
 
+    #[cold]
+    fn avail_unmapped(&self) -> RingError {
+        RingError::Unmapped("available ring", self.queue.avail_ring())
+    }
+
+    #[cold]
     fn used_unmapped(&self) -> RingError {
         RingError::Unmapped("used ring", self.queue.used_ring())
     }

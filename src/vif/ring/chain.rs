@@ -108,7 +108,7 @@ impl<'a, 'm> Links<'a, 'm> {
     }
 
     /// Goes on in the indirect table that a descriptor refers to. Its direction means nothing.
-    #[cold]
+    #[inline]
     fn enter(self, regions: &mut Regions<'m>, to: &Descriptor) -> Result<Self, BrokenChain> {
         let bytes = usize::try_from(to.len()).map_err(|_| BrokenChain)?;
         let len = u16::try_from(bytes / DESCRIPTOR).map_err(|_| BrokenChain)?;

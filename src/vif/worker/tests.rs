@@ -553,7 +553,8 @@ fn what_leaves_in_pieces_arrives_as_it_was() {
         bytes.push(one);
     }
     assert_eq!(bytes.len(), 7, "20000 bytes in two frames, and five small ones");
-    let payloads: Vec<u8> = bytes[..2].iter().flat_map(|b| b[12 + TCP_HEADERS..].to_vec()).collect();
+    let payloads: Vec<u8> =
+        bytes[..2].iter().flat_map(|b| b[12 + TCP_HEADERS..].to_vec()).collect();
     assert!(payloads == large[TCP_HEADERS..]);
     for large in &bytes[..2] {
         assert_eq!(large[..2], [1, 1], "NEEDS_CSUM, TCPV4");

@@ -18,9 +18,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use vnet::sys::clock;
@@ -77,11 +77,11 @@ pub mod request {
 
 /// Waits until `fd` is readable; false at the deadline.
 pub fn readable(fd: &impl AsRawFd, timeout: Duration) -> bool {
-    // SAFETY: borrowed for this call only, from an object that is borrowed itself.
-    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd.as_raw_fd()) };
-    let timeout = PollTimeout::try_from(timeout).expect("a timeout that poll knows");
-    let mut set = [PollFd::new(fd, PollFlags::POLLIN)];
-    poll(&mut set, timeout).is_ok_and(|n| n > 0)
+    let epoll = Epoll::new().expect("an epoll descriptor");
+    let interest = EpollEvent::new(EventSet::IN, 0);
+    epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), interest).expect("a descriptor to wait for");
+    let timeout = timeout.as_micros().div_ceil(1000).try_into().expect("a timeout in i32");
+    epoll.wait(timeout, &mut [EpollEvent::default()]).is_ok_and(|n| n > 0)
 }
 
 /// Guest memory. Offsets count from [`GUEST_BASE`].

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::poll::poll;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use tempfile::TempDir;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vnet::sys::clock;
 use vnet::vhost_user::attach::{Attach, AttachError, Endpoint};
 
@@ -87,10 +87,10 @@ impl InProcess {
     pub fn serving(attach: Attach, loopback: Loopback, dir: TempDir, path: PathBuf) -> Self {
         let endpoint = Endpoint::open(attach).expect("the way is free");
         let data_path = Arc::new(loopback);
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("an eventfd");
-        let shutdown = Arc::new(event);
-        let (served, event) = (data_path.clone(), shutdown.clone());
-        let server = std::thread::spawn(move || endpoint.serve(served, borrow(&event)));
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let shutdown = Arc::new(EventFd::from_flags(flags).expect("an eventfd"));
+        let (served, told) = (data_path.clone(), shutdown.clone());
+        let server = std::thread::spawn(move || endpoint.serve(served, told.as_fd()));
         Self { data_path, server: Some(server), shutdown, path, _dir: dir }
     }
 
@@ -104,11 +104,6 @@ impl InProcess {
         self.shutdown.write(1).expect("a full counter is no excuse");
         self.join()
     }
-}
-
-fn borrow(event: &EventFd) -> BorrowedFd<'_> {
-    // SAFETY: open as long as `event` is borrowed.
-    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
 impl Rig for InProcess {

@@ -120,9 +120,11 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     };
     let registration = register_with(&varpd, &register, &[], options.queue_pairs, START_TIMEOUT)?;
     let mtu = guest_mtu(options.mtu, &registration)?;
-    log::info!("vif {} at {}, MTU {mtu}", options.key, registration.coa);
+    let coa = registration.coa;
     let nic = Arc::new(new_nic(&options, registration, mtu)?);
     let endpoint = Endpoint::open(options.attach)?;
+    // Not before: who can't start says why, and nothing else.
+    log::info!("vif {} at {coa}, MTU {mtu}", options.key);
     let frontend = Frontend::start(endpoint, Arc::clone(&nic))?;
     let mut serving = Serving {
         link: Link::new(options.key, options.queue_pairs, Arc::clone(&nic)),

@@ -44,7 +44,8 @@ impl Varpd {
         let name = format!("varpd-{}", host.name);
         let socket = directory.join(format!("{name}.sock"));
         let command = host.command(env!("CARGO_BIN_EXE_varpd"));
-        let namespace = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        let namespace: Vec<String> =
+            command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
         let file = directory.join(format!("{name}.toml"));
         std::fs::write(&file, config).expect("a configuration file");
         let mut command = varpd_command(&namespace, address, &socket, &file);

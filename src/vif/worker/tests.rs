@@ -315,6 +315,42 @@ fn unwritable_receive_chains_are_given_back() {
 }
 
 #[test]
+fn an_unwritable_chain_takes_those_before_it_along() {
+    let (mut worker, mut driver) = (worker(), Driver::new());
+    worker.set_features(MERGEABLE, Offloads::NONE);
+    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[1; 40])));
+    driver.offer(&[(&[], 30, WRITE)]);
+    driver.offer(&[(&[], 30, 0)]);
+    driver.offer(&[(&[], 30, WRITE)]);
+    driver.offer(&[(&[], 60, WRITE)]);
+    receive(&mut worker, &mut driver);
+    assert_eq!(worker.counters.get(VifCounter::rx_drop_malformed), 1);
+    assert_eq!(driver.used(), [(0, 0), (1, 0), (2, 30), (3, 36)]);
+    assert!(!worker.is_starved());
+}
+
+/// So that a guest which adds useless chains as fast as it gets them back can't hold the worker.
+#[test]
+fn after_some_bad_chains_others_get_their_turn() {
+    let (mut worker, mut driver) = (worker(), Driver::new());
+    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, b"")));
+    for _ in 0..ATTEMPTS {
+        driver.offer(&[(&[], 60, 0)]);
+    }
+    let Driver { queue, memory, .. } = &mut driver;
+    let progress = worker.receive(Port::Own, queue, memory, Instant::ZERO).unwrap();
+    assert_eq!(progress, Progress::More);
+    assert!(!worker.is_starved());
+    assert_eq!(worker.retry(queue, memory).unwrap(), Progress::Idle);
+    assert!(worker.is_starved());
+    assert_eq!(worker.counters.get(VifCounter::rx_drop_malformed), ATTEMPTS as u64);
+    driver.offer(&[(&[], 60, WRITE)]);
+    let Driver { queue, memory, .. } = &mut driver;
+    assert_eq!(worker.retry(queue, memory).unwrap(), Progress::Idle);
+    assert_eq!(worker.counters.get(VifCounter::rx_frames), 1, "the frame was kept");
+}
+
+#[test]
 fn a_jump_of_the_avail_index_is_the_rings_end() {
     let (mut worker, mut driver) = (worker(), Driver::new());
     driver.write(SIZE + 1, driver.base + 0x1002);

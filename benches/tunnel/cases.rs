@@ -99,6 +99,7 @@ pub(crate) fn run(
     }
     let conditions = group.conditions;
     let directory = tempfile::tempdir_in(directory)?;
+    eprintln!("{conditions:?}");
     let hosts = Hosts::new(prefix, conditions.mtu, conditions.link)?;
     let mut subjects = Vec::new();
     for kind in [Kind::Vnet, Kind::Kernel] {
@@ -109,6 +110,7 @@ pub(crate) fn run(
     let mut rows = Vec::new();
     for work in works {
         let name = group.case_name(work);
+        eprintln!("{name}");
         let more = run_case(work, &name, options, &mut subjects);
         rows.extend(more.map_err(|error| io::Error::other(format!("{name}: {error}")))?);
     }

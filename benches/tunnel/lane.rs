@@ -23,6 +23,12 @@ pub(crate) trait Lane: Send {
     /// Hands at most `most` packets that have arrived to `sink`; returns how many.
     fn receive(&mut self, most: usize, sink: &mut dyn FnMut(&[&[u8]])) -> io::Result<usize>;
 
+    /// Received frames of which the device showed the first buffer before the last was there. A
+    /// guest's driver drops such frames; here they are waited for and counted.
+    fn torn(&self) -> u64 {
+        0
+    }
+
     /// Waits until a packet has arrived, or for the time.
     fn wait(&mut self, timeout: Duration) -> io::Result<()>;
 }

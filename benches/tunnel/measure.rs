@@ -37,8 +37,12 @@ pub(crate) struct Rate {
     pub(crate) mega_units: f64,
     /// Share of the units that did not arrive.
     pub(crate) loss: f64,
+    /// How often a whole window was lost, so that the sender paused.
+    pub(crate) stalls: u64,
     /// Processor time per gigabyte of payload, in seconds.
     pub(crate) cpu_per_gb: f64,
+    /// Processor time per unit (a datagram, for frames), in microseconds.
+    pub(crate) cpu_per_unit: f64,
     /// Share of the machine's processor time that went elsewhere.
     pub(crate) others: f64,
 }
@@ -73,14 +77,18 @@ fn start_load(
 }
 
 /// Ends the load and tells of faults as errors.
-fn stop_load(subject: &Subject, link: u8) -> io::Result<()> {
+fn stop_load(subject: &mut Subject, link: u8, rate: &mut Rate) -> io::Result<()> {
     let (_, board) = &subject.boards[usize::from(link)];
     board.stop();
     let from = usize::from(2 * link);
     let sent = subject.stations[from].answer()?;
     let received = subject.stations[from + 1].answer()?;
     match (sent, received) {
-        (Outcome::Sent(_), Outcome::Received { fault: None }) => Ok(()),
+        (Outcome::Sent(sent), Outcome::Received { fault: None, torn }) => {
+            rate.stalls = sent.iter().map(|sent| sent.given_up).sum();
+            subject.torn = torn;
+            Ok(())
+        }
         (sent, received) => {
             let what = format!("{:?}: {sent:?}, {received:?}", subject.kind);
             Err(io::Error::other(what))
@@ -104,8 +112,8 @@ pub(crate) fn rate(
     wait(subject, 0, SETTLE)?;
     let meter = Meter::start(subject, 0)?;
     wait(subject, 0, time)?;
-    let rate = meter.read(subject)?;
-    stop_load(subject, 0)?;
+    let mut rate = meter.read(subject)?;
+    stop_load(subject, 0, &mut rate)?;
     Ok(rate)
 }
 
@@ -128,8 +136,8 @@ impl Meter {
         let seconds = (clock::mono() - self.begin).as_secs_f64();
         let times = Times::now()?;
         let spent = times.since(&self.times, &subject.generators(), &subject.tested());
-        let bytes = (now.bytes - self.progress.bytes) as f64;
-        let units = (now.units - self.progress.units) as f64;
+        let bytes = now.bytes.saturating_sub(self.progress.bytes) as f64;
+        let units = now.units.saturating_sub(self.progress.units) as f64;
         let lost = now.lost.saturating_sub(self.progress.lost) as f64;
         let Spent { path, others, .. } = spent;
         let processors = std::thread::available_parallelism()?.get() as f64;
@@ -137,6 +145,8 @@ impl Meter {
             gbit: bytes * 8.0 / seconds / 1e9,
             mega_units: units / seconds / 1e6,
             loss: if units > 0.0 { lost / (units + lost) } else { 0.0 },
+            stalls: 0,
+            cpu_per_unit: if units > 0.0 { path * 1e6 / units } else { 0.0 },
             cpu_per_gb: if bytes > 0.0 { path / (bytes / 1e9) } else { 0.0 },
             others: others / (seconds * processors),
         })
@@ -192,7 +202,10 @@ const REPLY_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Round trips on an idle machine.
 pub(crate) fn idle_latency(subject: &mut Subject, time: Duration) -> io::Result<RoundTrips> {
-    round_trips(subject, 0, (time, usize::MAX), REPLY_PATIENCE)
+    let meter = Meter::start(subject, 0)?;
+    let mut trips = round_trips(subject, 0, (time, usize::MAX), REPLY_PATIENCE)?;
+    trips.others = meter.read(subject)?.others;
+    Ok(trips)
 }
 
 /// Round trips on the second link, beside `load` on the first; and what that made.
@@ -206,7 +219,7 @@ pub(crate) fn loaded_latency(
     wait(subject, 0, SETTLE)?;
     let meter = Meter::start(subject, 0)?;
     let trips = round_trips(subject, 1, (time, usize::MAX), REPLY_PATIENCE)?;
-    let rate = meter.read(subject)?;
-    stop_load(subject, 0)?;
+    let mut rate = meter.read(subject)?;
+    stop_load(subject, 0, &mut rate)?;
     Ok((trips, rate))
 }

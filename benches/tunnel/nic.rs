@@ -8,6 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use vnet::sys::clock;
+
 use crate::driver::{self, Control, GUEST_BASE, USER_BASE, request};
 use crate::frames::{HEAD_ROOM, Offload, Packet, VIRTIO_LEN};
 use crate::lane::{Lane, PIECES};
@@ -23,6 +25,9 @@ const INLINE: usize = 128;
 const TX_ROOM: usize = 256;
 /// Frames in flight: each may take two descriptors.
 const TX_SLOTS: u16 = RING_SIZE / 2;
+
+/// How long the further buffers of a frame are waited for.
+const BUFFER_PATIENCE: Duration = Duration::from_millis(100);
 
 const _: () = assert!(HEAD_ROOM + INLINE <= TX_ROOM);
 
@@ -69,6 +74,7 @@ pub(crate) struct VirtioLane {
     rx_buffers: usize,
     tx_buffers: usize,
     free: Vec<u16>,
+    torn: u64,
 }
 
 impl Nic {
@@ -92,6 +98,7 @@ impl Nic {
                 rx_buffers: at + 2 * ring,
                 tx_buffers: at + 2 * ring + rx_len,
                 free: (0..TX_SLOTS).collect(),
+                torn: 0,
             }
         });
         let mut lanes: Vec<_> = lanes.collect();
@@ -167,7 +174,27 @@ impl VirtioLane {
     }
 }
 
+/// Takes a further buffer of a frame whose first one is there.
+fn next_buffer(rx: &mut Ring, torn: &mut bool) -> io::Result<(u16, usize)> {
+    let mut deadline = None;
+    loop {
+        if let Some(used) = rx.take_used() {
+            return Ok(used);
+        }
+        *torn = true;
+        let now = clock::mono();
+        if now >= *deadline.get_or_insert(now + BUFFER_PATIENCE) {
+            return Err(io::Error::other("num_buffers counts buffers that never come"));
+        }
+        std::hint::spin_loop();
+    }
+}
+
 impl Lane for VirtioLane {
+    fn torn(&self) -> u64 {
+        self.torn
+    }
+
     fn send(&mut self, packet: &Packet<'_>, pattern: &Pattern) -> io::Result<bool> {
         if self.free.is_empty() {
             self.reclaim();
@@ -217,15 +244,14 @@ impl Lane for VirtioLane {
             if buffers == 0 || buffers > PIECES {
                 return Err(io::Error::other(format!("num_buffers is {buffers}")));
             }
+            let mut torn = false;
             for n in 1..buffers {
-                let (head, used) = self
-                    .rx
-                    .take_used()
-                    .ok_or_else(|| io::Error::other("num_buffers runs ahead of the used index"))?;
+                let (head, used) = next_buffer(&mut self.rx, &mut torn)?;
                 heads[n] = head;
-                pieces[n] =
-                    self.memory.quiet(self.rx_buffers + usize::from(head) * RX_BUFFER, used);
+                let at = self.rx_buffers + usize::from(head) * RX_BUFFER;
+                pieces[n] = self.memory.quiet(at, used);
             }
+            self.torn += u64::from(torn);
             sink(&pieces[..buffers]);
             heads[..buffers].iter().for_each(|&head| self.rx.offer(head));
             count += 1;

@@ -1,4 +1,7 @@
-//! Rows of results, and the table of them.
+//! Rows of results, the table of them, and the file that holds them.
+
+use std::io;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -27,29 +30,33 @@ impl Figure {
         let mut values: Vec<f64> = values.collect();
         values.sort_unstable_by(f64::total_cmp);
         let (least, most) = (*values.first()?, *values.last()?);
-        let middle = values.len() / 2;
-        let lower = values[(values.len() - 1) / 2];
-        Some(Self { median: (lower + values[middle]) / 2.0, least, most })
+        let (lower, upper) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
+        Some(Self { median: f64::midpoint(lower, upper), least, most })
     }
 }
 
-/// A case, as one subject did it.
+/// A case, as one subject did it. What a case does not measure is absent.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
     pub(crate) case: String,
     pub(crate) subject: Kind,
     #[serde(flatten)]
     pub(crate) conditions: Conditions,
-    /// What the subject took off the sender's hands.
+    /// What the sender gave to the subject.
     pub(crate) frames: String,
     pub(crate) window: Window,
     pub(crate) goodput_gbit_s: Option<Figure>,
     pub(crate) cpu_s_per_gb: Option<Figure>,
     pub(crate) million_frames_s: Option<Figure>,
+    pub(crate) cpu_us_per_frame: Option<Figure>,
     pub(crate) rtt_p50_us: Option<Figure>,
     pub(crate) rtt_p99_us: Option<Figure>,
-    /// Share of frames (or requests) that were lost.
+    /// Share of payload (or requests) that was lost.
     pub(crate) loss: f64,
+    /// How often a whole window was lost, in all rounds.
+    pub(crate) stalls: u64,
+    /// Frames of which the first buffer was used before the last, up to here.
+    pub(crate) torn: u64,
     /// Share of the machine's processor time that other processes took meanwhile.
     pub(crate) others: f64,
 }
@@ -65,22 +72,25 @@ impl Row {
         let rate = |part: fn(&Rate) -> f64| Figure::of(samples.rates.iter().map(part));
         let trips =
             |share| Figure::of(samples.trips.iter().filter_map(|trips| trips.quantile(share)));
-        let has_rate = work != Work::Idle;
         let is_frames = matches!(work, Work::Frames(_));
-        let others = rate(|rate| rate.others).map_or(0.0, |figure| figure.median);
         Self {
             case: case.to_owned(),
             subject: subject.kind,
             conditions: subject.conditions,
             frames: describe(work, subject),
             window,
-            goodput_gbit_s: rate(|rate| rate.gbit).filter(|_| has_rate),
-            cpu_s_per_gb: rate(|rate| rate.cpu_per_gb).filter(|_| has_rate),
+            goodput_gbit_s: rate(|rate| rate.gbit),
+            cpu_s_per_gb: rate(|rate| rate.cpu_per_gb).filter(|_| work == Work::Bulk),
             million_frames_s: rate(|rate| rate.mega_units).filter(|_| is_frames),
+            cpu_us_per_frame: rate(|rate| rate.cpu_per_unit).filter(|_| is_frames),
             rtt_p50_us: trips(0.5),
             rtt_p99_us: trips(0.99),
             loss: loss(samples),
-            others,
+            stalls: samples.rates.iter().map(|rate| rate.stalls).sum(),
+            torn: subject.torn,
+            others: rate(|rate| rate.others)
+                .or_else(|| Figure::of(samples.trips.iter().map(|trips| trips.others)))
+                .map_or(0.0, |figure| figure.median),
         }
     }
 }
@@ -100,57 +110,118 @@ fn describe(work: Work, subject: &Subject) -> String {
         Work::Bulk | Work::Beside => "MTU-sized",
         Work::Frames(_) | Work::Idle => "single",
     };
-    let checksum = if offload.checksum { "partial" } else { "full" };
-    format!("{frames}, {checksum} csum")
+    format!("{frames}, {} csum", if offload.checksum { "partial" } else { "full" })
+}
+
+const TITLES: [&str; 12] = [
+    "case",
+    "subject",
+    "frames",
+    "Gbit/s",
+    "CPU s/GB",
+    "Mframe/s",
+    "CPU us/frame",
+    "p50 us",
+    "p99 us",
+    "window KiB",
+    "loss",
+    "others",
+];
+/// Columns of text, before those of numbers.
+const TEXTS: usize = 3;
+
+fn cells(row: &Row) -> [String; TITLES.len()] {
+    let show = |figure: Option<Figure>, digits: usize| {
+        figure.map_or(String::new(), |figure| format!("{:.digits$}", figure.median))
+    };
+    let has_window = row.goodput_gbit_s.is_some();
+    [
+        row.case.clone(),
+        format!("{:?}", row.subject).to_lowercase(),
+        row.frames.clone(),
+        show(row.goodput_gbit_s, 2),
+        show(row.cpu_s_per_gb, 2),
+        show(row.million_frames_s, 3),
+        show(row.cpu_us_per_frame, 2),
+        show(row.rtt_p50_us, 0),
+        show(row.rtt_p99_us, 0),
+        if has_window { (row.window.bytes >> 10).to_string() } else { String::new() },
+        format!("{:.2} %", row.loss * 100.0),
+        format!("{:.0} %", row.others * 100.0),
+    ]
 }
 
 /// The table, as Markdown that also reads well as text.
 pub(crate) fn table(rows: &[Row]) -> String {
-    let titles = [
-        "case",
-        "subject",
-        "frames",
-        "Gbit/s",
-        "CPU s/GB",
-        "Mframes/s",
-        "p50 us",
-        "p99 us",
-        "loss",
-        "others",
-    ];
-    let mut lines = vec![titles.map(str::to_owned)];
-    for row in rows {
-        let show = |figure: Option<Figure>, digits: usize| {
-            figure.map_or(String::new(), |figure| format!("{:.digits$}", figure.median))
-        };
-        lines.push([
-            row.case.clone(),
-            format!("{:?}", row.subject).to_lowercase(),
-            row.frames.clone(),
-            show(row.goodput_gbit_s, 2),
-            show(row.cpu_s_per_gb, 2),
-            show(row.million_frames_s, 3),
-            show(row.rtt_p50_us, 0),
-            show(row.rtt_p99_us, 0),
-            format!("{:.2} %", row.loss * 100.0),
-            format!("{:.0} %", row.others * 100.0),
-        ]);
-    }
+    let mut lines = vec![TITLES.map(str::to_owned)];
+    lines.extend(rows.iter().map(cells));
     let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
-    let widths: [usize; 10] = std::array::from_fn(width);
+    let widths: [usize; TITLES.len()] = std::array::from_fn(width);
     let mut text = String::new();
     for (number, line) in lines.iter().enumerate() {
         let cells = line.iter().zip(widths).enumerate().map(|(column, (cell, width))| {
-            if column < 3 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+            if column < TEXTS { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
         });
         text += &format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "));
         if number == 0 {
-            let rule = |(column, width): (usize, usize)| {
-                if column < 3 { "-".repeat(width) } else { "-".repeat(width - 1) + ":" }
-            };
-            let rules = widths.into_iter().enumerate().map(rule).collect::<Vec<_>>();
-            text += &format!("| {} |\n", rules.join(" | "));
+            let rules = widths.into_iter().enumerate().map(|(column, width)| {
+                if column < TEXTS { "-".repeat(width) } else { "-".repeat(width - 1) + ":" }
+            });
+            text += &format!("| {} |\n", rules.collect::<Vec<_>>().join(" | "));
         }
     }
+    let torn = rows.iter().map(|row| row.torn).max().unwrap_or(0);
+    if torn > 0 {
+        text += &format!(
+            "\n{torn} frames in several receive buffers were shown to the guest before all of these \
+             were there; Linux drops such frames.\n"
+        );
+    }
     text
+}
+
+/// What the figures were made with and on.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Machine {
+    pub(crate) kernel: String,
+    pub(crate) processor: String,
+    pub(crate) processors: usize,
+}
+
+impl Machine {
+    pub(crate) fn this() -> io::Result<Self> {
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
+        let info = std::fs::read_to_string("/proc/cpuinfo")?;
+        let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        let processor = model.map_or("unknown", |(_, name)| name).trim().to_owned();
+        Ok(Self { kernel, processor, processors: std::thread::available_parallelism()?.get() })
+    }
+
+    /// A line about it.
+    pub(crate) fn text(&self) -> String {
+        let Self { kernel, processor, processors } = self;
+        format!("{processors} processors ({processor}), Linux {kernel}")
+    }
+}
+
+/// Everything, for other programs.
+#[derive(Debug, Serialize)]
+struct Results<'a> {
+    machine: &'a Machine,
+    rounds: usize,
+    round_ms: u128,
+    rows: &'a [Row],
+}
+
+/// Writes all figures as JSON.
+pub(crate) fn write_json(
+    path: &Path,
+    machine: &Machine,
+    rounds: (usize, std::time::Duration),
+    rows: &[Row],
+) -> io::Result<()> {
+    let results = Results { machine, rounds: rounds.0, round_ms: rounds.1.as_millis(), rows };
+    let mut json = serde_json::to_vec_pretty(&results)?;
+    json.push(b'\n');
+    std::fs::write(path, json)
 }

@@ -50,7 +50,11 @@ pub(crate) enum Order {
 pub(crate) enum Outcome {
     Ready(Offload),
     Sent(Vec<Sent>),
-    Received { fault: Option<String> },
+    /// The first fault, and frames that were torn since the start, see [`Lane::torn`].
+    Received {
+        fault: Option<String>,
+        torn: u64,
+    },
     RoundTrips(RoundTrips),
     Replied(u64),
     Failed(String),
@@ -117,26 +121,18 @@ fn obey(
             let receiver = Receiver::new(station, ports, &board, pattern);
             let limit = Duration::from_millis(limit_ms);
             in_parallel(lanes, 0..lanes.len(), |lane, _| receiver.run(lane, limit))?;
-            Ok(Outcome::Received { fault: receiver.fault().map(str::to_owned) })
+            let torn = lanes.iter().map(|lane| lane.torn()).sum();
+            Ok(Outcome::Received { fault: receiver.fault().map(str::to_owned), torn })
         }
         Order::Request { flow, requests } => {
-            let lane = first(lanes)?;
-            traffic::request(lane, flow, requests, offload, pattern).map(Outcome::RoundTrips)
+            traffic::request(lanes, flow, requests, offload, pattern).map(Outcome::RoundTrips)
         }
         Order::Reply { board, flow, frame, limit_ms } => {
             let board = Board::open(&board)?;
             let limit = Duration::from_millis(limit_ms);
-            let lane = first(lanes)?;
-            let count = traffic::reply(lane, &board, flow, frame, offload, pattern, limit)?;
+            let count = traffic::reply(lanes, &board, flow, frame, offload, pattern, limit)?;
             Ok(Outcome::Replied(count))
         }
-    }
-}
-
-fn first<'a>(lanes: &'a mut [&mut dyn Lane]) -> io::Result<&'a mut dyn Lane> {
-    match lanes {
-        [lane, ..] => Ok(&mut **lane),
-        [] => Err(io::Error::other("no queue pair")),
     }
 }
 

@@ -65,6 +65,8 @@ pub(crate) struct Subject {
     pub(crate) stations: Vec<Station>,
     pub(crate) boards: Vec<(PathBuf, Board)>,
     pub(crate) programs: Vec<Process>,
+    /// Frames torn so far, see [`crate::lane::Lane::torn`].
+    pub(crate) torn: u64,
     next_port: u16,
 }
 
@@ -95,7 +97,7 @@ impl Subject {
             let board = Board::create(&path)?;
             boards.push((path, board));
         }
-        Ok(Self { kind, conditions, stations, boards, programs, next_port: 5000 })
+        Ok(Self { kind, conditions, stations, boards, programs, torn: 0, next_port: 5000 })
     }
 
     /// What the subject offers its guests.

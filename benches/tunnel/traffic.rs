@@ -212,11 +212,14 @@ pub(crate) struct Requests {
 }
 
 /// Round trips.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct RoundTrips {
     /// In microseconds, ascending.
     pub(crate) micros: Vec<u32>,
     pub(crate) lost: u64,
+    /// Share of the machine's processor time that other processes took meanwhile.
+    #[serde(default)]
+    pub(crate) others: f64,
 }
 
 impl RoundTrips {
@@ -227,16 +230,16 @@ impl RoundTrips {
     }
 }
 
-/// Asks and awaits replies, one at a time.
+/// Asks on the first lane and awaits replies, one at a time.
 pub(crate) fn request(
-    lane: &mut dyn Lane,
+    lanes: &mut [&mut dyn Lane],
     flow: Flow,
     requests: Requests,
     offload: Offload,
     pattern: &Pattern,
 ) -> io::Result<RoundTrips> {
     let mut packets = Packets::new(flow, Load::Datagrams { frame: requests.frame }, offload);
-    let mut result = RoundTrips { micros: Vec::with_capacity(1 << 17), lost: 0 };
+    let mut result = RoundTrips { micros: Vec::with_capacity(1 << 17), ..RoundTrips::default() };
     let end = clock::mono() + Duration::from_millis(requests.duration_ms);
     let patience = Duration::from_millis(requests.patience_ms);
     while result.micros.len() < requests.most {
@@ -245,6 +248,7 @@ pub(crate) fn request(
             break;
         }
         let number = packets.position();
+        let lane = &mut lanes[0];
         if lane.send(&packets.next(pattern), pattern)? {
             packets.sent();
             lane.flush()?;
@@ -252,7 +256,7 @@ pub(crate) fn request(
             lane.wait_room(patience)?;
             continue;
         }
-        match await_reply(lane, flow, number, begin + patience, pattern)? {
+        match await_reply(lanes, flow, number, begin + patience, pattern)? {
             Some(at) => {
                 result.micros.push((at - begin).as_micros() as u32);
                 let next = at + Duration::from_micros(requests.gap_us);
@@ -267,9 +271,27 @@ pub(crate) fn request(
     Ok(result)
 }
 
+/// Takes packets from all lanes: which one a flow comes in at is the other side's choice.
+fn receive_any(lanes: &mut [&mut dyn Lane], sink: &mut dyn FnMut(&[&[u8]])) -> io::Result<usize> {
+    let mut count = 0;
+    for lane in lanes {
+        count += lane.receive(BATCH, sink)?;
+    }
+    Ok(count)
+}
+
+/// Waits for a packet. With several lanes, looks at them in turn; latency is measured with one.
+fn wait_any(lanes: &mut [&mut dyn Lane], timeout: Duration) -> io::Result<()> {
+    const TURN: Duration = Duration::from_millis(1);
+    match lanes {
+        [lane] => lane.wait(timeout),
+        lanes => lanes.iter_mut().try_for_each(|lane| lane.wait(TURN)),
+    }
+}
+
 /// When the reply with this number came.
 fn await_reply(
-    lane: &mut dyn Lane,
+    lanes: &mut [&mut dyn Lane],
     flow: Flow,
     number: u64,
     deadline: Instant,
@@ -277,7 +299,7 @@ fn await_reply(
 ) -> io::Result<Option<Instant>> {
     loop {
         let mut is_there = false;
-        lane.receive(BATCH, &mut |pieces| {
+        receive_any(lanes, &mut |pieces| {
             let Some((port, arrival)) = Arrival::of(pieces, flow.from) else { return };
             let verdict = arrival.verify(pattern, 0, &mut |stretch| {
                 is_there |= port == flow.port && stretch.at == number;
@@ -292,13 +314,13 @@ fn await_reply(
         if now >= deadline {
             return Ok(None);
         }
-        lane.wait(deadline - now)?;
+        wait_any(lanes, deadline - now)?;
     }
 }
 
 /// Replies to requests of `flow` until the board says stop.
 pub(crate) fn reply(
-    lane: &mut dyn Lane,
+    lanes: &mut [&mut dyn Lane],
     board: &Board,
     flow: Flow,
     frame: usize,
@@ -312,7 +334,7 @@ pub(crate) fn reply(
     let mut count = 0;
     while !board.is_stopped() && clock::mono() < deadline {
         numbers.clear();
-        let received = lane.receive(BATCH, &mut |pieces| {
+        let received = receive_any(lanes, &mut |pieces| {
             let Some((port, arrival)) = Arrival::of(pieces, flow.to) else { return };
             if port == flow.port {
                 let _ = arrival.verify(pattern, 0, &mut |stretch| numbers.push(stretch.at));
@@ -320,13 +342,13 @@ pub(crate) fn reply(
         })?;
         for &number in &numbers {
             packets.seek(number);
-            if lane.send(&packets.next(pattern), pattern)? {
+            if lanes[0].send(&packets.next(pattern), pattern)? {
                 count += 1;
             }
         }
-        lane.flush()?;
+        lanes[0].flush()?;
         if received == 0 {
-            lane.wait(IDLE)?;
+            wait_any(lanes, IDLE)?;
         }
     }
     Ok(count)

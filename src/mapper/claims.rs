@@ -14,6 +14,8 @@ use crate::wire::{Stamp, VifKey};
 
 /// The least time between two announcements that answer unproven corrections of one vif.
 const CHALLENGE_INTERVAL: Duration = Duration::from_secs(1);
+/// However it is configured, nothing periodic floods the group.
+const LEAST_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Mapper {
     /// The vif's rings run now, or stopped. When they start the vif is claimed: with a new stamp,
@@ -159,8 +161,10 @@ impl Mapper {
     pub(super) fn watch_due(&mut self, vif: LocalVif, now: Now) {
         let Some(state) = self.vifs.get(vif) else { return };
         let (key, asker) = (state.key, state.coa);
-        let next = self.next_interval(now.mono).unwrap_or(now.mono);
-        self.watch(vif, next);
+        self.unwatch(vif);
+        if let Some(next) = self.next_interval(now.mono) {
+            self.watch(vif, next);
+        }
         let known = self.vifs.owner(&key).is_some() || self.cached_claim(&key).is_some();
         if !known && self.pending.get(&key).is_none() && self.may_ask(vif, key) {
             self.begin(vif, key, asker, Stage::Ask, now);
@@ -283,9 +287,12 @@ impl Mapper {
     /// When something that is done every few minutes is due next, if it is done at all.
     fn next_interval(&mut self, now: Instant) -> Option<Instant> {
         let interval = self.config.announce_interval;
+        if interval.is_zero() {
+            return None;
+        }
         let quarter = u64::try_from(interval.as_micros() / 4).unwrap_or(u64::MAX);
         let jitter = Duration::from_micros(self.nonces.below(quarter));
-        (!interval.is_zero()).then(|| now + interval + jitter)
+        Some(now + interval.max(LEAST_INTERVAL) + jitter)
     }
 
     fn send_announcement(&mut self, vif: LocalVif) {

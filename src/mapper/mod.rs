@@ -27,7 +27,7 @@
 //! when its claim was last confirmed; if that was before, the fresh claim is made again above it,
 //! once. A claim resumed after a restart of varpd is not fresh and yields. A vif that runs but has
 //! lost its key asks for it after a lifetime, and then as often as claims are announced; if nobody
-//! answers it takes the key back. [`clock`] explains the stamps.
+//! answers it takes the key back. `clock.rs` explains the stamps.
 //!
 //! **Who is believed** on a vnet without keys: hosts of the segment are. Everybody else should not
 //! be able to do harm by sending packets from afar, so: a reply must repeat a 64-bit nonce that

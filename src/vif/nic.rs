@@ -19,11 +19,11 @@ use super::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
 use super::neighbors::Question;
 use super::worker::{Progress, Worker};
 use crate::metrics::{VifCounter, VifCounters};
+use crate::offload::features::Offloads;
 use crate::sys::clock;
 use crate::underlay::udp::UdpUnderlay;
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::device::{DataPath, Interest, Rings, Wake};
-use crate::vhost_user::vring::RingError;
 
 /// The ports a worker polls, in the order of its descriptors.
 const PORTS: [Port; 2] = [Port::Own, Port::Group];
@@ -143,8 +143,7 @@ impl Nic {
 /// Runs a step of a worker on one of its rings; a broken ring is stopped, not the worker.
 macro_rules! on_ring {
     ($ring:expr, $memory:expr, $step:expr) => {{
-        let result = $step.map_err(RingError::from);
-        let result = result.and_then(|outcome| {
+        let result = $step.and_then(|outcome| {
             $ring.notify_if_needed($memory)?;
             Ok(outcome)
         });
@@ -162,6 +161,10 @@ impl DataPath for Nic {
 
     fn mtu(&self) -> Option<u16> {
         Some(self.mtu)
+    }
+
+    fn offloads(&self) -> u64 {
+        Offloads::ALL.bits()
     }
 
     fn descriptors(&self, pair: usize) -> Vec<RawFd> {
@@ -216,8 +219,9 @@ impl DataPath for Nic {
         let mergeable = has(VIRTIO_NET_F_MRG_RXBUF);
         let is_modern = has(VIRTIO_F_VERSION_1) || mergeable;
         let len = if is_modern { MODERN_HEADER_LEN } else { LEGACY_HEADER_LEN };
+        let offloads = Offloads::from_features(features);
         for mut worker in self.workers() {
-            worker.set_layout(HeaderLayout { len, mergeable });
+            worker.set_features(HeaderLayout { len, mergeable }, offloads);
         }
     }
 

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use super::support::guest::{Guest, Qemu};
+use super::support::guest::{Guest, Nic, Qemu};
 use super::support::netns::Family;
-use super::support::vnet::programs;
-use super::support::{ROOT, can_boot_guests, step, take_turn};
+use super::support::vnet::{Backend, Listener, Vif, programs};
+use super::support::{ROOT, can_boot_guests, step, take_turn, wait_until};
 use super::{Site, newest_qemu, pings, transfer};
 
 /// Runs an example; `varpd` is its host's.
@@ -66,4 +67,34 @@ fn examples() {
     let mut vnets: Vec<_> = vifs.as_array().expect("an array").iter().map(vnet_of).collect();
     vnets.sort_unstable();
     assert_eq!(vnets, [Some(42), Some(43)]);
+}
+
+/// The most common mistake: QEMU is started without shared memory. QEMU then says so, or, if it
+/// says nothing to the backend about memory, the backend does; and not once for each attempt.
+#[test]
+fn guest_memory_that_is_not_shared() {
+    if !can_boot_guests("guest memory that is not shared") {
+        return;
+    }
+    let _turn = take_turn();
+    let site = Site::new(1, Family::V4);
+    for (name, qemu) in [("installed", Qemu::Installed), ("newest", newest_qemu())] {
+        step(&format!("{name}: {}", qemu.program()));
+        let vif = Vif { vnet: 42, mac: 1 };
+        let mut backend = Backend::start(name, vif, Listener::Backend, &site.varpds[0]);
+        let nics = [Nic { backend: &backend, mtu: 1450 }];
+        let mut guest = Guest::start_unshared(name, qemu, &nics, site.path());
+        guest.wait_boot();
+        let said = |guest: &Guest, backend: &Backend| {
+            let logs = guest.process.log() + &backend.process.log();
+            logs.lines().filter(|line| line.contains("share=on")).count()
+        };
+        wait_until("someone says what is wrong", Duration::from_secs(10), || {
+            said(&guest, &backend) > 0
+        });
+        // QEMU would try again each second.
+        guest.run("sleep 5");
+        assert!(said(&guest, &backend) <= 3, "said {} times", said(&guest, &backend));
+        backend.process.assert_running();
+    }
 }

@@ -8,7 +8,7 @@ use super::support::netns::Family;
 use super::support::process::Process;
 use super::support::vnet::{Listener, Vif};
 use super::support::{can_boot_guests, pause, step, take_turn};
-use super::{Machine, Site, elapsed, first_ping, newest_qemu, pings, transfer};
+use super::{Machine, Site, elapsed, first_ping, newest_qemu, ping_command, pings, transfer};
 use vnet::sys::clock;
 
 const G1: Vif = Vif { vnet: 42, mac: 1 };
@@ -45,7 +45,7 @@ fn guests_on_two_hosts() {
     assert!(table.to_string().contains(&G2.mac()), "host a has resolved g2: {table}");
 
     step("1000 pings, 10 ms apart");
-    let output = g1.run("ping -q -c 1000 -i 0.01 -W 2 10.0.0.2");
+    let output = g1.run(&ping_command(1000, "10.0.0.2"));
     let result = pings(&output);
     assert_eq!((result.sent, result.answered), (1000, 1000), "{output}");
 
@@ -73,7 +73,10 @@ fn guests_on_two_hosts() {
     let kib = m1.backend.process.private_kib();
     step(&format!("  has {kib} KiB of private memory"));
     assert!(kib <= 8 * 1024, "{kib} KiB of private memory");
-    m1.guest.assert_not_rebooted();
+    for machine in [&mut m1, &mut m2] {
+        machine.guest.assert_not_rebooted();
+        machine.guest.assert_no_complaints();
+    }
 }
 
 /// Waits for three seconds in which the process has used no processor time at all; a guest still

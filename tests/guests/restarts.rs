@@ -6,7 +6,7 @@ use super::support::guest::{Guest, Qemu};
 use super::support::netns::Family;
 use super::support::vnet::{Listener, Varpd, Vif};
 use super::support::{can_boot_guests, step, take_turn, wait_until};
-use super::{Machine, Site, elapsed, newest_qemu, pings, transfer};
+use super::{Machine, Site, elapsed, newest_qemu, ping_command, pings, transfer};
 use vnet::sys::clock;
 
 /// g1 on host a listens for its backend, g2 on host b connects to its own.
@@ -36,7 +36,7 @@ fn programs_restart_under_running_guests() {
 
     for (host, name) in [(0, "a"), (1, "b")] {
         step(&format!("varpd of host {name} is killed and started again during 1000 pings"));
-        let running = m1.guest.spawn("ping -q -c 1000 -i 0.01 -W 2 10.0.0.2");
+        let running = m1.guest.spawn(&ping_command(1000, "10.0.0.2"));
         restart_varpd(&mut site.varpds[host]);
         let (_, output) = m1.guest.wait(running);
         let result = pings(&output);

@@ -159,7 +159,7 @@ fn storm(world: &mut World) {
 
 /// A second guest with the MAC of the first, both of which say that they are here.
 fn duplicates(world: &mut World) {
-    let key = contested(world);
+    let key = contested();
     let host = world.random.index(world.hosts.len());
     let first = world.users.iter().position(|user| user.key == key).expect("populated");
     let second = world.create(key, host);
@@ -173,7 +173,7 @@ fn duplicates(world: &mut World) {
 }
 
 /// The key that has two guests in [`Scenario::Duplicates`]; it does not migrate.
-pub(crate) fn contested(_world: &World) -> VifKey {
+pub(crate) fn contested() -> VifKey {
     key(0, 0)
 }
 
@@ -190,7 +190,7 @@ impl World {
     fn any_key(&mut self) -> VifKey {
         let keys: Vec<VifKey> = self.users.iter().map(|user| user.key).collect();
         let mut key = keys[self.random.index(keys.len())];
-        if self.scenario == Scenario::Duplicates && key == contested(self) {
+        if self.scenario == Scenario::Duplicates && key == contested() {
             key = keys[1];
         }
         key
@@ -346,11 +346,11 @@ impl World {
     }
 
     fn spray(&mut self, from: usize, left: u32) {
-        let [a, b, c, d] = left.to_be_bytes();
+        let ([x, y], [a, b, c, d]) = (crate::checks::SPRAYED, left.to_be_bytes());
         let host = self.users[from].host;
         if self.users[from].active {
             self.with_mapper(host, |mapper, now| {
-                mapper.resolve(LocalVif(from as u64), Mac([2, 9, a, b, c, d]), false, now);
+                mapper.resolve(LocalVif(from as u64), Mac([x, y, a, b, c, d]), false, now);
             });
             crate::checks::is_bounded(self, host);
         }

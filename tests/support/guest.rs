@@ -68,15 +68,15 @@ impl Guest {
     /// Starts a guest with these NICs (eth0, eth1, ...). It boots meanwhile: see
     /// [`Guest::wait_boot`].
     pub(crate) fn start(name: &str, qemu: Qemu, nics: &[Nic<'_>], directory: &Path) -> Self {
-        let mut command = Command::new(qemu.program());
-        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "128M"]);
-        command.args(accelerator(qemu)).args(kernel()).args(["-serial", "stdio"]);
+        let mut command = machine(qemu, nics);
         command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
         command.args(["-machine", "q35,memory-backend=mem"]);
-        for (number, nic) in nics.iter().enumerate() {
-            command.args(nic_options(number, nic));
-        }
         Self::start_command(name, &mut command, directory)
+    }
+
+    /// Starts a guest whose memory is not shared, which cannot work.
+    pub(crate) fn start_unshared(name: &str, qemu: Qemu, nics: &[Nic<'_>], at: &Path) -> Self {
+        Self::start_command(name, machine(qemu, nics).args(["-machine", "q35"]), at)
     }
 
     /// Starts a guest with a command that ends in QEMU options: those for the agent are added.
@@ -157,6 +157,13 @@ impl Guest {
     /// Frames that an interface has received.
     pub(crate) fn frames_received(&mut self, interface: &str) -> u64 {
         self.number(&format!("cat /sys/class/net/{interface}/statistics/rx_packets"))
+    }
+
+    /// Panics if QEMU has complained about anything, a backend for example.
+    pub(crate) fn assert_no_complaints(&self) {
+        let log = self.process.log();
+        let complaint = log.lines().find(|line| line.starts_with("qemu-system-x86_64: "));
+        assert_eq!(complaint, None, "guest {}", self.name);
     }
 
     /// Differs from boot to boot.
@@ -262,6 +269,17 @@ impl Agent {
             self.statuses.insert(id, status.parse().expect("an exit status"));
         }
     }
+}
+
+/// The command line of a guest, but for its memory.
+fn machine(qemu: Qemu, nics: &[Nic<'_>]) -> Command {
+    let mut command = Command::new(qemu.program());
+    command.args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "128M"]);
+    command.args(accelerator(qemu)).args(kernel()).args(["-serial", "stdio"]);
+    for (number, nic) in nics.iter().enumerate() {
+        command.args(nic_options(number, nic));
+    }
+    command
 }
 
 fn nic_options(number: usize, nic: &Nic<'_>) -> [String; 6] {

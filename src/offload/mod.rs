@@ -1,0 +1,50 @@
+//! Work that a guest leaves to its NIC, and that the NIC saves its guest: checksums, cutting large
+//! frames into segments, putting segments together again, and bundles of small frames.
+//!
+//! Linux moves TCP in frames of up to 64 KiB through virtio-net. A tunnel that insists on frames of
+//! the underlay's MTU makes guest and host walk their stacks forty times as often; one that takes
+//! large frames has to cut them itself, as each datagram carries a whole frame of its own.
+//!
+//! ```text
+//! out:  virtio-net header ──► header::Request ──┬─ nothing ─────────────────────► one datagram
+//!       first bytes of frame ► layout::Layout   ├─ checksum: checksum::complete, or flag C
+//!                                               └─ segments: gso::Cut ──────────► n datagrams
+//!       small frames to one place ──────────────── bundle::Packer ──────────────► n datagrams
+//!
+//! in:   datagrams ──► (bundle::Entries) ──► gro::Merger ──► virtio-net header, headers, payloads
+//! ```
+//!
+//! Everything here is arithmetic on bytes that were copied from guests or received from peers: no
+//! I/O, no clock, no allocation, no panic. The caller moves the payload, which is why results
+//! name ranges rather than hold bytes.
+//!
+//! | File | What |
+//! |---|---|
+//! | [`features`] | which offloads guest and device agreed upon |
+//! | [`header`] | the virtio-net header, checked against frame and features |
+//! | [`layout`] | where the headers of a frame are |
+//! | [`checksum`] | the Internet checksum, partial and complete |
+//! | [`gso`] | one large frame becomes segments |
+//! | [`gro`] | segments become one large frame |
+//! | [`bundle`] | many small frames in a datagram (flag B) |
+
+#![forbid(unsafe_code)]
+#![warn(clippy::indexing_slicing)]
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
+pub mod bundle;
+pub mod checksum;
+pub mod features;
+mod field;
+pub mod gro;
+pub mod gso;
+pub mod header;
+pub mod layout;
+#[cfg(test)]
+pub(crate) mod packets;
+
+/// How much of a frame's beginning is copied and looked at, in bytes: all headers have to be in it.
+///
+/// Ethernet with two VLAN tags, IPv4 and TCP with all their options make 142; the rest is room for
+/// extension headers of IPv6.
+pub const LEAD_LEN: usize = 256;

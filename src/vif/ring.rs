@@ -234,4 +234,8 @@ impl<'q, 'm> RingView<'q, 'm> {
 const NO_NOTIFY: u16 = VRING_USED_F_NO_NOTIFY as u16;
 
 #[cfg(test)]
+mod differential;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod tests;

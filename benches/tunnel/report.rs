@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::cases::Work;
+use crate::cases::{Windows, Work};
 use crate::measure::{Rate, Window};
 use crate::subject::{Conditions, Kind, Subject};
 use crate::traffic::RoundTrips;
@@ -45,6 +45,8 @@ pub(crate) struct Row {
     /// What the sender gave to the subject.
     pub(crate) frames: String,
     pub(crate) window: Window,
+    /// Goodput in Gbit/s of the trials with all windows.
+    pub(crate) trials: Vec<(Window, f64)>,
     pub(crate) goodput_gbit_s: Option<Figure>,
     pub(crate) cpu_s_per_gb: Option<Figure>,
     pub(crate) million_frames_s: Option<Figure>,
@@ -66,7 +68,7 @@ impl Row {
         case: &str,
         work: Work,
         subject: &Subject,
-        window: Window,
+        windows: &Windows,
         samples: &Samples,
     ) -> Self {
         let rate = |part: fn(&Rate) -> f64| Figure::of(samples.rates.iter().map(part));
@@ -78,7 +80,8 @@ impl Row {
             subject: subject.kind,
             conditions: subject.conditions,
             frames: describe(work, subject),
-            window,
+            window: windows.best,
+            trials: windows.tried.clone(),
             goodput_gbit_s: rate(|rate| rate.gbit),
             cpu_s_per_gb: rate(|rate| rate.cpu_per_gb).filter(|_| work == Work::Bulk),
             million_frames_s: rate(|rate| rate.mega_units).filter(|_| is_frames),

@@ -1,19 +1,18 @@
 //! The same verdicts by another way: the crate's iterators and the memory's own look-ups, one access
 //! at a time. Slow, and what [`super::differential`] holds the fast path against.
 
-use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::vhost_user::vring::GuestMemory;
-use crate::vif::guest::{ChainFault, Delivery, HeaderLayout, MAX_FRAME_LEN};
+use crate::vif::guest::{Delivery, HeaderLayout, MAX_FRAME_LEN, Malformed};
 
 /// The frame of a transmit chain, without its header.
 pub(super) fn read_frame(
     memory: &GuestMemory,
     chain: DescriptorChain<&GuestMemory>,
     header_len: usize,
-) -> Result<Vec<u8>, ChainFault> {
+) -> Result<Vec<u8>, Malformed> {
     let mut bytes = Vec::new();
     let mut ended = false;
     let mut pieces = 0;
@@ -21,29 +20,17 @@ pub(super) fn read_frame(
         ended = !descriptor.has_next();
         let (start, len) = (bytes.len(), descriptor.len() as usize);
         if descriptor.is_write_only() || start + len > header_len + MAX_FRAME_LEN {
-            return Err(ChainFault::Malformed);
+            return Err(Malformed);
         }
         bytes.resize(start + len, 0);
         let read = memory.read_slice(&mut bytes[start..], descriptor.addr());
-        read.map_err(|_| ChainFault::Malformed)?;
-        pieces += body_pieces(memory, &descriptor, start, header_len + 12);
+        read.map_err(|_| Malformed)?;
+        pieces += memory.get_slices(descriptor.addr(), len).count();
     }
     if !ended || pieces > 512 || bytes.len() < header_len + 14 {
-        return Err(ChainFault::Malformed);
+        return Err(Malformed);
     }
-    if bytes[..2] != [0, 0] { Err(ChainFault::Header) } else { Ok(bytes.split_off(header_len)) }
-}
-
-/// How many pieces of memory hold what a descriptor has of the frame behind its first `skip` bytes.
-fn body_pieces(memory: &GuestMemory, of: &Descriptor, start: usize, skip: usize) -> usize {
-    let slices = memory.get_slices(of.addr(), of.len() as usize);
-    let mut end = start;
-    slices
-        .filter(|slice| {
-            end += slice.as_ref().map_or(0, |s| s.len());
-            end > skip
-        })
-        .count()
+    Ok(bytes.split_off(header_len))
 }
 
 struct Buffer {
@@ -112,19 +99,19 @@ fn writable(
     memory: &GuestMemory,
     chain: DescriptorChain<&GuestMemory>,
     pieces: &mut Vec<(GuestAddress, usize)>,
-) -> Result<usize, ChainFault> {
+) -> Result<usize, Malformed> {
     let mut len = 0;
     let mut ended = false;
     for descriptor in chain {
         ended = !descriptor.has_next();
         let (address, piece) = (descriptor.addr(), descriptor.len() as usize);
         if !descriptor.is_write_only() || !memory.check_range(address, piece) {
-            return Err(ChainFault::Malformed);
+            return Err(Malformed);
         }
         len += piece;
         pieces.push((address, piece));
     }
-    if ended && len > 0 { Ok(len) } else { Err(ChainFault::Malformed) }
+    if ended && len > 0 { Ok(len) } else { Err(Malformed) }
 }
 
 /// Asks for a kick beyond `seen`; whether the driver is there already.

@@ -18,6 +18,7 @@ mod support;
 
 mod isolation;
 mod launch;
+mod ping;
 mod reach;
 mod restarts;
 
@@ -88,33 +89,6 @@ impl Machine {
         self.guest.wait_boot();
         self.guest.configure("eth0", address);
     }
-}
-
-/// Result of some pings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Pings {
-    sent: u32,
-    answered: u32,
-}
-
-/// Reads the summary that ping prints: `3 packets transmitted, 2 packets received, ...`.
-fn pings(output: &str) -> Pings {
-    let summary = output.lines().find(|line| line.contains("packets transmitted"));
-    let summary = summary.unwrap_or_else(|| panic!("not from ping: {output}"));
-    let number = |part: Option<&str>| {
-        let word = part.and_then(|part| part.split_whitespace().next());
-        word.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("ping: {summary}"))
-    };
-    let mut parts = summary.split(',');
-    Pings { sent: number(parts.next()), answered: number(parts.next()) }
-}
-
-/// Pings once; returns the time until the answer, which includes all address resolution.
-fn first_ping(guest: &mut Guest, to: &str) -> Duration {
-    let output = guest.run(&format!("ping -c 1 -W 5 {to}"));
-    let time = output.split_once("time=").and_then(|(_, rest)| rest.split_once(" ms"));
-    let milliseconds: f64 = time.and_then(|(time, _)| time.parse().ok()).expect("a time from ping");
-    Duration::from_secs_f64(milliseconds / 1000.0)
 }
 
 /// Sends `mib` MiB of random bytes over TCP and checks that what arrives has the same checksum.

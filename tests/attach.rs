@@ -2,6 +2,8 @@
 
 #[path = "support/driver.rs"]
 mod driver;
+#[path = "support/in_process.rs"]
+mod in_process;
 #[path = "support/loopback.rs"]
 mod loopback;
 #[path = "support/rig.rs"]
@@ -17,8 +19,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use driver::{Control, Driver, F_PROTOCOL_FEATURES, Options, Order, request};
+use in_process::InProcess;
 use loopback::Loopback;
-use rig::{InProcess, PATIENCE, Rig, eventually};
+use rig::{PATIENCE, Rig, eventually};
 use tempfile::TempDir;
 use vnet::sys::clock;
 use vnet::vhost_user::attach::{Attach, AttachError, Endpoint};

@@ -2,23 +2,31 @@
 //! still serves: the same driver at once where only a chain was bad, after a reset where the ring
 //! was.
 
+#[path = "support/abuse.rs"]
+mod abuse;
 #[path = "support/driver.rs"]
 mod driver;
+#[path = "support/in_process.rs"]
+mod in_process;
 #[path = "support/loopback.rs"]
 mod loopback;
 #[path = "support/rig.rs"]
 mod rig;
 
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use driver::{
-    Control, Driver, HEADER_LEN, INDIRECT, Layout, NEXT, Options, Order, USER_BASE, WRITE, gpa,
-    raw_descriptor, readable, request,
+use abuse::{
+    BAD_TRANSMIT_RINGS, RingAbuse, bad_chains_are_returned, malformed_rings_stop,
+    rewrite_descriptors,
 };
-use rig::{InProcess, PATIENCE, Rig, eventually, frame};
+use driver::{
+    Control, Driver, HEADER_LEN, Layout, NEXT, Options, Order, USER_BASE, WRITE, gpa, readable,
+    request,
+};
+use in_process::InProcess;
+use rig::{PATIENCE, Rig, eventually, frame};
 use vhost::vhost_user::message::VhostUserHeaderFlag;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -125,12 +133,10 @@ fn a_batch_needs_one_kick() {
     for n in 0..200 {
         assert_eq!(driver.recv_frame(PATIENCE), Some(frame(100, n)));
     }
-    eventually("all chains are returned", || driver.pairs[0].reclaim() > 0 || reclaimed(&driver));
-}
-
-fn reclaimed(driver: &Driver) -> bool {
-    let tx = &driver.pairs[0].tx;
-    tx.last_used == tx.next_avail
+    eventually("all chains are returned", || {
+        driver.pairs[0].reclaim();
+        driver.pairs[0].tx.is_settled()
+    });
 }
 
 /// A guest that gives no buffers is not asked again for each frame, and loses none that wait.
@@ -202,113 +208,17 @@ fn a_frame_in_one_byte_descriptors_passes() {
     assert_eq!(driver.recv_frame(PATIENCE), Some(sent));
 }
 
-type Abuse = (&'static str, fn(&mut Driver));
-
-/// Chains that are no frame: each is dropped and returned, the ring goes on.
-const BAD_CHAINS: &[Abuse] = &[
-    ("a descriptor that is its own next", |d| chain(d, &[(0, 64, NEXT, 0)])),
-    ("a loop of two", |d| chain(d, &[(0, 64, NEXT, 1), (64, 64, NEXT, 0)])),
-    ("a next beyond the table", |d| chain(d, &[(0, 64, NEXT, 0xffff)])),
-    ("a next just beyond the table", |d| chain(d, &[(0, 64, NEXT, 256)])),
-    ("no bytes at all", |d| chain(d, &[(0, 0, 0, 0)])),
-    ("a runt header", |d| chain(d, &[(0, 11, 0, 0)])),
-    ("a header and nothing else", |d| chain(d, &[(0, 12, 0, 0)])),
-    ("half an Ethernet header", |d| chain(d, &[(0, 12, NEXT, 1), (12, 7, 0, 0)])),
-    ("a frame beyond 64 KiB", |d| chain(d, &[(0, 12, NEXT, 1), (0, u32::MAX, 0, 0)])),
-    ("lengths that overflow", |d| {
-        chain(d, &[(0, u32::MAX, NEXT, 1), (0, u32::MAX, NEXT, 2), (0, 64, 0, 0)]);
-    }),
-    ("a buffer outside memory", |d| chain(d, &[(0, 12, NEXT, 1), (1 << 40, 64, 0, 0)])),
-    ("a buffer at the end of the address space", |d| {
-        chain(d, &[(0, 12, NEXT, 1), (u64::MAX - 0x10_0010, 64, 0, 0)]);
-    }),
-    ("a buffer across the end of memory", |d| {
-        let end = d.memory.len() as u64;
-        chain(d, &[(0, 12, NEXT, 1), (end - 32, 64, 0, 0)]);
-    }),
-    ("a header outside memory", |d| chain(d, &[(1 << 40, 12, NEXT, 1), (0, 64, 0, 0)])),
-    ("a buffer to be written to", |d| chain(d, &[(0, 12, NEXT, 1), (12, 64, WRITE, 0)])),
-    ("only buffers to be written to", |d| chain(d, &[(0, 76, WRITE, 0)])),
-    ("an indirect table of no length", |d| chain(d, &[(0, 0, INDIRECT, 0)])),
-    ("an indirect table of odd length", |d| table(d, 33, &[(256, 76, 0, 0)])),
-    ("an indirect table outside memory", |d| chain(d, &[(1 << 40, 32, INDIRECT, 0)])),
-    ("a huge indirect table", |d| table(d, 16 * 70_000, &[(256, 76, 0, 0)])),
-    ("a table in a table", |d| table(d, 32, &[(256, 32, INDIRECT, 0), (256, 76, 0, 0)])),
-    ("a loop in a table", |d| table(d, 32, &[(256, 64, NEXT, 1), (320, 64, NEXT, 0)])),
-    ("a next beyond its table", |d| table(d, 32, &[(256, 64, NEXT, 2), (320, 64, 0, 0)])),
-    ("a long loop in a long table", |d| {
-        let len = 16 * 1000;
-        table(d, len, &[(256, 1, NEXT, 1), (320, 1, NEXT, 0)]);
-    }),
-    ("a table that lies over its own end", |d| {
-        let end = d.memory.len() as u64;
-        chain(d, &[(end - 16, 32, INDIRECT, 0)]);
-    }),
-];
-
-/// Offers a chain of the first descriptors: offset in memory, length, flags, next.
-fn chain(driver: &mut Driver, descriptors: &[(u64, u32, u16, u16)]) {
-    let tx = &mut driver.pairs[0].tx;
-    for (slot, &(offset, len, flags, next)) in (0..).zip(descriptors) {
-        tx.descriptor(slot, gpa(offset), len, flags, next);
-    }
-    tx.offer(0);
-    tx.expose();
-}
-
-/// Offers an indirect table that lies at the start of the scratch page, of the length it claims.
-fn table(driver: &mut Driver, len: u32, descriptors: &[(u64, u32, u16, u16)]) {
-    for (slot, &(offset, len, flags, next)) in (0_u64..).zip(descriptors) {
-        let raw = raw_descriptor(gpa(offset), len, flags, next);
-        driver.memory.write(driver.scratch + 16 * slot, &raw);
-    }
-    let at = driver.scratch;
-    chain(driver, &[(at, len, INDIRECT, 0)]);
-}
-
 #[test]
 fn a_bad_chain_is_dropped_and_returned() {
     let rig = InProcess::listening(1);
     for event_idx in [true, false] {
         let mut driver = rig.connect(Options { event_idx, ..Options::default() });
-        for (name, abuse) in BAD_CHAINS {
-            let before = rig.malformed();
-            abuse(&mut driver);
-            let used = driver.pairs[0].tx.wait_used(PATIENCE);
-            assert_eq!(used, Some((0, 0)), "{name}: is returned");
-            assert_eq!(rig.malformed(), before + 1, "{name}: is counted");
-            rig.assert_alive(&mut driver);
-            // What was sent meanwhile is given back before the next chain.
-            eventually(name, || {
-                driver.pairs[0].reclaim();
-                reclaimed(&driver)
-            });
-        }
+        bad_chains_are_returned(&rig, &mut driver);
         assert_eq!(rig.ring_failures(), 0);
     }
 }
 
-/// What makes a whole ring unusable, and which.
-type RingAbuse = (&'static str, usize, fn(&mut Driver));
-
-const BAD_RINGS: &[RingAbuse] = &[
-    ("an available index that jumps", 1, |d| {
-        let tx = &mut d.pairs[0].tx;
-        tx.next_avail = tx.next_avail.wrapping_add(tx.size + 1);
-        tx.expose();
-        tx.kick();
-    }),
-    ("an available index that goes back", 1, |d| {
-        let tx = &mut d.pairs[0].tx;
-        tx.next_avail = tx.next_avail.wrapping_sub(1);
-        tx.expose();
-        tx.kick();
-    }),
-    ("a head beyond the table", 1, |d| {
-        let tx = &mut d.pairs[0].tx;
-        tx.offer(4711);
-        tx.expose();
-    }),
+const BAD_RECEIVE_RINGS: &[RingAbuse] = &[
     ("a receive index that jumps", 0, |d| {
         let rx = &mut d.pairs[0].rx;
         rx.next_avail = rx.next_avail.wrapping_add(rx.size + 1);
@@ -340,17 +250,8 @@ fn rx_buffers(driver: &mut Driver, buffer: fn(u16) -> (u64, u32, u16)) {
 fn a_malformed_ring_stops_until_it_is_reset() {
     let rig = InProcess::listening(1);
     let mut driver = rig.connect(Options::default());
-    for (count, (name, index, abuse)) in (1..).zip(BAD_RINGS) {
-        rig.assert_alive(&mut driver);
-        abuse(&mut driver);
-        assert!(readable(&driver.queue(*index).err, PATIENCE), "{name}: the error is signalled");
-        eventually(name, || rig.ring_failures() == count);
-        // Kicks of a stopped ring change nothing.
-        driver.queue(*index).kick();
-        driver.control.sync().unwrap();
-        assert_eq!(rig.ring_failures(), count, "{name}: counted once");
-        driver.reset().unwrap();
-        rig.assert_alive(&mut driver);
+    for abuses in [BAD_TRANSMIT_RINGS, BAD_RECEIVE_RINGS] {
+        malformed_rings_stop(&rig, &mut driver, abuses);
     }
 }
 
@@ -438,49 +339,8 @@ fn kicks_before_memory_are_harmless() {
 fn descriptors_that_change_meanwhile_do_no_harm() {
     let rig = InProcess::listening(1);
     let mut driver = rig.connect(Options { layout: Layout::One, ..Options::default() });
-    let stop = Arc::new(AtomicBool::new(false));
-    let rewriter = {
-        let (stop, memory) = (stop.clone(), driver.memory.clone());
-        let (tx, rx) = (driver.pairs[0].tx.table, driver.pairs[0].rx.table);
-        std::thread::spawn(move || {
-            let mut state = 0x2545_f491_4f6c_dd1d_u64;
-            while !stop.load(Ordering::Relaxed) {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                let [slot, flags, next, pick, rest @ ..] = state.to_le_bytes();
-                let table = if pick % 4 == 0 { rx } else { tx };
-                let address = if pick % 8 == 1 { u64::MAX - state } else { gpa(state % 0x8000) };
-                let len = u32::from_le_bytes(rest) % 3000;
-                let raw = raw_descriptor(address, len, u16::from(flags % 8), next.into());
-                memory.write(table + 16 * u64::from(slot), &raw);
-            }
-        })
-    };
-    let deadline = clock::mono() + Duration::from_millis(1500);
-    let mut rounds = 0;
-    while clock::mono() < deadline {
-        for n in 0..32 {
-            driver.pairs[0].tx.offer(n);
-        }
-        driver.flush(0);
-        // Used entries may lie in buffers that the device was told to write to.
-        driver.pairs[0].tx.skip_used();
-        for n in 0..driver.pairs[0].rx.skip_used() {
-            driver.pairs[0].rx.offer(n % 256);
-        }
-        driver.pairs[0].rx.expose();
-        if readable(&driver.pairs[0].rx.err, Duration::ZERO)
-            || readable(&driver.pairs[0].tx.err, Duration::ZERO)
-        {
-            driver.reset().unwrap();
-        }
-        rounds += 1;
-    }
-    stop.store(true, Ordering::Relaxed);
-    rewriter.join().unwrap();
+    let rounds = rewrite_descriptors(&mut driver, Duration::from_millis(1500));
     assert!(rounds > 10, "{rounds} rounds are too few to mean anything");
-    driver.reset().unwrap();
     rig.assert_alive(&mut driver);
 }
 

@@ -41,7 +41,7 @@ pub mod gso;
 pub mod header;
 pub mod layout;
 #[cfg(test)]
-mod packets;
+pub(crate) mod packets;
 
 /// How much of a frame's beginning is copied and looked at, in bytes: all headers have to be in it.
 ///

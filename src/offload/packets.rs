@@ -7,27 +7,27 @@ use super::layout::Layout;
 
 /// What is in a frame. Addresses and ports are always the same.
 #[derive(Clone, Debug)]
-pub(super) struct Packet {
+pub(crate) struct Packet {
     /// Ethernet types of VLAN tags, outermost first.
-    pub(super) tags: Vec<u16>,
-    pub(super) is_v6: bool,
-    pub(super) is_udp: bool,
+    pub(crate) tags: Vec<u16>,
+    pub(crate) is_v6: bool,
+    pub(crate) is_udp: bool,
     /// Four bytes each (IPv4), or a destination options header of eight bytes each (IPv6).
-    pub(super) ip_options: usize,
-    pub(super) tcp_options: Vec<u8>,
-    pub(super) tcp_flags: u8,
-    pub(super) sequence: u32,
-    pub(super) identification: u16,
-    pub(super) dont_fragment: bool,
-    pub(super) payload: Vec<u8>,
+    pub(crate) ip_options: usize,
+    pub(crate) tcp_options: Vec<u8>,
+    pub(crate) tcp_flags: u8,
+    pub(crate) sequence: u32,
+    pub(crate) identification: u16,
+    pub(crate) dont_fragment: bool,
+    pub(crate) payload: Vec<u8>,
 }
 
 /// The TCP options of an established connection of Linux: two NOPs, a time stamp.
-pub(super) const TIMESTAMP: [u8; 12] = [1, 1, 8, 10, 0, 1, 2, 3, 0, 4, 5, 6];
+pub(crate) const TIMESTAMP: [u8; 12] = [1, 1, 8, 10, 0, 1, 2, 3, 0, 4, 5, 6];
 
 impl Packet {
     /// TCP over IPv4 with ACK, as a super-frame of so many bytes of payload.
-    pub(super) fn tcp(payload_len: usize) -> Self {
+    pub(crate) fn tcp(payload_len: usize) -> Self {
         Self {
             tags: vec![],
             is_v6: false,
@@ -43,12 +43,12 @@ impl Packet {
     }
 
     /// UDP over IPv4.
-    pub(super) fn udp(payload_len: usize) -> Self {
+    pub(crate) fn udp(payload_len: usize) -> Self {
         Self { is_udp: true, ..Self::tcp(payload_len) }
     }
 
     /// The frame with complete checksums.
-    pub(super) fn build(&self) -> Vec<u8> {
+    pub(crate) fn build(&self) -> Vec<u8> {
         let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
         for (at, tag) in (100u16..).zip(&self.tags) {
             frame.extend(tag.to_be_bytes());
@@ -67,7 +67,7 @@ impl Packet {
     }
 
     /// The same with a partial transport checksum.
-    pub(super) fn build_partial(&self) -> Vec<u8> {
+    pub(crate) fn build_partial(&self) -> Vec<u8> {
         let mut frame = self.build();
         make_partial(&mut frame);
         frame
@@ -121,13 +121,13 @@ impl Packet {
 }
 
 /// Bytes that tell where they are from.
-pub(super) fn pattern(len: usize) -> Vec<u8> {
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at ^ at >> 8).to_be_bytes()[7]).collect()
 }
 
 /// The right checksums of a frame, by etherparse: of the IPv4 header, if it is that, and of the
 /// transport header, which is never 0.
-pub(super) fn right_checksums(frame: &[u8]) -> (Option<u16>, u16) {
+pub(crate) fn right_checksums(frame: &[u8]) -> (Option<u16>, u16) {
     let packet = SlicedPacket::from_ethernet(frame).unwrap();
     let net = packet.net.unwrap();
     let (ipv4, transport) = match (&net, packet.transport.unwrap()) {
@@ -156,7 +156,7 @@ pub(super) fn right_checksums(frame: &[u8]) -> (Option<u16>, u16) {
 }
 
 /// Asserts that a frame has right lengths and complete checksums.
-pub(super) fn assert_complete(frame: &[u8]) {
+pub(crate) fn assert_complete(frame: &[u8]) {
     let layout = Layout::parse(frame, frame.len()).unwrap();
     assert_eq!(layout.end, frame.len());
     let (ipv4, transport) = right_checksums(frame);
@@ -167,7 +167,7 @@ pub(super) fn assert_complete(frame: &[u8]) {
 }
 
 /// Sets the right checksums.
-pub(super) fn set_checksums(frame: &mut [u8]) {
+pub(crate) fn set_checksums(frame: &mut [u8]) {
     let layout = Layout::parse(frame, frame.len()).unwrap();
     let (ipv4, transport) = right_checksums(frame);
     if let Some(right) = ipv4 {
@@ -178,7 +178,7 @@ pub(super) fn set_checksums(frame: &mut [u8]) {
 
 /// Replaces the transport checksum with the sum of the pseudo-header, worked out from the right
 /// checksum: what it covers beside the pseudo-header is taken away.
-pub(super) fn make_partial(frame: &mut [u8]) {
+pub(crate) fn make_partial(frame: &mut [u8]) {
     let layout = Layout::parse(frame, frame.len()).unwrap();
     let (_, right) = right_checksums(frame);
     put(frame, layout.checksum_at(), 0);
@@ -195,17 +195,17 @@ pub(super) fn make_partial(frame: &mut [u8]) {
     put(frame, layout.checksum_at(), u16::try_from(partial).unwrap());
 }
 
-pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes(bytes[at..at + 2].try_into().unwrap())
 }
 
-pub(super) fn put(bytes: &mut [u8], at: usize, value: u16) {
+pub(crate) fn put(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
 
 prop_compose! {
     /// Any packet with up to so many bytes of payload; TCP flags are among ACK, PSH, FIN, ECE, CWR.
-    pub(super) fn packets(max_payload: usize)(
+    pub(crate) fn packets(max_payload: usize)(
         tags in prop::collection::vec(prop_oneof![Just(0x8100u16), Just(0x88a8)], 0..3),
         is_v6: bool,
         is_udp: bool,

@@ -21,6 +21,12 @@ pub struct IoVec<'a> {
 unsafe impl Send for IoVec<'_> {}
 
 impl<'a> IoVec<'a> {
+    /// Nothing.
+    pub const EMPTY: Self = {
+        let raw = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        Self { raw, borrow: PhantomData }
+    };
+
     /// Our own memory.
     pub fn from_slice(slice: &'a [u8]) -> Self {
         let raw = libc::iovec { iov_base: slice.as_ptr().cast_mut().cast(), iov_len: slice.len() };
@@ -44,14 +50,93 @@ impl<'a> IoVec<'a> {
         self.len() == 0
     }
 
+    /// Copies bytes from `offset` on, as they are at this moment; as many as both have. Returns how
+    /// many.
+    pub fn copy_to(&self, offset: usize, to: &mut [u8]) -> usize {
+        let len = self.len().saturating_sub(offset).min(to.len());
+        if len == 0 {
+            return 0;
+        }
+        // SAFETY: the memory is valid for reads of its length for 'a, whoever made the IoVec upheld
+        // that; the volatile slice lives for this call only.
+        let slice = unsafe { VolatileSlice::new(self.raw.iov_base.cast(), self.len()) };
+        match slice.subslice(offset.min(self.len()), len) {
+            Ok(part) => part.copy_to(to),
+            Err(_) => 0,
+        }
+    }
+
     /// Appends a copy of the bytes to `to`, as they are at this moment.
     pub fn append_to(&self, to: &mut Vec<u8>) {
-        // SAFETY: the memory is valid for reads of this length for 'a, whoever made the IoVec
-        // upheld that; the volatile slice lives for this call only.
-        let slice = unsafe { VolatileSlice::new(self.raw.iov_base.cast(), self.len()) };
         let start = to.len();
         to.resize(start + self.len(), 0);
-        slice.copy_to(to.get_mut(start..).unwrap_or_default());
+        self.copy_to(0, to.get_mut(start..).unwrap_or_default());
+    }
+
+    /// What follows the first `count` bytes.
+    pub fn skip(self, count: usize) -> Self {
+        let count = count.min(self.len());
+        let iov_base = self.raw.iov_base.wrapping_byte_add(count);
+        let raw = libc::iovec { iov_base, iov_len: self.len() - count };
+        Self { raw, ..self }
+    }
+
+    /// At most the first `count` bytes.
+    pub fn first(self, count: usize) -> Self {
+        let raw = libc::iovec { iov_len: count.min(self.len()), ..self.raw };
+        Self { raw, ..self }
+    }
+}
+
+/// Reads through pieces of memory in order.
+#[derive(Clone, Copy, Debug)]
+pub struct Gather<'p, 'm> {
+    pieces: &'p [IoVec<'m>],
+    offset: usize,
+}
+
+impl<'p, 'm> Gather<'p, 'm> {
+    /// Reads what the pieces hold from `skip` on.
+    pub fn new(mut pieces: &'p [IoVec<'m>], skip: usize) -> Self {
+        let mut offset = skip;
+        while let [first, rest @ ..] = pieces
+            && offset >= first.len()
+        {
+            offset -= first.len();
+            pieces = rest;
+        }
+        Self { pieces, offset }
+    }
+
+    /// Fills `to` with the next bytes; false if there were fewer.
+    pub fn copy_to(&mut self, mut to: &mut [u8]) -> bool {
+        while !to.is_empty() {
+            let Some(piece) = self.pieces.first() else { return false };
+            let copied = piece.copy_to(self.offset, to);
+            self.offset += copied;
+            to = to.get_mut(copied..).unwrap_or_default();
+            if self.offset >= piece.len() {
+                self.pieces = self.pieces.get(1..).unwrap_or_default();
+                self.offset = 0;
+            }
+        }
+        true
+    }
+
+    /// Appends the next `count` bytes to `to` without copying them; false if there were fewer.
+    pub fn lend(&mut self, mut count: usize, to: &mut Vec<IoVec<'m>>) -> bool {
+        while count > 0 {
+            let Some(piece) = self.pieces.first() else { return false };
+            let part = piece.skip(self.offset).first(count);
+            count -= part.len();
+            self.offset += part.len();
+            to.push(part);
+            if self.offset >= piece.len() {
+                self.pieces = self.pieces.get(1..).unwrap_or_default();
+                self.offset = 0;
+            }
+        }
+        true
     }
 }
 
@@ -72,6 +157,25 @@ mod tests {
         IoVec::from_slice(&bytes).append_to(&mut copy);
         IoVec::from_slice(&[]).append_to(&mut copy);
         assert_eq!(copy, b"> some bytes");
+    }
+
+    #[test]
+    fn gathers_across_pieces() {
+        let pieces = [b"abc".as_slice(), b"", b"defg", b"h"].map(IoVec::from_slice);
+        for skip in 0..9 {
+            for len in 0..=8 - skip.min(8) {
+                let mut copy = vec![0; len];
+                assert!(Gather::new(&pieces, skip).copy_to(&mut copy));
+                assert_eq!(copy, b"abcdefgh"[skip..skip + len]);
+                let mut parts = Vec::new();
+                let mut gather = Gather::new(&pieces, skip);
+                assert!(gather.lend(len, &mut parts));
+                let mut lent = Vec::new();
+                parts.iter().for_each(|part| part.append_to(&mut lent));
+                assert_eq!(lent, copy);
+            }
+            assert!(!Gather::new(&pieces, skip).copy_to(&mut vec![0; 9 - skip]));
+        }
     }
 
     #[test]

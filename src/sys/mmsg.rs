@@ -1,4 +1,5 @@
-//! `sendmmsg` and `recvmmsg`: batches of datagrams in one system call.
+//! `sendmmsg` and `recvmmsg`: batches of datagrams in one system call, and with UDP_SEGMENT and
+//! UDP_GRO (udp(7)) many datagrams in one message of a batch.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -9,37 +10,57 @@ use socket2::{SockAddr, SockAddrStorage};
 
 use super::iovec::IoVec;
 
-/// Most datagrams in one system call.
+/// Most messages in one system call.
 pub const BATCH: usize = 64;
+/// Most bytes of payload in one message, one datagram or many: what IPv4 has room for.
+pub const MAX_MESSAGE_LEN: usize = 65_507;
+/// Most datagrams in one message: UDP_MAX_SEGMENTS of kernels before 6.9.
+pub const MAX_SEGMENTS: usize = 64;
 
-/// A datagram to be sent, in parts.
+/// A message to be sent: one datagram, or many of one size.
 #[derive(Clone, Copy, Debug)]
-pub struct Datagram<'a> {
+pub struct Message<'a> {
     /// Where to.
     pub to: SocketAddr,
     /// What, in order.
     pub parts: &'a [IoVec<'a>],
+    /// Length of each datagram but the last, which may be shorter; 0 for a single datagram.
+    pub segment: u16,
 }
 
-/// Sends up to [`BATCH`] datagrams in order; returns how many the kernel took.
+/// Room for the control message that carries the segment size.
+const SEGMENT_ROOM: usize = 24;
+/// `UDP_SEGMENT`, the option and the type of the control message (linux/udp.h).
+const UDP_SEGMENT: libc::c_int = 103;
+/// `UDP_GRO` likewise.
+const UDP_GRO: libc::c_int = 104;
+
+/// Sends up to [`BATCH`] messages in order; returns how many the kernel took.
 ///
 /// # Errors
-/// What became of the *first* datagram when none was taken.
-pub fn send(socket: BorrowedFd<'_>, datagrams: &[Datagram<'_>]) -> io::Result<usize> {
-    let count = datagrams.len().min(BATCH);
+/// What became of the *first* message when none was taken.
+pub fn send(socket: BorrowedFd<'_>, messages: &[Message<'_>]) -> io::Result<usize> {
+    let count = messages.len().min(BATCH);
     let mut names = [const { MaybeUninit::<SockAddr>::uninit() }; BATCH];
+    let mut controls = [const { MaybeUninit::<Control<SEGMENT_ROOM>>::uninit() }; BATCH];
     let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH];
-    for ((datagram, name), header) in datagrams.iter().zip(&mut names).zip(&mut headers) {
-        let name = name.write(SockAddr::from(datagram.to));
-        let mut message = empty_header();
-        message.msg_name = name.as_ptr().cast_mut().cast();
-        message.msg_namelen = name.len();
-        message.msg_iov = datagram.parts.as_ptr().cast_mut().cast();
-        message.msg_iovlen = datagram.parts.len();
-        header.write(libc::mmsghdr { msg_hdr: message, msg_len: 0 });
+    let places = names.iter_mut().zip(&mut controls).zip(&mut headers);
+    for (message, ((name, control), header)) in messages.iter().zip(places) {
+        let name = name.write(SockAddr::from(message.to));
+        let mut raw = empty_header();
+        raw.msg_name = name.as_ptr().cast_mut().cast();
+        raw.msg_namelen = name.len();
+        raw.msg_iov = message.parts.as_ptr().cast_mut().cast();
+        raw.msg_iovlen = message.parts.len();
+        if message.segment != 0 {
+            raw.msg_control = control.write(segment_control(message.segment)).0.as_mut_ptr().cast();
+            raw.msg_controllen = SEGMENT_ROOM;
+        }
+        header.write(libc::mmsghdr { msg_hdr: raw, msg_len: 0 });
     }
-    // SAFETY: the first `count` headers are initialised; the names and parts they point to are
-    // borrowed for the call, and the kernel only reads them (IoVec is a transparent iovec).
+    // SAFETY: the first `count` headers are initialised; the names, control messages and parts they
+    // point to are borrowed for the call, and the kernel only reads them (IoVec is a transparent
+    // iovec).
     let sent = unsafe {
         libc::sendmmsg(
             socket.as_raw_fd(),
@@ -51,102 +72,135 @@ pub fn send(socket: BorrowedFd<'_>, datagrams: &[Datagram<'_>]) -> io::Result<us
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// Room for each received datagram: the largest that UDP can carry, so that none is ever cut.
+/// The control message that asks for segments of a size: a header (length, level, type: cmsg(3))
+/// and the size, in the host's byte order.
+fn segment_control(segment: u16) -> Control<SEGMENT_ROOM> {
+    let mut control = Control([0; SEGMENT_ROOM]);
+    let len: usize = 16 + size_of::<u16>();
+    let fields = [
+        &len.to_ne_bytes()[..],
+        &libc::SOL_UDP.to_ne_bytes(),
+        &UDP_SEGMENT.to_ne_bytes(),
+        &segment.to_ne_bytes(),
+    ];
+    let mut bytes = control.0.iter_mut();
+    fields.into_iter().flatten().zip(&mut bytes).for_each(|(field, byte)| *byte = *field);
+    control
+}
+
+/// Lets the kernel hand over runs of datagrams of one size as one (UDP_GRO).
+///
+/// # Errors
+/// The kernel can't; then each datagram is received by itself.
+pub fn enable_gro(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option is an int, and its address and length are passed.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_UDP,
+            UDP_GRO,
+            std::ptr::from_ref(&on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Room for each received message: the largest that UDP can carry, so that none is ever cut.
 const ROOM: usize = 65_536;
-/// Datagrams received in one system call.
-const RECEIVE_BATCH: usize = 32;
-/// Room for the control messages of one datagram.
+/// Messages received in one system call: as much as stays in a level-2 cache.
+const RECEIVE_BATCH: usize = 16;
+/// Room for the control messages of one message.
 const CONTROL_ROOM: usize = 64;
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     len: usize,
     from: Option<SocketAddr>,
+    segment: usize,
     truncated: bool,
 }
 
-/// A datagram that arrived.
+/// A message that arrived: one datagram, or many of one size.
 #[derive(Clone, Copy, Debug)]
 pub struct Received<'a> {
     /// Its payload.
     pub bytes: &'a [u8],
     /// The sender.
     pub from: SocketAddr,
+    /// Length of each datagram but the last; that of all bytes for a single one, never 0.
+    segment: usize,
 }
 
-/// Received datagrams, taken one by one in the order they came.
-///
-/// What is not taken stays for later, so that a guest without receive buffers loses nothing that
-/// was already read. The memory is touched only as far as datagrams reach.
+impl<'a> Received<'a> {
+    /// The datagrams in it, in order; a single empty one for none.
+    pub fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let empty = self.bytes.is_empty().then_some(self.bytes);
+        empty.into_iter().chain(self.bytes.chunks(self.segment.max(1)))
+    }
+}
+
+/// Received messages, in the order they came. The memory is touched only as far as they reach.
 #[derive(Debug)]
 pub struct ReceiveBatch {
     memory: Vec<u8>,
     slots: Vec<Slot>,
-    next: usize,
     /// The kernel's count of datagrams that found the socket buffer full (SO_RXQ_OVFL, wraps),
-    /// as of the newest datagram.
+    /// as of the newest message.
     pub overflow: Option<u32>,
 }
 
 impl Default for ReceiveBatch {
     fn default() -> Self {
-        Self {
-            memory: vec![0; ROOM * RECEIVE_BATCH],
-            slots: Vec::with_capacity(RECEIVE_BATCH),
-            next: 0,
-            overflow: None,
-        }
+        let slots = Vec::with_capacity(RECEIVE_BATCH);
+        Self { memory: vec![0; ROOM * RECEIVE_BATCH], slots, overflow: None }
     }
 }
 
 impl ReceiveBatch {
-    /// The oldest datagram not yet taken.
-    pub fn peek(&self) -> Option<Received<'_>> {
-        let slot = self.slots.get(self.next)?;
-        let room = self.memory.get(self.next * ROOM..)?;
-        // A datagram that was cut, or whose sender is unknown, is shown as empty: no parser takes it.
+    /// The n-th message.
+    pub fn get(&self, n: usize) -> Option<Received<'_>> {
+        let slot = self.slots.get(n)?;
+        let room = self.memory.get(n * ROOM..)?;
+        // A message that was cut, or whose sender is unknown, is shown as empty: no parser takes it.
         let len = if slot.truncated || slot.from.is_none() { 0 } else { slot.len };
         let from = slot.from.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
-        Some(Received { bytes: room.get(..len)?, from })
+        Some(Received { bytes: room.get(..len)?, from, segment: slot.segment })
     }
 
-    /// Done with the datagram that [`ReceiveBatch::peek`] shows.
-    pub fn take(&mut self) {
-        self.next += 1;
-    }
-
-    /// How many have not been taken.
+    /// How many there are.
     pub fn len(&self) -> usize {
-        self.slots.len().saturating_sub(self.next)
+        self.slots.len()
     }
 
-    /// Whether all have been taken.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.slots.is_empty()
     }
 
-    /// Forgets what has not been taken.
+    /// Forgets all.
     pub fn clear(&mut self) {
         self.slots.clear();
-        self.next = 0;
     }
 
-    /// Adds a datagram as if it had been received; what it can't hold is cut.
+    /// Adds a message as if it had been received.
     #[cfg(test)]
-    pub fn push(&mut self, from: SocketAddr, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, from: SocketAddr, bytes: &[u8], segment: usize) {
         let start = self.slots.len() * ROOM;
         self.memory[start..start + bytes.len()].copy_from_slice(bytes);
-        self.slots.push(Slot { len: bytes.len(), from: Some(from), truncated: false });
+        self.slots.push(Slot { len: bytes.len(), from: Some(from), segment, truncated: false });
     }
 
-    /// Receives as many datagrams as wait, up to a batch; replaces what was not taken.
+    /// Receives as many messages as wait, up to a batch; replaces what was there.
     ///
     /// # Errors
     /// `WouldBlock` when none waits; others are the socket's.
     pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         self.clear();
         let mut names = [const { MaybeUninit::<SockAddrStorage>::uninit() }; RECEIVE_BATCH];
-        let mut controls = [const { MaybeUninit::<Control>::uninit() }; RECEIVE_BATCH];
+        let mut controls =
+            [const { MaybeUninit::<Control<CONTROL_ROOM>>::uninit() }; RECEIVE_BATCH];
         let mut rooms = [empty_iovec(); RECEIVE_BATCH];
         let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; RECEIVE_BATCH];
         for (index, chunk) in self.memory.chunks_exact_mut(ROOM).take(RECEIVE_BATCH).enumerate() {
@@ -181,12 +235,13 @@ impl ReceiveBatch {
             let name = unsafe { name.assume_init() };
             // SAFETY: the length is what the kernel wrote beside the address.
             let name = unsafe { SockAddr::new(name, header.msg_hdr.msg_namelen) };
-            if let Some(overflow) = overflow_of(&header.msg_hdr) {
-                self.overflow = Some(overflow);
-            }
+            let extra = control_of(&header.msg_hdr);
+            self.overflow = extra.overflow.or(self.overflow);
+            let len = usize::try_from(header.msg_len).unwrap_or(0).min(ROOM);
             self.slots.push(Slot {
-                len: usize::try_from(header.msg_len).unwrap_or(0).min(ROOM),
+                len,
                 from: name.as_socket(),
+                segment: extra.segment.filter(|size| *size > 0).unwrap_or(len),
                 truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
             });
         }
@@ -196,7 +251,7 @@ impl ReceiveBatch {
 
 /// Control messages must be aligned as their header is.
 #[repr(C, align(8))]
-struct Control([u8; CONTROL_ROOM]);
+struct Control<const ROOM: usize>([u8; ROOM]);
 
 fn empty_iovec() -> libc::iovec {
     libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }
@@ -207,23 +262,38 @@ fn empty_header() -> libc::msghdr {
     unsafe { std::mem::zeroed() }
 }
 
-/// The SO_RXQ_OVFL counter among the control messages of a received datagram.
-fn overflow_of(message: &libc::msghdr) -> Option<u32> {
+/// What the control messages of a received message say.
+#[derive(Debug, Default)]
+struct Extra {
+    overflow: Option<u32>,
+    segment: Option<usize>,
+}
+
+fn control_of(message: &libc::msghdr) -> Extra {
+    let mut extra = Extra::default();
     // SAFETY: the header was filled in by the kernel and its control buffer is still alive.
     let mut control = unsafe { libc::CMSG_FIRSTHDR(message) };
     while !control.is_null() {
         // SAFETY: not null, and CMSG_FIRSTHDR/NXTHDR stay within the control buffer.
         let header = unsafe { *control };
-        if header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SO_RXQ_OVFL {
-            // SAFETY: as above; the data begins behind the header.
-            let data = unsafe { libc::CMSG_DATA(control) };
-            // SAFETY: SO_RXQ_OVFL carries a u32; it may be unaligned.
-            return Some(unsafe { data.cast::<u32>().read_unaligned() });
+        // SAFETY: as above; the data begins behind the header.
+        let data = unsafe { libc::CMSG_DATA(control) };
+        match (header.cmsg_level, header.cmsg_type) {
+            (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
+                // SAFETY: SO_RXQ_OVFL carries a u32; it may be unaligned.
+                extra.overflow = Some(unsafe { data.cast::<u32>().read_unaligned() });
+            }
+            (libc::SOL_UDP, UDP_GRO) => {
+                // SAFETY: UDP_GRO carries an int; it may be unaligned.
+                let size = unsafe { data.cast::<libc::c_int>().read_unaligned() };
+                extra.segment = usize::try_from(size).ok();
+            }
+            _ => {}
         }
         // SAFETY: both are what CMSG_NXTHDR asks for.
         control = unsafe { libc::CMSG_NXTHDR(message, control) };
     }
-    None
+    extra
 }
 
 #[cfg(test)]
@@ -239,6 +309,10 @@ mod tests {
         (sender, receiver, to)
     }
 
+    fn single<'a>(to: SocketAddr, parts: &'a [IoVec<'a>]) -> Message<'a> {
+        Message { to, parts, segment: 0 }
+    }
+
     #[test]
     fn a_batch_arrives_in_order_and_whole() {
         let (sender, receiver, to) = pair();
@@ -247,22 +321,55 @@ mod tests {
             .iter()
             .map(|t| [IoVec::from_slice(b"head:"), IoVec::from_slice(t.as_bytes())])
             .collect();
-        let datagrams: Vec<Datagram<'_>> =
-            parts.iter().map(|parts| Datagram { to, parts }).collect();
-        assert_eq!(send(sender.as_fd(), &datagrams).unwrap(), 10);
+        let messages: Vec<Message<'_>> = parts.iter().map(|parts| single(to, parts)).collect();
+        assert_eq!(send(sender.as_fd(), &messages).unwrap(), 10);
 
         let mut batch = ReceiveBatch::default();
         batch.receive(receiver.as_fd()).unwrap();
         assert_eq!(batch.len(), 10);
-        for text in &texts {
-            let received = batch.peek().unwrap();
+        for (n, text) in texts.iter().enumerate() {
+            let received = batch.get(n).unwrap();
             assert_eq!(received.bytes, format!("head:{text}").as_bytes());
+            assert_eq!(received.datagrams().count(), 1);
             assert_eq!(received.from, sender.local_addr().unwrap());
-            batch.take();
         }
-        assert!(batch.is_empty());
         let empty = batch.receive(receiver.as_fd()).unwrap_err();
         assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn an_empty_datagram_is_one() {
+        let (sender, receiver, to) = pair();
+        assert_eq!(send(sender.as_fd(), &[single(to, &[])]).unwrap(), 1);
+        let mut batch = ReceiveBatch::default();
+        batch.receive(receiver.as_fd()).unwrap();
+        let datagrams: Vec<&[u8]> = batch.get(0).unwrap().datagrams().collect();
+        assert_eq!(datagrams, [&[] as &[u8]]);
+    }
+
+    #[test]
+    fn segments_are_cut_by_the_kernel_and_put_together_again() {
+        let (sender, receiver, to) = pair();
+        let bytes: Vec<u8> = (0..4500).map(|n| (n / 100) as u8).collect();
+        let parts = [IoVec::from_slice(&bytes)];
+        let message = Message { to, parts: &parts, segment: 1000 };
+        let plain = |batch: &ReceiveBatch| -> Vec<Vec<u8>> {
+            let all = (0..batch.len()).filter_map(|n| batch.get(n));
+            all.flat_map(|r| r.datagrams().map(<[u8]>::to_vec).collect::<Vec<_>>()).collect()
+        };
+        let expected: Vec<Vec<u8>> = bytes.chunks(1000).map(<[u8]>::to_vec).collect();
+        let mut batch = ReceiveBatch::default();
+
+        assert_eq!(send(sender.as_fd(), &[message]).unwrap(), 1);
+        batch.receive(receiver.as_fd()).unwrap();
+        assert_eq!(batch.len(), 5, "without GRO");
+        assert_eq!(plain(&batch), expected);
+
+        enable_gro(receiver.as_fd()).unwrap();
+        assert_eq!(send(sender.as_fd(), &[message, message]).unwrap(), 2);
+        batch.receive(receiver.as_fd()).unwrap();
+        assert_eq!(batch.len(), 2, "with GRO");
+        assert_eq!(plain(&batch), [expected.clone(), expected].concat());
     }
 
     #[test]
@@ -270,9 +377,9 @@ mod tests {
         let (sender, _receiver, to) = pair();
         let huge = vec![0; 70_000];
         let parts = [[IoVec::from_slice(b"small")], [IoVec::from_slice(&huge)]];
-        let datagrams = parts.each_ref().map(|parts| Datagram { to, parts });
-        assert_eq!(send(sender.as_fd(), &datagrams).unwrap(), 1);
-        let error = send(sender.as_fd(), &datagrams[1..]).unwrap_err();
+        let messages = parts.each_ref().map(|parts| single(to, parts));
+        assert_eq!(send(sender.as_fd(), &messages).unwrap(), 1);
+        let error = send(sender.as_fd(), &messages[1..]).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
     }
 
@@ -285,13 +392,13 @@ mod tests {
         let bytes = [0; 1000];
         let parts = [IoVec::from_slice(&bytes)];
         for _ in 0..50 {
-            send(sender.as_fd(), &[Datagram { to, parts: &parts }]).unwrap();
+            send(sender.as_fd(), &[single(to, &parts)]).unwrap();
         }
         let mut batch = ReceiveBatch::default();
         batch.receive(receiver.as_fd()).unwrap();
         let arrived = batch.len() as u32;
         assert!(arrived < 50);
-        send(sender.as_fd(), &[Datagram { to, parts: &parts }]).unwrap();
+        send(sender.as_fd(), &[single(to, &parts)]).unwrap();
         batch.receive(receiver.as_fd()).unwrap();
         assert_eq!(batch.overflow, Some(50 - arrived));
     }

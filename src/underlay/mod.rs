@@ -1,4 +1,4 @@
-//! The underlay as the data path sees it: batches of datagrams out, batches in.
+//! The underlay as the data path sees it: batches of messages out, batches in.
 //!
 //! A queue pair of a vif has one [`Underlay`] of its own. It holds two sockets that varpd opened:
 //! the vif's own (its address is the vif's care-of address; everything is sent from it) and that of
@@ -10,7 +10,7 @@ pub mod udp;
 use std::io;
 use std::os::fd::RawFd;
 
-use crate::sys::mmsg::{Datagram, ReceiveBatch};
+use crate::sys::mmsg::{Message, ReceiveBatch};
 
 /// Through which of a vif's sockets a datagram arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,11 +23,11 @@ pub enum Port {
 
 /// Sends and receives for one queue pair. No call blocks.
 pub trait Underlay: Send {
-    /// Sends in order; returns how many datagrams, from the first, were taken.
+    /// Sends in order; returns how many messages, from the first, were taken.
     ///
     /// # Errors
     /// Why the *first* was not taken. The caller decides about it and goes on with the rest.
-    fn send(&mut self, datagrams: &[Datagram<'_>]) -> io::Result<usize>;
+    fn send(&mut self, messages: &[Message<'_>]) -> io::Result<usize>;
 
     /// Receives what waits at `port`, up to a batch.
     ///
@@ -50,8 +50,10 @@ pub(crate) mod memory {
     /// An underlay whose ends the test holds.
     #[derive(Debug, Default)]
     pub(crate) struct MemoryUnderlay {
-        /// What was sent.
+        /// The datagrams that were sent.
         pub(crate) sent: Vec<(SocketAddr, Vec<u8>)>,
+        /// In how many messages.
+        pub(crate) messages: usize,
         /// What arrives next, by port.
         pub(crate) own: VecDeque<(SocketAddr, Vec<u8>)>,
         pub(crate) group: VecDeque<(SocketAddr, Vec<u8>)>,
@@ -60,16 +62,18 @@ pub(crate) mod memory {
     }
 
     impl Underlay for MemoryUnderlay {
-        fn send(&mut self, datagrams: &[Datagram<'_>]) -> io::Result<usize> {
+        fn send(&mut self, messages: &[Message<'_>]) -> io::Result<usize> {
             if let Some(error) = self.failures.pop_front() {
                 return Err(error);
             }
-            for datagram in datagrams {
+            for message in messages {
                 let mut bytes = Vec::new();
-                datagram.parts.iter().for_each(|part| part.append_to(&mut bytes));
-                self.sent.push((datagram.to, bytes));
+                message.parts.iter().for_each(|part| part.append_to(&mut bytes));
+                self.messages += 1;
+                let size = if message.segment == 0 { bytes.len() } else { message.segment.into() };
+                self.sent.extend(bytes.chunks(size).map(|bytes| (message.to, bytes.to_vec())));
             }
-            Ok(datagrams.len())
+            Ok(messages.len())
         }
 
         fn receive(&mut self, port: Port, batch: &mut ReceiveBatch) -> io::Result<()> {
@@ -82,7 +86,7 @@ pub(crate) mod memory {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             for (from, bytes) in queue.drain(..queue.len().min(8)) {
-                batch.push(from, &bytes);
+                batch.push(from, &bytes, bytes.len());
             }
             Ok(())
         }

@@ -1,10 +1,10 @@
-//! The underlay over UDP: a datagram per frame.
+//! The underlay over UDP.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::{Port, Underlay};
-use crate::sys::mmsg::{self, Datagram, ReceiveBatch};
+use crate::sys::mmsg::{self, Message, ReceiveBatch};
 
 /// The sockets of a queue pair. They arrive open, bound and filtered.
 #[derive(Debug)]
@@ -16,6 +16,11 @@ pub struct UdpUnderlay {
 impl UdpUnderlay {
     /// An underlay over these sockets. One queue pair of a vif has the group socket.
     pub fn new(own: OwnedFd, group: Option<OwnedFd>) -> Self {
+        for socket in [Some(&own), group.as_ref()].into_iter().flatten() {
+            if let Err(error) = mmsg::enable_gro(socket.as_fd()) {
+                log::info!("the kernel hands over datagrams one by one: no UDP_GRO ({error})");
+            }
+        }
         Self { own, group }
     }
 
@@ -33,8 +38,8 @@ impl UdpUnderlay {
 }
 
 impl Underlay for UdpUnderlay {
-    fn send(&mut self, datagrams: &[Datagram<'_>]) -> io::Result<usize> {
-        mmsg::send(self.own.as_fd(), datagrams)
+    fn send(&mut self, messages: &[Message<'_>]) -> io::Result<usize> {
+        mmsg::send(self.own.as_fd(), messages)
     }
 
     fn receive(&mut self, port: Port, batch: &mut ReceiveBatch) -> io::Result<()> {

@@ -233,9 +233,9 @@ impl Daemon {
         let Some(vif) = self.registry.get_mut(id) else { return };
         let before = vif.state();
         match notice {
-            Notice::Claimed { stamp } => vif.stamp = Some(stamp),
+            Notice::Claimed { stamp } => (vif.stamp, vif.moved) = (Some(stamp), false),
             Notice::Lost { coa, .. } => {
-                vif.stamp = None;
+                (vif.stamp, vif.moved) = (None, true);
                 log::info!("vif {} has moved to {coa}", vif.key);
             }
             Notice::Mapping { .. } | Notice::Unresolved { .. } | Notice::Invalidate { .. } => {}

@@ -3,6 +3,7 @@
 //! | The backend | there is kept | it gets |
 //! |---|---|---|
 //! | brings no sockets | nothing, or another user's, or for other queue pairs | new ones |
+//! | brings no sockets | its own, but the guest has been elsewhere since | new ones: no late frames |
 //! | brings no sockets | its own | the kept ones: same care-of address, no frame lost |
 //! | brings sockets | anything | its own, if they are what they should be |
 
@@ -161,6 +162,7 @@ impl Daemon {
         match self.registry.kept(wanted.key) {
             Some((id, kept))
                 if may_take(peer, kept.peer)
+                    && !kept.moved
                     && kept.sockets.queue_pairs() == usize::from(wanted.queue_pairs) =>
             {
                 Origin::Kept(id)
@@ -245,6 +247,7 @@ impl Daemon {
             sockets,
             active: wanted.active,
             stamp: None,
+            moved: false,
             since_ms: now.wall_ms,
         });
         self.mapper.add_vif(id, key, coa).map_err(|e| {

@@ -40,6 +40,8 @@ pub(super) struct Vif<S> {
     pub(super) active: bool,
     /// Of its claim, if it has one.
     pub(super) stamp: Option<Stamp>,
+    /// Whether it has moved away since it was last claimed here: what arrives at its sockets is late.
+    pub(super) moved: bool,
     /// When it came into its state, milliseconds since 1970.
     pub(super) since_ms: u64,
 }
@@ -222,6 +224,7 @@ mod tests {
             sockets: (),
             active: true,
             stamp: None,
+            moved: false,
             since_ms: 0,
         }
     }

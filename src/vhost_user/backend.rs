@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::VhostUserBackend;
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_F_MTU,
@@ -25,12 +25,14 @@ enum Offered {
     WithQueuePairs,
 }
 
-/// All virtio features this device knows, in one place.
+/// The virtio features of the device itself, in one place; the data path adds its offloads.
 ///
 /// Not here, because nothing behind it would keep the promise: packed rings, ring reset, platform
-/// IOMMU, RSS, and offloads.
+/// IOMMU, RSS.
 const FEATURES: &[(u32, Offered)] = &[
     (VIRTIO_F_VERSION_1, Offered::Always),
+    // Chains are always given back in the order in which they came.
+    (VIRTIO_F_IN_ORDER, Offered::Always),
     (VIRTIO_RING_F_EVENT_IDX, Offered::Always),
     (VIRTIO_RING_F_INDIRECT_DESC, Offered::Always),
     (VIRTIO_NET_F_MRG_RXBUF, Offered::Always),
@@ -72,8 +74,8 @@ impl VhostUserBackend for Device {
             Offered::WithMtu => mtu,
             Offered::WithQueuePairs => pairs,
         });
-        offered
-            .fold(VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits(), |all, (bit, _)| all | 1 << bit)
+        let first = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | self.data_path().offloads();
+        offered.fold(first, |all, (bit, _)| all | 1 << bit)
     }
 
     fn acked_features(&self, features: u64) {

@@ -1,7 +1,7 @@
 //! The vhost-user device: what is offered to a frontend, and the wake-ups of the data path.
 //!
 //! A [`Device`] lives as long as one connection; the [`DataPath`] behind it outlives connections.
-//! Each queue pair has a worker thread of the crate, which calls [`Device::wake`] for kicks, for the
+//! Each queue pair has a worker thread of the crate, which calls `Device::wake` for kicks, for the
 //! data path's descriptors and for work that was put off. No guest input makes a worker end: a
 //! malformed ring stops (see [`Ring::stop_with_error`]) and the worker waits for its reset. A panic
 //! is a bug, and must not leave a process behind that serves nobody: it ends the process.
@@ -78,6 +78,11 @@ pub trait DataPath: Send + Sync + 'static {
 
     /// MTU in bytes that the guest should use, if it should be offered one.
     fn mtu(&self) -> Option<u16>;
+
+    /// Virtio features to be offered besides those of the device itself: offloads.
+    fn offloads(&self) -> u64 {
+        0
+    }
 
     /// Descriptors that the worker of `pair` waits on besides kicks, at most 64, polled (level
     /// triggered, for reading) only while the pair runs. They stay open and the same as long as a

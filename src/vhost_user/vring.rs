@@ -448,9 +448,9 @@ impl Ring<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::{FromRawFd, IntoRawFd};
+    use nix::sys::eventfd::{EfdFlags, EventFd};
+    use std::os::fd::AsFd;
     use vm_memory::GuestAddressSpace;
-    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     const TABLE: u64 = 0x1000;
     const AVAIL: u64 = 0x2000;
@@ -466,9 +466,7 @@ mod tests {
 
     /// The file that the crate would hand on for an event.
     fn file(event: &EventFd) -> File {
-        let number = event.try_clone().unwrap().into_raw_fd();
-        // SAFETY: nobody else owns the clone.
-        unsafe { File::from_raw_fd(number) }
+        event.as_fd().try_clone_to_owned().unwrap().into()
     }
 
     /// A ring that runs.
@@ -476,7 +474,7 @@ mod tests {
         let ranges = [(GuestAddress(0), 0x1_0000)];
         let memory = SharedMemory::new(GuestMemory::from_ranges(&ranges).unwrap());
         let vring = Vring::new(memory.clone(), MAX_QUEUE_SIZE).unwrap();
-        let [call, err] = [(); 2].map(|()| EventFd::new(EFD_NONBLOCK).unwrap());
+        let [call, err] = [(); 2].map(|()| EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
         vring.set_queue_size(SIZE);
         vring.set_queue_info(TABLE, AVAIL, USED).unwrap();
         vring.set_queue_event_idx(event_idx);
@@ -538,7 +536,7 @@ mod tests {
     #[test]
     fn an_absent_kick_is_no_error() {
         let bed = bed(true);
-        let kick = EventFd::new(0).unwrap();
+        let kick = EventFd::new().unwrap();
         bed.vring.set_kick(Some(file(&kick)));
         assert!(!bed.vring.read_kick().unwrap(), "a blocking descriptor does not block either");
         kick.write(1).unwrap();

@@ -2,149 +2,104 @@
 //!
 //! Whatever the guest does to its memory while we look, three things hold. Every access is checked
 //! against the guest's regions. What decisions are made from is copied once, first. A chain whose
-//! links are broken, looped, or point outside is a fault, never a short frame: the crate's iterator
-//! just ends early there, so the last descriptor seen is asked whether it meant to go on.
+//! links are broken, looped, or point outside is a fault, never a short frame (see
+//! [`super::ring::chain`]).
 
 use std::ops::Range;
 
-use virtio_queue::desc::split::Descriptor;
-use virtio_queue::{DescriptorChain, Error as RingError, Queue, QueueOwnedT, QueueT};
-use vm_memory::guest_memory::GuestMemorySliceIterator;
-use vm_memory::{Bytes, GuestAddress, GuestMemory as _, Permissions};
-
-use crate::sys::iovec::IoVec;
-use crate::vhost_user::vring::GuestMemory;
+use super::ring::{Access, BrokenChain, Piece, RingView};
+use crate::offload::header;
+use crate::sys::iovec::{Gather, IoVec};
+use crate::vhost_user::vring::RingError;
 use crate::wire::frame;
 
 /// Length of the virtio-net header of a modern driver, in bytes (virtio 1.2, 5.1.6).
-pub const MODERN_HEADER_LEN: usize = 12;
+pub const MODERN_HEADER_LEN: usize = header::LEN;
 /// Length of it for a legacy driver without mergeable buffers (virtio 1.2, 5.1.6.1).
-pub const LEGACY_HEADER_LEN: usize = 10;
+pub const LEGACY_HEADER_LEN: usize = header::LEGACY_LEN;
 
-/// Longest frame taken from or given to a guest, in bytes: what fits a UDP datagram behind our
-/// header.
-pub const MAX_FRAME_LEN: usize = 65_507 - crate::wire::encap::LEN;
-/// Most pieces of memory in a frame; the kernel takes 1,024 per datagram (UIO_MAXIOV).
+/// Longest frame taken from a guest, in bytes: an IP packet of the largest size, with an Ethernet
+/// header and two VLAN tags.
+pub const MAX_FRAME_LEN: usize = 65_535 + frame::HEADER_LEN + 8;
+/// Most pieces of memory in a frame.
 const MAX_PIECES: usize = 512;
 
-/// Why a chain is not a frame.
+/// A chain that is not a frame: a link is broken or looped, a descriptor points outside of memory
+/// or into the wrong direction, there are too many of them, or the frame is shorter or longer than
+/// any frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ChainFault {
-    /// A link is broken or looped, a descriptor points outside of memory or into the wrong
-    /// direction, there are too many of them, or the frame is shorter or longer than any frame.
-    Malformed,
-    /// The virtio-net header asks for an offload that was not negotiated.
-    Header,
+pub struct Malformed;
+
+impl From<BrokenChain> for Malformed {
+    fn from(_: BrokenChain) -> Self {
+        Self
+    }
 }
 
-/// What the guest wants sent: the copied beginning of a frame, and where the rest is.
+/// What the guest wants sent: the copied beginning of a frame, and where all of it is.
 #[derive(Clone, Debug)]
 pub struct TransmitFrame {
-    /// The Ethernet header, copied: decisions are made from it and its addresses leave from it.
-    pub lead: [u8; frame::HEADER_LEN],
+    /// The virtio-net header, copied; what a legacy one does not have is 0.
+    pub header: [u8; MODERN_HEADER_LEN],
+    /// The Ethernet header, copied: decisions are made from it.
+    pub ethernet: [u8; frame::HEADER_LEN],
     /// Length of the whole frame, in bytes.
     pub len: usize,
-    /// The pieces that hold what follows the two addresses.
-    pub rest: Range<usize>,
+    /// The pieces that hold the virtio-net header and the frame.
+    pub pieces: Range<usize>,
+    /// Where the frame begins in them: behind the virtio-net header.
+    pub skip: usize,
 }
 
-/// Reads a transmit chain. The pieces of the frame's rest are appended to `pieces`; on a fault,
-/// nothing is.
+/// Reads the transmit chain that begins with `head`. Its pieces are appended to `pieces`; on a
+/// fault, nothing is.
 ///
 /// # Errors
 /// The fault; the chain is used up either way.
 pub fn read_frame<'m>(
-    memory: &'m GuestMemory,
-    chain: DescriptorChain<&'m GuestMemory>,
+    ring: &mut RingView<'_, 'm>,
+    head: u16,
     header_len: usize,
     pieces: &mut Vec<IoVec<'m>>,
-) -> Result<TransmitFrame, ChainFault> {
+) -> Result<TransmitFrame, Malformed> {
     let start = pieces.len();
-    let frame = gather(memory, chain, header_len, pieces);
+    let frame = gather(ring, head, header_len, pieces);
     if frame.is_err() {
         pieces.truncate(start);
     }
     frame
 }
 
-/// The longest part of a chain that is copied: virtio-net header and Ethernet header.
-const LEAD_ROOM: usize = MODERN_HEADER_LEN + frame::HEADER_LEN;
-
 fn gather<'m>(
-    memory: &'m GuestMemory,
-    chain: DescriptorChain<&'m GuestMemory>,
+    ring: &mut RingView<'_, 'm>,
+    head: u16,
     header_len: usize,
     pieces: &mut Vec<IoVec<'m>>,
-) -> Result<TransmitFrame, ChainFault> {
+) -> Result<TransmitFrame, Malformed> {
     let start = pieces.len();
-    let lead_len = header_len + frame::HEADER_LEN;
-    let body_from = header_len + frame::ADDRESSES_LEN;
-    let mut lead = [0; LEAD_ROOM];
-    let mut total = 0usize;
-    let mut links = Links::default();
-    for descriptor in chain {
-        links.follow(&descriptor);
-        if descriptor.is_write_only() {
-            return Err(ChainFault::Malformed);
-        }
-        let len = usize::try_from(descriptor.len()).map_err(|_| ChainFault::Malformed)?;
-        if total + len > header_len + MAX_FRAME_LEN {
-            return Err(ChainFault::Malformed);
-        }
-        let slices = memory
-            .get_slices(descriptor.addr(), len, Permissions::Read)
-            .and_then(GuestMemorySliceIterator::stop_on_error)
-            .map_err(|_| ChainFault::Malformed)?;
-        let end = total + len;
-        for slice in slices {
-            if let Some(room) = lead.get_mut(total..lead_len) {
-                slice.copy_to(room);
-            }
-            let skip = body_from.saturating_sub(total).min(slice.len());
-            total += slice.len();
-            let body = slice.offset(skip).map_err(|_| ChainFault::Malformed)?;
-            if !body.is_empty() {
-                pieces.push(IoVec::from_guest(&body));
-            }
-        }
-        if total != end || pieces.len() - start > MAX_PIECES {
-            return Err(ChainFault::Malformed);
-        }
+    let mut total = 0;
+    ring.walk(head, Access::Read, |piece| {
+        total += piece.len();
+        pieces.push(IoVec::from_guest(&piece));
+        let fits = total <= header_len + MAX_FRAME_LEN && pieces.len() - start <= MAX_PIECES;
+        fits.then_some(()).ok_or(Malformed)
+    })?;
+    let pieces = &pieces[start..];
+    let (mut header, mut ethernet) = ([0; MODERN_HEADER_LEN], [0; frame::HEADER_LEN]);
+    let mut reader = Gather::new(pieces, 0);
+    let is_whole = header.get_mut(..header_len).is_some_and(|header| reader.copy_to(header))
+        && reader.copy_to(&mut ethernet);
+    if !is_whole {
+        return Err(Malformed);
     }
-    if !links.ended || total < lead_len {
-        return Err(ChainFault::Malformed);
-    }
-    let (header, lead) = lead[..lead_len].split_at(header_len);
-    check_header(header)?;
-    let mut copied = [0; frame::HEADER_LEN];
-    copied.copy_from_slice(lead);
-    Ok(TransmitFrame { lead: copied, len: total - header_len, rest: start..pieces.len() })
-}
-
-/// No offload is offered to guests, so flags and GSO type must say so (virtio 1.2, 5.1.6.2.1).
-fn check_header(header: &[u8]) -> Result<(), ChainFault> {
-    match header {
-        [0, 0, ..] => Ok(()),
-        _ => Err(ChainFault::Header),
-    }
-}
-
-/// Follows the links of a chain to tell its end from a place where the iterator gave up.
-#[derive(Debug, Default)]
-struct Links {
-    ended: bool,
-}
-
-impl Links {
-    fn follow(&mut self, descriptor: &Descriptor) {
-        self.ended = !descriptor.has_next();
-    }
+    let pieces = start..start + pieces.len();
+    Ok(TransmitFrame { header, ethernet, len: total - header_len, pieces, skip: header_len })
 }
 
 /// What became of a frame for the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// It is in the guest's buffers, and they are marked used.
+    /// It is in the guest's buffers, and they are given back.
     Done,
     /// The guest has not offered enough buffers; it has offered those up to this avail index.
     NoBuffers {
@@ -153,7 +108,8 @@ pub enum Delivery {
     },
     /// One buffer must hold the frame (no mergeable buffers) and is too small; it stays available.
     TooLong,
-    /// A chain that can't be written to was given back to the guest; the frame can be tried again.
+    /// A chain that can't be written to was given back to the guest, and with it those before it;
+    /// the frame can be tried again.
     BadChain,
 }
 
@@ -162,101 +118,6 @@ pub enum Delivery {
 struct Buffer {
     head: u16,
     len: usize,
-}
-
-/// Writes frames into the guest's receive ring. Holds reused lists only.
-#[derive(Debug, Default)]
-pub struct Deliverer {
-    buffers: Vec<Buffer>,
-    pieces: Vec<(GuestAddress, usize)>,
-}
-
-impl Deliverer {
-    /// Delivers one frame: virtio-net header and frame go into one chain, or with mergeable
-    /// buffers into as many as it takes.
-    ///
-    /// # Errors
-    /// The ring itself is broken (its addresses or indices): the queue must be stopped.
-    pub fn deliver(
-        &mut self,
-        queue: &mut Queue,
-        memory: &GuestMemory,
-        frame: &[u8],
-        layout: HeaderLayout,
-    ) -> Result<Delivery, RingError> {
-        self.buffers.clear();
-        self.pieces.clear();
-        let wanted = layout.len + frame.len();
-        let position = queue.next_avail();
-        let mut room = 0;
-        let mut chains = queue.iter(memory)?;
-        while room < wanted {
-            let Some(chain) = chains.next() else { break };
-            let head = chain.head_index();
-            let Ok(buffer) = writable(memory, chain, &mut self.pieces) else {
-                // Give back what was taken before it, then the bad one alone.
-                if !self.buffers.is_empty() {
-                    break;
-                }
-                queue.add_used(memory, head, 0)?;
-                return Ok(Delivery::BadChain);
-            };
-            room += buffer.len;
-            self.buffers.push(buffer);
-            if !layout.mergeable {
-                break;
-            }
-        }
-        if room >= wanted {
-            self.write(memory, frame, layout).map_err(RingError::GuestMemory)?;
-            return self.publish(queue, memory, wanted).map(|()| Delivery::Done);
-        }
-        let seen = queue.next_avail();
-        queue.set_next_avail(position);
-        if !layout.mergeable && !self.buffers.is_empty() {
-            return Ok(Delivery::TooLong);
-        }
-        Ok(Delivery::NoBuffers { seen })
-    }
-
-    /// Copies header and frame, piece by piece.
-    fn write(
-        &self,
-        memory: &GuestMemory,
-        frame: &[u8],
-        layout: HeaderLayout,
-    ) -> Result<(), vm_memory::GuestMemoryError> {
-        let mut header = [0; MODERN_HEADER_LEN];
-        if let Some(field) = header.last_chunk_mut::<2>() {
-            *field = u16::try_from(self.buffers.len()).unwrap_or(u16::MAX).to_le_bytes();
-        }
-        let mut parts = [header.get(..layout.len).unwrap_or_default(), frame];
-        for &(mut address, mut len) in &self.pieces {
-            for part in &mut parts {
-                let count = part.len().min(len);
-                let (now, later) = part.split_at(count);
-                memory.write_slice(now, address)?;
-                *part = later;
-                len -= count;
-                address.0 += count as u64;
-            }
-        }
-        Ok(())
-    }
-
-    fn publish(
-        &self,
-        queue: &mut Queue,
-        memory: &GuestMemory,
-        mut left: usize,
-    ) -> Result<(), RingError> {
-        for buffer in &self.buffers {
-            let used = buffer.len.min(left);
-            left -= used;
-            queue.add_used(memory, buffer.head, u32::try_from(used).unwrap_or(u32::MAX))?;
-        }
-        Ok(())
-    }
 }
 
 /// How the virtio-net header in front of received frames looks.
@@ -268,47 +129,98 @@ pub struct HeaderLayout {
     pub mergeable: bool,
 }
 
-/// Checks a receive chain and appends its pieces.
-fn writable(
-    memory: &GuestMemory,
-    chain: DescriptorChain<&GuestMemory>,
-    pieces: &mut Vec<(GuestAddress, usize)>,
-) -> Result<Buffer, ChainFault> {
-    let head = chain.head_index();
-    let start = pieces.len();
-    let mut len = 0usize;
-    let mut links = Links::default();
-    for descriptor in chain {
-        links.follow(&descriptor);
-        let piece = usize::try_from(descriptor.len()).map_err(|_| ChainFault::Malformed)?;
-        let is_usable = descriptor.is_write_only()
-            && memory.check_range(descriptor.addr(), piece, Permissions::Write);
-        if !is_usable {
-            pieces.truncate(start);
-            return Err(ChainFault::Malformed);
-        }
-        len = len.saturating_add(piece);
-        pieces.push((descriptor.addr(), piece));
-    }
-    if !links.ended || len == 0 {
-        pieces.truncate(start);
-        return Err(ChainFault::Malformed);
-    }
-    Ok(Buffer { head, len })
+/// Writes the frames of one wake-up into the guest's receive ring. Holds reused lists only.
+#[derive(Debug, Default)]
+pub struct Deliverer<'m> {
+    buffers: Vec<Buffer>,
+    pieces: Vec<Piece<'m>>,
 }
 
-/// Asks the guest to notify when its avail index passes `seen`. Returns whether it already has.
-///
-/// # Errors
-/// The ring is broken.
-pub fn notify_beyond(
-    queue: &mut Queue,
-    memory: &GuestMemory,
-    seen: u16,
-) -> Result<bool, RingError> {
-    let position = queue.next_avail();
-    queue.set_next_avail(seen);
-    let has_more = queue.enable_notification(memory);
-    queue.set_next_avail(position);
-    has_more
+impl<'m> Deliverer<'m> {
+    /// Delivers one frame, made of `parts`: virtio-net header and frame go into one chain, or with
+    /// mergeable buffers into as many as it takes. The guest sees it after [`RingView::publish`].
+    ///
+    /// # Errors
+    /// The ring itself is broken (its indices or heads): the queue must be stopped.
+    pub fn deliver(
+        &mut self,
+        ring: &mut RingView<'_, 'm>,
+        header: &header::Header,
+        parts: &[&[u8]],
+        layout: HeaderLayout,
+    ) -> Result<Delivery, RingError> {
+        self.buffers.clear();
+        self.pieces.clear();
+        let wanted = layout.len + parts.iter().map(|part| part.len()).sum::<usize>();
+        let position = ring.position();
+        let mut room = 0;
+        while room < wanted {
+            let Some(head) = ring.pop()? else { break };
+            let Ok(len) = self.add_room(ring, head) else {
+                // Chains are given back in the order in which they came: the good ones before the
+                // bad one go with it.
+                self.give_back(ring, 0)?;
+                ring.push_used(head, 0)?;
+                return Ok(Delivery::BadChain);
+            };
+            room += len;
+            self.buffers.push(Buffer { head, len });
+            if !layout.mergeable {
+                break;
+            }
+        }
+        if room >= wanted {
+            let count = u16::try_from(self.buffers.len()).unwrap_or(u16::MAX);
+            self.write(header.emit(count).get(..layout.len).unwrap_or_default(), parts);
+            return self.give_back(ring, wanted).map(|()| Delivery::Done);
+        }
+        let seen = ring.position();
+        ring.rewind_to(position);
+        if !layout.mergeable && !self.buffers.is_empty() {
+            return Ok(Delivery::TooLong);
+        }
+        Ok(Delivery::NoBuffers { seen })
+    }
+
+    /// Adds the pieces of a receive chain; returns how many bytes fit.
+    fn add_room(&mut self, ring: &mut RingView<'_, 'm>, head: u16) -> Result<usize, Malformed> {
+        let mut len = 0;
+        ring.walk(head, Access::Write, |piece| {
+            len += piece.len();
+            self.pieces.push(piece);
+            Ok::<_, Malformed>(())
+        })?;
+        if len == 0 { Err(Malformed) } else { Ok(len) }
+    }
+
+    /// Copies header and parts, piece by piece.
+    fn write(&self, header: &[u8], parts: &[&[u8]]) {
+        let mut parts = std::iter::once(header).chain(parts.iter().copied());
+        let mut part = parts.next().unwrap_or_default();
+        for piece in &self.pieces {
+            let mut at = 0;
+            while at < piece.len() {
+                if part.is_empty() {
+                    let Some(next) = parts.next() else { return };
+                    part = next;
+                    continue;
+                }
+                let Ok(room) = piece.offset(at) else { break };
+                let (now, later) = part.split_at(part.len().min(room.len()));
+                room.copy_from(now);
+                part = later;
+                at += now.len();
+            }
+        }
+    }
+
+    /// Gives the chains back, the first of them with `left` bytes written.
+    fn give_back(&self, ring: &mut RingView<'_, 'm>, mut left: usize) -> Result<(), RingError> {
+        for buffer in &self.buffers {
+            let used = buffer.len.min(left);
+            left -= used;
+            ring.push_used(buffer.head, u32::try_from(used).unwrap_or(u32::MAX))?;
+        }
+        Ok(())
+    }
 }

@@ -3,6 +3,7 @@
 //! | File | What |
 //! |---|---|
 //! | [`guest`] | the trust boundary: descriptor chains become frames or named faults |
+//! | [`ring`] | the rings themselves: chains taken, walked and given back, by the batch |
 //! | [`tx`] | from the guest: whose frame it is, where it goes |
 //! | [`rx`] | from the underlay: whether a datagram holds a frame for this vif |
 //! | [`neighbors`], [`park`] | addresses learnt; frames that wait for one |
@@ -11,10 +12,13 @@
 //! | [`link`], [`serve`] | the conversation with varpd; the process around it all |
 
 pub mod guest;
+pub mod incoming;
 pub mod link;
 pub mod neighbors;
 pub mod nic;
+pub mod outgoing;
 pub mod park;
+pub mod ring;
 pub mod rx;
 pub mod serve;
 pub mod tx;

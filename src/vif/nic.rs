@@ -19,11 +19,11 @@ use super::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
 use super::neighbors::Question;
 use super::worker::{Progress, Worker};
 use crate::metrics::{VifCounter, VifCounters};
+use crate::offload::features::Offloads;
 use crate::sys::clock;
 use crate::underlay::udp::UdpUnderlay;
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::device::{DataPath, Interest, Rings, Wake};
-use crate::vhost_user::vring::RingError;
 
 /// The ports a worker polls, in the order of its descriptors.
 const PORTS: [Port; 2] = [Port::Own, Port::Group];
@@ -143,8 +143,7 @@ impl Nic {
 /// Runs a step of a worker on one of its rings; a broken ring is stopped, not the worker.
 macro_rules! on_ring {
     ($ring:expr, $memory:expr, $step:expr) => {{
-        let result = $step.map_err(RingError::from);
-        let result = result.and_then(|outcome| {
+        let result = $step.and_then(|outcome| {
             $ring.notify_if_needed($memory)?;
             Ok(outcome)
         });
@@ -164,6 +163,10 @@ impl DataPath for Nic {
         Some(self.mtu)
     }
 
+    fn offloads(&self) -> u64 {
+        Offloads::ALL.bits()
+    }
+
     fn descriptors(&self, pair: usize) -> Vec<RawFd> {
         let worker = self.worker(pair);
         let descriptor = |port| worker.as_ref().and_then(|w| w.underlay().descriptor(port));
@@ -174,7 +177,7 @@ impl DataPath for Nic {
         let Some(mut worker) = self.worker(pair) else { return Interest::ALL };
         let now = clock::mono();
         let Rings { rx, tx, memory } = rings;
-        let mut transmit_again = false;
+        let (mut transmit_again, mut receive_again) = (false, false);
         match wake {
             Wake::Transmit => {
                 let step = worker.transmit(tx.queue_mut(), memory, now);
@@ -182,12 +185,12 @@ impl DataPath for Nic {
             }
             Wake::Receive => {
                 let step = worker.retry(rx.queue_mut(), memory);
-                on_ring!(rx, memory, step);
+                receive_again = on_ring!(rx, memory, step) == Some(Progress::More);
             }
             Wake::Socket(index) => {
                 if let Some(&port) = PORTS.get(index) {
                     let step = worker.receive(port, rx.queue_mut(), memory, now);
-                    on_ring!(rx, memory, step);
+                    receive_again = on_ring!(rx, memory, step) == Some(Progress::More);
                 }
             }
         }
@@ -195,7 +198,7 @@ impl DataPath for Nic {
             self.call_for_attention();
         }
         let descriptors = if worker.is_starved() { 0 } else { u64::MAX };
-        Interest { descriptors, transmit_again, receive_again: false }
+        Interest { descriptors, transmit_again, receive_again }
     }
 
     fn set_running(&self, pair: usize, running: bool) {
@@ -216,8 +219,9 @@ impl DataPath for Nic {
         let mergeable = has(VIRTIO_NET_F_MRG_RXBUF);
         let is_modern = has(VIRTIO_F_VERSION_1) || mergeable;
         let len = if is_modern { MODERN_HEADER_LEN } else { LEGACY_HEADER_LEN };
+        let offloads = Offloads::from_features(features);
         for mut worker in self.workers() {
-            worker.set_layout(HeaderLayout { len, mergeable });
+            worker.set_features(HeaderLayout { len, mergeable }, offloads);
         }
     }
 

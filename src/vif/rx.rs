@@ -7,8 +7,9 @@
 use std::net::SocketAddr;
 
 use crate::metrics::VifCounter;
+use crate::offload::bundle::{Entries, Entry};
 use crate::underlay::Port;
-use crate::wire::encap::{Header, Kind};
+use crate::wire::encap::{Flags, Header, Kind};
 use crate::wire::frame::Addresses;
 use crate::wire::{Capabilities, ParseError, VifKey};
 
@@ -23,17 +24,17 @@ pub struct Receiver {
     pub capabilities: Capabilities,
 }
 
-/// A frame for the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Accepted<'a> {
-    /// The frame.
-    pub frame: &'a [u8],
-    /// Whether it is for a group.
-    pub is_group: bool,
+/// What a datagram for this vif holds.
+#[derive(Clone, Debug)]
+pub enum Payload<'a> {
+    /// One frame.
+    Frame(Entry<'a>),
+    /// Many, each to be checked by [`Receiver::accept_frame`].
+    Bundle(Entries<'a>),
 }
 
 impl Receiver {
-    /// Checks a datagram in the order of its bytes: kind, header, vnet, frame, addresses.
+    /// Checks a datagram in the order of its bytes: kind, header, vnet, flags.
     ///
     /// # Errors
     /// The name of the drop.
@@ -42,7 +43,7 @@ impl Receiver {
         port: Port,
         from: SocketAddr,
         datagram: &'a [u8],
-    ) -> Result<Accepted<'a>, VifCounter> {
+    ) -> Result<Payload<'a>, VifCounter> {
         if port == Port::Group && from == self.own {
             return Err(VifCounter::rx_drop_own);
         }
@@ -52,20 +53,38 @@ impl Receiver {
             Kind::Unknown if datagram.is_empty() => return Err(VifCounter::rx_drop_truncated),
             Kind::Unknown => return Err(VifCounter::rx_drop_version),
         }
-        let (header, frame) = Header::parse(datagram).map_err(|error| match error {
-            ParseError::Truncated => VifCounter::rx_drop_truncated,
-            ParseError::Value => VifCounter::rx_drop_vnet,
-            _ => VifCounter::rx_drop_flags,
-        })?;
-        if header.vnet != self.key.vnet {
+        let (Header { flags, vnet }, payload) =
+            Header::parse(datagram).map_err(|error| match error {
+                ParseError::Truncated => VifCounter::rx_drop_truncated,
+                ParseError::Value => VifCounter::rx_drop_vnet,
+                _ => VifCounter::rx_drop_flags,
+            })?;
+        if vnet != self.key.vnet {
             return Err(VifCounter::rx_drop_vnet);
         }
-        if !header.flags.understood_by(self.capabilities) {
+        // Group frames go to receivers of every age, so they never carry flags.
+        if !flags.understood_by(self.capabilities) || port == Port::Group && flags != Flags::NONE {
             return Err(VifCounter::rx_drop_flags);
         }
+        match flags {
+            Flags::NONE => Ok(Payload::Frame(Entry { frame: payload, is_partial: false })),
+            Flags::PARTIAL_CHECKSUM => {
+                Ok(Payload::Frame(Entry { frame: payload, is_partial: true }))
+            }
+            Flags::BUNDLE => Ok(Payload::Bundle(Entries::new(payload))),
+            // A combination that has no meaning: in a bundle each entry has a C of its own.
+            _ => Err(VifCounter::rx_drop_flags),
+        }
+    }
+
+    /// Checks the addresses of a frame; returns whether it is for a group.
+    ///
+    /// # Errors
+    /// The name of the drop.
+    pub fn accept_frame(&self, port: Port, frame: &[u8]) -> Result<bool, VifCounter> {
         let addresses = Addresses::parse(frame).map_err(|_| VifCounter::rx_drop_truncated)?;
         self.check_addresses(port, addresses)?;
-        Ok(Accepted { frame, is_group: addresses.destination.is_group() })
+        Ok(addresses.destination.is_group())
     }
 
     fn check_addresses(&self, port: Port, addresses: Addresses) -> Result<(), VifCounter> {
@@ -109,7 +128,11 @@ mod tests {
     }
 
     fn accept(port: Port, bytes: &[u8]) -> Result<bool, VifCounter> {
-        receiver().accept(port, ([192, 0, 2, 2], 5000).into(), bytes).map(|a| a.is_group)
+        let receiver = receiver();
+        match receiver.accept(port, ([192, 0, 2, 2], 5000).into(), bytes)? {
+            Payload::Frame(entry) => receiver.accept_frame(port, entry.frame),
+            Payload::Bundle(_) => panic!("nobody announced to understand bundles"),
+        }
     }
 
     #[test]
@@ -144,7 +167,37 @@ mod tests {
     fn own_group_frames_that_come_back_are_dropped() {
         let bytes = datagram(42, [0xff; 6], OWN);
         let back = receiver().accept(Port::Group, receiver().own, &bytes);
-        assert_eq!(back, Err(VifCounter::rx_drop_own));
+        assert_eq!(back.unwrap_err(), VifCounter::rx_drop_own);
+    }
+
+    #[test]
+    fn flags_mean_what_they_say_if_they_were_announced() {
+        let capable = Receiver {
+            capabilities: Capabilities(Capabilities::PARTIAL_CHECKSUM.0 | Capabilities::BUNDLE.0),
+            ..receiver()
+        };
+        let mut bytes = datagram(42, OWN, PEER);
+        let mut accept = |port, flags| {
+            bytes[1] = flags;
+            match capable.accept(port, ([192, 0, 2, 2], 5000).into(), &bytes) {
+                Ok(Payload::Frame(entry)) => Ok(entry.is_partial),
+                Ok(Payload::Bundle(entries)) => panic!("{}", entries.count()),
+                Err(counter) => Err(counter),
+            }
+        };
+        assert_eq!(accept(Port::Own, 0), Ok(false));
+        assert_eq!(accept(Port::Own, 1), Ok(true));
+        for (port, flags) in [(Port::Own, 3), (Port::Own, 4), (Port::Group, 1), (Port::Group, 2)] {
+            assert_eq!(accept(port, flags), Err(VifCounter::rx_drop_flags), "{port:?} {flags}");
+        }
+        let frame = &datagram(42, OWN, PEER)[8..];
+        let entry = [&[0, frame.len() as u8][..], frame].concat();
+        let bundle = [&[0x40, 2, 0, 0, 0, 0, 0, 42][..], &entry, &entry, &entry].concat();
+        let from = ([192, 0, 2, 2], 5000).into();
+        let Ok(Payload::Bundle(entries)) = capable.accept(Port::Own, from, &bundle) else {
+            panic!("a bundle")
+        };
+        assert_eq!(entries.flatten().filter(|e| e.frame == frame).count(), 3);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! control messages; one per queue pair moves frames.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,10 +18,11 @@ use super::link::{CAPABILITIES, Link};
 use super::nic::Nic;
 use super::rx::Receiver;
 use super::tx::SourceMac;
-use super::worker::Worker;
+use super::worker::{Place, Worker};
 use crate::metrics::VifCounters;
 use crate::sys::clock;
 use crate::sys::event::{Interest, Poller};
+use crate::sys::mmsg::MAX_MESSAGE_LEN;
 use crate::sys::seqpacket::Connection;
 use crate::sys::signal::Termination;
 use crate::time::Instant;
@@ -33,6 +35,9 @@ use crate::wire::{CareOf, VifKey, encap};
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a restarted varpd may take; the main thread does nothing else meanwhile.
 const RETURN_TIMEOUT: Duration = Duration::from_millis(500);
+/// IP and UDP headers in front of a datagram's payload, in bytes.
+const UDP_OVERHEAD_V4: usize = 28;
+const UDP_OVERHEAD_V6: usize = 48;
 /// Messages of varpd handled before other events get their turn.
 const EVENT_BUDGET: usize = 64;
 
@@ -94,7 +99,7 @@ fn doing(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
 /// What varpd says of a new vif, and its sockets.
 struct Registration {
     coa: CareOf,
-    group: std::net::SocketAddr,
+    group: SocketAddr,
     underlay_mtu: u32,
     underlays: Vec<UdpUnderlay>,
 }
@@ -115,9 +120,11 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     };
     let registration = register_with(&varpd, &register, &[], options.queue_pairs, START_TIMEOUT)?;
     let mtu = guest_mtu(options.mtu, &registration)?;
-    log::info!("vif {} at {}, MTU {mtu}", options.key, registration.coa);
+    let coa = registration.coa;
     let nic = Arc::new(new_nic(&options, registration, mtu)?);
     let endpoint = Endpoint::open(options.attach)?;
+    // Not before: who can't start says why, and nothing else.
+    log::info!("vif {} at {coa}, MTU {mtu}", options.key);
     let frontend = Frontend::start(endpoint, Arc::clone(&nic))?;
     let mut serving = Serving {
         link: Link::new(options.key, options.queue_pairs, Arc::clone(&nic)),
@@ -189,8 +196,8 @@ fn underlays_from(sockets: Vec<OwnedFd>, queue_pairs: u8) -> Result<Vec<UdpUnder
 /// for if it is not more.
 fn guest_mtu(wanted: Option<u16>, registration: &Registration) -> Result<u16, ServeError> {
     let overhead = match registration.coa.addr {
-        std::net::SocketAddr::V4(_) => encap::OVERHEAD_V4,
-        std::net::SocketAddr::V6(_) => encap::OVERHEAD_V6,
+        SocketAddr::V4(_) => encap::OVERHEAD_V4,
+        SocketAddr::V6(_) => encap::OVERHEAD_V6,
     };
     let underlay = u16::try_from(registration.underlay_mtu).unwrap_or(u16::MAX);
     let most = underlay.saturating_sub(overhead);
@@ -205,9 +212,16 @@ fn new_nic(options: &Options, registration: Registration, mtu: u16) -> Result<Ni
     let receiver =
         Receiver { key: options.key, own: registration.coa.addr, capabilities: CAPABILITIES };
     let counters = Arc::new(VifCounters::default());
+    let overhead = match registration.coa.addr {
+        SocketAddr::V4(_) => UDP_OVERHEAD_V4,
+        SocketAddr::V6(_) => UDP_OVERHEAD_V6,
+    };
+    let link = usize::try_from(registration.underlay_mtu).unwrap_or(usize::MAX);
+    let max_datagram = link.saturating_sub(overhead).min(MAX_MESSAGE_LEN);
+    let place = Place { receiver, group: registration.group, max_datagram };
     let worker = |underlay| {
         let counters = Arc::clone(&counters);
-        Worker::new(receiver, options.source_mac, registration.group, counters, underlay)
+        Worker::new(place, options.source_mac, counters, underlay)
     };
     let workers = registration.underlays.into_iter().map(worker).collect();
     Ok(Nic::new(workers, Arc::clone(&counters), mtu, new_event()?))

@@ -5,9 +5,9 @@
 use clap::ValueEnum;
 
 use super::neighbors::{Lookup, Neighbors};
+use super::outgoing::AddressBytes;
 use crate::metrics::VifCounter;
 use crate::time::Instant;
-use crate::wire::encap::{self, Header};
 use crate::wire::frame::{self, Addresses};
 use crate::wire::{CareOf, Mac, VifKey};
 
@@ -37,16 +37,13 @@ pub enum Verdict {
 /// A frame with its verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Judged {
-    /// What leaves instead of the frame's two addresses: header, destination, the vif's own MAC.
-    pub head: Head,
+    /// What leaves instead of the frame's own: destination, and the vif's MAC.
+    pub addresses: AddressBytes,
     /// Where to.
     pub verdict: Verdict,
     /// Whether the guest had written another source.
     pub is_stamped: bool,
 }
-
-/// Encapsulation header, destination and source: the part of a datagram that is ours.
-pub type Head = [u8; encap::LEN + frame::ADDRESSES_LEN];
 
 /// Judges a frame by its copied Ethernet header.
 pub fn judge(
@@ -58,7 +55,7 @@ pub fn judge(
 ) -> Judged {
     let Ok(addresses) = Addresses::parse(lead) else {
         let verdict = Verdict::Drop(VifCounter::tx_drop_malformed);
-        return Judged { head: head(vif, Mac::BROADCAST), verdict, is_stamped: false };
+        return Judged { addresses: stamped(vif, Mac::BROADCAST), verdict, is_stamped: false };
     };
     let is_foreign = addresses.source != vif.mac;
     let verdict = if is_foreign && source_mac == SourceMac::Drop {
@@ -66,7 +63,7 @@ pub fn judge(
     } else {
         route(vif, addresses, neighbors, now)
     };
-    Judged { head: head(vif, addresses.destination), verdict, is_stamped: is_foreign }
+    Judged { addresses: stamped(vif, addresses.destination), verdict, is_stamped: is_foreign }
 }
 
 fn route(vif: VifKey, addresses: Addresses, neighbors: &mut Neighbors, now: Instant) -> Verdict {
@@ -88,14 +85,12 @@ fn route(vif: VifKey, addresses: Addresses, neighbors: &mut Neighbors, now: Inst
 }
 
 /// The source is always the vif's own: that is what stamping means.
-fn head(vif: VifKey, destination: Mac) -> Head {
-    let mut head = [0; encap::LEN + frame::ADDRESSES_LEN];
-    let (header, addresses) = head.split_at_mut(encap::LEN);
-    header.copy_from_slice(&Header::plain(vif.vnet).emit());
+fn stamped(vif: VifKey, destination: Mac) -> AddressBytes {
+    let mut addresses = [0; frame::ADDRESSES_LEN];
     let (to, from) = addresses.split_at_mut(6);
     to.copy_from_slice(&destination.0);
     from.copy_from_slice(&vif.mac.0);
-    head
+    addresses
 }
 
 #[cfg(test)]
@@ -129,19 +124,12 @@ mod tests {
         let judged = judge_one(Mac::BROADCAST, PEER, 0x800, SourceMac::Stamp);
         assert_eq!(judged.verdict, Verdict::Group);
         assert!(judged.is_stamped);
-        assert_eq!(judged.head[14..20], OWN.0);
+        assert_eq!(judged.addresses[6..], OWN.0);
         let judged = judge_one(Mac::BROADCAST, PEER, 0x800, SourceMac::Drop);
         assert_eq!(judged.verdict, Verdict::Drop(VifCounter::tx_drop_source));
         let judged = judge_one(Mac::BROADCAST, OWN, 0x800, SourceMac::Drop);
         assert_eq!(judged.verdict, Verdict::Group);
         assert!(!judged.is_stamped);
-    }
-
-    #[test]
-    fn the_header_names_the_vnet_whatever_the_guest_wrote() {
-        let judged = judge_one(Mac::BROADCAST, OWN, 0x8100, SourceMac::Stamp);
-        assert_eq!(judged.head[..8], [0x40, 0, 0, 0, 0, 0, 0, 42]);
-        assert_eq!(judged.head[8..14], [0xff; 6]);
     }
 
     #[test]

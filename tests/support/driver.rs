@@ -18,9 +18,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use vnet::sys::clock;
@@ -77,11 +77,11 @@ pub mod request {
 
 /// Waits until `fd` is readable; false at the deadline.
 pub fn readable(fd: &impl AsRawFd, timeout: Duration) -> bool {
-    // SAFETY: borrowed for this call only, from an object that is borrowed itself.
-    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd.as_raw_fd()) };
-    let timeout = PollTimeout::try_from(timeout).expect("a timeout that poll knows");
-    let mut set = [PollFd::new(fd, PollFlags::POLLIN)];
-    poll(&mut set, timeout).is_ok_and(|n| n > 0)
+    let epoll = Epoll::new().expect("an epoll descriptor");
+    let interest = EpollEvent::new(EventSet::IN, 0);
+    epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), interest).expect("a descriptor to wait for");
+    let timeout = timeout.as_micros().div_ceil(1000).try_into().expect("a timeout in i32");
+    epoll.wait(timeout, &mut [EpollEvent::default()]).is_ok_and(|n| n > 0)
 }
 
 /// Guest memory. Offsets count from [`GUEST_BASE`].
@@ -324,9 +324,19 @@ impl Queue {
         self.kick.write(1).expect("a kick");
     }
 
+    /// How many chains the device has marked used so far (wraps).
+    pub fn used_index(&self) -> u16 {
+        self.memory.u16(self.used + 2).load(Ordering::Acquire)
+    }
+
+    /// Whether all chains that were ever offered are taken back.
+    pub fn is_settled(&self) -> bool {
+        self.last_used == self.next_avail
+    }
+
     /// Takes a used chain: its head and length.
     pub fn take_used(&mut self) -> Option<(u16, u32)> {
-        if self.memory.u16(self.used + 2).load(Ordering::Acquire) == self.last_used {
+        if self.used_index() == self.last_used {
             return None;
         }
         let at = self.used + 4 + 8 * u64::from(self.last_used % self.size);
@@ -338,7 +348,7 @@ impl Queue {
 
     /// Forgets what was used, without a look at the entries; how many they were.
     pub fn skip_used(&mut self) -> u16 {
-        let index = self.memory.u16(self.used + 2).load(Ordering::Acquire);
+        let index = self.used_index();
         let count = index.wrapping_sub(self.last_used);
         self.last_used = index;
         count
@@ -353,7 +363,7 @@ impl Queue {
             self.memory.u16(self.avail).store(0, Ordering::Relaxed);
         }
         fence(Ordering::SeqCst);
-        self.memory.u16(self.used + 2).load(Ordering::Acquire) == self.last_used
+        self.used_index() == self.last_used
     }
 
     /// Asks not to be called (only a hint, and only without event index).
@@ -549,6 +559,20 @@ impl Driver {
         self.enable(true)
     }
 
+    /// Goes on with a new connection as QEMU does when its backend has come back: memory and rings
+    /// are as they were, and the device goes on behind the last chain that is marked used.
+    pub fn reconnect(&mut self, control: Control) -> io::Result<()> {
+        self.control = control;
+        self.negotiate()?;
+        self.control.set_u64(request::SET_FEATURES, self.features)?;
+        self.send_memory()?;
+        for index in 0..2 * self.pairs.len() {
+            let base = self.queue(index).used_index();
+            self.start_ring_at(index, base)?;
+        }
+        self.enable(true)
+    }
+
     pub fn send_memory(&mut self) -> io::Result<()> {
         let region = [GUEST_BASE, self.memory.len() as u64, USER_BASE, 0].map(u64::to_ne_bytes);
         let fd = self.memory.file.as_raw_fd();
@@ -564,8 +588,14 @@ impl Driver {
 
     /// Size, base, addresses and descriptors of a ring: the device may use it from now on.
     pub fn start_ring(&mut self, index: usize) -> io::Result<()> {
+        let base = self.queue(index).last_used;
+        self.start_ring_at(index, base)
+    }
+
+    /// The same for a ring that goes on at index `base`.
+    fn start_ring_at(&mut self, index: usize, base: u16) -> io::Result<()> {
         let queue = self.queue(index);
-        let (number, size, base) = (queue.index, queue.size, queue.last_used);
+        let (number, size) = (queue.index, queue.size);
         let (kick, call) = (queue.kick.as_raw_fd(), queue.call.as_raw_fd());
         self.control.set_ring(request::SET_VRING_NUM, number, size.into())?;
         self.control.set_ring(request::SET_VRING_BASE, number, base.into())?;

@@ -2,21 +2,13 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::poll::poll;
-use tempfile::TempDir;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vnet::sys::clock;
-use vnet::vhost_user::attach::{Attach, AttachError, Endpoint};
 
 use crate::driver::{Driver, Options};
-use crate::loopback::Loopback;
 
 /// How long anything may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,7 +24,7 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// A backend under test that a driver can connect to, and from which its frames come back.
 ///
-/// The tests of `rings.rs` know their backend only by this trait.
+/// What is in `abuse.rs` knows its backend only by this trait.
 pub trait Rig {
     /// The backend's socket.
     fn path(&self) -> &Path;
@@ -61,83 +53,9 @@ pub trait Rig {
     }
 }
 
-/// An Ethernet frame with recognisable content.
+/// An Ethernet frame with recognisable content, from the first of the tests' vifs to the second.
 pub fn frame(len: usize, seed: u8) -> Vec<u8> {
     let payload = (0..len - 14).map(|n| (n as u8).wrapping_mul(31).wrapping_add(seed));
-    [0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2, 0x88, 0xb5].into_iter().chain(payload).collect()
-}
-
-/// The device in this process, with a data path that hands frames back to their sender.
-pub struct InProcess {
-    pub data_path: Arc<Loopback>,
-    server: Option<JoinHandle<Result<(), AttachError>>>,
-    shutdown: Arc<EventFd>,
-    path: PathBuf,
-    _dir: TempDir,
-}
-
-impl InProcess {
-    pub fn listening(pairs: usize) -> Self {
-        let dir = TempDir::new().expect("a directory");
-        let path = dir.path().join("vif.sock");
-        let attach = Attach::Listen { path: path.clone(), mode: 0o600, group: None };
-        Self::serving(attach, Loopback::new(pairs, Some(1450)), dir, path)
-    }
-
-    pub fn serving(attach: Attach, loopback: Loopback, dir: TempDir, path: PathBuf) -> Self {
-        let endpoint = Endpoint::open(attach).expect("the way is free");
-        let data_path = Arc::new(loopback);
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("an eventfd");
-        let shutdown = Arc::new(event);
-        let (served, event) = (data_path.clone(), shutdown.clone());
-        let server = std::thread::spawn(move || endpoint.serve(served, borrow(&event)));
-        Self { data_path, server: Some(server), shutdown, path, _dir: dir }
-    }
-
-    /// Waits for the server to end by itself.
-    pub fn join(&mut self) -> Result<(), AttachError> {
-        self.server.take().expect("joined once").join().expect("the server did not panic")
-    }
-
-    /// Tells the server to end, and waits.
-    pub fn shut_down(&mut self) -> Result<(), AttachError> {
-        self.shutdown.write(1).expect("a full counter is no excuse");
-        self.join()
-    }
-}
-
-fn borrow(event: &EventFd) -> BorrowedFd<'_> {
-    // SAFETY: open as long as `event` is borrowed.
-    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
-}
-
-impl Rig for InProcess {
-    fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn pass(&self, driver: &mut Driver, frame: &[u8]) -> Option<Vec<u8>> {
-        driver.send_frame(frame);
-        driver.recv_frame(PATIENCE)
-    }
-
-    fn ring_failures(&self) -> u64 {
-        self.data_path.ring_failures.load(Ordering::SeqCst)
-    }
-
-    fn malformed(&self) -> u64 {
-        self.data_path.malformed.load(Ordering::SeqCst)
-    }
-}
-
-impl Drop for InProcess {
-    fn drop(&mut self) {
-        if self.server.is_some() {
-            let result = self.shut_down();
-            if !std::thread::panicking() {
-                result.expect("the server ends in peace");
-                assert_eq!(self.data_path.strays.load(Ordering::SeqCst), 0);
-            }
-        }
-    }
+    let addresses = [0x52, 0x54, 0, 0, 0, 2, 0x52, 0x54, 0, 0, 0, 1];
+    addresses.into_iter().chain([0x88, 0xb5]).chain(payload).collect()
 }

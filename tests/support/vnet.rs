@@ -1,6 +1,8 @@
 //! The project's own programs.
 
+use std::ffi::OsString;
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -26,6 +28,7 @@ pub(crate) struct Varpd {
     namespace: Vec<String>,
     directory: PathBuf,
     address: IpAddr,
+    config: PathBuf,
     /// Its control socket.
     pub(crate) socket: PathBuf,
 }
@@ -33,15 +36,29 @@ pub(crate) struct Varpd {
 impl Varpd {
     /// Starts varpd on a host with one of the host's addresses; waits until it listens.
     pub(crate) fn start(host: &Host, address: IpAddr, directory: &Path) -> Self {
+        Self::start_with(host, address, "", directory)
+    }
+
+    /// The same with a configuration, in the form of its file.
+    pub(crate) fn start_with(host: &Host, address: IpAddr, config: &str, directory: &Path) -> Self {
         let name = format!("varpd-{}", host.name);
         let socket = directory.join(format!("{name}.sock"));
         let command = host.command(env!("CARGO_BIN_EXE_varpd"));
-        let namespace = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
-        let process = spawn_varpd(&name, &namespace, address, &socket, directory);
+        let namespace: Vec<String> =
+            command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        let file = directory.join(format!("{name}.toml"));
+        std::fs::write(&file, config).expect("a configuration file");
+        let mut command = varpd_command(&namespace, address, &socket, &file);
+        let process = Process::start(&name, directory, &mut command);
         let directory = directory.to_owned();
-        let mut varpd = Self { process, name, namespace, directory, address, socket };
+        let mut varpd = Self { process, name, namespace, directory, address, config: file, socket };
         varpd.wait_listening();
         varpd
+    }
+
+    /// The running program.
+    pub(crate) fn process(&self) -> &Process {
+        &self.process
     }
 
     /// Kills it (SIGKILL).
@@ -51,9 +68,9 @@ impl Varpd {
 
     /// Starts it again, after it was killed; waits until it listens.
     pub(crate) fn start_again(&mut self) {
-        let (name, socket) = (&self.name, &self.socket);
-        let process = spawn_varpd(name, &self.namespace, self.address, socket, &self.directory);
-        self.process = process;
+        let Self { namespace, address, socket, config, .. } = self;
+        let mut command = varpd_command(namespace, *address, socket, config);
+        self.process = Process::start(&self.name, &self.directory, &mut command);
         self.wait_listening();
     }
 
@@ -82,16 +99,11 @@ impl Varpd {
     }
 }
 
-fn spawn_varpd(
-    name: &str,
-    namespace: &Vec<String>,
-    address: IpAddr,
-    socket: &Path,
-    directory: &Path,
-) -> Process {
+fn varpd_command(namespace: &[String], address: IpAddr, socket: &Path, config: &Path) -> Command {
     let mut command = Command::new("ip");
-    command.args(namespace).arg("--address").arg(address.to_string()).arg("--socket").arg(socket);
-    Process::start(name, directory, &mut command)
+    command.args(namespace).arg("--address").arg(address.to_string());
+    command.arg("--socket").arg(socket).arg("--config").arg(config);
+    command
 }
 
 /// Which vif a NIC is.
@@ -130,27 +142,43 @@ pub(crate) struct Backend {
     /// The vif that it serves.
     pub(crate) vif: Vif,
     name: String,
-    varpd: PathBuf,
+    arguments: Vec<OsString>,
     directory: PathBuf,
 }
 
 impl Backend {
     /// Starts the backend of a NIC on the host of `varpd`; if it is to listen, waits until it does.
     pub(crate) fn start(name: &str, vif: Vif, listener: Listener, varpd: &Varpd) -> Self {
+        Self::start_with(name, vif, listener, varpd, &[])
+    }
+
+    /// The same with further arguments.
+    pub(crate) fn start_with(
+        name: &str,
+        vif: Vif,
+        listener: Listener,
+        varpd: &Varpd,
+        further: &[&str],
+    ) -> Self {
         let directory = varpd.directory.clone();
         let socket = directory.join(format!("{name}.sock"));
-        let varpd = varpd.socket.clone();
-        let process = spawn_backend(name, vif, listener, &socket, &varpd, &directory);
+        let mut arguments: Vec<OsString> = vec!["--socket-path".into(), socket.clone().into()];
+        arguments.extend(["--varpd".into(), varpd.socket.clone().into()]);
+        arguments.extend(["--vnet", &vif.vnet.to_string(), "--mac", &vif.mac()].map(Into::into));
+        if listener == Listener::Qemu {
+            arguments.push("--client".into());
+        }
+        arguments.extend(further.iter().map(Into::into));
+        let process = spawn_backend(name, &arguments, &directory);
         let name = name.to_owned();
-        let mut backend = Self { process, socket, listener, vif, name, varpd, directory };
+        let mut backend = Self { process, socket, listener, vif, name, arguments, directory };
         backend.wait_listening();
         backend
     }
 
     /// Starts it again, after it was killed or has ended.
     pub(crate) fn start_again(&mut self) {
-        let Self { name, vif, listener, socket, varpd, directory, .. } = self;
-        self.process = spawn_backend(name, *vif, *listener, socket, varpd, directory);
+        self.process = spawn_backend(&self.name, &self.arguments, &self.directory);
         self.wait_listening();
     }
 
@@ -160,24 +188,15 @@ impl Backend {
         }
         wait_until(&format!("the backend {} listens", self.name), START, || {
             self.process.assert_running();
-            self.socket.exists()
+            // The file may be left from one that was killed. The backend takes a connection on
+            // which nothing is said for a look whether it listens.
+            UnixStream::connect(&self.socket).is_ok()
         });
     }
 }
 
-fn spawn_backend(
-    name: &str,
-    vif: Vif,
-    listener: Listener,
-    socket: &Path,
-    varpd: &Path,
-    directory: &Path,
-) -> Process {
+fn spawn_backend(name: &str, arguments: &[OsString], directory: &Path) -> Process {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-vnet"));
-    command.arg("--socket-path").arg(socket).arg("--varpd").arg(varpd);
-    command.args(["--vnet", &vif.vnet.to_string(), "--mac", &vif.mac()]);
-    if listener == Listener::Qemu {
-        command.arg("--client");
-    }
+    command.args(arguments);
     Process::start(&format!("backend-{name}"), directory, &mut command)
 }

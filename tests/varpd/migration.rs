@@ -2,7 +2,7 @@
 
 use vnet::wire::control::Request;
 
-use super::peer::{ACTIVE, Backend, INACTIVE};
+use super::peer::{ACTIVE, Backend, INACTIVE, frame, take};
 use super::support::wait_until;
 use super::{BOTH, Net, SOON, key, mac};
 
@@ -56,5 +56,35 @@ fn a_guest_that_moves_within_the_host_keeps_its_old_backend_until_it_has_moved()
         drop(source);
         user.peer.resolve(mac(1));
         assert_eq!(user.peer.mapping(mac(1)), target.coa);
+    }
+}
+
+/// What arrived at the sockets of a guest that went elsewhere is old when the guest comes back.
+#[test]
+fn a_guest_that_comes_back_finds_no_late_frames() {
+    let Some(net) = Net::new("varpd: migration and back") else { return };
+    for family in BOTH {
+        let (a, b) = (net.varpd(net.a(), family, ""), net.varpd(net.b(), family, ""));
+        let source = Backend::register(&a.socket, key(1), ACTIVE);
+        let user = Backend::register(&b.socket, key(2), ACTIVE);
+        source.peer.claimed();
+        let old = source.coa;
+        source.peer.send(&Request::SetActive { active: false });
+        let target = Backend::register(&b.socket, key(1), ACTIVE);
+        assert_eq!(source.peer.lost().1, target.coa);
+        user.unicast().send_to(&frame(42, "late"), old.addr).unwrap();
+        drop(source);
+        wait_until("the source is gone", SOON, || a.show("vifs")[0]["state"] == "kept");
+        let back = Backend::register(&a.socket, key(1), INACTIVE);
+        assert_ne!(back.coa, old);
+        back.peer.send(&Request::SetActive { active: true });
+        back.peer.claimed();
+        assert_eq!(target.peer.lost().1, back.coa);
+        user.unicast().send_to(&frame(42, "now"), back.coa.addr).unwrap();
+        assert_eq!(take(back.unicast()).0, frame(42, "now"));
+        // From now on it is as any other: a restart finds its address.
+        drop(back.peer);
+        let again = Backend::register(&a.socket, key(1), ACTIVE);
+        assert_eq!(again.coa, back.coa);
     }
 }

@@ -1,13 +1,19 @@
 //! The data path against a driver of twenty lines, without a device or sockets.
 
 use super::*;
+use crate::offload::bundle::Entries;
+use crate::offload::header::Header;
+use crate::offload::layout::Layout;
+use crate::offload::packets::{Packet, assert_complete};
 use crate::underlay::memory::MemoryUnderlay;
 use crate::wire::{Capabilities, EncapKinds, VifKey, VnetId};
+use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 
 const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const PEER: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const SIZE: u16 = 16;
+const MERGEABLE: HeaderLayout = HeaderLayout { len: MODERN_HEADER_LEN, mergeable: true };
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
@@ -22,7 +28,7 @@ struct Driver {
 
 impl Driver {
     fn new() -> Self {
-        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
         let base = 0x1000;
         let mut queue = Queue::new(SIZE).unwrap();
         queue.try_set_desc_table_address(GuestAddress(base)).unwrap();
@@ -91,8 +97,9 @@ fn worker() -> Worker<MemoryUnderlay> {
         own: addr(1),
         capabilities: Capabilities::NONE,
     };
+    let place = Place { receiver, group: addr(1798), max_datagram: 1472 };
     let counters = Arc::new(VifCounters::default());
-    Worker::new(receiver, SourceMac::Stamp, addr(1798), counters, MemoryUnderlay::default())
+    Worker::new(place, SourceMac::Stamp, counters, MemoryUnderlay::default())
 }
 
 fn addr(port: u16) -> SocketAddr {
@@ -200,8 +207,9 @@ fn what_the_kernel_refuses_is_counted_by_reason_and_the_rest_goes_on() {
         let (mut worker, mut driver) = (worker(), Driver::new());
         learn(&mut worker, PEER, 7);
         worker.underlay.failures.push_back(io::Error::from_raw_os_error(errno));
-        for n in 0..3 {
-            driver.offer_frame(&frame(PEER, OWN, &[n]));
+        // Each longer than the one before: three messages.
+        for len in 1..=3 {
+            driver.offer_frame(&frame(PEER, OWN, &vec![0; len]));
         }
         transmit(&mut worker, &mut driver);
         assert_eq!(worker.counters.get(counter), dropped, "{errno}");
@@ -236,7 +244,7 @@ fn a_chain_that_is_no_frame_is_counted_and_given_back() {
 #[test]
 fn an_arriving_frame_fills_as_many_buffers_as_it_takes() {
     let (mut worker, mut driver) = (worker(), Driver::new());
-    worker.set_layout(HeaderLayout { len: MODERN_HEADER_LEN, mergeable: true });
+    worker.set_features(MERGEABLE, Offloads::NONE);
     let payload: Vec<u8> = (0..200).collect();
     let arrived = frame(OWN, PEER, &payload);
     worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &payload)));
@@ -257,7 +265,7 @@ fn an_arriving_frame_fills_as_many_buffers_as_it_takes() {
 #[test]
 fn frames_without_buffers_wait_and_are_delivered_in_order() {
     let (mut worker, mut driver) = (worker(), Driver::new());
-    worker.set_layout(HeaderLayout { len: MODERN_HEADER_LEN, mergeable: true });
+    worker.set_features(MERGEABLE, Offloads::NONE);
     for n in 0..3 {
         worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[n; 50])));
     }
@@ -307,6 +315,42 @@ fn unwritable_receive_chains_are_given_back() {
 }
 
 #[test]
+fn an_unwritable_chain_takes_those_before_it_along() {
+    let (mut worker, mut driver) = (worker(), Driver::new());
+    worker.set_features(MERGEABLE, Offloads::NONE);
+    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[1; 40])));
+    driver.offer(&[(&[], 30, WRITE)]);
+    driver.offer(&[(&[], 30, 0)]);
+    driver.offer(&[(&[], 30, WRITE)]);
+    driver.offer(&[(&[], 60, WRITE)]);
+    receive(&mut worker, &mut driver);
+    assert_eq!(worker.counters.get(VifCounter::rx_drop_malformed), 1);
+    assert_eq!(driver.used(), [(0, 0), (1, 0), (2, 30), (3, 36)]);
+    assert!(!worker.is_starved());
+}
+
+/// So that a guest which adds useless chains as fast as it gets them back can't hold the worker.
+#[test]
+fn after_some_bad_chains_others_get_their_turn() {
+    let (mut worker, mut driver) = (worker(), Driver::new());
+    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, b"")));
+    for _ in 0..ATTEMPTS {
+        driver.offer(&[(&[], 60, 0)]);
+    }
+    let Driver { queue, memory, .. } = &mut driver;
+    let progress = worker.receive(Port::Own, queue, memory, Instant::ZERO).unwrap();
+    assert_eq!(progress, Progress::More);
+    assert!(!worker.is_starved());
+    assert_eq!(worker.retry(queue, memory).unwrap(), Progress::Idle);
+    assert!(worker.is_starved());
+    assert_eq!(worker.counters.get(VifCounter::rx_drop_malformed), ATTEMPTS as u64);
+    driver.offer(&[(&[], 60, WRITE)]);
+    let Driver { queue, memory, .. } = &mut driver;
+    assert_eq!(worker.retry(queue, memory).unwrap(), Progress::Idle);
+    assert_eq!(worker.counters.get(VifCounter::rx_frames), 1, "the frame was kept");
+}
+
+#[test]
 fn a_jump_of_the_avail_index_is_the_rings_end() {
     let (mut worker, mut driver) = (worker(), Driver::new());
     driver.write(SIZE + 1, driver.base + 0x1002);
@@ -346,4 +390,238 @@ fn a_gratuitous_arp_asks_for_an_announcement() {
     assert!(!worker.take_announcement(), "told once");
     assert_eq!(worker.counters.get(VifCounter::tx_group_frames), 2);
     assert_eq!(worker.underlay.sent[0].0, addr(1798));
+}
+
+// ---- offloads ----------------------------------------------------------------------------------
+
+const CAPABLE: Capabilities =
+    Capabilities(Capabilities::PARTIAL_CHECKSUM.0 | Capabilities::BUNDLE.0);
+
+/// A worker whose guest has all offloads, and knows a peer that understands all flags or none.
+fn offloading_worker(capabilities: Capabilities) -> Worker<MemoryUnderlay> {
+    let mut worker = worker();
+    worker.place.receiver.capabilities = CAPABLE;
+    worker.set_features(MERGEABLE, Offloads::ALL);
+    let coa = CareOf { capabilities, ..coa(7) };
+    let lifetime = Duration::from_secs(30);
+    worker.handle_mapping(Mac(PEER), coa, Stamp(1), lifetime, Instant::ZERO);
+    worker
+}
+
+/// Ethernet, IPv4, TCP with time stamps.
+const TCP_HEADERS: usize = 14 + 20 + 32;
+
+/// A TCP frame from us to the peer.
+fn tcp_frame(payload: usize) -> Vec<u8> {
+    let mut frame = Packet::tcp(payload).build_partial();
+    frame[..6].copy_from_slice(&PEER);
+    frame[6..12].copy_from_slice(&OWN);
+    frame
+}
+
+fn offer_with_header(driver: &mut Driver, header: [u8; 12], frame: &[u8]) {
+    let bytes = [&header[..], frame].concat();
+    driver.memory.write_slice(&bytes, GuestAddress(driver.data)).unwrap();
+    driver.offer(&[(&bytes, bytes.len(), 0)]);
+    driver.data += bytes.len() as u64;
+}
+
+fn tso_header(frame: &[u8], size: u16) -> [u8; 12] {
+    let layout = Layout::parse(frame, frame.len()).unwrap();
+    Header::merged(&layout, size, false).emit(0)
+}
+
+fn partial_header(frame: &[u8]) -> [u8; 12] {
+    Header::partial(&Layout::parse(frame, frame.len()).unwrap()).emit(0)
+}
+
+#[test]
+fn a_large_frame_leaves_in_segments_that_fit_the_path() {
+    let large = tcp_frame(20_000);
+    for capabilities in [CAPABLE, Capabilities::NONE] {
+        let (mut worker, mut driver) = (offloading_worker(capabilities), Driver::new());
+        offer_with_header(&mut driver, tso_header(&large, 1448), &large);
+        transmit(&mut worker, &mut driver);
+        let sent = mem::take(&mut worker.underlay.sent);
+        assert_eq!(worker.underlay.messages, 1);
+        let mut payload: Vec<u8> = Vec::new();
+        for (to, datagram) in &sent {
+            assert_eq!(*to, addr(7));
+            assert!(datagram.len() <= worker.place.max_datagram);
+            let (encapsulation, frame) = datagram.split_at(8);
+            let layout = Layout::parse(frame, frame.len()).unwrap();
+            payload.extend(&frame[layout.payload_at..]);
+            if capabilities == CAPABLE {
+                assert_eq!(encapsulation, [0x40, 1, 0, 0, 0, 0, 0, 42]);
+            } else {
+                assert_eq!(encapsulation, [0x40, 0, 0, 0, 0, 0, 0, 42]);
+                assert_complete(frame);
+            }
+        }
+        assert!(payload == large[TCP_HEADERS..]);
+        assert_eq!(worker.counters.get(VifCounter::tx_frames), 1);
+        assert_eq!(worker.counters.get(VifCounter::tx_datagrams), sent.len() as u64);
+    }
+}
+
+#[test]
+fn the_largest_frame_in_the_smallest_segments_leaves_whole() {
+    let large = tcp_frame(60_000);
+    let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    offer_with_header(&mut driver, tso_header(&large, 50), &large);
+    transmit(&mut worker, &mut driver);
+    let sent: usize = worker.underlay.sent.iter().map(|(_, d)| d.len() - 8 - TCP_HEADERS).sum();
+    assert_eq!(sent, 60_000);
+    assert_eq!(worker.underlay.sent.len(), 1200);
+    assert_eq!(worker.counters.get(VifCounter::tx_frames), 1);
+}
+
+#[test]
+fn a_kernel_without_segmentation_gets_datagrams_one_by_one() {
+    let large = tcp_frame(20_000);
+    let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    worker.underlay.failures.push_back(io::Error::from_raw_os_error(libc::EIO));
+    offer_with_header(&mut driver, tso_header(&large, 1448), &large);
+    transmit(&mut worker, &mut driver);
+    assert_eq!(worker.underlay.sent.len(), worker.underlay.messages);
+    assert_eq!(worker.counters.get(VifCounter::tx_frames), 1);
+    assert_eq!(worker.counters.get(VifCounter::tx_datagrams), worker.underlay.sent.len() as u64);
+}
+
+#[test]
+fn a_frame_longer_than_the_path_is_cut_if_it_is_tcp_and_dropped_otherwise() {
+    let long = tcp_frame(1460);
+    let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    offer_with_header(&mut driver, partial_header(&long), &long);
+    offer_with_header(&mut driver, [0; 12], &frame(PEER, OWN, &[0; 1460]));
+    transmit(&mut worker, &mut driver);
+    assert_eq!(worker.underlay.sent.len(), 2);
+    assert!(worker.underlay.sent.iter().all(|(_, d)| d.len() <= worker.place.max_datagram));
+    assert_eq!(worker.counters.get(VifCounter::tx_drop_too_big), 1);
+}
+
+#[test]
+fn partial_checksums_are_left_to_those_who_can_and_completed_for_others() {
+    let small = tcp_frame(100);
+    let mut to_all = small.clone();
+    to_all[..6].fill(0xff);
+    for (capabilities, frame, flags) in
+        [(CAPABLE, &small, 1), (Capabilities::NONE, &small, 0), (CAPABLE, &to_all, 0)]
+    {
+        let (mut worker, mut driver) = (offloading_worker(capabilities), Driver::new());
+        offer_with_header(&mut driver, partial_header(frame), frame);
+        transmit(&mut worker, &mut driver);
+        let (_, datagram) = worker.underlay.sent.pop().unwrap();
+        assert_eq!(datagram[..2], [0x40, flags]);
+        if flags == 0 {
+            assert_complete(&datagram[8..]);
+        } else {
+            assert_eq!(datagram[8..], frame[..]);
+        }
+    }
+}
+
+#[test]
+fn small_frames_to_one_place_share_datagrams_in_order() {
+    let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    for n in 0..10 {
+        driver.offer_frame(&frame(PEER, OWN, &[n; 300]));
+    }
+    driver.offer_frame(&frame([0xff; 6], OWN, b"to all"));
+    driver.offer_frame(&frame(PEER, OWN, &[99; 50]));
+    transmit(&mut worker, &mut driver);
+    let (all, single) = (&worker.underlay.sent[3], &worker.underlay.sent[4]);
+    assert_eq!(all.1, encapsulated_frame([0xff; 6], OWN, b"to all"));
+    assert_eq!(single.1, encapsulated_frame(PEER, OWN, &[99; 50]), "alone: no bundle");
+    let mut frames = Vec::new();
+    for (to, datagram) in &worker.underlay.sent[..3] {
+        assert_eq!(*to, addr(7));
+        assert_eq!(datagram[..8], [0x40, 2, 0, 0, 0, 0, 0, 42]);
+        frames.extend(Entries::new(&datagram[8..]).map(|entry| entry.unwrap().frame));
+    }
+    let expected: Vec<Vec<u8>> = (0..10).map(|n| frame(PEER, OWN, &[n; 300])).collect();
+    assert_eq!(frames, expected);
+    assert_eq!(worker.underlay.messages, 3);
+    assert_eq!(worker.counters.get(VifCounter::tx_frames), 12);
+    assert_eq!(worker.counters.get(VifCounter::tx_datagrams), 5);
+}
+
+#[test]
+fn frames_of_one_length_share_a_message() {
+    let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    for (n, len) in [1000, 1000, 900, 1000, 1100].into_iter().enumerate() {
+        driver.offer_frame(&frame(PEER, OWN, &vec![n as u8; len]));
+    }
+    transmit(&mut worker, &mut driver);
+    let lens: Vec<usize> = worker.underlay.sent.iter().map(|(_, d)| d.len() - 8 - 14).collect();
+    assert_eq!(lens, [1000, 1000, 900, 1000, 1100]);
+    assert_eq!(worker.underlay.messages, 3, "1000 1000 900, 1000, 1100");
+}
+
+#[test]
+fn what_leaves_in_pieces_arrives_as_it_was() {
+    let (mut sender, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    let large = tcp_frame(20_000);
+    offer_with_header(&mut driver, tso_header(&large, 1448), &large);
+    for n in 0..5 {
+        driver.offer_frame(&frame(PEER, OWN, &[n; 60]));
+    }
+    transmit(&mut sender, &mut driver);
+
+    let mut receiver = offloading_worker(CAPABLE);
+    receiver.place.receiver.key.mac = Mac(PEER);
+    // As UDP_GRO hands them over: runs of one size in one message.
+    let sent = mem::take(&mut sender.underlay.sent);
+    receiver.underlay.own.extend(sent.into_iter().map(|(_, bytes)| (addr(9), bytes)));
+    let mut driver = Driver::new();
+    let places: Vec<u64> = (0..SIZE).flat_map(|_| driver.offer(&[(&[], 0xf00, WRITE)])).collect();
+    // The in-memory underlay hands over eight datagrams at a time.
+    receive(&mut receiver, &mut driver);
+    let mut bytes = Vec::new();
+    let mut used = driver.used().into_iter().zip(&places).map(|((_, len), &at)| (len, at));
+    while let Some((len, at)) = used.next() {
+        let mut one = driver.read(at, len as usize);
+        let count = u16::from_le_bytes([one[10], one[11]]);
+        for _ in 1..count {
+            let (len, at) = used.next().unwrap();
+            one.extend(driver.read(at, len as usize));
+        }
+        bytes.push(one);
+    }
+    assert_eq!(bytes.len(), 7, "20000 bytes in two frames, and five small ones");
+    let payloads: Vec<u8> =
+        bytes[..2].iter().flat_map(|b| b[12 + TCP_HEADERS..].to_vec()).collect();
+    assert!(payloads == large[TCP_HEADERS..]);
+    for large in &bytes[..2] {
+        assert_eq!(large[..2], [1, 1], "NEEDS_CSUM, TCPV4");
+        assert_eq!(u16::from_le_bytes([large[4], large[5]]), 1398, "what fits the path");
+    }
+    for (n, small) in bytes[2..].iter().enumerate() {
+        assert_eq!(small[12..], frame(PEER, OWN, &[n as u8; 60]));
+    }
+    assert_eq!(receiver.counters.get(VifCounter::rx_frames), 7);
+}
+
+#[test]
+fn an_offload_that_was_not_negotiated_is_a_lie() {
+    let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    worker.set_features(MERGEABLE, Offloads::CSUM);
+    let large = tcp_frame(5000);
+    offer_with_header(&mut driver, tso_header(&large, 1448), &large);
+    transmit(&mut worker, &mut driver);
+    assert_eq!(worker.counters.get(VifCounter::tx_drop_header), 1);
+    assert!(worker.underlay.sent.is_empty());
+}
+
+#[test]
+fn large_frames_wait_for_resolution_and_leave_in_segments() {
+    let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    let mut large = tcp_frame(5000);
+    large[..6].copy_from_slice(&[2, 0, 0, 0, 0, 3]);
+    offer_with_header(&mut driver, tso_header(&large, 1000), &large);
+    transmit(&mut worker, &mut driver);
+    assert!(worker.underlay.sent.is_empty());
+    learn(&mut worker, [2, 0, 0, 0, 0, 3], 8);
+    assert_eq!(worker.underlay.sent.len(), 5);
+    worker.underlay.sent.iter().for_each(|(_, datagram)| assert_complete(&datagram[8..]));
 }

@@ -1,0 +1,186 @@
+//! What is measured, under which conditions.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::frames::Load;
+use crate::measure::{self, Rate, Window};
+use crate::options::Options;
+use crate::report::{Row, Samples};
+use crate::subject::{Conditions, Kind, Place, Subject};
+use crate::topology::{Hosts, Link};
+
+/// What a case does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// A stream in segments as long as the subject allows.
+    Bulk,
+    /// Datagrams in frames of this many bytes.
+    Frames(usize),
+    /// Request and reply, alone.
+    Idle,
+    /// Request and reply beside a stream of other vifs.
+    Beside,
+}
+
+impl Work {
+    /// Name of the case.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Bulk => "bulk".to_owned(),
+            Self::Frames(len) => format!("frames-{len}"),
+            Self::Idle => "rtt-idle".to_owned(),
+            Self::Beside => "rtt-beside-bulk".to_owned(),
+        }
+    }
+}
+
+/// Conditions and what is done under them.
+pub(crate) struct Group {
+    pub(crate) conditions: Conditions,
+    pub(crate) works: Vec<Work>,
+}
+
+impl Group {
+    /// A name for each case, for `--only`.
+    pub(crate) fn case_name(&self, work: Work) -> String {
+        let Conditions { place, mtu, link, queue_pairs } = self.conditions;
+        let link = match place {
+            Place::Across => format!("/{link:?}"),
+            Place::Same => String::new(),
+        };
+        format!("{place:?}/{mtu}{link}/{queue_pairs}q/{}", work.name()).to_lowercase()
+    }
+}
+
+/// Everything that is measured.
+pub(crate) fn all() -> Vec<Group> {
+    const SMALL: Work = Work::Frames(64);
+    const LARGE: Work = Work::Frames(1400);
+    let group = |place, mtu, link, queue_pairs, works: &[Work]| Group {
+        conditions: Conditions { place, mtu, link, queue_pairs },
+        works: works.to_vec(),
+    };
+    use Link::{Cut, Whole};
+    use Place::{Across, Same};
+    use Work::{Beside, Bulk, Idle};
+    vec![
+        group(Across, 1500, Whole, 1, &[Bulk, SMALL, LARGE, Idle, Beside]),
+        group(Across, 1500, Cut, 1, &[Bulk, SMALL, LARGE]),
+        group(Across, 9000, Whole, 1, &[Bulk, LARGE]),
+        group(Across, 9000, Cut, 1, &[Bulk]),
+        group(Across, 1500, Whole, 2, &[Bulk, SMALL]),
+        group(Across, 9000, Whole, 2, &[Bulk]),
+        group(Same, 1500, Whole, 1, &[Bulk, SMALL, LARGE, Idle, Beside]),
+        group(Same, 9000, Whole, 1, &[Bulk]),
+        group(Same, 1500, Whole, 2, &[Bulk, SMALL]),
+    ]
+}
+
+/// Windows that are tried before a case is measured; the one with the highest rate is taken.
+const WINDOWS: [Window; 3] = [
+    Window { bytes: 512 << 10, frames: 256 },
+    Window { bytes: 2 << 20, frames: 1024 },
+    Window { bytes: 4 << 20, frames: 4096 },
+];
+
+/// Runs the cases of a group that are wanted, both subjects in turn.
+pub(crate) fn run(
+    group: &Group,
+    options: &Options,
+    prefix: &str,
+    directory: &Path,
+) -> io::Result<Vec<Row>> {
+    let wanted = |work: &Work| options.wants(&group.case_name(*work));
+    let works: Vec<Work> = group.works.iter().copied().filter(wanted).collect();
+    if works.is_empty() {
+        return Ok(Vec::new());
+    }
+    let conditions = group.conditions;
+    let directory = tempfile::tempdir_in(directory)?;
+    eprintln!("{conditions:?}");
+    let hosts = Hosts::new(prefix, conditions.mtu, conditions.link)?;
+    let mut subjects = Vec::new();
+    for kind in [Kind::Vnet, Kind::Kernel] {
+        let mut subject = Subject::start(kind, conditions, &hosts, directory.path())?;
+        measure::introduce(&mut subject)?;
+        subjects.push(subject);
+    }
+    let mut rows = Vec::new();
+    for work in works {
+        let name = group.case_name(work);
+        eprintln!("{name}");
+        let more = run_case(work, &name, options, &mut subjects);
+        rows.extend(more.map_err(|error| io::Error::other(format!("{name}: {error}")))?);
+    }
+    Ok(rows)
+}
+
+fn run_case(
+    work: Work,
+    name: &str,
+    options: &Options,
+    subjects: &mut [Subject],
+) -> io::Result<Vec<Row>> {
+    let mut windows = Vec::new();
+    for subject in subjects.iter_mut() {
+        windows.push(best_window(work, options, subject)?);
+    }
+    let mut samples = vec![Samples::default(); subjects.len()];
+    for _ in 0..options.rounds() {
+        for ((subject, samples), window) in subjects.iter_mut().zip(&mut samples).zip(&windows) {
+            run_once(work, *window, options.time(), subject, samples)?;
+        }
+    }
+    let rows = subjects
+        .iter()
+        .zip(samples)
+        .zip(windows)
+        .map(|((subject, samples), window)| Row::new(name, work, subject, window, &samples));
+    Ok(rows.collect())
+}
+
+fn load(work: Work, conditions: Conditions) -> Load {
+    match work {
+        Work::Frames(frame) => Load::Datagrams { frame },
+        Work::Bulk | Work::Idle | Work::Beside => Load::Stream { mtu: conditions.inner_mtu() },
+    }
+}
+
+fn best_window(work: Work, options: &Options, subject: &mut Subject) -> io::Result<Window> {
+    let mut best = (WINDOWS[1], 0.0);
+    if work == Work::Idle || options.smoke {
+        return Ok(best.0);
+    }
+    for window in WINDOWS {
+        let load = load(work, subject.conditions);
+        let Rate { gbit, .. } = measure::rate(subject, load, window, options.trial())?;
+        if gbit > best.1 {
+            best = (window, gbit);
+        }
+    }
+    Ok(best.0)
+}
+
+fn run_once(
+    work: Work,
+    window: Window,
+    time: Duration,
+    subject: &mut Subject,
+    samples: &mut Samples,
+) -> io::Result<()> {
+    let load = load(work, subject.conditions);
+    match work {
+        Work::Bulk | Work::Frames(_) => {
+            samples.rates.push(measure::rate(subject, load, window, time)?);
+        }
+        Work::Idle => samples.trips.push(measure::idle_latency(subject, time)?),
+        Work::Beside => {
+            let (trips, rate) = measure::loaded_latency(subject, load, window, time)?;
+            samples.rates.push(rate);
+            samples.trips.push(trips);
+        }
+    }
+    Ok(())
+}

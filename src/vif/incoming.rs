@@ -1,0 +1,138 @@
+//! Frames that were received and accepted, and wait for the guest's buffers.
+//!
+//! A batch of messages is unpacked at once: each datagram checked, bundles opened, what is not for
+//! this vif dropped and counted. What stays is a list of places in the received bytes, so that a
+//! guest without buffers costs nothing but patience, and neighbours can be merged by looking ahead.
+
+use std::io;
+
+use super::rx::{Payload, Receiver};
+use crate::metrics::{VifCounter, VifCounters};
+use crate::offload::bundle::Entry;
+use crate::offload::gro::Received;
+use crate::sys::mmsg::ReceiveBatch;
+use crate::underlay::{Port, Underlay};
+
+/// Where a frame is.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    start: u16,
+    len: u16,
+    message: u8,
+    is_partial: bool,
+    is_group: bool,
+}
+
+/// The frames of one batch that have not been delivered.
+#[derive(Debug, Default)]
+pub struct Incoming {
+    batch: ReceiveBatch,
+    places: Vec<Place>,
+    next: usize,
+}
+
+impl Incoming {
+    /// Receives a batch and unpacks it. Nothing may be waiting.
+    ///
+    /// # Errors
+    /// The socket's; `WouldBlock` when nothing has arrived.
+    pub fn fill(
+        &mut self,
+        port: Port,
+        underlay: &mut impl Underlay,
+        receiver: &Receiver,
+        counters: &VifCounters,
+    ) -> io::Result<()> {
+        self.clear();
+        underlay.receive(port, &mut self.batch)?;
+        for message in 0..self.batch.len() {
+            let Some(received) = self.batch.get(message) else { break };
+            for datagram in received.datagrams() {
+                let unpack = Unpack { port, receiver, counters, within: received.bytes, message };
+                unpack.datagram(received.from, datagram, &mut self.places);
+            }
+        }
+        Ok(())
+    }
+
+    /// The kernel's count of datagrams lost for want of room, if this batch brought news of it.
+    pub fn take_overflow(&mut self) -> Option<u32> {
+        self.batch.overflow.take()
+    }
+
+    /// The n-th frame that waits.
+    pub fn get(&self, n: usize) -> Option<Received<'_>> {
+        let place = self.places.get(self.next + n)?;
+        let message = self.batch.get(place.message.into())?;
+        let start = usize::from(place.start);
+        let bytes = message.bytes.get(start..start + usize::from(place.len))?;
+        Some(Received { bytes, is_partial: place.is_partial })
+    }
+
+    /// Whether the first frame that waits is for a group.
+    pub fn is_group(&self) -> bool {
+        self.places.get(self.next).is_some_and(|place| place.is_group)
+    }
+
+    /// Done with so many frames.
+    pub fn take(&mut self, count: usize) {
+        self.next += count;
+    }
+
+    /// How many frames wait.
+    pub fn len(&self) -> usize {
+        self.places.len().saturating_sub(self.next)
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Forgets them.
+    pub fn clear(&mut self) {
+        self.places.clear();
+        self.next = 0;
+    }
+}
+
+/// What unpacking a message's datagrams needs.
+struct Unpack<'a> {
+    port: Port,
+    receiver: &'a Receiver,
+    counters: &'a VifCounters,
+    /// The whole message, to tell where in it a frame is.
+    within: &'a [u8],
+    message: usize,
+}
+
+impl Unpack<'_> {
+    fn datagram(&self, from: std::net::SocketAddr, datagram: &[u8], places: &mut Vec<Place>) {
+        match self.receiver.accept(self.port, from, datagram) {
+            Ok(Payload::Frame(entry)) => self.frame(entry, places),
+            Ok(Payload::Bundle(entries)) => {
+                for entry in entries {
+                    match entry {
+                        Ok(entry) => self.frame(entry, places),
+                        Err(_) => self.counters.inc(VifCounter::rx_drop_bundle),
+                    }
+                }
+            }
+            Err(counter) => self.counters.inc(counter),
+        }
+    }
+
+    fn frame(&self, entry: Entry<'_>, places: &mut Vec<Place>) {
+        let is_group = match self.receiver.accept_frame(self.port, entry.frame) {
+            Ok(is_group) => is_group,
+            Err(counter) => return self.counters.inc(counter),
+        };
+        let start = entry.frame.as_ptr().addr() - self.within.as_ptr().addr();
+        // A message has at most 65,507 bytes, and a batch few messages.
+        if let (Ok(start), Ok(len), Ok(message)) =
+            (start.try_into(), entry.frame.len().try_into(), self.message.try_into())
+        {
+            places.push(Place { start, len, message, is_partial: entry.is_partial, is_group });
+        }
+    }
+}

@@ -151,9 +151,11 @@ pub enum Delivery {
         /// The avail index that was seen.
         seen: u16,
     },
-    /// One buffer must hold the frame (no mergeable buffers) and is too small; it stays available.
+    /// One buffer must hold the frame (no mergeable buffers) and is too small, or a whole ring of
+    /// them is; they stay available.
     TooLong,
-    /// A chain that can't be written to was given back to the guest; the frame can be tried again.
+    /// A chain that can't be written to was given back to the guest, and what was taken before it
+    /// for the same frame; the frame can be tried again.
     BadChain,
 }
 
@@ -194,9 +196,10 @@ impl Deliverer {
             let Some(chain) = chains.next() else { break };
             let head = chain.head_index();
             let Ok(buffer) = writable(memory, chain, &mut self.pieces) else {
-                // Give back what was taken before it, then the bad one alone.
-                if !self.buffers.is_empty() {
-                    break;
+                // Chains go back in their order, so those before it go back empty, too. If they
+                // were kept the bad one would be found again and again.
+                for buffer in &self.buffers {
+                    queue.add_used(memory, buffer.head, 0)?;
                 }
                 queue.add_used(memory, head, 0)?;
                 return Ok(Delivery::BadChain);
@@ -213,7 +216,9 @@ impl Deliverer {
         }
         let seen = queue.next_avail();
         queue.set_next_avail(position);
-        if !layout.mergeable && !self.buffers.is_empty() {
+        // More than a whole ring of buffers will never be there.
+        let most = if layout.mergeable { usize::from(queue.size()) } else { 1 };
+        if self.buffers.len() >= most {
             return Ok(Delivery::TooLong);
         }
         Ok(Delivery::NoBuffers { seen })

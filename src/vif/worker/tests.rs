@@ -306,6 +306,38 @@ fn unwritable_receive_chains_are_given_back() {
     assert_eq!(driver.used(), [(0, 0), (1, 0), (3, 0), (4, 26)]);
 }
 
+/// The frame is too long for the first buffer, and the second can't be written to.
+#[test]
+fn an_unwritable_chain_behind_a_good_one_is_given_back_with_it() {
+    let (mut worker, mut driver) = (worker(), Driver::new());
+    worker.set_layout(HeaderLayout { len: MODERN_HEADER_LEN, mergeable: true });
+    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[1; 100])));
+    driver.offer(&[(&[], 60, WRITE)]);
+    driver.offer(&[(&[], 60, 0)]);
+    driver.offer(&[(&[], 60, WRITE)]);
+    driver.offer(&[(&[], 60, WRITE)]);
+    driver.offer(&[(&[], 60, WRITE)]);
+    receive(&mut worker, &mut driver);
+    assert_eq!(worker.counters.get(VifCounter::rx_drop_malformed), 1);
+    assert_eq!(driver.used(), [(0, 0), (1, 0), (2, 60), (3, 60), (4, 6)]);
+    assert_eq!(worker.counters.get(VifCounter::rx_frames), 1);
+}
+
+#[test]
+fn a_frame_longer_than_a_whole_ring_holds_up_nobody() {
+    let (mut worker, mut driver) = (worker(), Driver::new());
+    worker.set_layout(HeaderLayout { len: MODERN_HEADER_LEN, mergeable: true });
+    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[1; 1000])));
+    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[2; 10])));
+    for _ in 0..SIZE {
+        driver.offer(&[(&[], 60, WRITE)]);
+    }
+    receive(&mut worker, &mut driver);
+    assert!(!worker.is_starved());
+    assert_eq!(worker.counters.get(VifCounter::rx_drop_no_buffer), 1);
+    assert_eq!(driver.used(), [(0, 36)]);
+}
+
 #[test]
 fn a_jump_of_the_avail_index_is_the_rings_end() {
     let (mut worker, mut driver) = (worker(), Driver::new());

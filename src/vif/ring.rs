@@ -127,6 +127,11 @@ impl<'q, 'm> RingView<'q, 'm> {
         Links::new(&self.table, self.size, head).walk(&mut self.regions, access, each)
     }
 
+    /// Most chains that can be available at a time.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
     /// The available index of the next chain to take.
     pub fn position(&self) -> u16 {
         self.position

@@ -547,9 +547,10 @@ impl<U: Underlay> Worker<U> {
 
     fn deliver_batch(&mut self, ring: &mut RingView<'_, '_>) -> Result<Outcome, RingError> {
         let mut attempts = 0;
+        let mut most = usize::MAX;
         let Self { incoming, merger, counters, layout, .. } = self;
         let mut deliverer = Deliverer::default();
-        while let Some(merged) = merger.merge(|n| incoming.get(n)) {
+        while let Some(merged) = merger.merge(|n| if n < most { incoming.get(n) } else { None }) {
             let Ok(merged) = merged else {
                 counters.inc(VifCounter::rx_drop_checksum);
                 incoming.take(1);
@@ -573,6 +574,8 @@ impl<U: Underlay> Worker<U> {
                     counters.add(VifCounter::rx_group_frames, incoming.is_group().into());
                     incoming.take(count);
                 }
+                // The guest's whole ring holds less: not merged, the frames may fit.
+                Delivery::TooLong if count > 1 => most = 1,
                 Delivery::TooLong => {
                     counters.add(VifCounter::rx_drop_no_buffer, count as u64);
                     incoming.take(count);

@@ -91,7 +91,7 @@ pub(super) fn deliver(
     }
     let seen = queue.next_avail();
     queue.set_next_avail(position);
-    let too_long = !layout.mergeable && !buffers.is_empty();
+    let too_long = buffers.len() >= if layout.mergeable { size.into() } else { 1 };
     Ok(if too_long { Delivery::TooLong } else { Delivery::NoBuffers { seen } })
 }
 

@@ -30,7 +30,7 @@
 //! | [`underlay`] | sockets: opening and filtering them, batches of datagrams | no |
 //! | [`varpd`] | the daemon's shell around the mapper | no |
 //! | [`sys`] | safe wrappers over system calls; the only reader of the clock | no |
-//! | [`cli`], [`config`], [`show`], [`metrics`] | command lines, file, tables, counters | mostly |
+//! | [`cli`], [`config`], [`show`], [`metrics`], `quiet` | command lines, file, tables, counters, a quiet log | mostly |
 //!
 //! Pure means: no I/O, no clock, no `unsafe`; time comes in as an argument, effects go out as data.
 //! Dependencies point from the shell to the pure modules, never back.
@@ -58,6 +58,7 @@ pub mod mapper;
 pub mod metrics;
 pub mod offload;
 pub mod operator;
+mod quiet;
 pub mod show;
 pub mod sys;
 pub mod time;

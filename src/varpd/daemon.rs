@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::config::{Config, Seconds, Timers};
 use crate::mapper::{self, LocalVif, Mapper, Notice, Output};
 use crate::metrics::{VarpdCounter, VarpdCounters};
+use crate::quiet::Quiet;
 use crate::sys::clock;
 use crate::sys::event::{Interest, Poller, Ready};
 use crate::sys::process;
@@ -18,7 +19,6 @@ use crate::underlay::sockets::{Opener, VifSockets};
 use crate::wire::VnetId;
 
 use super::clients::{ClientId, Clients, Sent};
-use super::quiet::Quiet;
 use super::registry::{Owner, Registry};
 use super::stats::Runs;
 use super::varp::{Varp, Via};

@@ -29,7 +29,6 @@
 
 mod clients;
 mod daemon;
-mod quiet;
 mod register;
 mod registry;
 mod requests;

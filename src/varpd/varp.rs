@@ -5,11 +5,11 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use crate::mapper::Destination;
 use crate::metrics::{VarpdCounter, VarpdCounters};
+use crate::quiet::Quiet;
 use crate::time::Instant;
 use crate::underlay::sockets::Opener;
 use crate::wire::varp::Message;
 
-use super::quiet::Quiet;
 use super::{VarpdError, failed};
 
 /// Longer than any message, so that one that is too long is seen to be.

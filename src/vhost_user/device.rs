@@ -21,6 +21,8 @@ use vmm_sys_util::event::{EventConsumer, EventNotifier};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::vring::{MemoryGuard, Ring, SharedMemory, Vring};
+use crate::quiet::Quiet;
+use crate::sys::clock;
 use crate::sys::lent_event::LentEvent;
 
 /// Most queue pairs a device can have: the crate's masks of a worker's queues have 64 bits.
@@ -155,6 +157,7 @@ struct PairState {
     again_raised: bool,
     /// Rings whose failure is counted: bit [`RX`], bit [`TX`].
     failed: u8,
+    quiet: Quiet,
 }
 
 impl Pair {
@@ -402,7 +405,8 @@ impl Device {
             if state.failed & bit == 0 {
                 state.failed |= bit;
                 let name = if number == RX { "receive" } else { "transmit" };
-                log::warn!("the {name} ring of queue pair {} stopped", pair.index);
+                let level = state.quiet.level(clock::mono());
+                log::log!(level, "the {name} ring of queue pair {} stopped", pair.index);
                 self.data_path.ring_failed(pair.index);
             }
         }

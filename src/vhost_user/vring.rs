@@ -24,6 +24,9 @@ use vm_memory::{
     GuestMemoryMmap,
 };
 
+use crate::quiet::Quiet;
+use crate::sys::clock;
+
 /// How guest memory is mapped. The one place that names the dirty bitmap's type.
 pub type GuestMemory = GuestMemoryMmap<()>;
 /// The guest memory of a connection; replaced as a whole when the frontend sends a new table.
@@ -74,6 +77,7 @@ struct Own {
     notified: AtomicU16,
     /// Kicks since the ring became ready.
     kicks: AtomicU32,
+    quiet: Mutex<Quiet>,
     on_stop: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -341,10 +345,12 @@ impl Ring<'_> {
     }
 
     /// Stops this ring because what the driver wrote can't be obeyed; signals its error
-    /// descriptor and logs why, once. It runs again after the frontend has reset it.
+    /// descriptor and says why, once, and not too often a minute. It runs again after the frontend has reset it.
     pub fn stop_with_error(&mut self, why: &RingError) {
         if self.own.fail() {
-            log::error!("a ring is stopped until the guest resets it: {why}");
+            let mut quiet = self.own.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+            let level = quiet.level(clock::mono());
+            log::log!(level, "a ring is stopped until the guest resets it: {why}");
         }
     }
 

@@ -106,7 +106,8 @@ pub enum Delivery {
         /// The avail index that was seen.
         seen: u16,
     },
-    /// One buffer must hold the frame (no mergeable buffers) and is too small; it stays available.
+    /// One buffer must hold the frame (no mergeable buffers) and is too small, or a whole ring of
+    /// them is; they stay available.
     TooLong,
     /// A chain that can't be written to was given back to the guest, and with it those before it;
     /// the frame can be tried again.
@@ -176,7 +177,9 @@ impl<'m> Deliverer<'m> {
         }
         let seen = ring.position();
         ring.rewind_to(position);
-        if !layout.mergeable && !self.buffers.is_empty() {
+        // More than a whole ring of buffers will never be there.
+        let most = if layout.mergeable { usize::from(ring.size()) } else { 1 };
+        if self.buffers.len() >= most {
             return Ok(Delivery::TooLong);
         }
         Ok(Delivery::NoBuffers { seen })

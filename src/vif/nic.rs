@@ -177,7 +177,7 @@ impl DataPath for Nic {
         let Some(mut worker) = self.worker(pair) else { return Interest::ALL };
         let now = clock::mono();
         let Rings { rx, tx, memory } = rings;
-        let mut transmit_again = false;
+        let (mut transmit_again, mut receive_again) = (false, false);
         match wake {
             Wake::Transmit => {
                 let step = worker.transmit(tx.queue_mut(), memory, now);
@@ -185,12 +185,12 @@ impl DataPath for Nic {
             }
             Wake::Receive => {
                 let step = worker.retry(rx.queue_mut(), memory);
-                on_ring!(rx, memory, step);
+                receive_again = on_ring!(rx, memory, step) == Some(Progress::More);
             }
             Wake::Socket(index) => {
                 if let Some(&port) = PORTS.get(index) {
                     let step = worker.receive(port, rx.queue_mut(), memory, now);
-                    on_ring!(rx, memory, step);
+                    receive_again = on_ring!(rx, memory, step) == Some(Progress::More);
                 }
             }
         }
@@ -198,7 +198,7 @@ impl DataPath for Nic {
             self.call_for_attention();
         }
         let descriptors = if worker.is_starved() { 0 } else { u64::MAX };
-        Interest { descriptors, transmit_again, receive_again: false }
+        Interest { descriptors, transmit_again, receive_again }
     }
 
     fn set_running(&self, pair: usize, running: bool) {

@@ -53,6 +53,9 @@ const BATCH_BYTES: usize = 256 << 10;
 const MERGED_FRAMES: usize = 64;
 /// Longest frame that is given to a guest: what its drivers have room for when they accept TSO.
 const MERGED_LEN: usize = 65_550;
+/// Times that a batch may go back to a receive ring without a frame delivered, before others get
+/// their turn: a guest that adds useless chains as fast as they are given back must not hold us.
+const ATTEMPTS: usize = 16;
 /// Longest frame that is looked into for an announcement of its sender, in bytes.
 const ANNOUNCEMENT_LEN: usize = 128;
 /// Batches of old messages that are dropped when rings start: more than a socket holds.
@@ -69,6 +72,26 @@ pub enum Progress {
     Idle,
     /// More waits; others get their turn first.
     More,
+}
+
+/// How delivering ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Nothing is left to deliver.
+    All,
+    /// The guest has no buffers for the rest, and kicks when it has.
+    Starved,
+    /// The guest keeps adding chains that no frame fits.
+    Interrupted,
+}
+
+impl From<Outcome> for Progress {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::All | Outcome::Starved => Self::Idle,
+            Outcome::Interrupted => Self::More,
+        }
+    }
 }
 
 /// What a queue pair is to the underlay.
@@ -471,23 +494,28 @@ impl<U: Underlay> Worker<U> {
         queue: &mut Queue,
         memory: &GuestMemory,
         now: Instant,
-    ) -> Result<(), RingError> {
+    ) -> Result<Progress, RingError> {
         let mut ring = RingView::new(queue, memory)?;
         for _ in 0..BUDGET {
-            if !self.deliver_incoming(&mut ring)? || !self.fill(port, now) {
-                return Ok(());
+            let outcome = self.deliver_incoming(&mut ring)?;
+            if outcome != Outcome::All || !self.fill(port, now) {
+                return Ok(outcome.into());
             }
         }
-        self.deliver_incoming(&mut ring).map(drop)
+        self.deliver_incoming(&mut ring).map(Progress::from)
     }
 
-    /// Delivers frames that were read before but found no buffers.
+    /// Delivers frames that were read before but not delivered.
     ///
     /// # Errors
     /// The ring is broken and must be stopped.
-    pub fn retry(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<(), RingError> {
+    pub fn retry(
+        &mut self,
+        queue: &mut Queue,
+        memory: &GuestMemory,
+    ) -> Result<Progress, RingError> {
         let mut ring = RingView::new(queue, memory)?;
-        self.deliver_incoming(&mut ring).map(drop)
+        self.deliver_incoming(&mut ring).map(Progress::from)
     }
 
     /// Reads the next batch from a socket; false when nothing waits.
@@ -508,23 +536,21 @@ impl<U: Underlay> Worker<U> {
         true
     }
 
-    /// Delivers what was read; false when the guest has no buffers for the rest. The guest sees
-    /// what was delivered also when the ring turns out to be broken after it.
-    fn deliver_incoming(&mut self, ring: &mut RingView<'_, '_>) -> Result<bool, RingError> {
-        if self.incoming.is_empty() {
-            self.starved = false;
-            return Ok(true);
-        }
-        let delivered = self.deliver_batch(ring);
+    /// Delivers what was read. The guest sees what was delivered also when the ring turns out to be
+    /// broken after it.
+    fn deliver_incoming(&mut self, ring: &mut RingView<'_, '_>) -> Result<Outcome, RingError> {
+        let outcome = self.deliver_batch(ring);
         ring.publish()?;
-        self.starved = !delivered?;
-        Ok(!self.starved)
+        self.starved = matches!(outcome, Ok(Outcome::Starved));
+        outcome
     }
 
-    fn deliver_batch(&mut self, ring: &mut RingView<'_, '_>) -> Result<bool, RingError> {
+    fn deliver_batch(&mut self, ring: &mut RingView<'_, '_>) -> Result<Outcome, RingError> {
+        let mut attempts = 0;
+        let mut most = usize::MAX;
         let Self { incoming, merger, counters, layout, .. } = self;
         let mut deliverer = Deliverer::default();
-        while let Some(merged) = merger.merge(|n| incoming.get(n)) {
+        while let Some(merged) = merger.merge(|n| if n < most { incoming.get(n) } else { None }) {
             let Ok(merged) = merged else {
                 counters.inc(VifCounter::rx_drop_checksum);
                 incoming.take(1);
@@ -548,20 +574,29 @@ impl<U: Underlay> Worker<U> {
                     counters.add(VifCounter::rx_group_frames, incoming.is_group().into());
                     incoming.take(count);
                 }
+                // The guest's whole ring holds less: not merged, the frames may fit.
+                Delivery::TooLong if count > 1 => most = 1,
                 Delivery::TooLong => {
                     counters.add(VifCounter::rx_drop_no_buffer, count as u64);
                     incoming.take(count);
                 }
-                Delivery::BadChain => counters.inc(VifCounter::rx_drop_malformed),
+                Delivery::BadChain => {
+                    counters.inc(VifCounter::rx_drop_malformed);
+                    attempts += 1;
+                }
                 Delivery::NoBuffers { seen } => {
                     ring.publish()?;
                     if !ring.enable_kicks_beyond(seen)? {
-                        return Ok(false);
+                        return Ok(Outcome::Starved);
                     }
+                    attempts += 1;
                 }
             }
+            if attempts == ATTEMPTS {
+                return Ok(Outcome::Interrupted);
+            }
         }
-        Ok(true)
+        Ok(Outcome::All)
     }
 
     // ---- from varpd ----------------------------------------------------------------------------

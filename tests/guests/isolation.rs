@@ -1,10 +1,11 @@
 //! Vnets do not hear each other, not even where MAC and IP addresses are the same.
 
+use super::ping::{Pings, assert_all_answered};
 use super::support::guest::{Guest, Qemu};
 use super::support::netns::Family;
 use super::support::vnet::{Listener, Vif};
 use super::support::{can_boot_guests, step, take_turn};
-use super::{Machine, Site, ping_command, pings, transfer};
+use super::{Machine, Site, transfer};
 
 const fn vif(vnet: u32, mac: u8) -> Vif {
     Vif { vnet, mac }
@@ -73,20 +74,17 @@ fn vnets_with_the_same_addresses() {
     assert_eq!(after, quiet, "frames received by g1, g2, g3");
 
     step("both speak at the same time; each hears its own");
-    let command = &ping_command(300, "10.0.0.2");
-    let (in_42, in_43) = (g1.guest.spawn(command), h1.guest.spawn(command));
-    for (guest, running) in [(&mut g1.guest, in_42), (&mut h1.guest, in_43)] {
-        let (_, output) = guest.wait(running);
-        assert_eq!(pings(&output).answered, 300, "{output}");
-    }
+    let [in_42, in_43] =
+        [&mut g1.guest, &mut h1.guest].map(|guest| Pings::start(guest, 300, "-i 0.01 10.0.0.2"));
+    in_42.assert_all_answered(&mut g1.guest);
+    in_43.assert_all_answered(&mut h1.guest);
     reach(&mut g1.guest, "10.0.0.2", "g2");
     reach(&mut h1.guest, "10.0.0.2", "h2");
 }
 
 /// Pings the address, and asks who it is.
 fn reach(guest: &mut Guest, address: &str, name: &str) {
-    let output = guest.run(&ping_command(50, address));
-    assert_eq!(pings(&output).answered, 50, "{output}");
+    assert_all_answered(guest, 50, &format!("-i 0.01 {address}"));
     assert_eq!(guest.run(&format!("nc {address} 6000 </dev/null")).trim(), name);
 }
 

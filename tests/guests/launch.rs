@@ -4,11 +4,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use super::ping::assert_all_answered;
 use super::support::guest::{Guest, Nic, Qemu};
 use super::support::netns::Family;
 use super::support::vnet::{Backend, Listener, Vif, programs};
 use super::support::{ROOT, can_boot_guests, step, take_turn, wait_until};
-use super::{Site, newest_qemu, pings, transfer};
+use super::{Site, newest_qemu, transfer};
 
 /// Runs an example; `varpd` is its host's.
 fn start_example(name: &str, qemu: Qemu, site: &Site, host: usize) -> Guest {
@@ -46,8 +47,7 @@ fn examples() {
         guest.wait_boot();
         let address = format!("10.42.0.{}", number + 1);
         guest.configure("eth0", &format!("{address}/24"));
-        let output = hub.run(&format!("ping -q -c 50 -i 0.01 -W 2 {address}"));
-        assert_eq!(pings(&output).answered, 50, "{output}");
+        assert_all_answered(&mut hub, 50, &format!("-i 0.01 {address}"));
         transfer(&mut hub, guest, &address, 2);
     }
 

@@ -18,6 +18,7 @@ mod support;
 
 mod isolation;
 mod launch;
+mod ping;
 mod reach;
 mod restarts;
 
@@ -88,47 +89,6 @@ impl Machine {
         self.guest.wait_boot();
         self.guest.configure("eth0", address);
     }
-}
-
-/// Result of some pings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Pings {
-    sent: u32,
-    answered: u32,
-}
-
-/// Reads the summary that ping prints: `3 packets transmitted, 2 packets received, ...`.
-fn pings(output: &str) -> Pings {
-    let number = |before: &str, after: &str| -> Option<u32> {
-        let (_, rest) = output.split_once(before)?;
-        rest.split(after).next()?.trim().parse().ok()
-    };
-    let sent = number("ping statistics ---\n", " packets transmitted");
-    let answered = number("\nanswers:", "\n").or(number("transmitted, ", " packets received"));
-    match (sent, answered) {
-        (Some(sent), Some(answered)) => Pings { sent, answered },
-        _ => panic!("not from ping: {output}"),
-    }
-}
-
-/// A command that pings so many times, 10 ms apart, for [`pings`] to read. Answers are counted by
-/// the guest's kernel: when a guest stands still for a while on a busy machine, more answers come at
-/// once than fit the socket of ping itself, which says nothing about the network.
-fn ping_command(count: u32, address: &str) -> String {
-    let answers = "awk '/^Icmp:/ { if (at) print $at; \
-        else for (i = 1; i <= NF; i++) if ($i == \"InEchoReps\") at = i }' /proc/net/snmp";
-    format!(
-        "before=$({answers}); ping -q -c {count} -i 0.01 -W 2 {address}; \
-        echo \"answers: $(($({answers}) - before))\""
-    )
-}
-
-/// Pings once; returns the time until the answer, which includes all address resolution.
-fn first_ping(guest: &mut Guest, to: &str) -> Duration {
-    let output = guest.run(&format!("ping -c 1 -W 5 {to}"));
-    let time = output.split_once("time=").and_then(|(_, rest)| rest.split_once(" ms"));
-    let milliseconds: f64 = time.and_then(|(time, _)| time.parse().ok()).expect("a time from ping");
-    Duration::from_secs_f64(milliseconds / 1000.0)
 }
 
 /// Sends `mib` MiB of random bytes over TCP and checks that what arrives has the same checksum.

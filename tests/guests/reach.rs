@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
+use super::ping::{assert_all_answered, first_ping};
 use super::support::guest::Qemu;
 use super::support::netns::Family;
 use super::support::process::Process;
 use super::support::vnet::{Listener, Vif};
 use super::support::{can_boot_guests, pause, step, take_turn};
-use super::{Machine, Site, elapsed, first_ping, newest_qemu, ping_command, pings, transfer};
+use super::{Machine, Site, elapsed, newest_qemu, transfer};
 use vnet::sys::clock;
 
 const G1: Vif = Vif { vnet: 42, mac: 1 };
@@ -45,24 +46,19 @@ fn guests_on_two_hosts() {
     assert!(table.to_string().contains(&G2.mac()), "host a has resolved g2: {table}");
 
     step("1000 pings, 10 ms apart");
-    let output = g1.run(&ping_command(1000, "10.0.0.2"));
-    let result = pings(&output);
-    assert_eq!((result.sent, result.answered), (1000, 1000), "{output}");
+    assert_all_answered(g1, 1000, "-i 0.01 10.0.0.2");
 
     step("datagrams of many fragments, VLAN tags, IPv6");
-    let output = g1.run("ping -q -c 20 -i 0.05 -s 20000 -W 2 10.0.0.2");
-    assert_eq!(pings(&output).answered, 20, "{output}");
+    assert_all_answered(g1, 20, "-i 0.05 -s 20000 10.0.0.2");
     for (guest, number) in [(&mut *g1, 1), (&mut *g2, 2)] {
         guest.run("ip link add link eth0 name eth0.7 type vlan id 7");
         guest.configure("eth0.7", &format!("10.7.0.{number}/24"));
         guest.run(&format!("ip address add fd00::{number}/64 dev eth0"));
     }
-    let output = g1.run("ping -q -c 20 -i 0.05 -W 2 10.7.0.2");
-    assert_eq!(pings(&output).answered, 20, "{output}");
+    assert_all_answered(g1, 20, "-i 0.05 10.7.0.2");
     // Duplicate address detection comes first.
     g1.run("until ping -6 -q -c 1 -W 1 fd00::2; do usleep 100000; done");
-    let output = g1.run("ping -6 -q -c 20 -i 0.05 -W 2 fd00::2");
-    assert_eq!(pings(&output).answered, 20, "{output}");
+    assert_all_answered(g1, 20, "-6 -i 0.05 fd00::2");
 
     step("TCP in both directions");
     transfer(g1, g2, "10.0.0.2", 16);
@@ -112,7 +108,6 @@ fn guests_over_an_ipv6_underlay() {
     assert!(table.contains("[2001:db8::2]"), "the care-of address is IPv6: {table}");
 
     step("200 pings, 10 ms apart, and TCP");
-    let output = g1.run("ping -q -c 200 -i 0.01 -W 2 10.0.0.2");
-    assert_eq!(pings(&output).answered, 200, "{output}");
+    assert_all_answered(g1, 200, "-i 0.01 10.0.0.2");
     transfer(g1, g2, "10.0.0.2", 8);
 }

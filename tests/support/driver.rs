@@ -704,6 +704,15 @@ impl Driver {
         true
     }
 
+    /// Waits until there is room in the transmit ring of pair `n`; false at the deadline.
+    pub fn wait_room(&mut self, n: usize, timeout: Duration) -> bool {
+        let pair = &mut self.pairs[n];
+        if pair.free.is_empty() {
+            pair.free.extend(pair.tx.wait_used(timeout).map(|(head, _)| head));
+        }
+        !pair.free.is_empty()
+    }
+
     /// Shows queued frames of pair `n` to the device.
     pub fn flush(&mut self, n: usize) {
         self.pairs[n].tx.expose();

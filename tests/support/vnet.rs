@@ -23,7 +23,8 @@ pub(crate) fn programs() -> &'static Path {
 
 /// A host's mapper.
 pub(crate) struct Varpd {
-    process: Process,
+    /// The running program.
+    pub(crate) process: Process,
     name: String,
     namespace: Vec<String>,
     directory: PathBuf,
@@ -44,7 +45,8 @@ impl Varpd {
         let name = format!("varpd-{}", host.name);
         let socket = directory.join(format!("{name}.sock"));
         let command = host.command(env!("CARGO_BIN_EXE_varpd"));
-        let namespace = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        let arguments = command.get_args().map(|arg| arg.to_string_lossy().into_owned());
+        let namespace: Vec<String> = arguments.collect();
         let file = directory.join(format!("{name}.toml"));
         std::fs::write(&file, config).expect("a configuration file");
         let mut command = varpd_command(&namespace, address, &socket, &file);
@@ -53,11 +55,6 @@ impl Varpd {
         let mut varpd = Self { process, name, namespace, directory, address, config: file, socket };
         varpd.wait_listening();
         varpd
-    }
-
-    /// The running program.
-    pub(crate) fn process(&self) -> &Process {
-        &self.process
     }
 
     /// Kills it (SIGKILL).

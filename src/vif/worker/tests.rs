@@ -314,6 +314,59 @@ fn unwritable_receive_chains_are_given_back() {
     assert_eq!(driver.used(), [(0, 0), (1, 0), (3, 0), (4, 26)]);
 }
 
+/// The frame is too long for the first buffer, and the second can't be written to.
+#[test]
+fn an_unwritable_chain_behind_a_good_one_is_given_back_with_it() {
+    let (mut worker, mut driver) = (worker(), Driver::new());
+    worker.set_features(MERGEABLE, Offloads::NONE);
+    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[1; 100])));
+    driver.offer(&[(&[], 60, WRITE)]);
+    driver.offer(&[(&[], 60, 0)]);
+    driver.offer(&[(&[], 60, WRITE)]);
+    driver.offer(&[(&[], 60, WRITE)]);
+    driver.offer(&[(&[], 60, WRITE)]);
+    receive(&mut worker, &mut driver);
+    assert_eq!(worker.counters.get(VifCounter::rx_drop_malformed), 1);
+    assert_eq!(driver.used(), [(0, 0), (1, 0), (2, 60), (3, 60), (4, 6)]);
+    assert_eq!(worker.counters.get(VifCounter::rx_frames), 1);
+}
+
+#[test]
+fn a_frame_longer_than_a_whole_ring_holds_up_nobody() {
+    let (mut worker, mut driver) = (worker(), Driver::new());
+    worker.set_features(MERGEABLE, Offloads::NONE);
+    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[1; 1000])));
+    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[2; 10])));
+    for _ in 0..SIZE {
+        driver.offer(&[(&[], 60, WRITE)]);
+    }
+    receive(&mut worker, &mut driver);
+    assert!(!worker.is_starved());
+    assert_eq!(worker.counters.get(VifCounter::rx_drop_no_buffer), 1);
+    assert_eq!(driver.used(), [(0, 36)]);
+}
+
+/// So that a guest which adds useless chains as fast as it gets them back can't hold the worker.
+#[test]
+fn after_some_bad_chains_others_get_their_turn() {
+    let (mut worker, mut driver) = (worker(), Driver::new());
+    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, b"")));
+    for _ in 0..ATTEMPTS {
+        driver.offer(&[(&[], 60, 0)]);
+    }
+    let Driver { queue, memory, .. } = &mut driver;
+    let progress = worker.receive(Port::Own, queue, memory, Instant::ZERO).unwrap();
+    assert_eq!(progress, Progress::More);
+    assert!(!worker.is_starved());
+    assert_eq!(worker.retry(queue, memory).unwrap(), Progress::Idle);
+    assert!(worker.is_starved());
+    assert_eq!(worker.counters.get(VifCounter::rx_drop_malformed), ATTEMPTS as u64);
+    driver.offer(&[(&[], 60, WRITE)]);
+    let Driver { queue, memory, .. } = &mut driver;
+    assert_eq!(worker.retry(queue, memory).unwrap(), Progress::Idle);
+    assert_eq!(worker.counters.get(VifCounter::rx_frames), 1, "the frame was kept");
+}
+
 #[test]
 fn a_jump_of_the_avail_index_is_the_rings_end() {
     let (mut worker, mut driver) = (worker(), Driver::new());
@@ -564,6 +617,28 @@ fn what_leaves_in_pieces_arrives_as_it_was() {
         assert_eq!(small[12..], frame(PEER, OWN, &[n as u8; 60]));
     }
     assert_eq!(receiver.counters.get(VifCounter::rx_frames), 7);
+}
+
+#[test]
+fn segments_stay_apart_for_a_ring_that_holds_only_one() {
+    let (mut sender, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    let large = tcp_frame(10_000);
+    offer_with_header(&mut driver, tso_header(&large, 1398), &large);
+    transmit(&mut sender, &mut driver);
+    let mut receiver = offloading_worker(CAPABLE);
+    receiver.place.receiver.key.mac = Mac(PEER);
+    let sent = mem::take(&mut sender.underlay.sent);
+    let count = sent.len();
+    receiver.underlay.own.extend(sent.into_iter().map(|(_, bytes)| (addr(9), bytes)));
+    let mut driver = Driver::new();
+    for _ in 0..SIZE {
+        driver.offer(&[(&[], 500, WRITE)]);
+    }
+    receive(&mut receiver, &mut driver);
+    let before = receiver.counters.get(VifCounter::rx_frames);
+    assert_eq!(before, 5, "three buffers each");
+    assert_eq!(receiver.counters.get(VifCounter::rx_drop_no_buffer), 0);
+    assert!(receiver.is_starved() && count == 8);
 }
 
 #[test]

@@ -1,4 +1,6 @@
-//! Says only so much: what clients and the underlay can provoke must not fill the log.
+//! Says only so much: what guests, clients and the underlay can provoke must not fill the log.
+
+#![forbid(unsafe_code)]
 
 use std::time::Duration;
 
@@ -9,20 +11,27 @@ const WINDOW: Duration = Duration::from_secs(60);
 
 /// Lets a few messages through per minute.
 #[derive(Debug)]
-pub(super) struct Quiet {
+pub(crate) struct Quiet {
     most: u32,
     said: u32,
     window_ends: Instant,
 }
 
+impl Default for Quiet {
+    /// Enough to see what goes on.
+    fn default() -> Self {
+        Self::new(5)
+    }
+}
+
 impl Quiet {
     /// At most so many a minute.
-    pub(super) const fn new(most: u32) -> Self {
+    pub(crate) const fn new(most: u32) -> Self {
         Self { most, said: 0, window_ends: Instant::ZERO }
     }
 
     /// The level for a message: a warning, or one of those that only debugging shows.
-    pub(super) fn level(&mut self, now: Instant) -> log::Level {
+    pub(crate) fn level(&mut self, now: Instant) -> log::Level {
         if now >= self.window_ends {
             (self.said, self.window_ends) = (0, now + WINDOW);
         }

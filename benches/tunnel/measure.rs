@@ -13,7 +13,7 @@ use crate::subject::Subject;
 use crate::traffic::{Plan, Requests, RoundTrips};
 
 /// Traffic runs for this long before it is measured.
-const SETTLE: Duration = Duration::from_millis(150);
+const SETTLE: Duration = Duration::from_millis(100);
 /// An order ends by itself when its measurement should have ended so long ago.
 const GRACE: Duration = Duration::from_secs(10);
 /// Frame length of requests and replies, in bytes.

@@ -61,7 +61,7 @@ impl Options {
     pub(crate) fn time(&self) -> Duration {
         Duration::from_millis(match (self.smoke, self.quick) {
             (true, _) => 50,
-            (_, true) => 600,
+            (_, true) => 500,
             _ => 1500,
         })
     }

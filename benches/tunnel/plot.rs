@@ -14,6 +14,8 @@ const TITLE: usize = 34;
 const MARGIN: usize = 12;
 /// Room for the figure behind the longest bar.
 const VALUES: usize = 70;
+/// Room for the lines that go beyond it.
+const WHISKERS: usize = 60;
 
 /// A panel: its title and the figure that it shows of a row.
 type Panel = (&'static str, fn(&Row) -> Option<Figure>);
@@ -58,8 +60,8 @@ pub(crate) fn svg(rows: &[Row], below: &str) -> String {
 fn panel(body: &mut String, mut y: usize, title: &str, shown: &[(&Row, Figure)]) -> usize {
     text(body, MARGIN, y + 16, "font-size=\"14\" font-weight=\"bold\"", title);
     y += TITLE;
-    let longest = shown.iter().map(|(_, figure)| figure.most).fold(f64::MIN_POSITIVE, f64::max);
-    let scale = (WIDTH - LABELS - VALUES - MARGIN) as f64 / longest;
+    let longest = shown.iter().map(|(_, figure)| figure.median).fold(f64::MIN_POSITIVE, f64::max);
+    let scale = (WIDTH - LABELS - VALUES - WHISKERS - MARGIN) as f64 / longest;
     let mut previous = None;
     for (row, figure) in shown {
         if previous != Some(&row.case) {
@@ -73,22 +75,21 @@ fn panel(body: &mut String, mut y: usize, title: &str, shown: &[(&Row, Figure)])
     y + 2 * GAP
 }
 
-/// A bar as long as the median, a line from the least to the most.
+/// A bar as long as the median, a line from the least to the most; a line too long is cut.
 fn bar(body: &mut String, y: usize, colour: &str, figure: Figure, scale: f64) {
-    let Figure { median, least, most } = figure;
-    let at = |value: f64| LABELS as f64 + value * scale;
-    let (middle, height) = (y + BAR / 2, BAR - 2);
-    let width = median * scale;
+    let end = (WIDTH - VALUES - MARGIN) as f64;
+    let at = |value: f64| (LABELS as f64 + value * scale).min(end);
+    let [least, median, most] = [figure.least, figure.median, figure.most].map(at);
+    let (middle, height, width) = (y + BAR / 2, BAR - 2, median - LABELS as f64);
     // Writing into a String cannot fail.
     let _ = writeln!(
         body,
         "<rect x=\"{LABELS}\" y=\"{y}\" width=\"{width:.1}\" height=\"{height}\" fill=\"{colour}\"/>\n\
-         <line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{middle}\" y2=\"{middle}\" stroke=\"black\"/>",
-        at(least),
-        at(most)
+         <line x1=\"{least:.1}\" x2=\"{most:.1}\" y1=\"{middle}\" y2=\"{middle}\" stroke=\"black\"/>"
     );
-    let value = if median >= 100.0 { format!("{median:.0}") } else { format!("{median:.2}") };
-    text(body, (at(most.max(median)) + 5.0) as usize, y + BAR - 3, "", &value);
+    let value = figure.median;
+    let value = if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") };
+    text(body, most as usize + 5, y + BAR - 3, "", &value);
 }
 
 fn legend(body: &mut String, y: usize, below: &str) -> usize {

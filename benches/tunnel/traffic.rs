@@ -26,7 +26,7 @@ const BURST_BYTES: usize = 128 << 10;
 /// Packets that are taken before the board is updated.
 const BATCH: usize = 64;
 /// A window of which nothing arrives for so long is given up.
-const GIVE_UP: Duration = Duration::from_millis(20);
+const GIVE_UP: Duration = Duration::from_millis(50);
 /// Time between looks at the board when nothing happens.
 const IDLE: Duration = Duration::from_millis(20);
 

@@ -10,7 +10,7 @@ use crate::{Counters, SOON};
 /// The destination of frames to all.
 pub(crate) const BROADCAST: [u8; 6] = [0xff; 6];
 /// EtherType of the frames of tests (IEEE 802, local experimental).
-const ETHER_TYPE: [u8; 2] = [0x88, 0xb5];
+pub(crate) const ETHER_TYPE: [u8; 2] = [0x88, 0xb5];
 /// Length of frames unless a test needs another.
 pub(crate) const LEN: usize = 60;
 

@@ -113,7 +113,7 @@ counters! {
         rx_drop_no_ring = "frames that arrived while the guest's receive ring was stopped",
         rx_drop_no_buffer = "frames that did not fit in the buffers that the guest offered",
         rx_drop_malformed = "receive descriptor chains that can't be written to",
-        rx_drop_overflow = "datagrams the kernel dropped because the vif's socket buffer was full",
+        rx_drop_overflow = "messages the kernel dropped because the vif's socket buffer was full: single datagrams, or runs of them that came as one (UDP_GRO)",
         ring_errors = "times a malformed ring was stopped",
         guest_connects = "connections of a frontend (QEMU)",
         varpd_connects = "connections to varpd",

@@ -240,6 +240,15 @@ impl Server {
             self.accept();
             self.promote();
             self.step();
+            self.detach();
+        }
+    }
+
+    /// Ends the connection if the data path can't serve it any more as it is.
+    fn detach(&mut self) {
+        let Some(changed) = self.data_path.changed() else { return };
+        if nix::unistd::read(changed, &mut [0; 8]).is_ok() && self.current.take().is_some() {
+            log::info!("the frontend is disconnected, to attach to the vif's new address");
         }
     }
 
@@ -247,6 +256,7 @@ impl Server {
     fn wait(&mut self, shutdown: BorrowedFd<'_>) -> Result<bool, AttachError> {
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut set = vec![readable(shutdown)];
+        set.extend(self.data_path.changed().map(readable));
         if let (Source::Listener(listener, _), None) = (&self.source, self.pause) {
             set.push(readable(listener.as_fd()));
         }

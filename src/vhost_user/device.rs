@@ -10,7 +10,7 @@
 //! them at a time, so when it has taken the pair's, no batch is under way.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
@@ -90,6 +90,12 @@ pub trait DataPath: Send + Sync + 'static {
     /// triggered, for reading) only while the pair runs. They stay open and the same as long as a
     /// connection lasts.
     fn descriptors(&self, pair: usize) -> Vec<RawFd>;
+
+    /// Readable when the descriptors are no longer those that were told: the connection is ended, so
+    /// that the frontend makes a new one. Whoever ends it resets the event by reading it.
+    fn changed(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Handles one wake-up, without blocking and for a bounded number of frames. Called only while
     /// the pair runs and its rings lie in guest memory.

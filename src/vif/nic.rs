@@ -7,11 +7,11 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::sys::eventfd::EventFd;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
@@ -41,6 +41,8 @@ pub struct Nic {
     announce: AtomicBool,
     /// Wakes the link when a flag above changes or a worker has questions.
     attention: EventFd,
+    /// Ends the frontend's connection when the sockets were replaced.
+    changed: EventFd,
 }
 
 /// What the link is to tell varpd.
@@ -55,17 +57,25 @@ pub struct Wishes {
 }
 
 impl Nic {
-    /// A NIC with one worker per queue pair. `mtu` is what guests are told, in bytes; `attention`
-    /// is signalled when [`Nic::wishes`] has something new.
+    /// A NIC with one worker per queue pair. `mtu` is what guests are told, in bytes.
+    ///
+    /// # Errors
+    /// No descriptors left.
     pub fn new(
         workers: Vec<Worker<UdpUnderlay>>,
         counters: Arc<VifCounters>,
         mtu: u16,
-        attention: EventFd,
-    ) -> Self {
-        let workers = workers.into_iter().map(Mutex::new).collect();
-        let (running, announce) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { workers, counters, mtu, running, announce, attention }
+    ) -> io::Result<Self> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        Ok(Self {
+            workers: workers.into_iter().map(Mutex::new).collect(),
+            counters,
+            mtu,
+            running: AtomicU64::new(0),
+            announce: AtomicBool::new(false),
+            attention: EventFd::from_flags(flags)?,
+            changed: EventFd::from_flags(flags)?,
+        })
     }
 
     /// The vif's counters.
@@ -127,7 +137,8 @@ impl Nic {
         self.workers().flat_map(of_worker).collect()
     }
 
-    /// Other sockets for the same vif: its care-of address has changed.
+    /// Other sockets for the same vif: its care-of address has changed. The frontend is made to
+    /// connect anew.
     pub fn replace_underlays(
         &self,
         underlays: Vec<UdpUnderlay>,
@@ -137,6 +148,8 @@ impl Nic {
         for (mut worker, underlay) in self.workers().zip(underlays) {
             worker.replace_underlay(underlay, own, group);
         }
+        // Fails only when the counter is full: then it is signalled already.
+        let _ = self.changed.write(1);
     }
 }
 
@@ -171,6 +184,10 @@ impl DataPath for Nic {
         let worker = self.worker(pair);
         let descriptor = |port| worker.as_ref().and_then(|w| w.underlay().descriptor(port));
         PORTS.into_iter().filter_map(descriptor).collect()
+    }
+
+    fn changed(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.changed.as_fd())
     }
 
     fn handle(&self, pair: usize, wake: Wake, rings: &mut Rings<'_>) -> Interest {

@@ -224,7 +224,7 @@ fn new_nic(options: &Options, registration: Registration, mtu: u16) -> Result<Ni
         Worker::new(place, options.source_mac, counters, underlay)
     };
     let workers = registration.underlays.into_iter().map(worker).collect();
-    Ok(Nic::new(workers, Arc::clone(&counters), mtu, new_event()?))
+    Nic::new(workers, Arc::clone(&counters), mtu).map_err(doing("cannot create an eventfd"))
 }
 
 fn new_event() -> Result<EventFd, ServeError> {

@@ -113,7 +113,9 @@ const KINDS: &[Kind] = &[
         ][n as usize % 4];
         altered(at, bits[n as usize / 4 % bits.len()])
     }),
-    some("flags C, B and F", VifCounter::rx_drop_flags, |n| altered(1, 1 + n as u8 % 7)),
+    some("flag F, or several", VifCounter::rx_drop_flags, |n| altered(1, 3 + n as u8 % 5)),
+    some("flag C without a transport header", VifCounter::rx_drop_checksum, |_| altered(1, 1)),
+    some("flag B without a bundle", VifCounter::rx_drop_bundle, |_| altered(1, 2)),
     some("truncated", VifCounter::rx_drop_truncated, |n| good()[..n as usize % 22].to_vec()),
     some("another MAC", VifCounter::rx_drop_destination, |n| {
         let [.., a, b] = n.to_be_bytes();

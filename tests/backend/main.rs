@@ -51,6 +51,8 @@ use support::{can_make_hosts, step, take_turn, wait_until};
 
 /// For everything that should take milliseconds.
 const SOON: Duration = Duration::from_secs(10);
+/// How long nothing comes before no more is expected.
+const QUIET: Duration = Duration::from_millis(300);
 /// MTU of the underlay unless a test needs another.
 const MTU: u32 = 1600;
 

@@ -58,10 +58,19 @@ pub struct Question {
     pub refresh: bool,
 }
 
+/// The answer of the last lookup, good until then: frames come in runs to one destination.
+#[derive(Clone, Copy, Debug)]
+struct Recent {
+    mac: Mac,
+    coa: CareOf,
+    until: Instant,
+}
+
 /// The table.
 #[derive(Debug, Default)]
 pub struct Neighbors {
     entries: HashMap<Mac, State>,
+    recent: Option<Recent>,
     resolving: usize,
     questions: Vec<Question>,
     varpd_away: bool,
@@ -71,6 +80,12 @@ pub struct Neighbors {
 impl Neighbors {
     /// Where does a frame to `mac` go? May leave a question in [`Neighbors::questions`].
     pub fn lookup(&mut self, mac: Mac, now: Instant) -> Lookup {
+        if let Some(recent) = self.recent
+            && recent.mac == mac
+            && now < recent.until
+        {
+            return Lookup::To(recent.coa);
+        }
         match self.entries.get_mut(&mac) {
             Some(State::Resolved { coa, expires, refresh_from, asked, .. })
                 if now < *expires || self.varpd_away =>
@@ -79,6 +94,8 @@ impl Neighbors {
                     *asked = true;
                     self.questions.push(Question { mac, refresh: true });
                 }
+                let until = if *asked { *expires } else { *refresh_from };
+                self.recent = Some(Recent { mac, coa: *coa, until });
                 Lookup::To(*coa)
             }
             Some(State::Resolving) => Lookup::Wait,
@@ -113,6 +130,7 @@ impl Neighbors {
     }
 
     fn set(&mut self, mac: Mac, state: State) {
+        self.recent = None;
         let is_resolving = matches!(state, State::Resolving);
         let was = self.entries.insert(mac, state);
         self.resolving += usize::from(is_resolving);
@@ -158,6 +176,7 @@ impl Neighbors {
 
     /// What was known of `mac` no longer holds.
     pub fn handle_invalidate(&mut self, mac: Mac) {
+        self.recent = None;
         if !matches!(self.entries.get(&mac), Some(State::Resolving)) {
             self.entries.remove(&mac);
         }
@@ -179,6 +198,7 @@ impl Neighbors {
     /// varpd is there (again) and knows nothing of earlier questions.
     pub fn varpd_returned(&mut self, now: Instant) {
         self.varpd_away = false;
+        self.recent = None;
         self.questions.clear();
         for (&mac, state) in &mut self.entries {
             match state {

@@ -61,7 +61,7 @@ pub struct Outgoing {
     pub pieces: Range<usize>,
     /// Where it begins in its pieces: they also hold the virtio-net header.
     pub skip: usize,
-    /// Its beginning, among [`Batch::leads`], if more than its Ethernet header matters.
+    /// Its beginning, among [`Batch::leads`], if it has to be cut.
     pub lead: Option<usize>,
 }
 
@@ -75,7 +75,7 @@ pub struct Batch<'m> {
     pub frames: Vec<Outgoing>,
     /// What their bytes are made of.
     pub pieces: Vec<IoVec<'m>>,
-    /// Beginnings of those that need more than a look.
+    /// Beginnings of those that have to be cut.
     pub leads: Vec<Lead>,
 }
 

@@ -337,8 +337,10 @@ impl<U: Underlay> Worker<U> {
         }
         outgoing.request = Request::parse(&header, copied, len, self.offloads)
             .map_err(|_| VifCounter::tx_drop_header)?;
-        outgoing.lead = Some(batch.leads.len());
-        batch.leads.push(lead);
+        if !fits || matches!(outgoing.request, Request::Segment { .. }) {
+            outgoing.lead = Some(batch.leads.len());
+            batch.leads.push(lead);
+        }
         Ok(outgoing)
     }
 

@@ -1,13 +1,19 @@
 //! The data path against a driver of twenty lines, without a device or sockets.
 
+use std::mem;
+
+use super::receive::ATTEMPTS;
 use super::*;
 use crate::offload::bundle::Entries;
+use crate::offload::features::Offloads;
 use crate::offload::header::Header;
 use crate::offload::layout::Layout;
 use crate::offload::packets::{Packet, assert_complete};
 use crate::underlay::memory::MemoryUnderlay;
+use crate::vhost_user::vring::GuestMemory;
+use crate::vif::guest;
 use crate::wire::{Capabilities, EncapKinds, VifKey, VnetId};
-use virtio_queue::QueueT;
+use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];

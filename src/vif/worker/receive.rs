@@ -1,0 +1,159 @@
+//! From the underlay to the guest: a worker's half for what its guest gets.
+
+use std::io;
+use std::mem;
+
+use virtio_queue::Queue;
+
+use super::{BUDGET, Progress, Worker};
+use crate::metrics::VifCounter;
+use crate::time::Instant;
+use crate::underlay::{Port, Underlay};
+use crate::vhost_user::vring::{GuestMemory, RingError};
+use crate::vif::guest::{Deliverer, Delivery};
+use crate::vif::ring::RingView;
+
+/// Times that a batch may go back to a receive ring without a frame delivered, before others get
+/// their turn: a guest that adds useless chains as fast as they are given back must not hold us.
+pub(super) const ATTEMPTS: usize = 16;
+
+/// How delivering ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Nothing is left to deliver.
+    All,
+    /// The guest has no buffers for the rest, and kicks when it has.
+    Starved,
+    /// The guest keeps adding chains that no frame fits.
+    Interrupted,
+}
+
+impl From<Outcome> for Progress {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::All | Outcome::Starved => Self::Idle,
+            Outcome::Interrupted => Self::More,
+        }
+    }
+}
+
+impl<U: Underlay> Worker<U> {
+    /// Delivers what arrived at `port`, for a bounded number of batches.
+    ///
+    /// # Errors
+    /// The ring is broken and must be stopped.
+    pub fn receive(
+        &mut self,
+        port: Port,
+        queue: &mut Queue,
+        memory: &GuestMemory,
+        now: Instant,
+    ) -> Result<Progress, RingError> {
+        let mut ring = RingView::new(queue, memory)?;
+        for _ in 0..BUDGET {
+            let outcome = self.deliver_incoming(&mut ring)?;
+            if outcome != Outcome::All || !self.fill(port, now) {
+                return Ok(outcome.into());
+            }
+        }
+        self.deliver_incoming(&mut ring).map(Progress::from)
+    }
+
+    /// Delivers frames that were read before but not delivered.
+    ///
+    /// # Errors
+    /// The ring is broken and must be stopped.
+    pub fn retry(
+        &mut self,
+        queue: &mut Queue,
+        memory: &GuestMemory,
+    ) -> Result<Progress, RingError> {
+        let mut ring = RingView::new(queue, memory)?;
+        self.deliver_incoming(&mut ring).map(Progress::from)
+    }
+
+    /// Reads the next batch from a socket; false when nothing waits.
+    pub(super) fn fill(&mut self, port: Port, now: Instant) -> bool {
+        let Self { incoming, underlay, place, counters, .. } = self;
+        if let Err(error) = incoming.fill(port, underlay, &place.receiver, counters) {
+            if error.kind() != io::ErrorKind::WouldBlock {
+                self.complain("cannot receive from the underlay", &error, now);
+            }
+            return false;
+        }
+        if let (Port::Own, Some(overflow)) = (port, self.incoming.take_overflow()) {
+            // The kernel's counter wraps at 32 bits. The group socket's also counts what its
+            // filter turned away, so only that of the own socket says anything.
+            let lost = overflow.wrapping_sub(mem::replace(&mut self.overflow, overflow));
+            self.counters.add(VifCounter::rx_drop_overflow, u64::from(lost));
+        }
+        true
+    }
+
+    /// Delivers what was read. The guest sees what was delivered also when the ring turns out to be
+    /// broken after it.
+    fn deliver_incoming(&mut self, ring: &mut RingView<'_, '_>) -> Result<Outcome, RingError> {
+        let outcome = self.deliver_batch(ring);
+        ring.publish()?;
+        self.starved = matches!(outcome, Ok(Outcome::Starved));
+        outcome
+    }
+
+    fn deliver_batch(&mut self, ring: &mut RingView<'_, '_>) -> Result<Outcome, RingError> {
+        let mut attempts = 0;
+        let mut most = usize::MAX;
+        let Self { incoming, merger, counters, layout, .. } = self;
+        let mut deliverer = Deliverer::default();
+        while let Some(merged) = merger.merge(|n| if n < most { incoming.get(n) } else { None }) {
+            let Ok(merged) = merged else {
+                counters.inc(VifCounter::rx_drop_checksum);
+                incoming.take(1);
+                continue;
+            };
+            let payload =
+                |n| incoming.get(n).map_or(&[] as &[u8], |frame| merged.payload_of(&frame));
+            let (header, count) = (&merged.header, merged.frames);
+            let (delivery, len) = if count == 1 {
+                let parts = [merged.head, payload(0)];
+                (deliverer.deliver(ring, header, &parts, *layout)?, total_len(&parts))
+            } else {
+                let payloads = (0..count).map(payload);
+                let parts: Vec<&[u8]> = std::iter::once(merged.head).chain(payloads).collect();
+                (deliverer.deliver(ring, header, &parts, *layout)?, total_len(&parts))
+            };
+            match delivery {
+                Delivery::Done => {
+                    counters.inc(VifCounter::rx_frames);
+                    counters.add(VifCounter::rx_bytes, len);
+                    counters.add(VifCounter::rx_group_frames, incoming.is_group().into());
+                    incoming.take(count);
+                }
+                // The guest's whole ring holds less: not merged, the frames may fit.
+                Delivery::TooLong if count > 1 => most = 1,
+                Delivery::TooLong => {
+                    counters.add(VifCounter::rx_drop_no_buffer, count as u64);
+                    incoming.take(count);
+                }
+                Delivery::BadChain => {
+                    counters.inc(VifCounter::rx_drop_malformed);
+                    attempts += 1;
+                }
+                Delivery::NoBuffers { seen } => {
+                    ring.publish()?;
+                    if !ring.enable_kicks_beyond(seen)? {
+                        return Ok(Outcome::Starved);
+                    }
+                    attempts += 1;
+                }
+            }
+            if attempts == ATTEMPTS {
+                return Ok(Outcome::Interrupted);
+            }
+        }
+        Ok(Outcome::All)
+    }
+}
+
+fn total_len(parts: &[&[u8]]) -> u64 {
+    parts.iter().map(|part| part.len() as u64).sum()
+}

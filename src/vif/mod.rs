@@ -6,6 +6,9 @@
 //! | [`ring`] | the rings themselves: chains taken, walked and given back, by the batch |
 //! | [`tx`] | from the guest: whose frame it is, where it goes |
 //! | [`rx`] | from the underlay: whether a datagram holds a frame for this vif |
+//! | [`outgoing`], [`too_big`] | frames become datagrams; the answer to those that can't |
+//! | [`incoming`] | frames that were received and accepted |
+//! | [`ring`] | split virtqueues by checked slices |
 //! | [`neighbors`], [`park`] | addresses learnt; frames that wait for one |
 //! | [`worker`] | one queue pair's data path: all of the above, in the order of packets |
 //! | [`nic`] | the workers of a NIC, and what they share |
@@ -21,5 +24,6 @@ pub mod park;
 pub mod ring;
 pub mod rx;
 pub mod serve;
+pub mod too_big;
 pub mod tx;
 pub mod worker;

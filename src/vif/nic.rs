@@ -199,6 +199,10 @@ impl DataPath for Nic {
             Wake::Transmit => {
                 let step = worker.transmit(tx.queue_mut(), memory, now);
                 transmit_again = on_ring!(tx, memory, step) == Some(Progress::More);
+                if worker.has_answers() {
+                    let step = worker.answer(rx.queue_mut(), memory);
+                    on_ring!(rx, memory, step);
+                }
             }
             Wake::Receive => {
                 let step = worker.retry(rx.queue_mut(), memory);

@@ -93,7 +93,8 @@ impl<'m> Batch<'m> {
         Gather::new(pieces, frame.skip + from)
     }
 
-    fn lead(&self, frame: &Outgoing) -> Option<&[u8]> {
+    /// A frame's copied beginning, if it was kept.
+    pub fn lead(&self, frame: &Outgoing) -> Option<&[u8]> {
         let lead = self.leads.get(frame.lead?)?;
         lead.get(..frame.len.min(LEAD_LEN))
     }

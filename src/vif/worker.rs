@@ -91,6 +91,8 @@ pub struct Worker<U> {
     stager: Stager,
     batch: Batch<'static>,
     incoming: Incoming,
+    /// Frames of ours for the guest: answers to what it sent.
+    answers: Vec<Vec<u8>>,
     overflow: u32,
     complain_after: Instant,
 }
@@ -120,6 +122,7 @@ impl<U: Underlay> Worker<U> {
             stager: Stager::new(place.receiver.key.vnet),
             batch: Batch::default(),
             incoming: Incoming::default(),
+            answers: Vec::new(),
             overflow: 0,
             complain_after: Instant::ZERO,
         }

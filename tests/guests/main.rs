@@ -38,8 +38,8 @@ struct Site {
     varpds: Vec<Varpd>,
     _underlay: Underlay,
     directory: TempDir,
-    /// What fits into the underlay's 1500 bytes.
-    guest_mtu: u32,
+    /// What fits into the underlay's 1500 bytes; `None` for guests that are not told.
+    guest_mtu: Option<u32>,
 }
 
 impl Site {
@@ -55,7 +55,7 @@ impl Site {
             Family::V4 => 1450,
             Family::V6 => 1430,
         };
-        Self { varpds, _underlay: underlay, directory, guest_mtu }
+        Self { varpds, _underlay: underlay, directory, guest_mtu: Some(guest_mtu) }
     }
 
     fn path(&self) -> &Path {

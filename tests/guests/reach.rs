@@ -89,6 +89,41 @@ fn assert_idle(process: &Process) {
     }
 }
 
+/// Guests that believe in an MTU of 1500 over an underlay of 1500: what TCP sends is cut to fit, and
+/// who sends other packets is told what fits.
+#[test]
+fn guests_that_are_not_told_the_mtu() {
+    if !can_boot_guests("guests that are not told the MTU") {
+        return;
+    }
+    let _turn = take_turn();
+    let mut site = Site::new(2, Family::V4);
+    site.guest_mtu = None;
+    let mut m1 = site.start("g1", 0, G1, Listener::Backend, Qemu::Installed);
+    let mut m2 = site.start("g2", 1, G2, Listener::Backend, newest_qemu());
+    m1.bring_up("10.0.0.1/24");
+    m2.bring_up("10.0.0.2/24");
+    let (g1, g2) = (&mut m1.guest, &mut m2.guest);
+    assert_eq!(g1.number("cat /sys/class/net/eth0/mtu"), 1500);
+
+    step("TCP in both directions, from guests with an MTU of 1500");
+    transfer(g1, g2, "10.0.0.2", 8);
+    transfer(g2, g1, "10.0.0.1", 8);
+
+    step("a packet of 1500 bytes: the sender learns that 1450 fit");
+    // The answers of the other are short enough.
+    g2.run("ip link set eth0 mtu 1450");
+    g1.run("until ping -q -c 1 -W 1 -s 1472 10.0.0.2; do usleep 100000; done");
+    assert_all_answered(g1, 20, "-i 0.05 -s 1472 10.0.0.2");
+    let stats = site.varpds[0].show("stats");
+    let mut rows = stats.as_array().expect("rows").iter();
+    let answers = rows.find(|row| row["counter"] == "rx_answers").expect("the counter");
+    assert!(answers["value"].as_u64() > Some(0), "{answers}");
+    for machine in [&mut m1, &mut m2] {
+        machine.guest.assert_no_complaints();
+    }
+}
+
 #[test]
 fn guests_over_an_ipv6_underlay() {
     if !can_boot_guests("guests over an IPv6 underlay") {

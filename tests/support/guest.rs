@@ -51,8 +51,8 @@ impl Qemu {
 pub(crate) struct Nic<'a> {
     /// Its backend.
     pub(crate) backend: &'a Backend,
-    /// MTU that the guest is told, in bytes.
-    pub(crate) mtu: u32,
+    /// MTU that QEMU tells the guest, in bytes, if any.
+    pub(crate) mtu: Option<u32>,
 }
 
 /// A running guest.
@@ -288,14 +288,15 @@ fn nic_options(number: usize, nic: &Nic<'_>) -> [String; 6] {
         Listener::Backend => "reconnect=1",
         Listener::Qemu => "server=on",
     };
-    let (mac, mtu) = (vif.mac(), nic.mtu);
+    let mac = vif.mac();
+    let mtu = nic.mtu.map(|mtu| format!(",host_mtu={mtu}")).unwrap_or_default();
     [
         "-chardev".to_owned(),
         format!("socket,id=c{number},path={},{side}", socket.display()),
         "-netdev".to_owned(),
         format!("vhost-user,id=n{number},chardev=c{number}"),
         "-device".to_owned(),
-        format!("virtio-net-pci,netdev=n{number},mac={mac},host_mtu={mtu}"),
+        format!("virtio-net-pci,netdev=n{number},mac={mac}{mtu}"),
     ]
 }
 

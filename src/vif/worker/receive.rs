@@ -7,6 +7,7 @@ use virtio_queue::Queue;
 
 use super::{BUDGET, Progress, Worker};
 use crate::metrics::VifCounter;
+use crate::offload::header::Header;
 use crate::time::Instant;
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::vring::{GuestMemory, RingError};
@@ -70,6 +71,29 @@ impl<U: Underlay> Worker<U> {
     ) -> Result<Progress, RingError> {
         let mut ring = RingView::new(queue, memory)?;
         self.deliver_incoming(&mut ring).map(Progress::from)
+    }
+
+    /// Whether [`Worker::answer`] has something to say to the guest.
+    pub fn has_answers(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
+    /// Delivers our own answers to what the guest sent, as far as there are buffers; the rest is
+    /// forgotten, since the guest's next try raises it again.
+    ///
+    /// # Errors
+    /// The ring is broken and must be stopped.
+    pub fn answer(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<(), RingError> {
+        let mut ring = RingView::new(queue, memory)?;
+        let mut deliverer = Deliverer::default();
+        for answer in mem::take(&mut self.answers) {
+            let parts = [answer.as_slice()];
+            if deliverer.deliver(&mut ring, &Header::PLAIN, &parts, self.layout)? == Delivery::Done
+            {
+                self.counters.inc(VifCounter::rx_answers);
+            }
+        }
+        ring.publish()
     }
 
     /// Reads the next batch from a socket; false when nothing waits.

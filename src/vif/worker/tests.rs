@@ -12,6 +12,7 @@ use crate::offload::packets::{Packet, assert_complete};
 use crate::underlay::memory::MemoryUnderlay;
 use crate::vhost_user::vring::GuestMemory;
 use crate::vif::guest;
+use crate::vif::too_big::told_mtu;
 use crate::wire::{Capabilities, EncapKinds, VifKey, VnetId};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
@@ -521,6 +522,27 @@ fn a_frame_longer_than_the_path_is_cut_if_it_is_tcp_and_dropped_otherwise() {
     assert_eq!(worker.underlay.sent.len(), 2);
     assert!(worker.underlay.sent.iter().all(|(_, d)| d.len() <= worker.place.max_datagram));
     assert_eq!(worker.counters.get(VifCounter::tx_drop_too_big), 1);
+}
+
+#[test]
+fn the_guest_is_told_what_fits_when_its_packet_does_not() {
+    let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    let mut long = Packet { dont_fragment: true, ..Packet::udp(1460) }.build();
+    long[..6].copy_from_slice(&PEER);
+    long[6..12].copy_from_slice(&OWN);
+    offer_with_header(&mut driver, [0; 12], &long);
+    transmit(&mut worker, &mut driver);
+    assert_eq!(worker.counters.get(VifCounter::tx_drop_too_big), 1);
+    assert!(worker.has_answers());
+    let mut driver = Driver::new();
+    let room = driver.offer(&[(&[], 300, WRITE)]);
+    let Driver { queue, memory, .. } = &mut driver;
+    worker.answer(queue, memory).unwrap();
+    let (_, len) = driver.used()[0];
+    let answer = driver.read(room[0] + 12, len as usize - 12);
+    assert_eq!(answer[..12], [OWN, PEER].concat());
+    assert_eq!(told_mtu(&answer), Some(1472 - 8 - 14));
+    assert!(!worker.has_answers());
 }
 
 #[test]

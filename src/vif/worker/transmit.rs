@@ -17,12 +17,15 @@ use crate::vhost_user::vring::{GuestMemory, RingError};
 use crate::vif::guest::{self, MODERN_HEADER_LEN, TransmitFrame};
 use crate::vif::outgoing::{AddressBytes, Batch, Outgoing, Route, Staged, Stager, Step};
 use crate::vif::ring::RingView;
+use crate::vif::too_big;
 use crate::vif::tx::{self, SourceMac, Verdict};
 use crate::wire::{Capabilities, CareOf, encap, frame};
 
 /// Frames of one batch at most, and bytes after which it is large enough.
 const BATCH_FRAMES: usize = 256;
 const BATCH_BYTES: usize = 256 << 10;
+/// Answers to the guest that wait at most; more say nothing new.
+const MAX_ANSWERS: usize = 16;
 /// Longest frame that is looked into for an announcement of its sender, in bytes.
 const ANNOUNCEMENT_LEN: usize = 128;
 
@@ -197,11 +200,26 @@ impl<U: Underlay> Worker<U> {
                 }
                 Step::Refused(counter) => {
                     self.counters.inc(counter);
+                    if counter == VifCounter::tx_drop_too_big {
+                        self.answer_too_big(batch, at);
+                    }
                     at += 1;
                 }
             }
         }
         self.flush(now);
+    }
+
+    /// Tells the guest, as a router would, what does fit.
+    fn answer_too_big(&mut self, batch: &Batch<'_>, at: usize) {
+        let Some(frame) = batch.frames.get(at) else { return };
+        let max_frame = self.place.max_datagram.saturating_sub(encap::LEN);
+        let answer = batch.lead(frame).and_then(|lead| too_big::answer(lead, max_frame));
+        if let Some(answer) = answer
+            && self.answers.len() < MAX_ANSWERS
+        {
+            self.answers.push(answer);
+        }
     }
 
     /// Sends what is staged. What the kernel refuses is counted by reason and the next one tried.

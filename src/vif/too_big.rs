@@ -1,0 +1,195 @@
+//! The answer to a frame that is too long for its path: what a router would say.
+//!
+//! TCP is cut to fit, whoever is to blame (see [`super::outgoing`]). For other packets that must
+//! not be fragmented the sender is told which length does fit: ICMP "fragmentation needed"
+//! (RFC 792, RFC 1191) for IPv4 with DF, ICMPv6 "packet too big" (RFC 4443, 3.2) for IPv6. The
+//! answer seems to come from the packet's destination; it stays within the vnet and is seen by
+//! nobody but the guest that sent the packet.
+
+#![forbid(unsafe_code)]
+#![warn(clippy::indexing_slicing)]
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
+use etherparse::PacketBuilder;
+use etherparse::icmpv4::DestUnreachableHeader;
+use etherparse::{Icmpv4Type, Icmpv6Type, IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice};
+
+use crate::wire::frame::{ADDRESSES_LEN, HEADER_LEN};
+
+/// How much of an IPv4 packet comes back, in bytes: its header and enough of its data.
+const QUOTED: usize = 128;
+/// TTL or hop limit of the answer.
+const HOPS: u8 = 64;
+
+/// The frame that tells the sender of `lead`, the beginning of a frame of its own, that only IP
+/// packets of up to so many bytes pass, `max_frame` being the longest frame that does. `None` where
+/// no answer is due: not IP, a fragment that may be fragmented, an error message itself, a group.
+pub fn answer(lead: &[u8], max_frame: usize) -> Option<Vec<u8>> {
+    let network_at = network_at(lead)?;
+    let mtu = max_frame.checked_sub(network_at)?;
+    let packet = lead.get(network_at..)?;
+    let quote = packet.get(..packet.len().min(QUOTED))?;
+    let (to, from) = lead.get(..ADDRESSES_LEN)?.split_at(6);
+    let (to, from): ([u8; 6], [u8; 6]) = (to.try_into().ok()?, from.try_into().ok()?);
+    let builder = PacketBuilder::ethernet2(to, from);
+    let mut frame = Vec::with_capacity(HEADER_LEN + 48 + QUOTED);
+    match packet.first()? >> 4 {
+        4 => {
+            let header = Ipv4HeaderSlice::from_slice(packet).ok()?;
+            let (source, destination) = (header.source_addr(), header.destination_addr());
+            let is_due = header.dont_fragment()
+                && header.fragments_offset().value() == 0
+                && !destination.is_multicast()
+                && !destination.is_broadcast()
+                && !is_icmp_error(header.protocol(), packet.get(header.slice().len()..)?);
+            let next_hop_mtu = u16::try_from(mtu).ok().filter(|_| is_due)?;
+            let what = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu };
+            builder
+                .ipv4(destination.octets(), source.octets(), HOPS)
+                .icmpv4(Icmpv4Type::DestinationUnreachable(what))
+                .write(&mut frame, quote)
+                .ok()?;
+        }
+        6 => {
+            let header = Ipv6HeaderSlice::from_slice(packet).ok()?;
+            let (source, destination) = (header.source_addr(), header.destination_addr());
+            let is_error = is_icmp_error(header.next_header(), packet.get(40..)?);
+            if destination.is_multicast() || is_error {
+                return None;
+            }
+            let mtu = u32::try_from(mtu).ok()?;
+            builder
+                .ipv6(destination.octets(), source.octets(), HOPS)
+                .icmpv6(Icmpv6Type::PacketTooBig { mtu })
+                .write(&mut frame, quote)
+                .ok()?;
+        }
+        _ => return None,
+    }
+    // The answer comes back on the VLAN that the packet was on.
+    let tags = lead.get(ADDRESSES_LEN..network_at - 2)?;
+    frame.splice(ADDRESSES_LEN..ADDRESSES_LEN, tags.iter().copied());
+    Some(frame)
+}
+
+/// Where the IP header is, behind up to two VLAN tags.
+fn network_at(lead: &[u8]) -> Option<usize> {
+    (0..=2).map(|tags| HEADER_LEN + 4 * tags).find_map(|at| match lead.get(at - 2..at)? {
+        [0x08, 0x00] | [0x86, 0xdd] => Some(Some(at)),
+        [0x81, 0x00] | [0x88, 0xa8] => None,
+        _ => Some(None),
+    })?
+}
+
+/// Errors are not answered with errors (RFC 1122, 3.2.2; RFC 4443, 2.4 e).
+fn is_icmp_error(protocol: IpNumber, payload: &[u8]) -> bool {
+    match (protocol, payload.first()) {
+        (IpNumber::ICMP, Some(kind)) => !matches!(kind, 0 | 8 | 13 | 14),
+        (IpNumber::IPV6_ICMP, Some(kind)) => kind & 0x80 == 0,
+        (IpNumber::ICMP | IpNumber::IPV6_ICMP, None) => true,
+        _ => false,
+    }
+}
+
+/// Whether a frame is such an answer, for tests.
+#[cfg(test)]
+pub(crate) fn told_mtu(frame: &[u8]) -> Option<u32> {
+    use etherparse::{SlicedPacket, TransportSlice};
+    match SlicedPacket::from_ethernet(frame).ok()?.transport? {
+        TransportSlice::Icmpv4(icmp) => match icmp.icmp_type() {
+            Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FragmentationNeeded {
+                next_hop_mtu,
+            }) => Some(next_hop_mtu.into()),
+            _ => None,
+        },
+        TransportSlice::Icmpv6(icmp) => match icmp.icmp_type() {
+            Icmpv6Type::PacketTooBig { mtu } => Some(mtu),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offload::packets::{Packet, assert_complete};
+
+    fn lead(packet: &Packet) -> Vec<u8> {
+        let mut frame = packet.build();
+        frame.truncate(256);
+        frame
+    }
+
+    fn udp() -> Packet {
+        Packet { dont_fragment: true, ..Packet::udp(2000) }
+    }
+
+    #[test]
+    fn the_sender_is_told_what_fits() {
+        let sent = lead(&udp());
+        let answer = answer(&sent, 1464).unwrap();
+        assert_eq!(told_mtu(&answer), Some(1450));
+        assert_eq!(answer[..6], sent[6..12], "to the sender");
+        assert_eq!(answer[6..12], sent[..6], "as if from the destination");
+        assert_eq!(answer[26..30], sent[30..34]);
+        assert_eq!(answer[30..34], sent[26..30]);
+        assert_eq!(answer[14 + 20 + 8..], sent[14..14 + QUOTED], "quotes the packet");
+        assert_checksums(&answer);
+    }
+
+    /// Receivers verify both checksums.
+    fn assert_checksums(frame: &[u8]) {
+        use crate::offload::checksum::Sum;
+        assert!(Sum::of(&frame[14..34]).is_valid());
+        assert!(Sum::of(&frame[34..]).is_valid());
+    }
+
+    #[test]
+    fn ipv6_is_told_too_and_vlan_tags_come_back() {
+        for tags in [vec![], vec![0x8100], vec![0x88a8, 0x8100]] {
+            let len = 4 * tags.len();
+            let packet = Packet { is_v6: true, tags, ..udp() };
+            let sent = lead(&packet);
+            let answer = answer(&sent, 1464).unwrap();
+            assert_eq!(told_mtu(&answer), Some(1450 - len as u32));
+            assert_eq!(answer[12..14 + len], sent[12..14 + len]);
+        }
+    }
+
+    #[test]
+    fn no_answer_where_none_is_due() {
+        let may_be_fragmented = lead(&Packet { dont_fragment: false, ..udp() });
+        assert_eq!(answer(&may_be_fragmented, 1464), None);
+        let mut not_ip = lead(&udp());
+        not_ip[12..14].copy_from_slice(&[0x88, 0xcc]);
+        assert_eq!(answer(&not_ip, 1464), None);
+        let mut to_all = lead(&udp());
+        to_all[30..34].fill(0xff);
+        assert_eq!(answer(&to_all, 1464), None);
+        let mut error = lead(&udp());
+        error[23] = 1;
+        error[34] = 3;
+        assert_eq!(answer(&error, 1464), None, "an ICMP error");
+        error[34] = 8;
+        assert!(answer(&error, 1464).is_some(), "an echo request");
+    }
+
+    #[test]
+    fn no_truncation_or_mutation_panics() {
+        for packet in [udp(), Packet { is_v6: true, tags: vec![0x8100], ..udp() }] {
+            let sent = lead(&packet);
+            (0..sent.len()).for_each(|len| drop(answer(&sent[..len], 1464)));
+            for at in 0..80 {
+                for value in 0..=255 {
+                    let mut bytes = sent.clone();
+                    bytes[at] = value;
+                    if let Some(answer) = answer(&bytes, 1464) {
+                        assert!(answer.len() <= 14 + 8 + 48 + QUOTED);
+                    }
+                }
+            }
+            assert_complete(&packet.build());
+        }
+    }
+}

@@ -461,5 +461,6 @@ fn a_busy_worker_does_not_hold_up_the_frontend() {
         driver.start_ring(0).unwrap();
         driver.start_ring(1).unwrap();
     }
-    assert!(longest < Duration::from_millis(20), "stopped only after {longest:?}");
+    // It takes microseconds, but how long a machine stands still is not for a test to say.
+    assert!(longest < PATIENCE, "stopped only after {longest:?}");
 }

@@ -195,7 +195,8 @@ impl Neighbors {
         self.varpd_away = true;
     }
 
-    /// varpd is there (again) and knows nothing of earlier questions.
+    /// varpd is there (again) and knows nothing of earlier questions: what was resolving is asked
+    /// anew, and what is known with its next use, so that varpd tells when it changes.
     pub fn varpd_returned(&mut self, now: Instant) {
         self.varpd_away = false;
         self.recent = None;
@@ -205,7 +206,7 @@ impl Neighbors {
                 State::Resolving => self.questions.push(Question { mac, refresh: false }),
                 State::Resolved { expires, refresh_from, asked, .. } => {
                     *expires = (*expires).max(now + GRACE);
-                    *refresh_from = (*refresh_from).min(*expires);
+                    *refresh_from = now;
                     *asked = false;
                 }
                 State::Unresolved { .. } => {}

@@ -6,7 +6,6 @@
 //! ever waits for another queue pair.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +16,7 @@ use virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
 use super::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
 use super::neighbors::Question;
-use super::worker::{Progress, Worker};
+use super::worker::{Place, Progress, Worker};
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
 use crate::sys::clock;
@@ -139,14 +138,9 @@ impl Nic {
 
     /// Other sockets for the same vif: its care-of address has changed. The frontend is made to
     /// connect anew.
-    pub fn replace_underlays(
-        &self,
-        underlays: Vec<UdpUnderlay>,
-        own: SocketAddr,
-        group: SocketAddr,
-    ) {
+    pub fn replace_underlays(&self, underlays: Vec<UdpUnderlay>, place: Place) {
         for (mut worker, underlay) in self.workers().zip(underlays) {
-            worker.replace_underlay(underlay, own, group);
+            worker.replace_underlay(underlay, place);
         }
         // Fails only when the counter is full: then it is signalled already.
         let _ = self.changed.write(1);

@@ -127,6 +127,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     log::info!("vif {} at {coa}, MTU {mtu}", options.key);
     let frontend = Frontend::start(endpoint, Arc::clone(&nic))?;
     let mut serving = Serving {
+        key: options.key,
         link: Link::new(options.key, options.queue_pairs, Arc::clone(&nic)),
         nic,
         path: options.varpd,
@@ -208,17 +209,24 @@ fn guest_mtu(wanted: Option<u16>, registration: &Registration) -> Result<u16, Se
     }
 }
 
-fn new_nic(options: &Options, registration: Registration, mtu: u16) -> Result<Nic, ServeError> {
-    let receiver =
-        Receiver { key: options.key, own: registration.coa.addr, capabilities: CAPABILITIES };
-    let counters = Arc::new(VifCounters::default());
-    let overhead = match registration.coa.addr {
+/// What the queue pairs of a vif are to the underlay.
+fn place(key: VifKey, registration: &Registration) -> Place {
+    let Registration { coa, group, underlay_mtu, .. } = *registration;
+    let overhead = match coa.addr {
         SocketAddr::V4(_) => UDP_OVERHEAD_V4,
         SocketAddr::V6(_) => UDP_OVERHEAD_V6,
     };
-    let link = usize::try_from(registration.underlay_mtu).unwrap_or(usize::MAX);
-    let max_datagram = link.saturating_sub(overhead).min(MAX_MESSAGE_LEN);
-    let place = Place { receiver, group: registration.group, max_datagram };
+    let link = usize::try_from(underlay_mtu).unwrap_or(usize::MAX);
+    Place {
+        receiver: Receiver { key, own: coa.addr, capabilities: CAPABILITIES },
+        group,
+        max_datagram: link.saturating_sub(overhead).min(MAX_MESSAGE_LEN),
+    }
+}
+
+fn new_nic(options: &Options, registration: Registration, mtu: u16) -> Result<Nic, ServeError> {
+    let counters = Arc::new(VifCounters::default());
+    let place = place(options.key, &registration);
     let worker = |underlay| {
         let counters = Arc::clone(&counters);
         Worker::new(place, options.source_mac, counters, underlay)
@@ -277,6 +285,7 @@ enum Source {
 }
 
 struct Serving {
+    key: VifKey,
     link: Link,
     nic: Arc<Nic>,
     path: PathBuf,
@@ -411,10 +420,11 @@ impl Serving {
             self.refusal = Some(why.clone());
             self.keep_sockets = false;
         }
-        let Registration { coa, group, underlays, .. } = registered?;
+        let registration = registered?;
         if !self.keep_sockets {
-            log::warn!("the vif's care-of address is now {coa}");
-            self.nic.replace_underlays(underlays, coa.addr, group);
+            log::warn!("the vif's care-of address is now {}", registration.coa);
+            let place = place(self.key, &registration);
+            self.nic.replace_underlays(registration.underlays, place);
             self.keep_sockets = true;
         }
         Ok(varpd)

@@ -133,11 +133,10 @@ impl<U: Underlay> Worker<U> {
         &self.underlay
     }
 
-    /// Other sockets, and with them perhaps another care-of address (varpd's configuration changed).
-    pub fn replace_underlay(&mut self, underlay: U, own: SocketAddr, group: SocketAddr) {
+    /// Other sockets, at another place (varpd's configuration changed).
+    pub fn replace_underlay(&mut self, underlay: U, place: Place) {
         self.underlay = underlay;
-        self.place.receiver.own = own;
-        self.place.group = group;
+        self.place = place;
         self.incoming.clear();
         self.overflow = 0;
     }

@@ -213,3 +213,35 @@ fn watch(duration: Duration) {
         pause();
     }
 }
+
+/// The sockets at hand don't suit the new configuration: backends get others, at another care-of
+/// address, and their frontends connect anew.
+#[test]
+fn varpd_may_come_back_with_another_group() {
+    let Some(mut net) = Net::new("varpd comes back with another group", 2) else { return };
+    let mut one = Nic::start("g1", vif(42, 1), &net.varpds[0]);
+    let mut two = Nic::start("g2", vif(42, 2), &net.varpds[1]);
+    one.introduce(&mut two);
+    let before = net.each(vifs);
+    net.varpds.iter_mut().for_each(Varpd::kill);
+    for varpd in &mut net.varpds {
+        std::fs::write(&varpd.config, "group = '224.10.0.99'\n").unwrap();
+        varpd.start_again();
+    }
+    for (nic, varpd) in [(&mut one, &net.varpds[0]), (&mut two, &net.varpds[1])] {
+        nic.wait_state("registered", varpd);
+        nic.reconnect();
+        nic.wait_state("active", varpd);
+    }
+    let after = net.each(vifs);
+    for (before, after) in before.iter().flatten().zip(after.iter().flatten()) {
+        assert_ne!(before[2], after[2], "another care-of address");
+    }
+    // Group frames by the new group, and others by the new addresses once they are asked for.
+    one.send(BROADCAST, 1);
+    assert_eq!(two.receive(mac(1)), 1);
+    wait_until("frames find the new address", SOON, || {
+        two.send(mac(1), 2);
+        one.try_receive(mac(2), Duration::from_millis(20)) == Some(2)
+    });
+}

@@ -29,7 +29,7 @@ pub(crate) struct Varpd {
     namespace: Vec<String>,
     directory: PathBuf,
     address: IpAddr,
-    config: PathBuf,
+    pub(crate) config: PathBuf,
     /// Its control socket.
     pub(crate) socket: PathBuf,
 }

@@ -93,10 +93,15 @@ impl Nic {
         self.workers.iter().map(|w| w.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Resets [`Nic::attention`]; to be called before [`Nic::wishes`], and also when nobody is there
+    /// to hear them.
+    pub fn take_attention(&self) {
+        // Fails only when it was not signalled.
+        let _ = self.attention.read();
+    }
+
     /// What varpd should hear. Questions and the wish to be announced are told once.
     pub fn wishes(&self) -> Wishes {
-        // Nothing is lost if it was not signalled: reading only resets it.
-        let _ = self.attention.read();
         let mut wishes = Wishes {
             questions: Vec::new(),
             active: self.is_active(),

@@ -320,6 +320,9 @@ impl Serving {
             if is_ready(Source::Termination) || is_ready(Source::Frontend) {
                 return Ok(());
             }
+            if is_ready(Source::Attention) {
+                self.nic.take_attention();
+            }
             if is_ready(Source::Varpd) {
                 self.read_varpd(now);
             }

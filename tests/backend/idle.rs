@@ -39,3 +39,22 @@ fn an_idle_backend_costs_nothing() {
         assert!(kib <= MOST_KIB, "{kib} KiB");
     }
 }
+
+/// Questions that nobody hears are kept, not called out again and again.
+#[test]
+fn a_backend_without_varpd_waits_in_peace() {
+    let Some(mut net) = Net::new("a backend without varpd", 1) else { return };
+    let mut nic = Nic::start("g1", vif(42, 1), &net.varpds[0]);
+    net.varpds[0].kill();
+    nic.send(mac(9), 1);
+    nic.wait_sent();
+    let ticks = |nic: &Nic| nic.backend.process.cpu_ticks();
+    let begin = clock::mono();
+    let before = ticks(&nic);
+    while clock::mono() - begin < WATCHED {
+        pause();
+    }
+    // It calls for varpd twice a second. A tick is 10 ms.
+    let spent = ticks(&nic) - before;
+    assert!(spent <= 10, "{spent} ticks of processor time within {WATCHED:?}");
+}

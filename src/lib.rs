@@ -39,8 +39,10 @@
 //!
 //! [`vif::worker`] has it in one picture. Out: a kick wakes the pair's thread; [`vif::guest`] turns
 //! descriptor chains into frames, checked and with their header copied; [`vif::tx`] judges each;
-//! [`underlay`] sends the batch straight from guest memory. In: a readable socket wakes the thread;
-//! [`vif::rx`] accepts or names the drop; [`vif::guest`] copies the frame into the guest's buffers.
+//! [`vif::outgoing`] copies them into one staging buffer while it cuts large ones and bundles small
+//! ones, and [`underlay`] sends that in a few messages. In: a readable socket wakes the thread;
+//! [`vif::rx`] accepts or names the drop; [`offload::gro`] merges segments; [`vif::guest`] copies the
+//! frame into the guest's buffers.
 //!
 //! # Who owns which state
 //!

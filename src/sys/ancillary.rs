@@ -1,4 +1,4 @@
-//! Bytes with descriptors over a Unix stream socket (`SCM_RIGHTS`).
+//! Bytes with descriptors over a Unix socket (`SCM_RIGHTS`).
 
 use std::io::{self, IoSlice};
 use std::mem::{MaybeUninit, size_of};
@@ -22,6 +22,8 @@ pub struct Received {
     pub descriptors: Vec<OwnedFd>,
     /// Whether descriptors were lost because this process may not open more.
     pub truncated: bool,
+    /// Whether a datagram did not fit in the buffer and was cut.
+    pub is_cut: bool,
 }
 
 /// Receives without waiting. The kernel never hands out the descriptors of two sent messages in one
@@ -56,6 +58,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received
         len,
         descriptors: adopt(&control, header.msg_controllen),
         truncated: header.msg_flags & libc::MSG_CTRUNC != 0,
+        is_cut: header.msg_flags & libc::MSG_TRUNC != 0,
     })
 }
 

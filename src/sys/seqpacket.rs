@@ -5,8 +5,7 @@
 
 use std::fs;
 use std::io::{self, IoSlice};
-use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -15,10 +14,8 @@ use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg, sockopt::P
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 
-/// Most descriptors that the kernel takes in one message (`SCM_MAX_FD`, unix(7)).
-const SCM_MAX_FD: usize = 253;
-/// Room for a `SCM_RIGHTS` message of that many, so that the kernel never has to cut one.
-const CONTROL_LEN: usize = 2048;
+use super::ancillary;
+
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
@@ -146,29 +143,8 @@ impl Connection {
 
     /// Receives a datagram; [`io::ErrorKind::WouldBlock`] if none waits.
     pub fn recv(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        let mut control = ControlBuffer([0; CONTROL_LEN]);
-        let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-        let mut header = libc::msghdr {
-            msg_name: std::ptr::null_mut(),
-            msg_namelen: 0,
-            msg_iov: &raw mut iov,
-            msg_iovlen: 1,
-            msg_control: control.0.as_mut_ptr().cast(),
-            msg_controllen: CONTROL_LEN,
-            msg_flags: 0,
-        };
-        let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-        // SAFETY: the header points at `iov` over `buffer` and at `control`, both live, exclusively
-        // borrowed and of the lengths given.
-        let n = unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut header, flags) };
-        let len = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
-        let control = control.0.get(..header.msg_controllen).unwrap_or(&control.0);
-        let fds = rights(control)
-            .into_iter()
-            // SAFETY: the kernel just put this descriptor into this process for this call alone.
-            .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
-            .collect();
-        Ok(Received { len, truncated: header.msg_flags & libc::MSG_TRUNC != 0, fds })
+        let received = ancillary::receive(self.0.as_fd(), buffer)?;
+        Ok(Received { len: received.len, truncated: received.is_cut, fds: received.descriptors })
     }
 
     /// Who connected.
@@ -207,12 +183,6 @@ impl AsFd for Connection {
     }
 }
 
-/// Ancillary data is read as `cmsghdr`s by the kernel and starts at their alignment (cmsg(3)).
-#[repr(C, align(8))]
-struct ControlBuffer([u8; CONTROL_LEN]);
-
-const _: () = assert!(CONTROL_LEN >= 16 + SCM_MAX_FD * size_of::<RawFd>());
-
 fn new_socket() -> io::Result<Socket> {
     let kind = Type::from(libc::SOCK_SEQPACKET).nonblocking().cloexec();
     Socket::new_raw(Domain::UNIX, kind, None)
@@ -239,30 +209,6 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
         // Connected, a full backlog, another socket type: somebody is there.
         _ => Err(BindError::Live(path.to_owned())),
     }
-}
-
-/// The descriptors in the `SCM_RIGHTS` messages of ancillary data.
-///
-/// Each message is a length (`size_t`, with this header), a level and a type (`int`s), then its data,
-/// padded to the size of a `size_t` (cmsg(3)).
-fn rights(mut control: &[u8]) -> Vec<RawFd> {
-    const LEN: usize = size_of::<usize>();
-    const INT: usize = size_of::<i32>();
-    let mut fds = Vec::new();
-    while let Some((head, rest)) = control.split_at_checked(LEN + 2 * INT) {
-        let (len, kind) = head.split_at(LEN);
-        let (level, kind) = kind.split_at(INT);
-        let int = |b: &[u8]| b.try_into().map(i32::from_ne_bytes).unwrap_or(-1);
-        let len = len.try_into().map(usize::from_ne_bytes).unwrap_or(0);
-        let data_len = len.saturating_sub(head.len()).min(rest.len());
-        let (data, _) = rest.split_at(data_len);
-        if int(level) == libc::SOL_SOCKET && int(kind) == libc::SCM_RIGHTS {
-            fds.extend(data.chunks_exact(INT).map(int));
-        }
-        let (_, next) = rest.split_at(data_len.next_multiple_of(LEN).min(rest.len()));
-        control = next;
-    }
-    fds
 }
 
 #[cfg(test)]
@@ -308,17 +254,17 @@ mod tests {
     fn a_flood_of_descriptors_does_not_leak() {
         let (_listener, client, server, _dir) = pair();
         let file = File::open("/dev/null").unwrap();
-        let many = vec![file.as_fd(); SCM_MAX_FD];
+        let many = vec![file.as_fd(); ancillary::MAX_DESCRIPTORS];
         let mut buffer = [0; 4];
         client.send(b"x", &many).unwrap();
-        assert_eq!(server.recv(&mut buffer).unwrap().fds.len(), SCM_MAX_FD);
+        assert_eq!(server.recv(&mut buffer).unwrap().fds.len(), ancillary::MAX_DESCRIPTORS);
         // Other tests of this process open descriptors too, but not hundreds.
         let before = open_fds();
         for _ in 0..10 {
             client.send(b"x", &many).unwrap();
             drop(server.recv(&mut buffer).unwrap());
         }
-        assert!(open_fds() < before + SCM_MAX_FD);
+        assert!(open_fds() < before + ancillary::MAX_DESCRIPTORS);
     }
 
     #[test]

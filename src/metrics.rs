@@ -105,7 +105,6 @@ counters! {
         rx_drop_vnet = "datagrams for another vnet at the vif's own port",
         rx_drop_bundle = "ends of bundles that are malformed",
         rx_drop_checksum = "frames whose partial checksum has no place",
-        rx_drop_plaintext = "datagrams with less protection than the vnet's policy asks",
         rx_drop_protected = "datagrams with ESP for a vnet that has no keys here",
         rx_drop_destination = "frames to a MAC that is not the vif's",
         rx_drop_not_group = "frames to an individual MAC that arrived at the group",

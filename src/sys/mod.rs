@@ -8,6 +8,7 @@ pub mod lent_event;
 pub mod link;
 pub mod mmsg;
 pub mod process;
+pub mod sandbox;
 pub mod seqpacket;
 pub mod signal;
 pub mod sockopt;

@@ -23,6 +23,7 @@ use crate::metrics::VifCounters;
 use crate::sys::clock;
 use crate::sys::event::{Interest, Poller};
 use crate::sys::mmsg::MAX_MESSAGE_LEN;
+use crate::sys::sandbox::{Confinement, Profile, Reach, SandboxError};
 use crate::sys::seqpacket::Connection;
 use crate::sys::signal::Termination;
 use crate::time::Instant;
@@ -56,6 +57,8 @@ pub struct Options {
     pub mtu: Option<u16>,
     /// What happens to frames with a foreign source MAC.
     pub source_mac: SourceMac,
+    /// Whether the process gives up what it does not need once it has started.
+    pub sandbox: bool,
 }
 
 /// Why a backend can't start, or ended.
@@ -86,6 +89,9 @@ pub enum ServeError {
     /// The frontend's socket.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// The process can't be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The system refused something.
     #[error("{0}: {1}")]
     System(&'static str, #[source] io::Error),
@@ -122,9 +128,14 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let mtu = guest_mtu(options.mtu, &registration)?;
     let coa = registration.coa;
     let nic = Arc::new(new_nic(&options, registration, mtu)?);
+    let confinement = options.sandbox.then(|| confinement(&options.attach));
     let endpoint = Endpoint::open(options.attach)?;
     // Not before: who can't start says why, and nothing else.
     log::info!("vif {} at {coa}, MTU {mtu}", options.key);
+    match confinement {
+        Some(confinement) => confinement.enter()?,
+        None => log::warn!("--no-sandbox: a guest that takes over this process has all its rights"),
+    }
     let frontend = Frontend::start(endpoint, Arc::clone(&nic))?;
     let mut serving = Serving {
         key: options.key,
@@ -140,6 +151,15 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     };
     let result = serving.run(&termination, &frontend);
     frontend.stop().and(result)
+}
+
+/// What is left to this process: it removes the socket that it listens on when it ends.
+fn confinement(attach: &Attach) -> Confinement {
+    let files = match attach {
+        Attach::Listen { path, .. } => vec![Reach::remove_socket(path)],
+        Attach::Connect { .. } | Attach::Fd(_) => Vec::new(),
+    };
+    Confinement { profile: Profile::Backend, files, capabilities: Vec::new() }
 }
 
 fn connect(path: &std::path::Path) -> Result<Connection, ServeError> {

@@ -18,6 +18,7 @@
 
 #[path = "../support/abuse.rs"]
 mod abuse;
+mod confined;
 #[path = "../support/driver.rs"]
 mod driver;
 mod idle;

@@ -39,8 +39,18 @@ pub enum LogError {
     /// It has no bytes, or more than an address space.
     #[error("a log of {0} bytes")]
     Size(u64),
-    /// It can't be mapped: most likely the file is shorter than was said.
-    #[error("{size} bytes of log at offset {offset} of its file can't be mapped: {why}")]
+    /// The file ends before the log does: to touch what is missing would end the process (SIGBUS).
+    #[error("{size} bytes of log at offset {offset} of a file of {len}")]
+    TooFar {
+        /// Its length, in bytes.
+        size: u64,
+        /// Where it begins in the file.
+        offset: u64,
+        /// Length of the file, in bytes.
+        len: u64,
+    },
+    /// It can't be mapped.
+    #[error("{size} bytes of log at offset {offset} of its file, which can't be mapped: {why}")]
     Map {
         /// Its length, in bytes.
         size: u64,
@@ -74,8 +84,12 @@ impl Log {
         let len = usize::try_from(size).ok().filter(|&len| len > 0 && isize::try_from(len).is_ok());
         let len = len.ok_or(LogError::Size(size))?;
         let failed = |why: String| LogError::Map { size, offset, why };
-        // Checks the length of the file, too.
-        let map = MmapRegion::from_file(FileOffset::new(File::from(file), offset), len);
+        let file = File::from(file);
+        let held = file.metadata().map_err(|error| failed(error.to_string()))?.len();
+        if offset.checked_add(size).is_none_or(|end| end > held) {
+            return Err(LogError::TooFar { size, offset, len: held });
+        }
+        let map = MmapRegion::from_file(FileOffset::new(file, offset), len);
         Ok(Self { map: map.map_err(|error| failed(error.to_string()))? })
     }
 
@@ -284,7 +298,7 @@ mod tests {
     fn writes_are_told_while_a_log_is_attached() {
         let (memory, log) = bed();
         memory.write_slice(&[1; 10], GuestAddress(0)).unwrap();
-        assert_eq!(marked(&log), []);
+        assert!(marked(&log).is_empty());
         attach(&memory, Some(&log));
         memory.write_slice(&[1; 10], GuestAddress(0x1ffb)).unwrap();
         memory.store(1_u16, GuestAddress(MIB + 0x7002), Ordering::Release).unwrap();
@@ -324,7 +338,7 @@ mod tests {
         log.mark(0, 0);
         log.mark(1 << 40, 4096);
         log.mark(u64::MAX, usize::MAX);
-        assert_eq!(marked(&log), []);
+        assert!(marked(&log).is_empty());
     }
 
     #[test]
@@ -339,14 +353,21 @@ mod tests {
     fn a_log_that_is_not_what_was_said_is_refused() {
         assert!(matches!(Log::map(file(4096), 0, 0), Err(LogError::Size(0))));
         assert!(matches!(Log::map(file(4096), u64::MAX, 0), Err(LogError::Size(_))));
-        for (size, offset) in [(4097, 0), (4096, 4096), (1, 1 << 40), (64, 7), (64, u64::MAX)] {
+        for (size, offset) in [(4097, 0), (4096, 1), (1, 4096), (1, 1 << 40), (64, u64::MAX)] {
             let refused = Log::map(file(4096), size, offset);
-            assert!(matches!(refused, Err(LogError::Map { .. })), "{size} bytes at {offset}");
+            assert!(matches!(refused, Err(LogError::TooFar { .. })), "{size} bytes at {offset}");
         }
+        let within_a_page = Log::map(file(4096), 64, 8);
+        assert!(matches!(within_a_page, Err(LogError::Map { .. })));
+        let (pipe, _) = nix::unistd::pipe().unwrap();
+        assert!(matches!(Log::map(pipe, 64, 0), Err(LogError::TooFar { .. })));
         assert!(Log::map(file(8192), 4096, 4096).is_ok());
         let (memory, _) = bed();
         let log = Log::map(file(64), 33, 0).unwrap();
         let refused = log.check(&memory).unwrap_err();
-        assert_eq!(refused.to_string(), "a log of 33 bytes does not reach to the guest's memory at 0x10ffff");
+        assert_eq!(
+            refused.to_string(),
+            "a log of 33 bytes does not reach to the guest's memory at 0x10ffff"
+        );
     }
 }

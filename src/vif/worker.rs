@@ -16,6 +16,7 @@
 //! A worker outlives the connections of its frontend: it keeps sockets, what it has learnt and the
 //! frames that wait, while QEMU comes and goes.
 
+mod arrive;
 mod receive;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::arrival::Arrival;
 use super::guest::{HeaderLayout, MODERN_HEADER_LEN};
 use super::incoming::Incoming;
 use super::neighbors::{Lookup, Neighbors, Question};
@@ -88,6 +90,7 @@ pub struct Worker<U> {
     stopped_at: Option<Instant>,
     starved: bool,
     announcement_seen: bool,
+    arrival: Arrival,
     stager: Stager,
     batch: Batch<'static>,
     incoming: Incoming,
@@ -119,6 +122,7 @@ impl<U: Underlay> Worker<U> {
             stopped_at: None,
             starved: false,
             announcement_seen: false,
+            arrival: Arrival::default(),
             stager: Stager::new(place.receiver.key.vnet),
             batch: Batch::default(),
             incoming: Incoming::default(),
@@ -160,6 +164,7 @@ impl<U: Underlay> Worker<U> {
             }
         } else {
             self.stopped_at = Some(now);
+            self.arrival.rings_stopped();
             self.drop_incoming();
         }
     }
@@ -247,8 +252,9 @@ impl<U: Underlay> Worker<U> {
         self.neighbors.varpd_returned(now);
     }
 
-    /// Drops frames that have waited too long.
+    /// Drops frames that have waited too long; says that the guest has arrived, if that is due.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.announce_arrival(now);
         let mut abandoned = Vec::new();
         let expired = self.park.expire(now, &mut abandoned);
         self.counters.add(VifCounter::tx_drop_park_expired, expired);
@@ -259,6 +265,6 @@ impl<U: Underlay> Worker<U> {
 
     /// When [`Worker::handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.park.poll_timeout()
+        self.park.poll_timeout().into_iter().chain(self.arrival.poll_timeout()).min()
     }
 }

@@ -1,0 +1,252 @@
+//! Guests that migrate from host to host while they run, and what their peer notices of it.
+//!
+//! ```text
+//!     station            guest  <------------>  guest          10.0.0.100, 10.0.0.1 on vnet 42
+//!        |                 |                      |            virtio-net, vhost-user
+//!     backend           backend                backend         both there all the time
+//!        |                 |                      |
+//!      host c            host a                 host b
+//!        +------------- underlay -----------------+            see support/netns.rs
+//! ```
+//!
+//! Two figures are told apart: the guest's own pause, which is from the STOP event of the QEMU that it
+//! leaves to the RESUME event of that which it comes to, and the longest time in which the station,
+//! which pings each 10 ms, gets no answer. What the network adds is the second, less the first,
+//! less one interval of the pings.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use serde_json::json;
+use vnet::sys::clock;
+
+use super::probe::{Echo, PING_INTERVAL, Pinger};
+use super::station::Station;
+use super::support::guest::{Guest, Nic, Qemu};
+use super::support::netns::Family;
+use super::support::qmp::Qmp;
+use super::support::vnet::{Backend, Listener, Vif};
+use super::support::{can_boot_guests, pause, step, take_turn, wait_until};
+use super::{Site, elapsed, newest_qemu};
+
+const GUEST: Vif = Vif { vnet: 42, mac: 1 };
+const STATION: Vif = Vif { vnet: 42, mac: 100 };
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// Host of the station, and the two between which the guest migrates.
+const STATION_HOST: usize = 2;
+/// Port of the guest's echo server.
+const ECHO: u16 = 7;
+
+/// Time that a migration may take.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Pause that QEMU aims at, in milliseconds.
+const DOWNTIME: u64 = 50;
+/// Bytes a second: as fast as it goes.
+const BANDWIDTH: u64 = 4 << 30;
+
+/// A guest that can migrate, and those who watch it. Fields are dropped in this order.
+struct Stage {
+    guest: Guest,
+    monitor: Qmp,
+    /// Where it is: 0 or 1.
+    host: usize,
+    /// How often it has gone, or tried to go, somewhere.
+    departures: u32,
+    qemu: Qemu,
+    options: &'static str,
+    station: Station,
+    backends: [Backend; 2],
+    site: Site,
+}
+
+/// What a migration was like.
+#[derive(Clone, Copy, Debug)]
+struct Figures {
+    /// QEMU's own figure for the pause.
+    downtime: Duration,
+    /// From STOP to RESUME.
+    pause: Duration,
+    /// The longest time without an answer to a ping.
+    gap: Duration,
+}
+
+impl Figures {
+    /// What the network adds to the guest's pause.
+    fn added(&self) -> Duration {
+        self.gap.saturating_sub(self.pause + PING_INTERVAL)
+    }
+}
+
+impl Stage {
+    /// A guest on host a with an echo server, whose NIC has further options (",name=value").
+    fn new(qemu: Qemu, options: &'static str) -> Self {
+        let site = Site::new(3, Family::V4);
+        let backend = |host: usize| {
+            let name = format!("g1-on-{}", ["a", "b"][host]);
+            Backend::start(&name, GUEST, Listener::Backend, &site.varpds[host])
+        };
+        let backends = [backend(0), backend(1)];
+        let varpd = &site.varpds[STATION_HOST];
+        let station = Station::start(&site.underlay, varpd, STATION, "10.0.0.100/24");
+        let nic = Nic { backend: &backends[0], mtu: site.guest_mtu, options };
+        let mut guest = Guest::start("g1-0", qemu, &[nic], site.path());
+        guest.wait_boot();
+        guest.configure("eth0", &format!("{ADDRESS}/24"));
+        guest.run(&format!("nc -ll -p {ECHO} -e cat </dev/null >/dev/null 2>&1 &"));
+        guest.run(&format!("until netstat -ltn | grep -q :{ECHO}; do usleep 10000; done"));
+        let monitor = guest.monitor();
+        Self { guest, monitor, host: 0, departures: 0, qemu, options, station, backends, site }
+    }
+
+    fn pings(&self) -> Pinger {
+        let pings = Pinger::start(&self.station, ADDRESS);
+        wait_until("the first answers", LIMIT, || pings.answered() >= 20);
+        pings
+    }
+
+    fn echo(&self) -> Echo {
+        let echo = Echo::start(&self.station, SocketAddr::from((ADDRESS, ECHO)));
+        wait_until("the first bytes", LIMIT, || echo.bytes() > 100_000);
+        echo
+    }
+
+    /// A QEMU on the other host that waits for the guest.
+    fn expect_guest(&mut self) -> Guest {
+        self.departures += 1;
+        let backend = &self.backends[1 - self.host];
+        let nic = Nic { backend, mtu: self.site.guest_mtu, options: self.options };
+        let name = format!("g1-{}", self.departures);
+        Guest::await_migration(&name, self.qemu, &[nic], self.site.path())
+    }
+
+    /// Begins to migrate the guest to where it is expected.
+    fn depart(&mut self, there: &Guest, bandwidth: u64) {
+        let limits = json!({ "downtime-limit": DOWNTIME, "max-bandwidth": bandwidth });
+        self.monitor.execute("migrate-set-parameters", limits);
+        self.monitor.take_event("STOP");
+        self.monitor.execute("migrate", json!({ "uri": there.incoming() }));
+    }
+
+    /// State of the migration, in QEMU's words, and its figure for the pause.
+    fn progress(&mut self) -> (String, Duration) {
+        let state = self.monitor.execute("query-migrate", json!({}));
+        let status = state["status"].as_str().unwrap_or_default().to_owned();
+        (status, Duration::from_millis(state["downtime"].as_u64().unwrap_or(0)))
+    }
+
+    fn wait_progress(&mut self, wanted: &str) -> Duration {
+        let begin = clock::mono();
+        loop {
+            let (status, downtime) = self.progress();
+            if status == wanted {
+                return downtime;
+            }
+            let is_over = ["completed", "failed", "cancelled"].contains(&status.as_str());
+            assert!(!is_over, "the migration has {status}");
+            assert!(elapsed(begin) < LIMIT, "the migration is still {status}");
+            pause();
+        }
+    }
+
+    /// Migrates the guest to the other host while the station pings it.
+    fn migrate(&mut self, pings: &Pinger) -> Figures {
+        let mut there = self.expect_guest();
+        let mut monitor = there.monitor();
+        let begin = clock::mono();
+        self.depart(&there, BANDWIDTH);
+        let downtime = self.wait_progress("completed");
+        let mut resumed = None;
+        wait_until("the guest goes on", LIMIT, || {
+            resumed = monitor.take_event("RESUME");
+            resumed.is_some()
+        });
+        let stopped = self.monitor.take_event("STOP").expect("the guest has stopped");
+        let pause = resumed.expect("just seen").saturating_sub(stopped);
+        // Until it answers again, and then for a while: a second gap would count, too.
+        let answered = pings.answered();
+        wait_until("the guest answers", LIMIT, || pings.answered() >= answered + 50);
+        let gap = pings.longest_gap(begin);
+
+        self.guest.hand_over(&mut there);
+        self.monitor.execute("quit", json!({}));
+        self.guest.process.wait_end(LIMIT);
+        self.guest = there;
+        self.monitor = monitor;
+        self.host = 1 - self.host;
+        self.assert_at_home();
+        Figures { downtime, pause: Duration::from_micros(pause), gap }
+    }
+
+    /// The hosts agree that the guest is where it is, and nowhere else.
+    fn assert_at_home(&self) {
+        let address = self.site.underlay.host(self.host).ipv4.to_string();
+        let is_guest = |row: &serde_json::Value| row["mac"] == GUEST.mac();
+        wait_until("the mapping is that of the guest's host", LIMIT, || {
+            let table = self.site.varpds[STATION_HOST].show("varp");
+            let mut rows = table.as_array().expect("rows").iter().filter(|row| is_guest(row));
+            rows.all(|row| row["coa"].as_str().is_some_and(|coa| coa.starts_with(&address)))
+        });
+        for (host, varpd) in self.site.varpds.iter().enumerate().take(2) {
+            let wanted = if host == self.host { "active" } else { "registered" };
+            wait_until(&format!("the vif of host {host} is {wanted}"), LIMIT, || {
+                let table = varpd.show("vifs");
+                let mut rows = table.as_array().expect("rows").iter().filter(|row| is_guest(row));
+                rows.all(|row| row["state"] == wanted)
+            });
+        }
+    }
+
+    /// After all is done: nothing has complained, crashed or started anew.
+    fn assert_unharmed(mut self) {
+        self.guest.assert_not_rebooted();
+        self.guest.assert_no_complaints();
+        for backend in &mut self.backends {
+            backend.process.assert_running();
+            let log = backend.process.log();
+            let complaint = log.lines().find(|line| line.contains("ERROR"));
+            assert_eq!(complaint, None);
+        }
+    }
+}
+
+/// Figures of many migrations, in order of size.
+fn report(what: &str, figures: &[Figures]) -> [Duration; 3] {
+    let mut rows = String::new();
+    let mut of_added = [Duration::ZERO; 3];
+    for (name, figure) in [
+        ("QEMU's downtime", (|f: &Figures| f.downtime) as fn(&Figures) -> Duration),
+        ("the guest's pause", |f| f.pause),
+        ("longest gap of the pings", |f| f.gap),
+        ("added by the network", Figures::added),
+    ] {
+        let mut values: Vec<Duration> = figures.iter().map(figure).collect();
+        values.sort_unstable();
+        let at = |percent: usize| values[(values.len() - 1) * percent / 100];
+        of_added = [at(50), at(99), at(100)];
+        let [p50, p99, worst] = of_added.map(|value| value.as_secs_f64() * 1e3);
+        rows += &format!("\n    {name:26} {p50:8.1} {p99:8.1} {worst:8.1}");
+    }
+    let title = format!("{what}: {} migrations, ms", figures.len());
+    step(&format!("{title}\n    {:26} {:>8} {:>8} {:>8}{rows}", "", "p50", "p99", "worst"));
+    of_added
+}
+
+#[test]
+fn a_guest_goes_there_and_back() {
+    if !can_boot_guests("a guest that goes there and back") {
+        return;
+    }
+    let _turn = take_turn();
+    let mut stage = Stage::new(newest_qemu(), "");
+    let pings = stage.pings();
+    let echo = stage.echo();
+    let mut figures = Vec::new();
+    for _ in 0..3 {
+        figures.push(stage.migrate(&pings));
+    }
+    report("there and back", &figures);
+    let bytes = echo.finish();
+    step(&format!("  {bytes} bytes went there and back; {} pings were lost", pings.lost()));
+    drop(pings);
+    stage.assert_unharmed();
+}

@@ -277,6 +277,8 @@ impl DataPath for Nic {
 
     fn frontend_connected(&self) {
         self.counters.inc(VifCounter::guest_connects);
+        let now = clock::mono();
+        self.workers().for_each(|mut worker| worker.frontend_connected(now));
     }
 
     fn frontend_disconnected(&self) {

@@ -52,6 +52,9 @@ const MERGED_LEN: usize = 65_550;
 const DISCARD_BATCHES: usize = 4096;
 /// What arrived while the rings stood still for longer than this is not delivered any more.
 const STALE_AFTER: Duration = Duration::from_secs(1);
+/// A frontend that goes on with a new backend starts the rings within this time of its connection;
+/// one that starts them later waited for a guest, to boot or to migrate here.
+const SETUP: Duration = Duration::from_millis(250);
 /// A failing system call is logged no more often than this.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -88,6 +91,7 @@ pub struct Worker<U> {
     offloads: Offloads,
     merger: Merger,
     stopped_at: Option<Instant>,
+    connected_at: Option<Instant>,
     starved: bool,
     announcement_seen: bool,
     arrival: Arrival,
@@ -120,6 +124,7 @@ impl<U: Underlay> Worker<U> {
             offloads,
             merger: Merger::new(offloads, MERGED_FRAMES, MERGED_LEN),
             stopped_at: None,
+            connected_at: None,
             starved: false,
             announcement_seen: false,
             arrival: Arrival::default(),
@@ -152,13 +157,20 @@ impl<U: Underlay> Worker<U> {
         self.merger = Merger::new(offloads, MERGED_FRAMES, MERGED_LEN);
     }
 
+    /// A frontend connected.
+    pub fn frontend_connected(&mut self, now: Instant) {
+        self.connected_at = Some(now);
+    }
+
     /// The rings run, or no longer do. What arrived while they stood still for long is dropped,
-    /// not delivered late.
+    /// not delivered late; and what arrived before the guest did is not for it: group frames it has
+    /// had where it was.
     pub fn set_running(&mut self, running: bool, now: Instant) {
         self.starved = false;
         if running {
-            let stopped_at = self.stopped_at.take();
-            if stopped_at.is_some_and(|at| now - at > STALE_AFTER) {
+            let was_long = |since: Option<Instant>, limit| since.is_some_and(|at| now - at > limit);
+            let has_arrived = was_long(self.connected_at.take(), SETUP);
+            if was_long(self.stopped_at.take(), STALE_AFTER) || has_arrived {
                 self.discard(Port::Own, now);
                 self.discard(Port::Group, now);
             }

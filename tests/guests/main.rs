@@ -25,6 +25,7 @@ mod ping;
 mod probe;
 mod reach;
 mod restarts;
+mod sniffer;
 mod station;
 
 use std::path::Path;

@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, poll};
+use vnet::sys::clock;
 
 use super::driver::{Driver, Layout, Options};
 use super::support::netns::{Namespace, Underlay};
@@ -41,8 +42,10 @@ nix::ioctl_write_ptr_bad!(
     [u8; INTERFACE_REQUEST_LEN]
 );
 
-/// How long the pump waits before it looks whether it shall end, in milliseconds.
-const TURN: u8 = 50;
+/// Time between two beacons.
+const BEACON_INTERVAL: Duration = Duration::from_millis(2);
+/// EtherType of a beacon (IEEE 802, local experimental): who gets one ignores it.
+const BEACON: [u8; 2] = [0x88, 0xb5];
 
 /// A station. Fields are dropped in this order.
 pub(crate) struct Station {
@@ -53,8 +56,15 @@ pub(crate) struct Station {
 }
 
 impl Station {
-    /// A station on the host of `varpd`, with an address ("10.0.0.100/24") on its vif.
-    pub(crate) fn start(underlay: &Underlay, varpd: &Varpd, vif: Vif, address: &str) -> Self {
+    /// A station on the host of `varpd`, with an address ("10.0.0.100/24") on its vif. It sends
+    /// beacons to another vif, so that it can be seen where these go.
+    pub(crate) fn start(
+        underlay: &Underlay,
+        varpd: &Varpd,
+        vif: Vif,
+        address: &str,
+        to: Vif,
+    ) -> Self {
         let namespace = Arc::new(underlay.namespace("station"));
         let backend = Backend::start("station", vif, Listener::Backend, varpd);
         let options = Options { layout: Layout::One, ..Options::default() };
@@ -70,7 +80,9 @@ impl Station {
         namespace.ip("link set eth0 up");
         let end = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&end);
-        let pump = Some(std::thread::spawn(move || pump(driver, tap, &told)));
+        let mut beacon = [&to.mac_bytes()[..], &vif.mac_bytes(), &BEACON].concat();
+        beacon.resize(60, 0);
+        let pump = Some(std::thread::spawn(move || pump(driver, tap, &beacon, &told)));
         Self { pump, end, _backend: backend, namespace }
     }
 
@@ -111,9 +123,10 @@ fn open_tap(name: &str) -> File {
     file
 }
 
-/// Moves frames between driver and tap until told to end, in milliseconds.
-fn pump(mut driver: Driver, mut tap: File, end: &AtomicBool) {
+/// Moves frames between driver and tap, and sends beacons, until told to end.
+fn pump(mut driver: Driver, mut tap: File, beacon: &[u8], end: &AtomicBool) {
     let mut buffer = [0; 2048];
+    let mut next = clock::mono();
     while !end.load(Ordering::Relaxed) {
         while let Some(frame) = driver.recv_frame(Duration::ZERO) {
             // What the kernel has no room for is lost, as on any wire.
@@ -131,12 +144,17 @@ fn pump(mut driver: Driver, mut tap: File, end: &AtomicBool) {
                 Err(error) => panic!("the station's tap: {error}"),
             }
         }
+        let now = clock::mono();
+        if now >= next && driver.queue_frame(0, beacon) {
+            driver.flush(0);
+            next = now + BEACON_INTERVAL;
+        }
         if driver.pairs[0].rx.arm_call() {
             // SAFETY: the descriptor is open as long as the driver.
             let call = unsafe { BorrowedFd::borrow_raw(driver.pairs[0].rx.call.as_raw_fd()) };
             let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
             // An interrupted wait is a short one.
-            let _ = poll(&mut [readable(call), readable(tap.as_fd())], TURN);
+            let _ = poll(&mut [readable(call), readable(tap.as_fd())], 1_u8);
             let _ = driver.pairs[0].rx.call.read();
         }
     }

@@ -104,6 +104,11 @@ impl Host {
         command
     }
 
+    /// Moves the calling thread there: sockets that it opens from now on are the host's.
+    pub(crate) fn enter(&self) {
+        self.namespace.enter();
+    }
+
     /// Its address of one family.
     pub(crate) fn address(&self, family: Family) -> IpAddr {
         match family {

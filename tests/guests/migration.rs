@@ -24,7 +24,7 @@ use std::time::Duration;
 use serde_json::json;
 use vnet::sys::clock;
 
-use super::probe::{Echo, PING_INTERVAL, Pinger};
+use super::probe::{Echo, PING_INTERVAL, Pinger, Upload, assert_download};
 use super::sniffer::Sniffer;
 use super::station::Station;
 use super::support::guest::{Guest, Nic, Qemu};
@@ -48,6 +48,19 @@ const LIMIT: Duration = Duration::from_secs(60);
 const DOWNTIME: u64 = 50;
 /// Bytes a second: as fast as it goes.
 const BANDWIDTH: u64 = 4 << 30;
+/// The same of a migration that is to end half way.
+const CRAWL: u64 = 4 << 20;
+/// Length of the file that a guest receives while it migrates, in bytes.
+const RECEIVED_LEN: u64 = 6_000_000;
+/// Port at which it does.
+const FILE: u16 = 5000;
+
+/// What the underlay loses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    None,
+    Tenth,
+}
 
 /// A guest that can migrate, and those who watch it. Fields are dropped in this order.
 struct Stage {
@@ -86,8 +99,11 @@ impl Figures {
 
 impl Stage {
     /// A guest on host a with an echo server, whose NIC has further options (",name=value").
-    fn new(qemu: Qemu, options: &'static str) -> Self {
+    fn new(qemu: Qemu, options: &'static str, loss: Loss) -> Self {
         let site = Site::new(3, Family::V4);
+        if loss == Loss::Tenth {
+            site.underlay.lose_a_tenth();
+        }
         let backend = |host: usize| {
             let name = format!("g1-on-{}", ["a", "b"][host]);
             Backend::start(&name, GUEST, Listener::Backend, &site.varpds[host])
@@ -117,13 +133,32 @@ impl Stage {
         echo
     }
 
-    /// A QEMU on the other host that waits for the guest.
-    fn expect_guest(&mut self) -> Guest {
+    /// Begins to send the guest a file, a part at a time, so that it takes some seconds.
+    fn send_file(&mut self, len: u64) -> Upload {
+        let guest = &mut self.guest;
+        guest.run(&format!("nc -l -p {FILE} </dev/null >/tmp/received 2>/dev/null &"));
+        guest.run(&format!("until netstat -ltn | grep -q :{FILE}; do usleep 10000; done"));
+        Upload::start(&self.station, SocketAddr::from((ADDRESS, FILE)), len)
+    }
+
+    /// Looks at that file: it is in memory that has moved along.
+    fn assert_received(&mut self, len: u64) {
+        let guest = &mut self.guest;
+        guest.run("until ! netstat -tn | grep -q :5000.*ESTABLISHED; do usleep 10000; done");
+        guest.run(&format!("nc -l -p {FILE} </tmp/received >/dev/null 2>/dev/null &"));
+        guest.run(&format!("until netstat -ltn | grep -q :{FILE}; do usleep 10000; done"));
+        assert_download(&self.station, SocketAddr::from((ADDRESS, FILE)), len);
+    }
+
+    /// A QEMU on the other host that waits for the guest, and its monitor.
+    fn expect_guest(&mut self) -> (Guest, Qmp) {
         self.departures += 1;
         let backend = &self.backends[1 - self.host];
         let nic = Nic { backend, mtu: self.site.guest_mtu, options: self.options };
         let name = format!("g1-{}", self.departures);
-        Guest::await_migration(&name, self.qemu, &[nic], self.site.path())
+        let there = Guest::await_migration(&name, self.qemu, &[nic], self.site.path());
+        let monitor = there.monitor();
+        (there, monitor)
     }
 
     /// Begins to migrate the guest to where it is expected.
@@ -155,10 +190,27 @@ impl Stage {
         }
     }
 
+    /// Waits until so many bytes have left for the destination.
+    fn wait_transferred(&mut self, bytes: u64) {
+        wait_until("memory is transferred", LIMIT, || {
+            let state = self.monitor.execute("query-migrate", json!({}));
+            let is_under_way =
+                ["setup", "active"].contains(&state["status"].as_str().unwrap_or(""));
+            assert!(is_under_way, "{state}");
+            state["ram"]["transferred"].as_u64() >= Some(bytes)
+        });
+    }
+
+    /// The guest is where it was, and all know it.
+    fn assert_answers(&self, pings: &Pinger) {
+        let answered = pings.answered();
+        wait_until("the guest answers", LIMIT, || pings.answered() >= answered + 20);
+        self.assert_at_home();
+    }
+
     /// Migrates the guest to the other host while the station pings it.
     fn migrate(&mut self, pings: &Pinger) -> Figures {
-        let mut there = self.expect_guest();
-        let mut monitor = there.monitor();
+        let (mut there, mut monitor) = self.expect_guest();
         let arrivals =
             Sniffer::start(self.site.underlay.host(1 - self.host), self.port(1 - self.host));
         let begin = clock::mono();
@@ -231,27 +283,48 @@ impl Stage {
     }
 }
 
-/// Figures of many migrations, in order of size.
-fn report(what: &str, figures: &[Figures]) -> [Duration; 3] {
-    let mut rows = String::new();
-    let mut of_added = [Duration::ZERO; 3];
-    for (name, figure) in [
-        ("QEMU's downtime", (|f: &Figures| f.downtime) as fn(&Figures) -> Duration),
-        ("the guest's pause", |f| f.pause),
-        ("the network's delay", |f| f.delay),
-        ("longest gap of the pings", |f| f.gap),
-        ("  less pause and interval", Figures::added),
-    ] {
-        let mut values: Vec<Duration> = figures.iter().map(figure).collect();
+/// Of many values, in order of size.
+#[derive(Clone, Copy, Debug)]
+struct Percentiles {
+    p50: Duration,
+    p99: Duration,
+    worst: Duration,
+}
+
+impl Percentiles {
+    fn of(mut values: Vec<Duration>) -> Self {
         values.sort_unstable();
         let at = |percent: usize| values[(values.len() - 1) * percent / 100];
-        of_added = [at(50), at(99), at(100)];
-        let [p50, p99, worst] = of_added.map(|value| value.as_secs_f64() * 1e3);
-        rows += &format!("\n    {name:26} {p50:8.1} {p99:8.1} {worst:8.1}");
+        Self { p50: at(50), p99: at(99), worst: at(100) }
     }
-    let title = format!("{what}: {} migrations, ms", figures.len());
-    step(&format!("{title}\n    {:26} {:>8} {:>8} {:>8}{rows}", "", "p50", "p99", "worst"));
-    of_added
+}
+
+/// Prints what migrations were like; returns the network's delay and the longest gap of the pings.
+fn report(what: &str, figures: &[Figures]) -> [Percentiles; 2] {
+    let row = |name: &str, figure: fn(&Figures) -> Duration| {
+        let of = Percentiles::of(figures.iter().map(figure).collect());
+        let [p50, p99, worst] = [of.p50, of.p99, of.worst].map(|value| value.as_secs_f64() * 1e3);
+        println!("    {name:26} {p50:8.1} {p99:8.1} {worst:8.1}");
+        of
+    };
+    step(&format!("{what}: {} migrations", figures.len()));
+    println!("    {:26} {:>8} {:>8} {:>8}", "in ms", "p50", "p99", "worst");
+    row("QEMU's downtime", |figures| figures.downtime);
+    row("the guest's pause", |figures| figures.pause);
+    let delay = row("the network's delay", |figures| figures.delay);
+    let gap = row("longest gap of the pings", |figures| figures.gap);
+    row("  less pause and interval", Figures::added);
+    [delay, gap]
+}
+
+/// Guest memory that is written to all the time, 4 MiB of it, and a file whose content is known.
+fn keep_busy(guest: &mut Guest) -> String {
+    guest.run("head -c 6000000 /dev/urandom >/tmp/known");
+    guest.run(
+        "(while :; do head -c 4000000 /tmp/known >/tmp/busy; usleep 200000; done) \
+         </dev/null >/dev/null 2>&1 &",
+    );
+    guest.run("sha256sum </tmp/known")
 }
 
 #[test]
@@ -260,16 +333,98 @@ fn a_guest_goes_there_and_back() {
         return;
     }
     let _turn = take_turn();
-    let mut stage = Stage::new(newest_qemu(), "");
+    let mut stage = Stage::new(newest_qemu(), "", Loss::None);
+    let known = keep_busy(&mut stage.guest);
     let pings = stage.pings();
     let echo = stage.echo();
-    let mut figures = Vec::new();
-    for _ in 0..3 {
-        figures.push(stage.migrate(&pings));
-    }
+
+    step("three migrations, while the guest receives a file");
+    let file = stage.send_file(RECEIVED_LEN);
+    let figures = [(); 3].map(|()| stage.migrate(&pings));
     report("there and back", &figures);
+    file.finish();
+    stage.assert_received(RECEIVED_LEN);
+
+    step("a migration that is cancelled half way");
+    let (there, _) = stage.expect_guest();
+    stage.depart(&there, CRAWL);
+    stage.wait_transferred(4 << 20);
+    stage.monitor.execute("migrate_cancel", json!({}));
+    stage.wait_progress("cancelled");
+    stage.assert_answers(&pings);
+    drop(there);
+
+    step("a migration whose destination dies half way");
+    let (mut there, _) = stage.expect_guest();
+    stage.depart(&there, CRAWL);
+    stage.wait_transferred(4 << 20);
+    there.process.kill();
+    stage.wait_progress("failed");
+    stage.assert_answers(&pings);
+    drop(there);
+
+    step("a migration after those");
+    report("after two that failed", &[stage.migrate(&pings)]);
+    assert_eq!(stage.guest.run("sha256sum </tmp/known"), known, "what the guest knew");
     let bytes = echo.finish();
     step(&format!("  {bytes} bytes went there and back; {} pings were lost", pings.lost()));
     drop(pings);
     stage.assert_unharmed();
+}
+
+/// The other QEMU, and a guest that does not announce itself: QEMU tells the backend to.
+#[test]
+fn a_guest_that_does_not_announce_itself() {
+    if !can_boot_guests("a guest that does not announce itself") {
+        return;
+    }
+    let _turn = take_turn();
+    let mut stage = Stage::new(Qemu::Installed, ",guest_announce=off", Loss::None);
+    let pings = stage.pings();
+    let echo = stage.echo();
+    let before = stage.station.rarps();
+    let figures = [(); 2].map(|()| stage.migrate(&pings));
+    report("without GUEST_ANNOUNCE", &figures);
+    // QEMU's last SEND_RARP falls into the series that the arrival began.
+    wait_until("each arrival is announced in the vnet", LIMIT, || {
+        stage.station.rarps() - before >= 6
+    });
+    echo.finish();
+    drop(pings);
+    stage.assert_unharmed();
+}
+
+/// Many migrations, as many as VNET_MIGRATIONS says: `tests/run --migrations 50`.
+#[test]
+#[ignore = "takes minutes: tests/run --migrations N"]
+fn many_migrations() {
+    if !can_boot_guests("many migrations") {
+        return;
+    }
+    let _turn = take_turn();
+    let count = std::env::var("VNET_MIGRATIONS").ok().and_then(|count| count.parse().ok());
+    let count: usize = count.unwrap_or(10);
+    for loss in [Loss::None, Loss::Tenth] {
+        let mut stage = Stage::new(newest_qemu(), "", loss);
+        let pings = stage.pings();
+        let echo = stage.echo();
+        let figures: Vec<Figures> = (0..count).map(|_| stage.migrate(&pings)).collect();
+        let what = match loss {
+            Loss::None => "without loss",
+            Loss::Tenth => "with a tenth of all packets lost",
+        };
+        let [delay, gap] = report(what, &figures);
+        let bytes = echo.finish();
+        step(&format!(
+            "  TCP: no reset, {bytes} bytes there and back; lost pings: {}",
+            pings.lost()
+        ));
+        if loss == Loss::None {
+            assert!(delay.p50 <= Duration::from_millis(5), "the network's delay: {delay:?}");
+            assert!(delay.p99 <= Duration::from_millis(50), "the network's delay: {delay:?}");
+        }
+        assert!(gap.worst <= Duration::from_millis(500), "the longest gap: {gap:?}");
+        drop(pings);
+        stage.assert_unharmed();
+    }
 }

@@ -157,6 +157,50 @@ impl Drop for Echo {
     }
 }
 
+/// Bytes of an upload that leave at a time, and the pause after them.
+const PART: u64 = 32 << 10;
+const PART_PAUSE: Duration = Duration::from_millis(20);
+
+/// A file that is sent to a guest, in no hurry.
+pub(crate) struct Upload(JoinHandle<()>);
+
+impl Upload {
+    /// Sends `len` bytes of the known sequence.
+    pub(crate) fn start(station: &Station, to: SocketAddr, len: u64) -> Self {
+        Self(station.spawn(move || {
+            let mut stream = TcpStream::connect(to).expect("the guest listens");
+            for start in (0..len).step_by(PART as usize) {
+                let part: Vec<u8> = (start..len.min(start + PART)).map(byte).collect();
+                stream.write_all(&part).expect("the guest reads");
+                std::thread::park_timeout(PART_PAUSE);
+            }
+            stream.shutdown(Shutdown::Write).expect("an open connection");
+            // The guest closes when it has written all.
+            let rest = stream.read(&mut [0]).expect("the connection ends in order");
+            assert_eq!(rest, 0);
+        }))
+    }
+
+    /// Waits until it is there.
+    pub(crate) fn finish(self) {
+        self.0.join().expect("the upload has not failed");
+    }
+}
+
+/// Reads what a guest sends until it ends; panics unless it is `len` bytes of the known sequence.
+pub(crate) fn assert_download(station: &Station, from: SocketAddr, len: u64) {
+    let bytes = station.spawn(move || {
+        let mut stream = TcpStream::connect(from).expect("the guest listens");
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).expect("the connection ends in order");
+        bytes
+    });
+    let bytes = bytes.join().expect("the thread has not panicked");
+    assert_eq!(bytes.len() as u64, len, "length of what the guest has");
+    let wrong = (0..len).zip(&bytes).find(|(place, found)| byte(*place) != **found);
+    assert_eq!(wrong, None, "the first byte that is wrong");
+}
+
 /// The byte at a place of the sequence.
 fn byte(place: u64) -> u8 {
     (place.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8

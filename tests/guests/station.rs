@@ -17,7 +17,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -46,11 +46,14 @@ nix::ioctl_write_ptr_bad!(
 const BEACON_INTERVAL: Duration = Duration::from_millis(2);
 /// EtherType of a beacon (IEEE 802, local experimental): who gets one ignores it.
 const BEACON: [u8; 2] = [0x88, 0xb5];
+/// EtherType of RARP.
+const RARP: [u8; 2] = [0x80, 0x35];
 
 /// A station. Fields are dropped in this order.
 pub(crate) struct Station {
     pump: Option<JoinHandle<()>>,
     end: Arc<AtomicBool>,
+    rarps: Arc<AtomicU64>,
     _backend: Backend,
     namespace: Arc<Namespace>,
 }
@@ -79,11 +82,17 @@ impl Station {
         namespace.ip(&format!("address add {address} dev eth0"));
         namespace.ip("link set eth0 up");
         let end = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&end);
+        let rarps = Arc::<AtomicU64>::default();
+        let (told, count) = (Arc::clone(&end), Arc::clone(&rarps));
         let mut beacon = [&to.mac_bytes()[..], &vif.mac_bytes(), &BEACON].concat();
         beacon.resize(60, 0);
-        let pump = Some(std::thread::spawn(move || pump(driver, tap, &beacon, &told)));
-        Self { pump, end, _backend: backend, namespace }
+        let pump = Some(std::thread::spawn(move || pump(driver, tap, &beacon, &count, &told)));
+        Self { pump, end, rarps, _backend: backend, namespace }
+    }
+
+    /// How many RARP frames it has received.
+    pub(crate) fn rarps(&self) -> u64 {
+        self.rarps.load(Ordering::Relaxed)
     }
 
     /// Runs something in a thread whose sockets are the station's.
@@ -124,11 +133,14 @@ fn open_tap(name: &str) -> File {
 }
 
 /// Moves frames between driver and tap, and sends beacons, until told to end.
-fn pump(mut driver: Driver, mut tap: File, beacon: &[u8], end: &AtomicBool) {
+fn pump(mut driver: Driver, mut tap: File, beacon: &[u8], rarps: &AtomicU64, end: &AtomicBool) {
     let mut buffer = [0; 2048];
     let mut next = clock::mono();
     while !end.load(Ordering::Relaxed) {
         while let Some(frame) = driver.recv_frame(Duration::ZERO) {
+            if frame[12..14] == RARP {
+                rarps.fetch_add(1, Ordering::Relaxed);
+            }
             // What the kernel has no room for is lost, as on any wire.
             let _ = tap.write(&frame);
         }

@@ -52,6 +52,9 @@ const BANDWIDTH: u64 = 4 << 30;
 const CRAWL: u64 = 4 << 20;
 /// Length of the file that a guest receives while it migrates, in bytes.
 const RECEIVED_LEN: u64 = 6_000_000;
+/// From one migration to the next of many. Hosts are told of the moves of a guest that moves all the time
+/// no more than once a second.
+const SPACING: Duration = Duration::from_secs(3);
 /// Port at which it does.
 const FILE: u16 = 5000;
 
@@ -408,7 +411,12 @@ fn many_migrations() {
         let mut stage = Stage::new(newest_qemu(), "", loss);
         let pings = stage.pings();
         let echo = stage.echo();
-        let figures: Vec<Figures> = (0..count).map(|_| stage.migrate(&pings)).collect();
+        let mut figures = Vec::new();
+        for _ in 0..count {
+            let begin = clock::mono();
+            figures.push(stage.migrate(&pings));
+            wait_until("it may move again", LIMIT, || elapsed(begin) > SPACING);
+        }
         let what = match loss {
             Loss::None => "without loss",
             Loss::Tenth => "with a tenth of all packets lost",

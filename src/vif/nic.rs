@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+use virtio_queue::QueueT;
 
 use super::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
 use super::neighbors::Question;
@@ -26,6 +27,9 @@ use crate::vhost_user::device::{DataPath, Interest, Rings, Wake};
 
 /// The ports a worker polls, in the order of its descriptors.
 const PORTS: [Port; 2] = [Port::Own, Port::Group];
+
+/// The queue pair that says that the guest has arrived: all guests use the first.
+const ANNOUNCING_PAIR: usize = 0;
 
 /// A worker, locked.
 pub type Lent<'a> = MutexGuard<'a, Worker<UdpUnderlay>>;
@@ -194,6 +198,12 @@ impl DataPath for Nic {
         let now = clock::mono();
         let Rings { rx, tx, memory } = rings;
         let (mut transmit_again, mut receive_again) = (false, false);
+        if worker.arrival().is_unsettled() {
+            let indices = [&*rx, &*tx].map(|ring| ring.queue().next_avail());
+            worker.arrival().settle(indices, now);
+            worker.announce_arrival(now);
+            self.call_for_attention();
+        }
         match wake {
             Wake::Transmit => {
                 let step = worker.transmit(tx.queue_mut(), memory, now);
@@ -224,6 +234,9 @@ impl DataPath for Nic {
     fn set_running(&self, pair: usize, running: bool) {
         if let Some(mut worker) = self.worker(pair) {
             worker.set_running(running, clock::mono());
+            if running && pair == ANNOUNCING_PAIR {
+                worker.arrival().rings_started();
+            }
         }
         let bit = 1_u64.checked_shl(u32::try_from(pair).unwrap_or(u32::MAX)).unwrap_or(0);
         if running {
@@ -250,6 +263,10 @@ impl DataPath for Nic {
     }
 
     fn announce(&self) {
+        if let Some(mut worker) = self.worker(ANNOUNCING_PAIR) {
+            let is_running = self.running.load(Ordering::Acquire) & (1 << ANNOUNCING_PAIR) != 0;
+            worker.arrival().told(is_running, clock::mono());
+        }
         self.announce.store(true, Ordering::Release);
         self.call_for_attention();
     }
@@ -260,6 +277,8 @@ impl DataPath for Nic {
 
     fn frontend_connected(&self) {
         self.counters.inc(VifCounter::guest_connects);
+        let now = clock::mono();
+        self.workers().for_each(|mut worker| worker.frontend_connected(now));
     }
 
     fn frontend_disconnected(&self) {

@@ -16,6 +16,7 @@
 //! A worker outlives the connections of its frontend: it keeps sockets, what it has learnt and the
 //! frames that wait, while QEMU comes and goes.
 
+mod arrive;
 mod receive;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::arrival::Arrival;
 use super::guest::{HeaderLayout, MODERN_HEADER_LEN};
 use super::incoming::Incoming;
 use super::neighbors::{Lookup, Neighbors, Question};
@@ -50,6 +52,9 @@ const MERGED_LEN: usize = 65_550;
 const DISCARD_BATCHES: usize = 4096;
 /// What arrived while the rings stood still for longer than this is not delivered any more.
 const STALE_AFTER: Duration = Duration::from_secs(1);
+/// A frontend that goes on with a new backend starts the rings within this time of its connection;
+/// one that starts them later waited for a guest, to boot or to migrate here.
+const SETUP: Duration = Duration::from_millis(250);
 /// A failing system call is logged no more often than this.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -86,8 +91,10 @@ pub struct Worker<U> {
     offloads: Offloads,
     merger: Merger,
     stopped_at: Option<Instant>,
+    connected_at: Option<Instant>,
     starved: bool,
     announcement_seen: bool,
+    arrival: Arrival,
     stager: Stager,
     batch: Batch<'static>,
     incoming: Incoming,
@@ -117,8 +124,10 @@ impl<U: Underlay> Worker<U> {
             offloads,
             merger: Merger::new(offloads, MERGED_FRAMES, MERGED_LEN),
             stopped_at: None,
+            connected_at: None,
             starved: false,
             announcement_seen: false,
+            arrival: Arrival::default(),
             stager: Stager::new(place.receiver.key.vnet),
             batch: Batch::default(),
             incoming: Incoming::default(),
@@ -148,18 +157,26 @@ impl<U: Underlay> Worker<U> {
         self.merger = Merger::new(offloads, MERGED_FRAMES, MERGED_LEN);
     }
 
+    /// A frontend connected.
+    pub fn frontend_connected(&mut self, now: Instant) {
+        self.connected_at = Some(now);
+    }
+
     /// The rings run, or no longer do. What arrived while they stood still for long is dropped,
-    /// not delivered late.
+    /// not delivered late; and what arrived before the guest did is not for it: group frames it has
+    /// had where it was.
     pub fn set_running(&mut self, running: bool, now: Instant) {
         self.starved = false;
         if running {
-            let stopped_at = self.stopped_at.take();
-            if stopped_at.is_some_and(|at| now - at > STALE_AFTER) {
+            let was_long = |since: Option<Instant>, limit| since.is_some_and(|at| now - at > limit);
+            let has_arrived = was_long(self.connected_at.take(), SETUP);
+            if was_long(self.stopped_at.take(), STALE_AFTER) || has_arrived {
                 self.discard(Port::Own, now);
                 self.discard(Port::Group, now);
             }
         } else {
             self.stopped_at = Some(now);
+            self.arrival.rings_stopped();
             self.drop_incoming();
         }
     }
@@ -247,8 +264,9 @@ impl<U: Underlay> Worker<U> {
         self.neighbors.varpd_returned(now);
     }
 
-    /// Drops frames that have waited too long.
+    /// Drops frames that have waited too long; says that the guest has arrived, if that is due.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.announce_arrival(now);
         let mut abandoned = Vec::new();
         let expired = self.park.expire(now, &mut abandoned);
         self.counters.add(VifCounter::tx_drop_park_expired, expired);
@@ -259,6 +277,6 @@ impl<U: Underlay> Worker<U> {
 
     /// When [`Worker::handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.park.poll_timeout()
+        self.park.poll_timeout().into_iter().chain(self.arrival.poll_timeout()).min()
     }
 }

@@ -16,11 +16,17 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../support/driver.rs"]
+mod driver;
 mod isolation;
 mod launch;
+mod migration;
 mod ping;
+mod probe;
 mod reach;
 mod restarts;
+mod sniffer;
+mod station;
 
 use std::path::Path;
 use std::time::Duration;
@@ -36,7 +42,7 @@ use support::vnet::{Backend, Listener, Varpd, Vif};
 /// Hosts with a varpd each. Fields are dropped in this order.
 struct Site {
     varpds: Vec<Varpd>,
-    _underlay: Underlay,
+    underlay: Underlay,
     directory: TempDir,
     /// What fits into the underlay's 1500 bytes; `None` for guests that are not told.
     guest_mtu: Option<u32>,
@@ -55,7 +61,7 @@ impl Site {
             Family::V4 => 1450,
             Family::V6 => 1430,
         };
-        Self { varpds, _underlay: underlay, directory, guest_mtu: Some(guest_mtu) }
+        Self { varpds, underlay, directory, guest_mtu: Some(guest_mtu) }
     }
 
     fn path(&self) -> &Path {
@@ -70,7 +76,7 @@ impl Site {
     }
 
     fn start_guest(&self, name: &str, backend: &Backend, qemu: Qemu) -> Guest {
-        let nic = Nic { backend, mtu: self.guest_mtu };
+        let nic = Nic { backend, mtu: self.guest_mtu, options: "" };
         Guest::start(name, qemu, &[nic], self.path())
     }
 }

@@ -11,3 +11,4 @@ pub mod process;
 pub mod seqpacket;
 pub mod signal;
 pub mod sockopt;
+pub mod timer;

@@ -24,6 +24,7 @@
 //! |---|---|---|
 //! | [`wire`] | every format that leaves a process | yes |
 //! | [`mapper`] | the VARP state machine of a host | yes |
+//! | [`limiter`] | token buckets, rates and sizes | yes |
 //! | [`offload`] | checksums, segmentation, coalescing, bundles | yes |
 //! | [`vif`] | a NIC: the data path in packet order, and its link to varpd | mostly |
 //! | [`vhost_user`] | what QEMU sees: connection, filter, device, rings | no |
@@ -56,6 +57,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod limiter;
 pub mod mapper;
 pub mod metrics;
 pub mod offload;

@@ -94,7 +94,7 @@ pub(crate) fn run(data: &[u8]) {
     for _ in 0..4 {
         let sent = worker.transmit(&mut tx, &memory, now);
         let answered = worker.answer(&mut rx, &memory);
-        let received = worker.retry(&mut rx, &memory);
+        let received = worker.retry(&mut rx, &memory, now);
         if sent.is_err() || answered.is_err() || received.is_err() {
             break;
         }

@@ -40,6 +40,7 @@ fn options(arguments: Backend) -> Result<Options, String> {
     Ok(Options {
         attach: attach(&arguments)?,
         key: VifKey { vnet, mac },
+        limits: arguments.limits(),
         varpd: arguments.varpd,
         queue_pairs: arguments.queue_pairs,
         mtu: arguments.mtu,

@@ -146,6 +146,8 @@ impl<'a> Received<'a> {
 pub struct ReceiveBatch {
     memory: Vec<u8>,
     slots: Vec<Slot>,
+    /// Messages to be received at a time.
+    most: usize,
     /// The kernel's count of datagrams that found the socket buffer full (SO_RXQ_OVFL, wraps),
     /// as of the newest message.
     pub overflow: Option<u32>,
@@ -154,11 +156,18 @@ pub struct ReceiveBatch {
 impl Default for ReceiveBatch {
     fn default() -> Self {
         let slots = Vec::with_capacity(RECEIVE_BATCH);
-        Self { memory: vec![0; ROOM * RECEIVE_BATCH], slots, overflow: None }
+        Self { memory: vec![0; ROOM * RECEIVE_BATCH], slots, most: RECEIVE_BATCH, overflow: None }
     }
 }
 
 impl ReceiveBatch {
+    /// Receives no more than about so many bytes at a time: fewer messages than there is room for,
+    /// but one.
+    pub fn bound(&mut self, bytes: u64) {
+        let messages = usize::try_from(bytes).unwrap_or(usize::MAX) / ROOM;
+        self.most = messages.clamp(1, RECEIVE_BATCH);
+    }
+
     /// The n-th message.
     pub fn get(&self, n: usize) -> Option<Received<'_>> {
         let slot = self.slots.get(n)?;
@@ -222,7 +231,7 @@ impl ReceiveBatch {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 headers.as_mut_ptr().cast(),
-                RECEIVE_BATCH as u32,
+                self.most as u32,
                 libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
             )
@@ -333,6 +342,13 @@ mod tests {
             assert_eq!(received.datagrams().count(), 1);
             assert_eq!(received.from, sender.local_addr().unwrap());
         }
+        batch.bound(3 << 16);
+        send(sender.as_fd(), &messages).unwrap();
+        batch.receive(receiver.as_fd()).unwrap();
+        assert_eq!(batch.len(), 3, "no more than was wanted");
+        batch.bound(u64::MAX);
+        batch.receive(receiver.as_fd()).unwrap();
+        assert_eq!(batch.len(), 7);
         let empty = batch.receive(receiver.as_fd()).unwrap_err();
         assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
     }

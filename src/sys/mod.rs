@@ -12,3 +12,4 @@ pub mod sandbox;
 pub mod seqpacket;
 pub mod signal;
 pub mod sockopt;
+pub mod timer;

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::{Port, Underlay};
 use crate::sys::mmsg::{self, Message, ReceiveBatch};
+use crate::sys::sockopt;
 
 /// The sockets of a queue pair. They arrive open, bound and filtered.
 #[derive(Debug)]
@@ -27,6 +28,22 @@ impl UdpUnderlay {
     /// The sockets, group socket first.
     pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.group.iter().chain([&self.own]).map(AsFd::as_fd)
+    }
+
+    /// Lets no more than so many bytes wait at each port, the kernel's overhead for each message
+    /// included; a smaller buffer is kept.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn bound_receive_buffers(&self, bytes: u64) -> io::Result<()> {
+        // The kernel doubles what it is asked for, to have room for its own overhead.
+        let wanted = i32::try_from(bytes / 2).unwrap_or(i32::MAX);
+        for socket in self.sockets() {
+            if sockopt::get(&socket, sockopt::RCVBUF)? / 2 > wanted {
+                sockopt::set(&socket, sockopt::RCVBUF, wanted)?;
+            }
+        }
+        Ok(())
     }
 
     fn socket(&self, port: Port) -> Option<BorrowedFd<'_>> {

@@ -55,6 +55,11 @@ impl Incoming {
         Ok(())
     }
 
+    /// Receives no more than about so many bytes at a time, but one message.
+    pub fn bound(&mut self, bytes: u64) {
+        self.batch.bound(bytes);
+    }
+
     /// The kernel's count of datagrams lost for want of room, if this batch brought news of it.
     pub fn take_overflow(&mut self) -> Option<u32> {
         self.batch.overflow.take()

@@ -35,6 +35,7 @@ impl Link {
     /// A link for a vif that varpd has just registered as inactive.
     pub fn new(key: VifKey, queue_pairs: u8, nic: Arc<Nic>) -> Self {
         nic.counters().inc(VifCounter::varpd_connects);
+        nic.bound_receive_buffers();
         let backoff = MIN_BACKOFF;
         Self {
             key,
@@ -65,6 +66,7 @@ impl Link {
         self.is_registered = true;
         self.backoff = MIN_BACKOFF;
         self.nic.workers().for_each(|mut worker| worker.varpd_returned(now));
+        self.nic.bound_receive_buffers();
     }
 
     /// The connection is gone. Returns how long to wait before the next attempt.

@@ -10,11 +10,13 @@
 //! | [`incoming`] | frames that were received and accepted |
 //! | [`ring`] | split virtqueues by checked slices |
 //! | [`arrival`] | a guest that has migrated here: what its vnet is told |
+//! | [`throttle`], [`alarm`] | rate limits: what waits, what is dropped; the end of waiting |
 //! | [`neighbors`], [`park`] | addresses learnt; frames that wait for one |
 //! | [`worker`] | one queue pair's data path: all of the above, in the order of packets |
 //! | [`nic`] | the workers of a NIC, and what they share |
 //! | [`link`], [`serve`] | the conversation with varpd; the process around it all |
 
+pub mod alarm;
 pub mod arrival;
 pub mod guest;
 pub mod incoming;
@@ -26,6 +28,7 @@ pub mod park;
 pub mod ring;
 pub mod rx;
 pub mod serve;
+pub mod throttle;
 pub mod too_big;
 pub mod tx;
 pub mod worker;

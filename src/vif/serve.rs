@@ -17,6 +17,7 @@ use thiserror::Error;
 use super::link::{CAPABILITIES, Link};
 use super::nic::Nic;
 use super::rx::Receiver;
+use super::throttle::{Limits, Throttle};
 use super::tx::SourceMac;
 use super::worker::{Place, Worker};
 use crate::metrics::VifCounters;
@@ -59,6 +60,8 @@ pub struct Options {
     pub source_mac: SourceMac,
     /// Whether the process gives up what it does not need once it has started.
     pub sandbox: bool,
+    /// Rate limits.
+    pub limits: Limits,
 }
 
 /// Why a backend can't start, or ended.
@@ -86,6 +89,9 @@ pub enum ServeError {
         /// The largest that fits.
         most: u16,
     },
+    /// Rate limits that contradict each other, in words.
+    #[error("{0}")]
+    Limits(String),
     /// The frontend's socket.
     #[error(transparent)]
     Attach(#[from] AttachError),
@@ -116,6 +122,7 @@ struct Registration {
 /// What prevented the start, each in one line.
 pub fn serve(options: Options) -> Result<(), ServeError> {
     let termination = Termination::new().map_err(doing("cannot handle signals"))?;
+    let throttle = Throttle::new(&options.limits).map_err(ServeError::Limits)?;
     let varpd = connect(&options.varpd)?;
     let register = Request::Register {
         key: options.key,
@@ -127,11 +134,14 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let registration = register_with(&varpd, &register, &[], options.queue_pairs, START_TIMEOUT)?;
     let mtu = guest_mtu(options.mtu, &registration)?;
     let coa = registration.coa;
-    let nic = Arc::new(new_nic(&options, registration, mtu)?);
+    let nic = Arc::new(new_nic(&options, registration, mtu, &throttle)?);
     let confinement = options.sandbox.then(|| confinement(&options.attach));
     let endpoint = Endpoint::open(options.attach)?;
     // Not before: who can't start says why, and nothing else.
     log::info!("vif {} at {coa}, MTU {mtu}", options.key);
+    if options.limits != Limits::default() {
+        log::info!("limits: {}", options.limits);
+    }
     match confinement {
         Some(confinement) => confinement.enter()?,
         None => log::warn!("--no-sandbox: a guest that takes over this process has all its rights"),
@@ -244,15 +254,20 @@ fn place(key: VifKey, registration: &Registration) -> Place {
     }
 }
 
-fn new_nic(options: &Options, registration: Registration, mtu: u16) -> Result<Nic, ServeError> {
+fn new_nic(
+    options: &Options,
+    registration: Registration,
+    mtu: u16,
+    throttle: &Throttle,
+) -> Result<Nic, ServeError> {
     let counters = Arc::new(VifCounters::default());
     let place = place(options.key, &registration);
     let worker = |underlay| {
         let counters = Arc::clone(&counters);
-        Worker::new(place, options.source_mac, counters, underlay)
+        Worker::new(place, options.source_mac, counters, underlay).with_throttle(throttle.clone())
     };
     let workers = registration.underlays.into_iter().map(worker).collect();
-    Nic::new(workers, Arc::clone(&counters), mtu).map_err(doing("cannot create an eventfd"))
+    Nic::new(workers, Arc::clone(&counters), mtu).map_err(doing("cannot create a descriptor"))
 }
 
 fn new_event() -> Result<EventFd, ServeError> {

@@ -34,6 +34,7 @@ use super::neighbors::{Lookup, Neighbors, Question};
 use super::outgoing::{Batch, Stager};
 use super::park::Park;
 use super::rx::Receiver;
+use super::throttle::{Direction, Throttle};
 use super::tx::SourceMac;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
@@ -87,6 +88,7 @@ pub struct Worker<U> {
     underlay: U,
     neighbors: Neighbors,
     park: Park,
+    throttle: Throttle,
     layout: HeaderLayout,
     offloads: Offloads,
     merger: Merger,
@@ -120,6 +122,7 @@ impl<U: Underlay> Worker<U> {
             underlay,
             neighbors: Neighbors::default(),
             park: Park::default(),
+            throttle: Throttle::default(),
             layout: HeaderLayout { len: MODERN_HEADER_LEN, mergeable: false },
             offloads,
             merger: Merger::new(offloads, MERGED_FRAMES, MERGED_LEN),
@@ -135,6 +138,20 @@ impl<U: Underlay> Worker<U> {
             overflow: 0,
             complain_after: Instant::ZERO,
         }
+    }
+
+    /// The same with rate limits.
+    pub fn with_throttle(mut self, throttle: Throttle) -> Self {
+        if let Some(bytes) = throttle.read_ahead() {
+            self.incoming.bound(bytes);
+        }
+        self.throttle = throttle;
+        self
+    }
+
+    /// The rate limits: whether frames wait for credit, and until when.
+    pub fn throttle(&self) -> &Throttle {
+        &self.throttle
     }
 
     /// The sockets.
@@ -167,6 +184,7 @@ impl<U: Underlay> Worker<U> {
     /// had where it was.
     pub fn set_running(&mut self, running: bool, now: Instant) {
         self.starved = false;
+        self.throttle.reset();
         if running {
             let was_long = |since: Option<Instant>, limit| since.is_some_and(|at| now - at > limit);
             let has_arrived = was_long(self.connected_at.take(), SETUP);
@@ -196,10 +214,10 @@ impl<U: Underlay> Worker<U> {
         self.incoming.clear();
     }
 
-    /// Whether frames were read that wait for the guest's receive buffers: sockets need not be
-    /// polled until the guest has added some.
-    pub fn is_starved(&self) -> bool {
-        self.starved
+    /// Whether frames were read that wait for the guest's receive buffers, or for credit: sockets
+    /// need not be polled until the guest has added some, or the time has come.
+    pub fn is_blocked(&self) -> bool {
+        self.starved || self.throttle.holds(Direction::In)
     }
 
     fn complain(&mut self, what: &str, error: &io::Error, now: Instant) {

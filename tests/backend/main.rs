@@ -25,6 +25,7 @@ mod idle;
 mod injection;
 mod lan;
 mod launch;
+mod limits;
 mod migration;
 mod moves;
 mod nic;

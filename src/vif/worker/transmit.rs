@@ -17,6 +17,7 @@ use crate::vhost_user::vring::{GuestMemory, RingError};
 use crate::vif::guest::{self, MODERN_HEADER_LEN, TransmitFrame};
 use crate::vif::outgoing::{AddressBytes, Batch, Outgoing, Route, Staged, Stager, Step};
 use crate::vif::ring::RingView;
+use crate::vif::throttle::{Allowance, Direction};
 use crate::vif::too_big;
 use crate::vif::tx::{self, SourceMac, Verdict};
 use crate::wire::{Capabilities, CareOf, encap, frame};
@@ -44,6 +45,9 @@ impl<U: Underlay> Worker<U> {
         for _ in 0..BUDGET {
             ring.disable_kicks()?;
             let is_empty = self.transmit_batch(&mut ring, now)? == 0;
+            if self.throttle.holds(Direction::Out) {
+                return Ok(Progress::Idle); // Without kicks: a timer wakes us.
+            }
             if is_empty && !ring.enable_kicks()? {
                 return Ok(Progress::Idle);
             }
@@ -59,27 +63,37 @@ impl<U: Underlay> Worker<U> {
         now: Instant,
     ) -> Result<usize, RingError> {
         let mut batch = mem::take(&mut self.batch).recycle();
-        let taken = self.take_batch(ring, &mut batch, now);
+        let mut allowance = self.throttle.out.open(now);
+        let taken = self.take_batch(ring, &mut batch, &mut allowance, now);
+        if self.throttle.out.close(allowance) {
+            self.counters.inc(VifCounter::tx_throttled);
+        }
         self.send(&batch, now);
         self.batch = batch.recycle();
         ring.publish()?;
         taken
     }
 
-    /// Takes frames from the ring until the batch is full or there are no more.
+    /// Takes frames from the ring until the batch is full, there are no more, or the rest must wait.
     fn take_batch<'m>(
         &mut self,
         ring: &mut RingView<'_, 'm>,
         batch: &mut Batch<'m>,
+        allowance: &mut Allowance,
         now: Instant,
     ) -> Result<usize, RingError> {
         let (mut taken, mut bytes) = (0, 0);
         while taken < BATCH_FRAMES && bytes < BATCH_BYTES {
+            let position = ring.position();
             let Some(head) = ring.pop()? else { break };
+            if !allowance.admits() {
+                ring.rewind_to(position);
+                break;
+            }
             match guest::read_frame(ring, head, self.layout.len, &mut batch.pieces) {
                 Ok(frame) => {
                     bytes += frame.len;
-                    self.dispatch(frame, batch, now);
+                    allowance.charge(self.dispatch(frame, batch, now));
                 }
                 Err(guest::Malformed) => self.counters.inc(VifCounter::tx_drop_malformed),
             }
@@ -89,16 +103,20 @@ impl<U: Underlay> Worker<U> {
         Ok(taken)
     }
 
-    /// Judges a frame and puts it where it belongs; its pieces stay only if it leaves now.
-    fn dispatch(&mut self, frame: TransmitFrame, batch: &mut Batch<'_>, now: Instant) {
+    /// Judges a frame and puts it where it belongs; its pieces stay only if it leaves now. Returns
+    /// its length, or 0 if it was dropped.
+    fn dispatch(&mut self, frame: TransmitFrame, batch: &mut Batch<'_>, now: Instant) -> usize {
         let key = self.place.receiver.key;
         let judged = tx::judge(key, self.source_mac, &frame.ethernet, &mut self.neighbors, now);
         if judged.is_stamped && self.source_mac == SourceMac::Stamp {
             self.counters.inc(VifCounter::tx_stamped);
         }
-        let start = frame.pieces.start;
+        let (start, len) = (frame.pieces.start, frame.len);
         let outgoing = match judged.verdict {
             Verdict::Unicast(coa) => self.prepare(frame, judged.addresses, to_vif(coa), batch),
+            Verdict::Group if !self.throttle.admits_group(len, now) => {
+                Err(VifCounter::tx_drop_group_rate)
+            }
             Verdict::Group => {
                 self.look_for_announcement(&frame, batch);
                 self.prepare(frame, judged.addresses, self.to_group(), batch)
@@ -113,10 +131,14 @@ impl<U: Underlay> Worker<U> {
             Verdict::Drop(counter) => Err(counter),
         };
         match outgoing {
-            Ok(outgoing) => batch.frames.push(outgoing),
+            Ok(outgoing) => {
+                batch.frames.push(outgoing);
+                len
+            }
             Err(counter) => {
                 self.counters.inc(counter);
                 batch.pieces.truncate(start);
+                if counter == VifCounter::tx_parked { len } else { 0 }
             }
         }
     }

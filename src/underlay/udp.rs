@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::{Port, Underlay};
+use crate::sys::error_queue::{self, Report};
 use crate::sys::mmsg::{self, Message, ReceiveBatch};
 
 /// The sockets of a queue pair. They arrive open, bound and filtered.
@@ -20,6 +21,9 @@ impl UdpUnderlay {
             if let Err(error) = mmsg::enable_gro(socket.as_fd()) {
                 log::info!("the kernel hands over datagrams one by one: no UDP_GRO ({error})");
             }
+        }
+        if let Err(error) = error_queue::enable(own.as_fd()) {
+            log::warn!("path MTUs are not learnt: the kernel does not report errors ({error})");
         }
         Self { own, group }
     }
@@ -47,6 +51,10 @@ impl Underlay for UdpUnderlay {
             Some(socket) => batch.receive(socket),
             None => Err(io::ErrorKind::WouldBlock.into()),
         }
+    }
+
+    fn take_report(&mut self) -> Option<Report> {
+        error_queue::take(self.own.as_fd())
     }
 
     fn descriptor(&self, port: Port) -> Option<RawFd> {

@@ -16,6 +16,7 @@
 //! A worker outlives the connections of its frontend: it keeps sockets, what it has learnt and the
 //! frames that wait, while QEMU comes and goes.
 
+mod path;
 mod receive;
 #[cfg(test)]
 mod tests;
@@ -29,13 +30,17 @@ use std::time::Duration;
 use super::guest::{HeaderLayout, MODERN_HEADER_LEN};
 use super::incoming::Incoming;
 use super::neighbors::{Lookup, Neighbors, Question};
+use super::outgoing::pieces::FrameIds;
 use super::outgoing::{Batch, Stager};
 use super::park::Park;
+use super::paths::Paths;
 use super::rx::Receiver;
+use super::told::Listeners;
 use super::tx::SourceMac;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
 use crate::offload::gro::Merger;
+use crate::quiet::Quiet;
 use crate::time::Instant;
 use crate::underlay::{Port, Underlay};
 use crate::wire::{CareOf, Mac, Stamp};
@@ -93,6 +98,12 @@ pub struct Worker<U> {
     incoming: Incoming,
     /// Frames of ours for the guest: answers to what it sent.
     answers: Vec<Vec<u8>>,
+    frame_ids: FrameIds,
+    paths: Paths,
+    path_news: Quiet,
+    listeners: Listeners,
+    /// Whether the control side knows when to call [`Worker::handle_timeout`] for pieces.
+    timer_known: bool,
     overflow: u32,
     complain_after: Instant,
 }
@@ -123,9 +134,20 @@ impl<U: Underlay> Worker<U> {
             batch: Batch::default(),
             incoming: Incoming::default(),
             answers: Vec::new(),
+            frame_ids: FrameIds::default(),
+            paths: Paths::default(),
+            path_news: Quiet::default(),
+            listeners: Listeners::default(),
+            timer_known: false,
             overflow: 0,
             complain_after: Instant::ZERO,
         }
+    }
+
+    /// Numbers frames that leave in pieces: workers at one address must not use the same numbers at
+    /// the same time.
+    pub fn set_frame_ids(&mut self, ids: FrameIds) {
+        self.frame_ids = ids;
     }
 
     /// The sockets.
@@ -197,9 +219,12 @@ impl<U: Underlay> Worker<U> {
         self.neighbors.questions()
     }
 
-    /// Whether the control side has something to do: questions, or a guest that announced itself.
+    /// Whether the control side has something to do: questions, a guest that announced itself, or
+    /// pieces to wait for.
     pub fn wants_attention(&self) -> bool {
-        self.neighbors.has_questions() || self.announcement_seen
+        self.neighbors.has_questions()
+            || self.announcement_seen
+            || !self.timer_known && !self.incoming.reassembly().is_empty()
     }
 
     /// Whether the guest has announced itself since the last call (gratuitous ARP and the like).
@@ -247,8 +272,11 @@ impl<U: Underlay> Worker<U> {
         self.neighbors.varpd_returned(now);
     }
 
-    /// Drops frames that have waited too long.
+    /// Drops frames, and pieces of frames, that have waited too long.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.incoming.expire(&self.counters, now);
+        // Whoever calls asks for the next time afterwards. That of pieces only moves forward.
+        self.timer_known = !self.incoming.reassembly().is_empty();
         let mut abandoned = Vec::new();
         let expired = self.park.expire(now, &mut abandoned);
         self.counters.add(VifCounter::tx_drop_park_expired, expired);
@@ -259,6 +287,7 @@ impl<U: Underlay> Worker<U> {
 
     /// When [`Worker::handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.park.poll_timeout()
+        let pieces = self.incoming.reassembly().poll_timeout();
+        self.park.poll_timeout().into_iter().chain(pieces).min()
     }
 }

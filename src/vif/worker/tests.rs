@@ -2,6 +2,8 @@
 
 use std::mem;
 
+mod paths;
+
 use super::receive::ATTEMPTS;
 use super::*;
 use crate::offload::bundle::Entries;

@@ -26,6 +26,7 @@ mod lan;
 mod launch;
 mod moves;
 mod nic;
+mod paths;
 mod queues;
 mod resolution;
 mod restarts;

@@ -18,6 +18,8 @@ pub(crate) struct Underlay {
     switch: Namespace,
     hosts: Vec<Host>,
     mtu: u32,
+    /// What the names of all its namespaces begin with.
+    pub(super) prefix: String,
 }
 
 /// A host: a namespace with one interface, `eth0`.
@@ -28,7 +30,7 @@ pub(crate) struct Host {
     pub(crate) ipv4: Ipv4Addr,
     /// Its IPv6 address on the underlay.
     pub(crate) ipv6: Ipv6Addr,
-    namespace: Namespace,
+    pub(super) namespace: Namespace,
 }
 
 impl Underlay {
@@ -41,14 +43,15 @@ impl Underlay {
         let bridge = "link add bridge mtu MTU type bridge forward_delay 0 mcast_snooping 0";
         switch.ip(&bridge.replace("MTU", &mtu.to_string()));
         switch.ip("link set bridge up");
-        let mut underlay = Self { switch, hosts: Vec::new(), mtu };
+        let mut underlay = Self { switch, hosts: Vec::new(), mtu, prefix };
         for number in 1..=hosts {
-            underlay.add_host(&prefix, number);
+            underlay.add_host(number);
         }
         underlay
     }
 
-    fn add_host(&mut self, prefix: &str, number: u8) {
+    fn add_host(&mut self, number: u8) {
+        let prefix = &self.prefix;
         let name = char::from(b'a' + number - 1).to_string();
         let namespace = Namespace::new(format!("{prefix}-{name}"));
         let ipv4 = Ipv4Addr::new(192, 0, 2, number);
@@ -96,19 +99,19 @@ pub(crate) enum Family {
     V6,
 }
 
-struct Namespace {
-    name: String,
+pub(super) struct Namespace {
+    pub(super) name: String,
 }
 
 impl Namespace {
-    fn new(name: String) -> Self {
+    pub(super) fn new(name: String) -> Self {
         ip(&["netns", "add", &name]);
         let namespace = Self { name };
         namespace.ip("link set lo up");
         namespace
     }
 
-    fn ip(&self, arguments: &str) {
+    pub(super) fn ip(&self, arguments: &str) {
         let inside = ["-n", &self.name];
         ip(&inside.into_iter().chain(arguments.split(' ')).collect::<Vec<_>>());
     }

@@ -19,7 +19,7 @@ use crate::driver::{Control, Driver, HEADER_LEN, Layout, Options};
 use crate::injection::Attacker;
 use crate::nic::{Nic, frame, mac, vif};
 use crate::support::netns::{Family, Underlay};
-use crate::support::routed::{Routed, forget_paths_soon};
+use crate::support::routed::Routed;
 use crate::support::vnet::Varpd;
 use crate::support::{can_make_hosts, step, take_turn, wait_until};
 use crate::{Counters, QUIET, SOON};
@@ -171,14 +171,13 @@ fn take_segment(frame: &[u8], sequence: u32, arrived: &mut [bool]) {
 #[test]
 fn a_path_that_shrinks_and_grows_on_ipv4() {
     let Some(net) = Net::new("a path that shrinks, IPv4", Family::V4) else { return };
-    let guests = assert_shrinks(&net, Family::V4);
-    assert_grows(&net, guests);
+    assert_shrinks_and_grows(&net, Family::V4);
 }
 
 #[test]
-fn a_path_that_shrinks_on_ipv6() {
+fn a_path_that_shrinks_and_grows_on_ipv6() {
     let Some(net) = Net::new("a path that shrinks, IPv6", Family::V6) else { return };
-    assert_shrinks(&net, Family::V6);
+    assert_shrinks_and_grows(&net, Family::V6);
 }
 
 /// What an ICMP message says of the path.
@@ -195,7 +194,7 @@ fn told_mtu(frame: &[u8]) -> Option<u32> {
     }
 }
 
-fn assert_shrinks(net: &Net, family: Family) -> [Nic; 2] {
+fn assert_shrinks_and_grows(net: &Net, family: Family) {
     let overhead = if family == Family::V4 { 28 } else { 48 };
     let mut guests = net.guests();
     let mut tries = [0; 2];
@@ -222,8 +221,15 @@ fn assert_shrinks(net: &Net, family: Family) -> [Nic; 2] {
         assert!(log.contains("takes packets of 1280 bytes"), "{log}");
     }
 
+    assert_long_frames_pass(net, &mut guests, NARROW - overhead - 8 - 14);
+    assert_eq!(net.routed.ip_fragments(&net.underlay), 0, "nothing was ever fragmented by IP");
+    assert_grows(net, &mut guests);
+}
+
+/// Frames that can't be cut, longer than the path, which takes IP packets of `inner` bytes.
+fn assert_long_frames_pass(net: &Net, guests: &mut [Nic; 2], inner: u32) {
     step("frames that can't be cut, longer than the path");
-    let [one, two] = &mut guests;
+    let [one, two] = guests;
     let not_ip = frame(mac(2), mac(1), 7, 1414);
     let may_be_fragmented = udp(1, false, 1400, 1);
     let whole = [&not_ip, &may_be_fragmented];
@@ -235,7 +241,6 @@ fn assert_shrinks(net: &Net, family: Family) -> [Nic; 2] {
     let long = udp(1, true, 1400, 2);
     one.send_frame(&long);
     let answer = one.driver.recv_frame(SOON).expect("an answer");
-    let inner = NARROW - overhead - 8 - 14;
     assert_eq!(told_mtu(&answer), Some(inner));
     assert_eq!(net.counters(0).get(VifCounter::tx_fragmented), before);
     // A guest that goes on all the same.
@@ -249,18 +254,12 @@ fn assert_shrinks(net: &Net, family: Family) -> [Nic; 2] {
     let (sent, arrived) = (net.counters(0), net.counters(1));
     assert_eq!(sent.get(VifCounter::tx_fragmented), arrived.get(VifCounter::rx_reassembled));
     assert_eq!(arrived.sum("rx_drop_") - arrived.get(VifCounter::rx_drop_own), 0, "{arrived:?}");
-    assert_eq!(net.routed.ip_fragments(&net.underlay), 0, "nothing was ever fragmented by IP");
-    guests
 }
 
-/// The kernel forgets after ten minutes, in this test at once.
-fn assert_grows(net: &Net, mut guests: [Nic; 2]) {
+fn assert_grows(net: &Net, guests: &mut [Nic; 2]) {
     step("the path grows again");
-    net.routed.narrow(WIDE);
-    for n in [0, 1] {
-        forget_paths_soon(net.underlay.host(n));
-    }
-    let [one, two] = &mut guests;
+    net.routed.widen(&net.underlay, WIDE);
+    let [one, two] = guests;
     let long = udp(1, false, 1400, 4);
     wait_until("frames leave whole again", Duration::from_secs(30), || {
         let before = net.counters(0).get(VifCounter::tx_fragmented);

@@ -82,6 +82,10 @@ fn path_shrinks(family: Family, mtu: u32, guest_mtu: u32) {
             .run(&format!("until ping -q -c 1 -W 1 -s {size} {to}; do usleep 50000; done"));
         assert_all_answered(&mut machine.guest, 20, &format!("-i 0.05 -s {size} {to}"));
     }
+    step("the path grows again");
+    routed.widen(&site.underlay, mtu);
+    transfer(&mut m1.guest, &mut m2.guest, "10.0.0.2", 4);
+    transfer(&mut m2.guest, &mut m1.guest, "10.0.0.1", 4);
     assert!(routed.told(family) > 0, "the routers had something to say");
     assert_eq!(routed.ip_fragments(&site.underlay), 0, "nothing was ever fragmented by IP");
     for Machine { guest, .. } in [&mut m1, &mut m2] {

@@ -12,7 +12,7 @@
 
 use std::process::Command;
 
-use super::netns::{Family, Host, Namespace, Underlay};
+use super::netns::{Family, Namespace, Underlay};
 
 /// The routers. Deleted when dropped.
 pub(crate) struct Routed {
@@ -70,6 +70,17 @@ impl Routed {
         self.routers.iter().for_each(|router| router.ip(&format!("link set mid mtu {mtu}")));
     }
 
+    /// The path is wide again, and the hosts' kernels forget what they were told: after ten minutes
+    /// otherwise.
+    pub(crate) fn widen(&self, underlay: &Underlay, mtu: u32) {
+        self.narrow(mtu);
+        for n in [0, 1] {
+            let host = &underlay.host(n).namespace;
+            host.ip("route flush cache");
+            host.ip("-6 route flush cache");
+        }
+    }
+
     /// How many packets routers have cut or could not, and hosts put together: 0 where every packet
     /// forbids it (DF).
     pub(crate) fn ip_fragments(&self, underlay: &Underlay) -> u64 {
@@ -91,12 +102,6 @@ impl Routed {
         };
         self.routers.iter().map(count).sum()
     }
-}
-
-/// Lets a host forget soon what routers have told it, and now.
-pub(crate) fn forget_paths_soon(host: &Host) {
-    run(&host.namespace, "sysctl", "-qw net.ipv4.route.mtu_expires=1");
-    host.namespace.ip("route flush cache");
 }
 
 fn run(namespace: &Namespace, program: &str, arguments: &str) -> String {

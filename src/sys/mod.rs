@@ -2,6 +2,7 @@
 
 pub mod ancillary;
 pub mod clock;
+pub mod error_queue;
 pub mod event;
 pub mod iovec;
 pub mod lent_event;

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::{Port, Underlay};
+use crate::sys::error_queue::{self, Report};
 use crate::sys::mmsg::{self, Message, ReceiveBatch};
 use crate::sys::sockopt;
 
@@ -21,6 +22,9 @@ impl UdpUnderlay {
             if let Err(error) = mmsg::enable_gro(socket.as_fd()) {
                 log::info!("the kernel hands over datagrams one by one: no UDP_GRO ({error})");
             }
+        }
+        if let Err(error) = error_queue::enable(own.as_fd()) {
+            log::warn!("path MTUs are not learnt: the kernel does not report errors ({error})");
         }
         Self { own, group }
     }
@@ -64,6 +68,10 @@ impl Underlay for UdpUnderlay {
             Some(socket) => batch.receive(socket),
             None => Err(io::ErrorKind::WouldBlock.into()),
         }
+    }
+
+    fn take_report(&mut self) -> Option<Report> {
+        error_queue::take(self.own.as_fd())
     }
 
     fn descriptor(&self, port: Port) -> Option<RawFd> {

@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use super::link::{CAPABILITIES, Link};
 use super::nic::Nic;
+use super::outgoing::pieces::FrameIds;
 use super::rx::Receiver;
 use super::throttle::{Limits, Throttle};
 use super::tx::SourceMac;
@@ -24,6 +25,7 @@ use crate::metrics::VifCounters;
 use crate::sys::clock;
 use crate::sys::event::{Interest, Poller};
 use crate::sys::mmsg::MAX_MESSAGE_LEN;
+use crate::sys::process;
 use crate::sys::sandbox::{Confinement, Profile, Reach, SandboxError};
 use crate::sys::seqpacket::Connection;
 use crate::sys::signal::Termination;
@@ -262,11 +264,17 @@ fn new_nic(
 ) -> Result<Nic, ServeError> {
     let counters = Arc::new(VifCounters::default());
     let place = place(options.key, &registration);
-    let worker = |underlay| {
+    // Others may still hold pieces of a backend that was at this address before.
+    let [a, b, c, d, ..] = process::random().map_err(doing("no random numbers"))?;
+    let first_id = u32::from_ne_bytes([a, b, c, d]);
+    let worker = |(pair, underlay): (u32, UdpUnderlay)| {
         let counters = Arc::clone(&counters);
-        Worker::new(place, options.source_mac, counters, underlay).with_throttle(throttle.clone())
+        let mut worker = Worker::new(place, options.source_mac, counters, underlay)
+            .with_throttle(throttle.clone());
+        worker.set_frame_ids(FrameIds::from(first_id.wrapping_add(pair << 28)));
+        worker
     };
-    let workers = registration.underlays.into_iter().map(worker).collect();
+    let workers = (0_u32..).zip(registration.underlays).map(worker).collect();
     Nic::new(workers, Arc::clone(&counters), mtu).map_err(doing("cannot create a descriptor"))
 }
 

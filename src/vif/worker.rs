@@ -17,6 +17,7 @@
 //! frames that wait, while QEMU comes and goes.
 
 mod arrive;
+mod path;
 mod receive;
 #[cfg(test)]
 mod tests;
@@ -31,14 +32,18 @@ use super::arrival::Arrival;
 use super::guest::{HeaderLayout, MODERN_HEADER_LEN};
 use super::incoming::Incoming;
 use super::neighbors::{Lookup, Neighbors, Question};
+use super::outgoing::pieces::FrameIds;
 use super::outgoing::{Batch, Stager};
 use super::park::Park;
+use super::paths::Paths;
 use super::rx::Receiver;
 use super::throttle::{Direction, Throttle};
+use super::told::Listeners;
 use super::tx::SourceMac;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
 use crate::offload::gro::Merger;
+use crate::quiet::Quiet;
 use crate::time::Instant;
 use crate::underlay::{Port, Underlay};
 use crate::wire::{CareOf, Mac, Stamp};
@@ -102,6 +107,12 @@ pub struct Worker<U> {
     incoming: Incoming,
     /// Frames of ours for the guest: answers to what it sent.
     answers: Vec<Vec<u8>>,
+    frame_ids: FrameIds,
+    paths: Paths,
+    path_news: Quiet,
+    listeners: Listeners,
+    /// Whether the control side knows when to call [`Worker::handle_timeout`] for pieces.
+    timer_known: bool,
     overflow: u32,
     complain_after: Instant,
 }
@@ -135,6 +146,11 @@ impl<U: Underlay> Worker<U> {
             batch: Batch::default(),
             incoming: Incoming::default(),
             answers: Vec::new(),
+            frame_ids: FrameIds::default(),
+            paths: Paths::default(),
+            path_news: Quiet::default(),
+            listeners: Listeners::default(),
+            timer_known: false,
             overflow: 0,
             complain_after: Instant::ZERO,
         }
@@ -152,6 +168,12 @@ impl<U: Underlay> Worker<U> {
     /// The rate limits: whether frames wait for credit, and until when.
     pub fn throttle(&self) -> &Throttle {
         &self.throttle
+    }
+
+    /// Numbers frames that leave in pieces: workers at one address must not use the same numbers at
+    /// the same time.
+    pub fn set_frame_ids(&mut self, ids: FrameIds) {
+        self.frame_ids = ids;
     }
 
     /// The sockets.
@@ -232,9 +254,12 @@ impl<U: Underlay> Worker<U> {
         self.neighbors.questions()
     }
 
-    /// Whether the control side has something to do: questions, or a guest that announced itself.
+    /// Whether the control side has something to do: questions, a guest that announced itself, or
+    /// pieces to wait for.
     pub fn wants_attention(&self) -> bool {
-        self.neighbors.has_questions() || self.announcement_seen
+        self.neighbors.has_questions()
+            || self.announcement_seen
+            || !self.timer_known && !self.incoming.reassembly().is_empty()
     }
 
     /// Whether the guest has announced itself since the last call (gratuitous ARP and the like).
@@ -282,9 +307,13 @@ impl<U: Underlay> Worker<U> {
         self.neighbors.varpd_returned(now);
     }
 
-    /// Drops frames that have waited too long; says that the guest has arrived, if that is due.
+    /// Drops frames, and pieces of frames, that have waited too long; says that the guest has
+    /// arrived, if that is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.announce_arrival(now);
+        self.incoming.expire(&self.counters, now);
+        // Whoever calls asks for the next time afterwards. That of pieces only moves forward.
+        self.timer_known = !self.incoming.reassembly().is_empty();
         let mut abandoned = Vec::new();
         let expired = self.park.expire(now, &mut abandoned);
         self.counters.add(VifCounter::tx_drop_park_expired, expired);
@@ -295,6 +324,8 @@ impl<U: Underlay> Worker<U> {
 
     /// When [`Worker::handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.park.poll_timeout().into_iter().chain(self.arrival.poll_timeout()).min()
+        let pieces = self.incoming.reassembly().poll_timeout();
+        let waits = [self.park.poll_timeout(), pieces, self.arrival.poll_timeout()];
+        waits.into_iter().flatten().min()
     }
 }

@@ -29,6 +29,7 @@ mod limits;
 mod migration;
 mod moves;
 mod nic;
+mod paths;
 mod queues;
 mod resolution;
 mod restarts;

@@ -14,8 +14,12 @@ use super::iovec::IoVec;
 pub const BATCH: usize = 64;
 /// Most bytes of payload in one message, one datagram or many: what IPv4 has room for.
 pub const MAX_MESSAGE_LEN: usize = 65_507;
-/// Most datagrams in one message: UDP_MAX_SEGMENTS of kernels before 6.9.
-pub const MAX_SEGMENTS: usize = 64;
+/// Most datagrams in one message: the kernel's UDP_MAX_SEGMENTS since 6.9.
+pub const MAX_SEGMENTS: usize = 128;
+/// The same before 6.9.
+pub const OLD_MAX_SEGMENTS: usize = 64;
+/// Most parts of one message: the kernel's UIO_MAXIOV.
+pub const MAX_PARTS: usize = 1024;
 
 /// A message to be sent: one datagram, or many of one size.
 #[derive(Clone, Copy, Debug)]

@@ -4,6 +4,8 @@
 //! the vif's own (its address is the vif's care-of address; everything is sent from it) and that of
 //! the group, filtered by vnet id.
 
+pub mod probe;
+pub mod segmentation;
 pub mod sockets;
 pub mod udp;
 
@@ -37,6 +39,11 @@ pub trait Underlay: Send {
 
     /// What to poll for datagrams at `port`, if this queue pair receives there.
     fn descriptor(&self, port: Port) -> Option<RawFd>;
+
+    /// Whether the last datagram of a message has to be shorter than the others (see [`probe`]).
+    fn needs_short_ends(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]
@@ -59,6 +66,10 @@ pub(crate) mod memory {
         pub(crate) group: VecDeque<(SocketAddr, Vec<u8>)>,
         /// Errors of the coming sends, each for one datagram.
         pub(crate) failures: VecDeque<io::Error>,
+        /// The error that a message meets.
+        pub(crate) refuse: Option<fn(&Message<'_>) -> Option<i32>>,
+        /// How often messages were handed over.
+        pub(crate) calls: usize,
     }
 
     impl Underlay for MemoryUnderlay {
@@ -66,7 +77,13 @@ pub(crate) mod memory {
             if let Some(error) = self.failures.pop_front() {
                 return Err(error);
             }
-            for message in messages {
+            self.calls += 1;
+            for (index, message) in messages.iter().enumerate() {
+                match self.refuse.and_then(|refuse| refuse(message)) {
+                    Some(errno) if index == 0 => return Err(io::Error::from_raw_os_error(errno)),
+                    Some(_) => return Ok(index),
+                    None => {}
+                }
                 let mut bytes = Vec::new();
                 message.parts.iter().for_each(|part| part.append_to(&mut bytes));
                 self.messages += 1;

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use super::{Port, Underlay};
+use super::{Port, Underlay, probe};
 use crate::sys::mmsg::{self, Message, ReceiveBatch};
 
 /// The sockets of a queue pair. They arrive open, bound and filtered.
@@ -51,5 +51,9 @@ impl Underlay for UdpUnderlay {
 
     fn descriptor(&self, port: Port) -> Option<RawFd> {
         self.socket(port).map(|socket| socket.as_raw_fd())
+    }
+
+    fn needs_short_ends(&self) -> bool {
+        probe::needs_short_ends()
     }
 }

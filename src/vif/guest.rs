@@ -22,7 +22,7 @@ pub const LEGACY_HEADER_LEN: usize = header::LEGACY_LEN;
 /// header and two VLAN tags.
 pub const MAX_FRAME_LEN: usize = 65_535 + frame::HEADER_LEN + 8;
 /// Most pieces of memory in a frame.
-const MAX_PIECES: usize = 512;
+pub const MAX_PIECES: usize = 512;
 
 /// A chain that is not a frame: a link is broken or looped, a descriptor points outside of memory
 /// or into the wrong direction, there are too many of them, or the frame is shorter or longer than

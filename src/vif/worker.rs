@@ -17,6 +17,7 @@
 //! frames that wait, while QEMU comes and goes.
 
 mod receive;
+mod resend;
 #[cfg(test)]
 mod tests;
 mod transmit;
@@ -36,7 +37,9 @@ use super::tx::SourceMac;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
 use crate::offload::gro::Merger;
+use crate::sys::iovec::IoVec;
 use crate::time::Instant;
+use crate::underlay::segmentation::Segmentation;
 use crate::underlay::{Port, Underlay};
 use crate::wire::{CareOf, Mac, Stamp};
 
@@ -90,6 +93,8 @@ pub struct Worker<U> {
     announcement_seen: bool,
     stager: Stager,
     batch: Batch<'static>,
+    parts: Vec<IoVec<'static>>,
+    segmentation: Segmentation,
     incoming: Incoming,
     /// Frames of ours for the guest: answers to what it sent.
     answers: Vec<Vec<u8>>,
@@ -106,6 +111,8 @@ impl<U: Underlay> Worker<U> {
         underlay: U,
     ) -> Self {
         let offloads = Offloads::NONE;
+        let mut stager = Stager::new(place.receiver.key.vnet);
+        stager.set_short_ends(underlay.needs_short_ends());
         Self {
             place,
             source_mac,
@@ -119,8 +126,10 @@ impl<U: Underlay> Worker<U> {
             stopped_at: None,
             starved: false,
             announcement_seen: false,
-            stager: Stager::new(place.receiver.key.vnet),
+            stager,
             batch: Batch::default(),
+            parts: Vec::new(),
+            segmentation: Segmentation::default(),
             incoming: Incoming::default(),
             answers: Vec::new(),
             overflow: 0,
@@ -135,6 +144,8 @@ impl<U: Underlay> Worker<U> {
 
     /// Other sockets, at another place (varpd's configuration changed).
     pub fn replace_underlay(&mut self, underlay: U, place: Place) {
+        self.stager.set_short_ends(underlay.needs_short_ends());
+        self.segmentation = Segmentation::default();
         self.underlay = underlay;
         self.place = place;
         self.incoming.clear();

@@ -1,5 +1,7 @@
 //! The data path against a driver of twenty lines, without a device or sockets.
 
+mod sending;
+
 use std::mem;
 
 use super::receive::ATTEMPTS;

@@ -9,7 +9,7 @@ use super::{BUDGET, Progress, Worker};
 use crate::metrics::VifCounter;
 use crate::offload::LEAD_LEN;
 use crate::offload::header::Request;
-use crate::sys::iovec::{Gather, IoVec};
+use crate::sys::iovec::{self, Gather, IoVec};
 use crate::sys::mmsg::{BATCH, Message};
 use crate::time::Instant;
 use crate::underlay::Underlay;
@@ -188,11 +188,13 @@ impl<U: Underlay> Worker<U> {
 
     /// Sends a batch in order.
     fn send(&mut self, batch: &Batch<'_>, now: Instant) {
+        self.segmentation.handle_timeout(now);
         let mut at = 0;
-        while at < batch.frames.len() {
+        while let Some(frame) = batch.frames.get(at) {
+            self.stager.limit_segments(self.segmentation.most(frame.route.to.ip()));
             match self.stager.stage(batch, at, self.place.max_datagram) {
                 Step::Done(count) => at += count,
-                Step::Full if !self.stager.staged().is_empty() => self.flush(now),
+                Step::Full if !self.stager.staged().is_empty() => self.flush(batch, now),
                 // Larger than the empty buffer.
                 Step::Full => {
                     self.counters.inc(VifCounter::tx_drop_too_big);
@@ -207,7 +209,7 @@ impl<U: Underlay> Worker<U> {
                 }
             }
         }
-        self.flush(now);
+        self.flush(batch, now);
     }
 
     /// Tells the guest, as a router would, what does fit.
@@ -222,79 +224,72 @@ impl<U: Underlay> Worker<U> {
         }
     }
 
-    /// Sends what is staged. What the kernel refuses is counted by reason and the next one tried.
-    fn flush(&mut self, now: Instant) {
+    /// Sends what is staged of a batch. What the kernel refuses is counted by reason and the next one
+    /// tried.
+    fn flush(&mut self, batch: &Batch<'_>, now: Instant) {
         let stager = mem::replace(&mut self.stager, Stager::empty());
-        for batch in stager.staged().chunks(BATCH) {
-            let mut parts = [const { IoVec::EMPTY }; BATCH];
-            for (staged, part) in batch.iter().zip(&mut parts) {
-                *part = IoVec::from_slice(stager.bytes(staged));
+        let mut parts = iovec::recycle(mem::take(&mut self.parts));
+        for staged in stager.staged().chunks(BATCH) {
+            parts.clear();
+            let mut ends = [0; BATCH];
+            for (staged, end) in staged.iter().zip(&mut ends) {
+                stager.parts(staged, batch, &mut parts);
+                *end = parts.len();
             }
             let mut messages = [Message { to: self.place.group, parts: &[], segment: 0 }; BATCH];
-            for ((staged, part), message) in batch.iter().zip(&parts).zip(&mut messages) {
+            let mut start = 0;
+            for ((staged, end), message) in staged.iter().zip(ends).zip(&mut messages) {
                 let (to, segment) = (staged.route.to, staged.segment);
-                *message = Message { to, parts: std::slice::from_ref(part), segment };
+                let parts = parts.get(start..end).unwrap_or_default();
+                *message = Message { to, parts, segment };
+                start = end;
             }
-            self.send_messages(batch, messages.get(..batch.len()).unwrap_or_default(), now);
+            self.send_messages(staged, messages.get(..staged.len()).unwrap_or_default(), now);
         }
+        self.parts = iovec::recycle(parts);
         self.stager = stager;
         self.stager.clear();
     }
 
-    fn send_messages(&mut self, mut staged: &[Staged], mut messages: &[Message<'_>], now: Instant) {
-        while let [first, ..] = messages {
+    /// Sends messages in order; returns whether the first has left.
+    pub(super) fn send_messages(
+        &mut self,
+        mut staged: &[Staged],
+        mut messages: &[Message<'_>],
+        now: Instant,
+    ) -> bool {
+        let (all, mut has_left) = (messages.len(), false);
+        while let ([message, ..], [first, ..]) = (messages, staged) {
             let settled = match self.underlay.send(messages) {
                 Ok(count) => {
                     staged.iter().take(count).for_each(|staged| self.count_sent(staged));
+                    has_left |= messages.len() == all;
                     count
                 }
-                Err(error) if first.segment != 0 && is_segmentation_refused(&error) => {
-                    self.complain(
-                        "the kernel refuses UDP_SEGMENT; sending one by one",
-                        &error,
-                        now,
-                    );
-                    self.send_one_by_one(staged.first(), first, now);
-                    1
-                }
-                Err(error) => self.count_refused(&error, staged, now),
+                Err(error) => match self.remedy(&error, first, now) {
+                    Some(remedy) => {
+                        self.send_again(first, message, remedy, now);
+                        1
+                    }
+                    None => self.count_refused(&error, staged, now),
+                },
             };
             // At least one is settled in each round, whatever the kernel answers.
             let settled = settled.clamp(1, messages.len());
             staged = staged.get(settled..).unwrap_or_default();
             messages = messages.get(settled..).unwrap_or_default();
         }
-    }
-
-    /// The datagrams of a message each by itself: slow, but it works everywhere.
-    fn send_one_by_one(&mut self, staged: Option<&Staged>, message: &Message<'_>, now: Instant) {
-        let (Some(staged), [bytes]) = (staged, message.parts) else { return };
-        let segment = usize::from(message.segment).max(1);
-        let mut is_first = true;
-        for start in (0..bytes.len()).step_by(segment) {
-            let part = bytes.skip(start).first(segment);
-            let datagram = Message { parts: std::slice::from_ref(&part), segment: 0, ..*message };
-            // The frames of the message are counted with its first datagram.
-            let one = Staged {
-                range: 0..part.len(),
-                segment: 0,
-                frames: if is_first { staged.frames } else { 0 },
-                frame_bytes: if is_first { staged.frame_bytes } else { 0 },
-                ..staged.clone()
-            };
-            is_first = false;
-            match self.underlay.send(&[datagram]) {
-                Ok(_) => self.count_sent(&one),
-                Err(error) => drop(self.count_refused(&error, &[one], now)),
-            }
-        }
+        has_left
     }
 
     fn count_sent(&self, staged: &Staged) {
         let counters = &self.counters;
         counters.add(VifCounter::tx_frames, staged.frames);
         counters.add(VifCounter::tx_bytes, staged.frame_bytes);
-        counters.add(VifCounter::tx_datagrams, staged.datagrams() as u64);
+        counters.add(VifCounter::tx_datagrams, staged.datagrams as u64);
+        if self.segmentation.is_refused(staged.route.to.ip()) {
+            counters.add(VifCounter::tx_unsegmented, staged.datagrams as u64);
+        }
         if staged.route.is_group {
             counters.add(VifCounter::tx_group_frames, staged.frames);
         }
@@ -338,12 +333,6 @@ fn parked(frame: &TransmitFrame, addresses: AddressBytes, batch: &Batch<'_>) -> 
         }
     }
     bytes
-}
-
-/// Whether the kernel or the link can't cut a message into datagrams (udp(7)): no checksum offload
-/// on the link, segments too long for it, too many of them.
-fn is_segmentation_refused(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE))
 }
 
 fn to_vif(coa: CareOf) -> Route {

@@ -188,12 +188,16 @@ impl ReceiveBatch {
         self.slots.clear();
     }
 
-    /// Adds a message as if it had been received.
-    #[cfg(test)]
-    pub(crate) fn push(&mut self, from: SocketAddr, bytes: &[u8], segment: usize) {
-        let start = self.slots.len() * ROOM;
-        self.memory[start..start + bytes.len()].copy_from_slice(bytes);
+    /// Adds a message as if it had been received, for underlays without a socket; false if there
+    /// is no room.
+    pub fn push(&mut self, from: SocketAddr, bytes: &[u8], segment: usize) -> bool {
+        let mut rooms = self.memory.chunks_exact_mut(ROOM).skip(self.slots.len());
+        let Some(room) = rooms.next().and_then(|room| room.get_mut(..bytes.len())) else {
+            return false;
+        };
+        room.copy_from_slice(bytes);
         self.slots.push(Slot { len: bytes.len(), from: Some(from), segment, truncated: false });
+        true
     }
 
     /// Receives as many messages as wait, up to a batch; replaces what was there.

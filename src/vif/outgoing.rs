@@ -17,7 +17,7 @@
 
 mod scatter;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 
 use self::scatter::Scattered;
@@ -75,6 +75,23 @@ pub struct Outgoing {
     pub lead: Option<usize>,
 }
 
+impl Outgoing {
+    /// Nothing, to nobody.
+    const EMPTY: Self = Self {
+        route: Route {
+            to: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+            is_group: false,
+            capabilities: Capabilities::NONE,
+        },
+        addresses: [0; frame::ADDRESSES_LEN],
+        request: Request::Plain,
+        len: 0,
+        pieces: 0..0,
+        skip: 0,
+        lead: None,
+    };
+}
+
 /// The beginning of a frame, copied before it was looked at.
 pub type Lead = [u8; LEAD_LEN];
 
@@ -97,7 +114,15 @@ impl<'m> Batch<'m> {
         Batch { frames: self.frames, pieces: iovec::recycle(self.pieces), leads: self.leads }
     }
 
+    /// Adds a frame to be filled in, in its place: a frame that is made elsewhere and moved there
+    /// costs more than all that is written into it.
+    pub fn add(&mut self) -> Option<&mut Outgoing> {
+        self.frames.push(Outgoing::EMPTY);
+        self.frames.last_mut()
+    }
+
     /// Reads a frame from an offset on.
+    #[inline]
     pub fn gather(&self, frame: &Outgoing, from: usize) -> Gather<'_, 'm> {
         let pieces = self.pieces.get(frame.pieces.clone()).unwrap_or_default();
         Gather::new(pieces, frame.skip + from)
@@ -474,7 +499,7 @@ fn bundle_len(run: &[Outgoing], max_datagram: usize) -> usize {
 
 /// Whether the receiver is left to complete the checksum.
 fn leaves_partial(frame: &Outgoing) -> bool {
-    matches!(frame.request, Request::Checksum { layout: Some(_), .. })
+    matches!(frame.request, Request::Checksum { is_transport: true, .. })
         && frame.route.capabilities.contains(Capabilities::PARTIAL_CHECKSUM)
 }
 

@@ -142,6 +142,11 @@ impl<U: Underlay> Worker<U> {
         &self.underlay
     }
 
+    /// The sockets, to be changed.
+    pub fn underlay_mut(&mut self) -> &mut U {
+        &mut self.underlay
+    }
+
     /// Other sockets, at another place (varpd's configuration changed).
     pub fn replace_underlay(&mut self, underlay: U, place: Place) {
         self.stager.set_short_ends(underlay.needs_short_ends());

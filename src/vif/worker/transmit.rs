@@ -15,7 +15,7 @@ use crate::time::Instant;
 use crate::underlay::Underlay;
 use crate::vhost_user::vring::{GuestMemory, RingError};
 use crate::vif::guest::{self, MODERN_HEADER_LEN, TransmitFrame};
-use crate::vif::outgoing::{AddressBytes, Batch, Outgoing, Route, Staged, Stager, Step};
+use crate::vif::outgoing::{AddressBytes, Batch, Lead, Route, Staged, Stager, Step};
 use crate::vif::ring::RingView;
 use crate::vif::too_big;
 use crate::vif::tx::{self, SourceMac, Verdict};
@@ -74,12 +74,13 @@ impl<U: Underlay> Worker<U> {
         now: Instant,
     ) -> Result<usize, RingError> {
         let (mut taken, mut bytes) = (0, 0);
+        let mut frame = TransmitFrame::EMPTY;
         while taken < BATCH_FRAMES && bytes < BATCH_BYTES {
             let Some(head) = ring.pop()? else { break };
-            match guest::read_frame(ring, head, self.layout.len, &mut batch.pieces) {
-                Ok(frame) => {
+            match guest::read_frame(ring, head, self.layout.len, &mut batch.pieces, &mut frame) {
+                Ok(()) => {
                     bytes += frame.len;
-                    self.dispatch(frame, batch, now);
+                    self.dispatch(&frame, batch, now);
                 }
                 Err(guest::Malformed) => self.counters.inc(VifCounter::tx_drop_malformed),
             }
@@ -90,21 +91,21 @@ impl<U: Underlay> Worker<U> {
     }
 
     /// Judges a frame and puts it where it belongs; its pieces stay only if it leaves now.
-    fn dispatch(&mut self, frame: TransmitFrame, batch: &mut Batch<'_>, now: Instant) {
+    fn dispatch(&mut self, frame: &TransmitFrame, batch: &mut Batch<'_>, now: Instant) {
         let key = self.place.receiver.key;
-        let judged = tx::judge(key, self.source_mac, &frame.ethernet, &mut self.neighbors, now);
+        let judged = tx::judge(key, self.source_mac, frame.ethernet(), &mut self.neighbors, now);
         if judged.is_stamped && self.source_mac == SourceMac::Stamp {
             self.counters.inc(VifCounter::tx_stamped);
         }
         let start = frame.pieces.start;
-        let outgoing = match judged.verdict {
+        let prepared = match judged.verdict {
             Verdict::Unicast(coa) => self.prepare(frame, judged.addresses, to_vif(coa), batch),
             Verdict::Group => {
-                self.look_for_announcement(&frame, batch);
+                self.look_for_announcement(frame, batch);
                 self.prepare(frame, judged.addresses, self.to_group(), batch)
             }
             Verdict::Wait(mac) => {
-                let parked = parked(&frame, judged.addresses, batch);
+                let parked = parked(frame, judged.addresses, batch);
                 Err(match self.park.push(mac, parked, now) {
                     Ok(()) => VifCounter::tx_parked,
                     Err(_) => VifCounter::tx_drop_park_full,
@@ -112,12 +113,9 @@ impl<U: Underlay> Worker<U> {
             }
             Verdict::Drop(counter) => Err(counter),
         };
-        match outgoing {
-            Ok(outgoing) => batch.frames.push(outgoing),
-            Err(counter) => {
-                self.counters.inc(counter);
-                batch.pieces.truncate(start);
-            }
+        if let Err(counter) = prepared {
+            self.counters.inc(counter);
+            batch.pieces.truncate(start);
         }
     }
 
@@ -126,35 +124,43 @@ impl<U: Underlay> Worker<U> {
         Route { to: self.place.group, is_group: true, capabilities }
     }
 
-    /// Looks at what the guest wants done to a frame; copies its headers first if anything.
+    /// Looks at what the guest wants done to a frame and adds it to the batch; copies all of its
+    /// headers if it is to be cut.
     fn prepare(
         &self,
-        frame: TransmitFrame,
+        frame: &TransmitFrame,
         addresses: AddressBytes,
         route: Route,
         batch: &mut Batch<'_>,
-    ) -> Result<Outgoing, VifCounter> {
-        let TransmitFrame { header, len, pieces, skip, .. } = frame;
-        let fits = encap::LEN + len <= self.place.max_datagram;
-        let mut outgoing =
-            Outgoing { route, addresses, request: Request::Plain, len, pieces, skip, lead: None };
-        let [flags, gso_type, ..] = header;
-        if flags == 0 && gso_type == 0 && fits {
-            return Ok(outgoing);
+    ) -> Result<(), VifCounter> {
+        let fits = encap::LEN + frame.len <= self.place.max_datagram;
+        let [flags, gso_type, ..] = *frame.header() else {
+            return Err(VifCounter::tx_drop_header);
+        };
+        let (mut request, mut lead) = (Request::Plain, None);
+        if gso_type != 0 || !fits {
+            let copied = whole_lead(frame, addresses, batch);
+            request = self.parse(frame, copied.get(..frame.len).unwrap_or(&copied))?;
+            lead = Some(batch.leads.len());
+            batch.leads.push(copied);
+        } else if flags != 0 {
+            request = self.parse(frame, frame.lead())?;
         }
-        let mut lead = [0; LEAD_LEN];
-        let copied = lead.get_mut(..len.min(LEAD_LEN)).unwrap_or_default();
-        batch.gather(&outgoing, 0).copy_to(copied);
-        if let Some(place) = copied.first_chunk_mut() {
-            *place = addresses;
+        if let Some(outgoing) = batch.add() {
+            outgoing.route = route;
+            outgoing.addresses = addresses;
+            outgoing.request = request;
+            outgoing.len = frame.len;
+            outgoing.pieces = frame.pieces.clone();
+            outgoing.skip = frame.skip;
+            outgoing.lead = lead;
         }
-        outgoing.request = Request::parse(&header, copied, len, self.offloads)
-            .map_err(|_| VifCounter::tx_drop_header)?;
-        if !fits || matches!(outgoing.request, Request::Segment { .. }) {
-            outgoing.lead = Some(batch.leads.len());
-            batch.leads.push(lead);
-        }
-        Ok(outgoing)
+        Ok(())
+    }
+
+    fn parse(&self, frame: &TransmitFrame, lead: &[u8]) -> Result<Request, VifCounter> {
+        let request = Request::parse(frame.header(), lead, frame.len, self.offloads);
+        request.map_err(|_| VifCounter::tx_drop_header)
     }
 
     fn look_for_announcement(&mut self, frame: &TransmitFrame, batch: &Batch<'_>) {
@@ -170,17 +176,15 @@ impl<U: Underlay> Worker<U> {
     pub(super) fn send_parked(&mut self, frames: &[Vec<u8>], coa: CareOf, now: Instant) {
         let mut batch = Batch::default();
         for bytes in frames {
-            let Some((header, frame)) = bytes.split_first_chunk() else { continue };
-            let Some(ethernet) = frame.first_chunk() else { continue };
-            let Some(addresses) = frame.first_chunk() else { continue };
             let at = batch.pieces.len();
-            batch.pieces.push(IoVec::from_slice(bytes));
-            let pieces = at..at + 1;
-            let (header, ethernet, len) = (*header, *ethernet, frame.len());
-            let parked = TransmitFrame { header, ethernet, len, pieces, skip: header.len() };
-            match self.prepare(parked, *addresses, to_vif(coa), &mut batch) {
-                Ok(frame) => batch.frames.push(frame),
-                Err(counter) => self.counters.inc(counter),
+            let piece = IoVec::from_slice(bytes);
+            let mut parked = TransmitFrame::EMPTY;
+            let read = parked.read(&[piece], bytes.len(), MODERN_HEADER_LEN, at..at + 1);
+            let Some(()) = read else { continue };
+            let Some(addresses) = parked.ethernet().first_chunk() else { continue };
+            batch.pieces.push(piece);
+            if let Err(counter) = self.prepare(&parked, *addresses, to_vif(coa), &mut batch) {
+                self.counters.inc(counter);
             }
         }
         self.send(&batch, now);
@@ -321,12 +325,24 @@ impl<U: Underlay> Worker<U> {
     }
 }
 
+/// The beginning of a frame, with our addresses.
+fn whole_lead(frame: &TransmitFrame, addresses: AddressBytes, batch: &Batch<'_>) -> Lead {
+    let mut lead = [0; LEAD_LEN];
+    let pieces = batch.pieces.get(frame.pieces.clone()).unwrap_or_default();
+    let len = frame.len.min(LEAD_LEN);
+    Gather::new(pieces, frame.skip).copy_to(lead.get_mut(..len).unwrap_or_default());
+    if let Some(place) = lead.first_chunk_mut() {
+        *place = addresses;
+    }
+    lead
+}
+
 /// A frame to wait: its virtio-net header at full length, and its bytes with our addresses.
 fn parked(frame: &TransmitFrame, addresses: AddressBytes, batch: &Batch<'_>) -> Vec<u8> {
     let mut bytes = vec![0; MODERN_HEADER_LEN + frame.len];
     let pieces = batch.pieces.get(frame.pieces.clone()).unwrap_or_default();
-    if let Some((header, rest)) = bytes.split_first_chunk_mut() {
-        *header = frame.header;
+    if let Some((header, rest)) = bytes.split_first_chunk_mut::<MODERN_HEADER_LEN>() {
+        header.iter_mut().zip(frame.header()).for_each(|(to, from)| *to = *from);
         Gather::new(pieces, frame.skip).copy_to(rest);
         if let Some(place) = rest.first_chunk_mut() {
             *place = addresses;

@@ -85,6 +85,7 @@ counters! {
         rx_group_frames = "of rx_frames, those to broadcast or multicast addresses",
         rx_answers = "answers of our own to the guest: ICMP packets that say which length fits the path",
         tx_datagrams = "datagrams that left; less than tx_frames where frames share one, more where large frames were cut",
+        tx_unsegmented = "of tx_datagrams, those handed over one by one because the kernel refuses to cut messages (UDP_SEGMENT)",
         tx_announcements = "RARP frames of our own to the group: the guest has just arrived here",
         tx_stamped = "frames with a foreign source MAC, corrected (--source-mac=stamp)",
         tx_parked = "frames that waited for address resolution",

@@ -14,8 +14,12 @@ use super::iovec::IoVec;
 pub const BATCH: usize = 64;
 /// Most bytes of payload in one message, one datagram or many: what IPv4 has room for.
 pub const MAX_MESSAGE_LEN: usize = 65_507;
-/// Most datagrams in one message: UDP_MAX_SEGMENTS of kernels before 6.9.
-pub const MAX_SEGMENTS: usize = 64;
+/// Most datagrams in one message: the kernel's UDP_MAX_SEGMENTS since 6.9.
+pub const MAX_SEGMENTS: usize = 128;
+/// The same before 6.9.
+pub const OLD_MAX_SEGMENTS: usize = 64;
+/// Most parts of one message: the kernel's UIO_MAXIOV.
+pub const MAX_PARTS: usize = 1024;
 
 /// A message to be sent: one datagram, or many of one size.
 #[derive(Clone, Copy, Debug)]
@@ -193,12 +197,16 @@ impl ReceiveBatch {
         self.slots.clear();
     }
 
-    /// Adds a message as if it had been received.
-    #[cfg(test)]
-    pub(crate) fn push(&mut self, from: SocketAddr, bytes: &[u8], segment: usize) {
-        let start = self.slots.len() * ROOM;
-        self.memory[start..start + bytes.len()].copy_from_slice(bytes);
+    /// Adds a message as if it had been received, for underlays without a socket; false if there
+    /// is no room.
+    pub fn push(&mut self, from: SocketAddr, bytes: &[u8], segment: usize) -> bool {
+        let mut rooms = self.memory.chunks_exact_mut(ROOM).skip(self.slots.len());
+        let Some(room) = rooms.next().and_then(|room| room.get_mut(..bytes.len())) else {
+            return false;
+        };
+        room.copy_from_slice(bytes);
         self.slots.push(Slot { len: bytes.len(), from: Some(from), segment, truncated: false });
+        true
     }
 
     /// Receives as many messages as wait, up to a batch; replaces what was there.

@@ -4,6 +4,8 @@
 //! the vif's own (its address is the vif's care-of address; everything is sent from it) and that of
 //! the group, filtered by vnet id.
 
+pub mod probe;
+pub mod segmentation;
 pub mod sockets;
 pub mod udp;
 
@@ -44,6 +46,11 @@ pub trait Underlay: Send {
 
     /// What to poll for datagrams at `port`, if this queue pair receives there.
     fn descriptor(&self, port: Port) -> Option<RawFd>;
+
+    /// Whether the last datagram of a message has to be shorter than the others (see [`probe`]).
+    fn needs_short_ends(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]
@@ -71,6 +78,10 @@ pub(crate) mod memory {
         pub(crate) max_datagram: Option<usize>,
         /// What is reported next.
         pub(crate) reports: VecDeque<Report>,
+        /// The error that a message meets.
+        pub(crate) refuse: Option<fn(&Message<'_>) -> Option<i32>>,
+        /// How often messages were handed over.
+        pub(crate) calls: usize,
     }
 
     impl Underlay for MemoryUnderlay {
@@ -78,7 +89,13 @@ pub(crate) mod memory {
             if let Some(error) = self.failures.pop_front() {
                 return Err(error);
             }
+            self.calls += 1;
             for (taken, message) in messages.iter().enumerate() {
+                match self.refuse.and_then(|refuse| refuse(message)) {
+                    Some(errno) if taken == 0 => return Err(io::Error::from_raw_os_error(errno)),
+                    Some(_) => return Ok(taken),
+                    None => {}
+                }
                 let mut bytes = Vec::new();
                 message.parts.iter().for_each(|part| part.append_to(&mut bytes));
                 if let Err(error) = self.check_len(message, bytes.len()) {

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use super::{Port, Underlay};
+use super::{Port, Underlay, probe};
 use crate::sys::error_queue::{self, Report};
 use crate::sys::mmsg::{self, Message, ReceiveBatch};
 use crate::sys::sockopt;
@@ -76,5 +76,9 @@ impl Underlay for UdpUnderlay {
 
     fn descriptor(&self, port: Port) -> Option<RawFd> {
         self.socket(port).map(|socket| socket.as_raw_fd())
+    }
+
+    fn needs_short_ends(&self) -> bool {
+        probe::needs_short_ends()
     }
 }

@@ -19,6 +19,7 @@
 mod arrive;
 mod path;
 mod receive;
+mod resend;
 #[cfg(test)]
 mod tests;
 mod transmit;
@@ -44,7 +45,9 @@ use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
 use crate::offload::gro::Merger;
 use crate::quiet::Quiet;
+use crate::sys::iovec::IoVec;
 use crate::time::Instant;
+use crate::underlay::segmentation::Segmentation;
 use crate::underlay::{Port, Underlay};
 use crate::wire::{CareOf, Mac, Stamp};
 
@@ -104,6 +107,8 @@ pub struct Worker<U> {
     arrival: Arrival,
     stager: Stager,
     batch: Batch<'static>,
+    parts: Vec<IoVec<'static>>,
+    segmentation: Segmentation,
     incoming: Incoming,
     /// Frames of ours for the guest: answers to what it sent.
     answers: Vec<Vec<u8>>,
@@ -126,6 +131,8 @@ impl<U: Underlay> Worker<U> {
         underlay: U,
     ) -> Self {
         let offloads = Offloads::NONE;
+        let mut stager = Stager::new(place.receiver.key.vnet);
+        stager.set_short_ends(underlay.needs_short_ends());
         Self {
             place,
             source_mac,
@@ -142,8 +149,10 @@ impl<U: Underlay> Worker<U> {
             starved: false,
             announcement_seen: false,
             arrival: Arrival::default(),
-            stager: Stager::new(place.receiver.key.vnet),
+            stager,
             batch: Batch::default(),
+            parts: Vec::new(),
+            segmentation: Segmentation::default(),
             incoming: Incoming::default(),
             answers: Vec::new(),
             frame_ids: FrameIds::default(),
@@ -181,8 +190,15 @@ impl<U: Underlay> Worker<U> {
         &self.underlay
     }
 
+    /// The sockets, to be changed.
+    pub fn underlay_mut(&mut self) -> &mut U {
+        &mut self.underlay
+    }
+
     /// Other sockets, at another place (varpd's configuration changed).
     pub fn replace_underlay(&mut self, underlay: U, place: Place) {
+        self.stager.set_short_ends(underlay.needs_short_ends());
+        self.segmentation = Segmentation::default();
         self.underlay = underlay;
         self.place = place;
         self.incoming.clear();

@@ -127,59 +127,12 @@ impl<U: Underlay> Worker<U> {
         loop {
             match self.stager.stage_pieces(batch, at, max_datagram, &mut self.frame_ids) {
                 Step::Done(_) => return None,
-                Step::Full if !self.stager.staged().is_empty() => self.flush(now),
+                Step::Full if !self.stager.staged().is_empty() => self.flush(batch, now),
                 // Larger than the empty buffer.
                 Step::Full => return Some(VifCounter::tx_drop_too_big),
                 Step::Refused(counter) => return Some(counter),
             }
         }
-    }
-
-    /// Sends the datagrams of a message each by itself: slow, but it works everywhere. What is
-    /// longer than its path, as perhaps turns out only now, leaves in pieces. Returns whether anything
-    /// did.
-    pub(super) fn send_one_by_one(
-        &mut self,
-        staged: &Staged,
-        message: &Message<'_>,
-        now: Instant,
-    ) -> bool {
-        let len = message.parts.iter().map(IoVec::len).sum();
-        let segment = if message.segment == 0 { len } else { message.segment.into() };
-        let mut gather = Gather::new(message.parts, 0);
-        let mut parts = Vec::new();
-        let mut is_narrow = false;
-        for start in (0..len).step_by(segment.max(1)) {
-            let len = segment.min(len - start);
-            parts.clear();
-            gather.lend(len, &mut parts);
-            // The frames of the message are counted with its first datagram.
-            let (frames, frame_bytes) =
-                if start == 0 { (staged.frames, staged.frame_bytes) } else { (0, 0) };
-            let range = 0..len;
-            let one = Staged { range, segment: 0, frames, frame_bytes, route: staged.route };
-            let datagram = Message { parts: &parts, segment: 0, ..*message };
-            is_narrow |= self.send_one(&one, &datagram, now);
-        }
-        is_narrow
-    }
-
-    /// Sends a datagram, in pieces if need be; returns whether it was.
-    fn send_one(&mut self, staged: &Staged, datagram: &Message<'_>, now: Instant) -> bool {
-        if self.split(staged, datagram, now) {
-            return true;
-        }
-        let mut sent = self.underlay.send(&[*datagram]);
-        if sent.is_err() && self.heed_reports(now).are_stale() {
-            sent = self.underlay.send(&[*datagram]);
-            self.heed_reports(now);
-        }
-        match sent {
-            Ok(_) => self.count_sent(staged),
-            Err(error) if self.split_refused(&error, staged, datagram, now) => return true,
-            Err(error) => drop(self.count_refused(&error, std::slice::from_ref(staged), now)),
-        }
-        false
     }
 
     /// Sends a datagram that the kernel refused for its length in pieces; false if that was not why,
@@ -194,7 +147,7 @@ impl<U: Underlay> Worker<U> {
         if error.raw_os_error() != Some(libc::EMSGSIZE) {
             return false;
         }
-        let len = staged.range.len();
+        let len = len_of(datagram);
         if len <= self.max_datagram(&staged.route, now) {
             // No report: they need room in the socket's receive buffer.
             let to = staged.route.to.ip();
@@ -208,10 +161,11 @@ impl<U: Underlay> Worker<U> {
     /// takes none.
     fn split(&mut self, staged: &Staged, datagram: &Message<'_>, now: Instant) -> bool {
         let max_datagram = self.max_datagram(&staged.route, now);
-        if staged.range.len() <= max_datagram || !takes_pieces(&staged.route) {
+        let len = len_of(datagram);
+        if len <= max_datagram || !takes_pieces(&staged.route) {
             return false;
         }
-        let mut bytes = vec![0; staged.range.len()];
+        let mut bytes = vec![0; len];
         Gather::new(datagram.parts, 0).copy_to(&mut bytes);
         let Some((header, whole)) = reopen(&bytes, &mut self.frame_ids) else { return false };
         let Some(split) = Split::new(whole.bytes.len(), max_datagram) else { return false };
@@ -220,8 +174,8 @@ impl<U: Underlay> Worker<U> {
             return false;
         }
         self.counters.inc(VifCounter::tx_fragmented);
-        let segment = u16::try_from(split.datagram()).unwrap_or(0);
-        let staged = Staged { range: 0..pieces.len(), segment, ..staged.clone() };
+        let mut staged = staged.clone();
+        staged.datagrams = split.count();
         match self.send_all(pieces.chunks(split.datagram()), datagram) {
             Ok(()) => self.count_sent(&staged),
             Err(error) => drop(self.count_refused(&error, &[staged], now)),
@@ -247,4 +201,9 @@ impl<U: Underlay> Worker<U> {
         }
         Ok(())
     }
+}
+
+/// Length of a message, in bytes.
+fn len_of(message: &Message<'_>) -> usize {
+    message.parts.iter().map(IoVec::len).sum()
 }

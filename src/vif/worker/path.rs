@@ -144,7 +144,7 @@ impl<U: Underlay> Worker<U> {
         message: &Message<'_>,
         now: Instant,
     ) -> bool {
-        let len = message.parts.iter().map(IoVec::len).sum();
+        let len = len_of(message);
         let segment = if message.segment == 0 { len } else { message.segment.into() };
         let mut gather = Gather::new(message.parts, 0);
         let mut parts = Vec::new();
@@ -194,7 +194,7 @@ impl<U: Underlay> Worker<U> {
         if error.raw_os_error() != Some(libc::EMSGSIZE) {
             return false;
         }
-        let len = staged.range.len();
+        let len = len_of(datagram);
         if len <= self.max_datagram(&staged.route, now) {
             // No report: they need room in the socket's receive buffer.
             let to = staged.route.to.ip();
@@ -208,10 +208,11 @@ impl<U: Underlay> Worker<U> {
     /// takes none.
     fn split(&mut self, staged: &Staged, datagram: &Message<'_>, now: Instant) -> bool {
         let max_datagram = self.max_datagram(&staged.route, now);
-        if staged.range.len() <= max_datagram || !takes_pieces(&staged.route) {
+        let len = len_of(datagram);
+        if len <= max_datagram || !takes_pieces(&staged.route) {
             return false;
         }
-        let mut bytes = vec![0; staged.range.len()];
+        let mut bytes = vec![0; len];
         Gather::new(datagram.parts, 0).copy_to(&mut bytes);
         let Some((header, whole)) = reopen(&bytes, &mut self.frame_ids) else { return false };
         let Some(split) = Split::new(whole.bytes.len(), max_datagram) else { return false };
@@ -247,4 +248,9 @@ impl<U: Underlay> Worker<U> {
         }
         Ok(())
     }
+}
+
+/// Length of a message, in bytes.
+fn len_of(message: &Message<'_>) -> usize {
+    message.parts.iter().map(IoVec::len).sum()
 }

@@ -269,6 +269,29 @@ fn assert_grows(net: &Net, guests: &mut [Nic; 2]) {
     });
 }
 
+/// The kernel refuses what is too long before it leaves, so nothing is lost at all.
+#[test]
+fn a_routing_table_that_knows_better_costs_nothing() {
+    for family in [Family::V4, Family::V6] {
+        let what = format!("an MTU in the routing table, {family:?}");
+        let Some(net) = Net::new(&what, family) else { return };
+        let mut guests = net.guests();
+        net.routed.tell_hosts(&net.underlay, NARROW);
+        let [one, two] = &mut guests;
+        for n in 0..10 {
+            assert_eq!(deliver(one, two, n * CHUNK as u32), 1, "at once");
+            assert_eq!(deliver(two, one, n * CHUNK as u32), 1, "at once");
+        }
+        assert_eq!(net.routed.told(family), 0, "nobody had to be told");
+        for host in [0, 1] {
+            let counters = net.counters(host);
+            assert_eq!(counters.get(VifCounter::path_mtu_changes), 1);
+            assert!(counters.get(VifCounter::tx_fragmented) > 0, "the first, already cut");
+            assert_eq!(counters.sum("tx_drop_"), 0, "{counters:?}");
+        }
+    }
+}
+
 /// ICMP errors make a socket poll as long as they are not read.
 #[test]
 fn errors_that_come_back_are_counted_and_keep_nobody_awake() {

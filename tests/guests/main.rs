@@ -13,6 +13,7 @@
 //!
 //! Without root or QEMU, the tests are skipped and say so. One runs at a time.
 
+#[expect(dead_code, reason = "other tests use the rest")]
 #[path = "../support/mod.rs"]
 mod support;
 

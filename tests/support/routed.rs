@@ -52,12 +52,7 @@ impl Routed {
             at.ip(&format!("link set {link} up"));
         }
         let (near_link, other) = (4 * n, 2 - n);
-        near.namespace.ip(&format!(
-            "route add {}/32 via 198.51.100.{} src {}",
-            far.ipv4,
-            near_link + 2,
-            near.ipv4
-        ));
+        near.namespace.ip(&format!("route add {}/32 via 198.51.100.{}", far.ipv4, near_link + 2));
         near.namespace.ip(&format!("-6 route add {}/128 via 2001:db8:f{n}::2", far.ipv6));
         router.ip(&format!("route add {}/32 via 198.51.100.{}", near.ipv4, near_link + 1));
         router.ip(&format!("-6 route add {}/128 via 2001:db8:f{n}::1", near.ipv6));
@@ -68,6 +63,19 @@ impl Routed {
     /// From now on the path takes packets of `mtu` bytes; nobody is told before one is longer.
     pub(crate) fn narrow(&self, mtu: u32) {
         self.routers.iter().for_each(|router| router.ip(&format!("link set mid mtu {mtu}")));
+    }
+
+    /// From now on the hosts themselves know that the path takes packets of `mtu` bytes: it is in their
+    /// routing tables.
+    pub(crate) fn tell_hosts(&self, underlay: &Underlay, mtu: u32) {
+        for n in [0, 1] {
+            let (near, far) = (underlay.host(n), underlay.host(1 - n));
+            let (to, to_v6) = (far.ipv4, far.ipv6);
+            let via = 4 * n + 2;
+            let near = &near.namespace;
+            near.ip(&format!("route replace {to}/32 via 198.51.100.{via} mtu {mtu}"));
+            near.ip(&format!("-6 route replace {to_v6}/128 via 2001:db8:f{n}::2 mtu {mtu}"));
+        }
     }
 
     /// The path is wide again, and the hosts' kernels forget what they were told: after ten minutes

@@ -51,11 +51,14 @@ impl<U: Underlay> Worker<U> {
         now: Instant,
     ) -> Result<Progress, RingError> {
         let mut ring = RingView::new(queue, memory)?;
+        let mut may_hold_more = true;
         for _ in 0..BUDGET {
             let outcome = self.deliver_incoming(&mut ring)?;
-            if outcome != Outcome::All || !self.fill(port, now) {
+            if outcome != Outcome::All || !may_hold_more || !self.fill(port, now) {
                 return Ok(outcome.into());
             }
+            // What comes later wakes the worker anew: the guest need not wait for a look.
+            may_hold_more = self.incoming.was_full();
         }
         self.deliver_incoming(&mut ring).map(Progress::from)
     }

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -35,6 +36,7 @@ pub struct Nic {
     workers: Vec<Mutex<Worker<UdpUnderlay>>>,
     counters: Arc<VifCounters>,
     mtu: u16,
+    busy_poll: Duration,
     /// Bit n: pair n's rings run.
     running: AtomicU64,
     announce: AtomicBool,
@@ -70,11 +72,18 @@ impl Nic {
             workers: workers.into_iter().map(Mutex::new).collect(),
             counters,
             mtu,
+            busy_poll: Duration::ZERO,
             running: AtomicU64::new(0),
             announce: AtomicBool::new(false),
             attention: EventFd::from_flags(flags)?,
             changed: EventFd::from_flags(flags)?,
         })
+    }
+
+    /// Workers look for frames for at most so long before they sleep, while that pays.
+    #[must_use]
+    pub fn with_busy_poll(self, busy_poll: Duration) -> Self {
+        Self { busy_poll, ..self }
     }
 
     /// The vif's counters.
@@ -183,6 +192,15 @@ impl DataPath for Nic {
         let worker = self.worker(pair);
         let descriptor = |port| worker.as_ref().and_then(|w| w.underlay().descriptor(port));
         PORTS.into_iter().filter_map(descriptor).collect()
+    }
+
+    fn busy_poll(&self) -> Duration {
+        self.busy_poll
+    }
+
+    fn looked(&self, _pair: usize, has_paid: bool) {
+        let counter = if has_paid { VifCounter::polls_paid } else { VifCounter::polls_in_vain };
+        self.counters.inc(counter);
     }
 
     fn changed(&self) -> Option<BorrowedFd<'_>> {

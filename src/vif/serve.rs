@@ -56,6 +56,8 @@ pub struct Options {
     pub mtu: Option<u16>,
     /// What happens to frames with a foreign source MAC.
     pub source_mac: SourceMac,
+    /// How long workers look for frames before they sleep; zero for not at all.
+    pub busy_poll: Duration,
 }
 
 /// Why a backend can't start, or ended.
@@ -232,7 +234,8 @@ fn new_nic(options: &Options, registration: Registration, mtu: u16) -> Result<Ni
         Worker::new(place, options.source_mac, counters, underlay)
     };
     let workers = registration.underlays.into_iter().map(worker).collect();
-    Nic::new(workers, Arc::clone(&counters), mtu).map_err(doing("cannot create an eventfd"))
+    let nic = Nic::new(workers, Arc::clone(&counters), mtu);
+    Ok(nic.map_err(doing("cannot create an eventfd"))?.with_busy_poll(options.busy_poll))
 }
 
 fn new_event() -> Result<EventFd, ServeError> {

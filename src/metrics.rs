@@ -125,6 +125,8 @@ counters! {
         rx_drop_malformed = "receive descriptor chains that can't be written to",
         rx_drop_overflow = "messages the kernel dropped because the vif's socket buffer was full: single datagrams, or runs of them that came as one (UDP_GRO)",
         ring_errors = "times a malformed ring was stopped",
+        polls_paid = "times that a thread looked for frames before it slept, and some came (--busy-poll)",
+        polls_in_vain = "the same times that none came",
         guest_connects = "connections of a frontend (QEMU)",
         varpd_connects = "connections to varpd",
     }

@@ -114,7 +114,7 @@ pub fn enable_gro(socket: BorrowedFd<'_>) -> io::Result<()> {
 /// Room for each received message: the largest that UDP can carry, so that none is ever cut.
 const ROOM: usize = 65_536;
 /// Messages received in one system call: as much as stays in a level-2 cache.
-const RECEIVE_BATCH: usize = 16;
+pub const RECEIVE_BATCH: usize = 16;
 /// Room for the control messages of one message.
 const CONTROL_ROOM: usize = 64;
 
@@ -190,6 +190,12 @@ impl ReceiveBatch {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
+    }
+
+    /// Whether there was room for no more: others may wait. A batch that is not full has emptied
+    /// the socket.
+    pub fn is_full(&self) -> bool {
+        self.slots.len() == self.most
     }
 
     /// Forgets all.

@@ -58,6 +58,7 @@ pub(crate) mod memory {
     //! Two underlays back to back, for tests of the data path without sockets.
 
     use super::*;
+    use crate::sys::mmsg::RECEIVE_BATCH;
     use std::collections::VecDeque;
     use std::net::SocketAddr;
 
@@ -82,6 +83,8 @@ pub(crate) mod memory {
         pub(crate) refuse: Option<fn(&Message<'_>) -> Option<i32>>,
         /// How often messages were handed over.
         pub(crate) calls: usize,
+        /// How often something was asked for.
+        pub(crate) asked: usize,
     }
 
     impl Underlay for MemoryUnderlay {
@@ -109,6 +112,7 @@ pub(crate) mod memory {
         }
 
         fn receive(&mut self, port: Port, batch: &mut ReceiveBatch) -> io::Result<()> {
+            self.asked += 1;
             let queue = match port {
                 Port::Own => &mut self.own,
                 Port::Group => &mut self.group,
@@ -117,7 +121,7 @@ pub(crate) mod memory {
             if queue.is_empty() {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
-            for (from, bytes) in queue.drain(..queue.len().min(8)) {
+            for (from, bytes) in queue.drain(..queue.len().min(RECEIVE_BATCH)) {
                 batch.push(from, &bytes, bytes.len());
             }
             Ok(())

@@ -9,16 +9,21 @@
 //! Locks, in this order: a pair's state, then its two rings. The control thread takes only one of
 //! them at a time, so when it has taken the pair's, no batch is under way.
 
+mod pace;
+mod polling;
+
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use vhost_user_backend::VringEpollHandler;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use self::polling::Polling;
 use super::dirty::{Log, LogError};
 use super::logging::LoggedMemory;
 use super::vring::{MemoryGuard, Ring, SharedMemory, Vring};
@@ -92,6 +97,14 @@ pub trait DataPath: Send + Sync + 'static {
     /// connection lasts.
     fn descriptors(&self, pair: usize) -> Vec<RawFd>;
 
+    /// How long workers look for frames before they sleep, while that pays; zero for not at all.
+    fn busy_poll(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// The worker of `pair` has looked for frames before it slept, and some came or none did.
+    fn looked(&self, _pair: usize, _has_paid: bool) {}
+
     /// Readable when the descriptors are no longer those that were told: the connection is ended, so
     /// that the frontend makes a new one. Whoever ends it resets the event by reading it.
     fn changed(&self) -> Option<BorrowedFd<'_>> {
@@ -149,6 +162,7 @@ struct Pair {
     index: usize,
     descriptors: Vec<RawFd>,
     again: EventFd,
+    polling: Option<Polling>,
     state: Mutex<PairState>,
 }
 
@@ -192,7 +206,8 @@ impl Device {
                 return Err(io::Error::other("too many descriptors to wait on"));
             }
             let again = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-            Ok(Arc::new(Pair { index, descriptors, again, state: Mutex::default() }))
+            let polling = Polling::new(data_path.busy_poll());
+            Ok(Arc::new(Pair { index, descriptors, again, polling, state: Mutex::default() }))
         });
         let pairs = pairs.collect::<io::Result<_>>()?;
         let exits = (0..count).map(|_| LentEvent::new()).collect::<io::Result<_>>()?;
@@ -310,6 +325,15 @@ impl Device {
     /// Handles an event of the worker of pair `index`.
     pub(super) fn wake(&self, event: u16, vrings: &[Vring], index: usize) {
         let (Some(pair), [rx, tx]) = (self.pairs.get(index), vrings) else { return };
+        match &pair.polling {
+            None => self.turn(pair, event, rx, tx),
+            Some(polling) => self.wake_and_look(pair, polling, event, [rx, tx]),
+        }
+    }
+
+    /// One turn of a worker: what an event is about, for a bounded number of frames.
+    fn turn(&self, pair: &Arc<Pair>, event: u16, rx: &Vring, tx: &Vring) {
+        let index = pair.index;
         let mut state = pair.state();
         if !state.watched {
             state.watched = true;
@@ -425,6 +449,7 @@ impl Device {
     fn stop(&self, pair: &Pair, state: &mut PairState) {
         if state.running {
             state.running = false;
+            pair.polling.iter().for_each(Polling::interrupt);
             (state.transmit_again, state.receive_again) = (false, false);
             self.set_polled(pair, state, 0);
             self.set_again(pair, state, false);

@@ -8,6 +8,8 @@
 //!
 //! [`Ring`] is the exclusive loan of one virtqueue to the data path for one wake-up.
 
+mod watch;
+
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -24,6 +26,7 @@ use vm_memory::{
     GuestMemoryMmap,
 };
 
+pub(super) use self::watch::Watch;
 use super::dirty::DirtyBitmap;
 use crate::quiet::Quiet;
 use crate::sys::clock;

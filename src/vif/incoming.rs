@@ -103,6 +103,11 @@ impl Incoming {
         }
     }
 
+    /// Whether the last batch was full, so that the socket may hold more.
+    pub fn was_full(&self) -> bool {
+        self.batch.is_full()
+    }
+
     /// The kernel's count of datagrams lost for want of room, if this batch brought news of it.
     pub fn take_overflow(&mut self) -> Option<u32> {
         self.batch.overflow.take()

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -51,6 +52,7 @@ pub struct Nic {
     alarms: Vec<Option<Mutex<Alarm>>>,
     counters: Arc<VifCounters>,
     mtu: u16,
+    busy_poll: Duration,
     /// Bit n: pair n's rings run.
     running: AtomicU64,
     announce: AtomicBool,
@@ -91,11 +93,18 @@ impl Nic {
             workers: workers.into_iter().map(Mutex::new).collect(),
             counters,
             mtu,
+            busy_poll: Duration::ZERO,
             running: AtomicU64::new(0),
             announce: AtomicBool::new(false),
             attention: EventFd::from_flags(flags)?,
             changed: EventFd::from_flags(flags)?,
         })
+    }
+
+    /// Workers look for frames for at most so long before they sleep, while that pays.
+    #[must_use]
+    pub fn with_busy_poll(self, busy_poll: Duration) -> Self {
+        Self { busy_poll, ..self }
     }
 
     /// The vif's counters.
@@ -258,6 +267,15 @@ impl DataPath for Nic {
     fn descriptors(&self, pair: usize) -> Vec<RawFd> {
         let Some(worker) = self.worker(pair) else { return Vec::new() };
         self.sources(pair, &worker).map(|(_, descriptor)| descriptor).collect()
+    }
+
+    fn busy_poll(&self) -> Duration {
+        self.busy_poll
+    }
+
+    fn looked(&self, _pair: usize, has_paid: bool) {
+        let counter = if has_paid { VifCounter::polls_paid } else { VifCounter::polls_in_vain };
+        self.counters.inc(counter);
     }
 
     fn changed(&self) -> Option<BorrowedFd<'_>> {

@@ -64,6 +64,8 @@ pub struct Options {
     pub sandbox: bool,
     /// Rate limits.
     pub limits: Limits,
+    /// How long workers look for frames before they sleep; zero for not at all.
+    pub busy_poll: Duration,
 }
 
 /// Why a backend can't start, or ended.
@@ -275,7 +277,8 @@ fn new_nic(
         worker
     };
     let workers = (0_u32..).zip(registration.underlays).map(worker).collect();
-    Nic::new(workers, Arc::clone(&counters), mtu).map_err(doing("cannot create a descriptor"))
+    let nic = Nic::new(workers, Arc::clone(&counters), mtu);
+    Ok(nic.map_err(doing("cannot create a descriptor"))?.with_busy_poll(options.busy_poll))
 }
 
 fn new_event() -> Result<EventFd, ServeError> {

@@ -54,9 +54,10 @@ impl<U: Underlay> Worker<U> {
         now: Instant,
     ) -> Result<Progress, RingError> {
         let mut ring = RingView::new(queue, memory)?;
+        let mut may_hold_more = true;
         for turn in 0..BUDGET {
             let outcome = self.deliver_incoming(&mut ring, now)?;
-            if outcome != Outcome::All {
+            if outcome != Outcome::All || !may_hold_more {
                 return Ok(outcome.into());
             }
             if !self.fill(port, now) {
@@ -66,6 +67,8 @@ impl<U: Underlay> Worker<U> {
                 }
                 return Ok(outcome.into());
             }
+            // What comes later wakes the worker anew: the guest need not wait for a look.
+            may_hold_more = self.incoming.was_full();
         }
         self.deliver_incoming(&mut ring, now).map(Progress::from)
     }

@@ -1,10 +1,11 @@
 //! The underlay as the data path sees it: batches of messages out, batches in.
 //!
-//! A queue pair of a vif has one [`Underlay`] of its own. It holds two sockets that varpd opened:
-//! the vif's own (its address is the vif's care-of address; everything is sent from it) and that of
-//! the group, filtered by vnet id.
+//! A queue pair of a vif has one [`Underlay`] of its own. It holds sockets that varpd opened: the
+//! vif's own (its address is the vif's care-of address), for the first pair that of the group,
+//! filtered by vnet id, and if there are several pairs one to send from (see [`steering`]).
 
 pub mod sockets;
+pub mod steering;
 pub mod udp;
 
 use std::io;

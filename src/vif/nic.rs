@@ -50,6 +50,8 @@ pub struct Nic {
     mtu: u16,
     /// Bit n: pair n's rings run.
     running: AtomicU64,
+    /// The pairs that the kernel chooses from.
+    steered: Mutex<u64>,
     announce: AtomicBool,
     /// Wakes the link when a flag above changes or a worker has questions.
     attention: EventFd,
@@ -89,6 +91,7 @@ impl Nic {
             counters,
             mtu,
             running: AtomicU64::new(0),
+            steered: Mutex::new(0),
             announce: AtomicBool::new(false),
             attention: EventFd::from_flags(flags)?,
             changed: EventFd::from_flags(flags)?,
@@ -182,16 +185,18 @@ impl Nic {
         self.running.load(Ordering::Acquire) != 0
     }
 
-    /// Duplicates of the sockets of all queue pairs, group socket first, as varpd gave them.
+    /// Duplicates of the sockets of all queue pairs as varpd gave them: the group socket first, then
+    /// those that receive, then those that only send.
     ///
     /// # Errors
     /// No descriptors left.
     pub fn sockets(&self) -> io::Result<Vec<OwnedFd>> {
         let duplicate = |socket: BorrowedFd<'_>| socket.try_clone_to_owned();
-        let of_worker = |worker: Lent<'_>| -> Vec<io::Result<OwnedFd>> {
+        let receiving = |worker: Lent<'_>| -> Vec<io::Result<OwnedFd>> {
             worker.underlay().sockets().map(duplicate).collect()
         };
-        self.workers().flat_map(of_worker).collect()
+        let sending = |worker: Lent<'_>| worker.underlay().sender().map(duplicate);
+        self.workers().flat_map(receiving).chain(self.workers().filter_map(sending)).collect()
     }
 
     /// Frames that wait for credit shall not wait for long: the sockets get room for few. varpd gives
@@ -205,6 +210,23 @@ impl Nic {
         }
     }
 
+    /// Lets datagrams come to the pairs that run. When none does they wait where they are.
+    fn steer(&self) {
+        if self.workers.len() == 1 {
+            return;
+        }
+        let mut steered = self.steered.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.running.load(Ordering::Acquire);
+        if running == 0 || running == *steered {
+            return;
+        }
+        *steered = running;
+        let done = self.worker(0).map_or(Ok(()), |worker| worker.underlay().steer(running));
+        if let Err(error) = done {
+            log::warn!("frames are spread over all queue pairs, whether they run or not: {error}");
+        }
+    }
+
     /// Other sockets for the same vif: its care-of address has changed. The frontend is made to
     /// connect anew.
     pub fn replace_underlays(&self, underlays: Vec<UdpUnderlay>, place: Place) {
@@ -212,6 +234,7 @@ impl Nic {
             worker.replace_underlay(underlay, place);
         }
         self.bound_receive_buffers();
+        *self.steered.lock().unwrap_or_else(PoisonError::into_inner) = 0;
         // Fails only when the counter is full: then it is signalled already.
         let _ = self.changed.write(1);
     }
@@ -308,6 +331,7 @@ impl DataPath for Nic {
         } else {
             self.running.fetch_and(!bit, Ordering::AcqRel);
         }
+        self.steer();
         self.call_for_attention();
     }
 

@@ -20,6 +20,7 @@
 mod abuse;
 #[path = "../support/driver.rs"]
 mod driver;
+mod flows;
 mod idle;
 mod injection;
 mod lan;

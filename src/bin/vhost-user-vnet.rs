@@ -45,6 +45,7 @@ fn options(arguments: Backend) -> Result<Options, String> {
         queue_pairs: arguments.queue_pairs,
         mtu: arguments.mtu,
         source_mac: arguments.source_mac,
+        sandbox: !arguments.no_sandbox,
     })
 }
 

@@ -97,6 +97,11 @@ pub struct Backend {
     #[arg(long)]
     pub print_capabilities: bool,
 
+    /// Keep all rights of the user who starts it, for debugging. Never with guests that you don't
+    /// trust.
+    #[arg(long)]
+    pub no_sandbox: bool,
+
     /// Log more; twice for every message exchanged with QEMU. RUST_LOG overrides it.
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use socket2::SockRef;
 
 use super::{Port, Underlay, steering};
+use crate::sys::error_queue::{self, Report};
 use crate::sys::mmsg::{self, Message, ReceiveBatch};
 use crate::sys::sockopt;
 
@@ -26,6 +27,9 @@ impl UdpUnderlay {
             if let Err(error) = mmsg::enable_gro(socket.as_fd()) {
                 log::info!("the kernel hands over datagrams one by one: no UDP_GRO ({error})");
             }
+        }
+        if let Err(error) = error_queue::enable(sender.as_ref().unwrap_or(&own).as_fd()) {
+            log::warn!("path MTUs are not learnt: the kernel does not report errors ({error})");
         }
         Self { own, group, sender }
     }
@@ -93,6 +97,16 @@ impl Underlay for UdpUnderlay {
             Some(socket) => batch.receive(socket),
             None => Err(io::ErrorKind::WouldBlock.into()),
         }
+    }
+
+    fn take_report(&mut self) -> Option<Report> {
+        let Some(sender) = &self.sender else { return error_queue::take(self.own.as_fd()) };
+        let report = error_queue::take(sender.as_fd());
+        if report.is_none() {
+            // Nobody receives here, who would be told of an error that did not fit the queue.
+            let _ = SockRef::from(sender).take_error();
+        }
+        report
     }
 
     fn descriptor(&self, port: Port) -> Option<RawFd> {

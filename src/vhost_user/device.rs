@@ -15,11 +15,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use vhost_user_backend::VringEpollHandler;
-use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::dirty::{Log, LogError};
+use super::logging::LoggedMemory;
 use super::vring::{MemoryGuard, Ring, SharedMemory, Vring};
 use crate::quiet::Quiet;
 use crate::sys::clock;
@@ -132,7 +133,9 @@ type Poller = VringEpollHandler<Arc<Device>>;
 pub struct Device {
     this: Weak<Self>,
     data_path: Arc<dyn DataPath>,
-    memory: SharedMemory,
+    memory: LoggedMemory,
+    /// What the data path was told last.
+    features: Mutex<Option<u64>>,
     /// Counts memory tables, so that a worker notices that its rings must be checked again.
     generation: AtomicU64,
     pairs: Vec<Arc<Pair>>,
@@ -196,7 +199,8 @@ impl Device {
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),
             data_path,
-            memory,
+            memory: LoggedMemory::new(memory),
+            features: Mutex::new(None),
             generation: AtomicU64::new(1),
             pairs,
             exits,
@@ -233,8 +237,41 @@ impl Device {
 
     /// A new memory table is in force: rings are checked again, and no batch uses the old one any
     /// more when this returns.
-    pub(super) fn memory_changed(&self) {
+    ///
+    /// # Errors
+    /// The log, which is in use, is too short for it.
+    pub(super) fn memory_changed(&self) -> Result<(), LogError> {
         self.generation.fetch_add(1, Ordering::AcqRel);
+        let settled = self.memory.table_changed();
+        self.await_batches();
+        settled
+    }
+
+    /// Writes into guest memory are told to `log` if the features say so; none goes elsewhere any
+    /// more when this returns.
+    ///
+    /// # Errors
+    /// The log is too short for the guest's memory.
+    pub(super) fn set_log(&self, log: Log) -> Result<(), LogError> {
+        self.memory.set_log(log)?;
+        self.await_batches();
+        Ok(())
+    }
+
+    /// The frontend set the features, of which `ours` are the data path's business. A frontend that
+    /// begins or ends a migration changes only whether writes are logged: frames pass meanwhile.
+    pub(super) fn features_set(&self, features: u64, ours: u64) {
+        if self.memory.set_features(features) {
+            self.await_batches();
+        }
+        let mut known = self.features.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.replace(ours) != Some(ours) {
+            self.data_path.set_features(ours);
+        }
+    }
+
+    /// Waits until all batches that are under way are done.
+    fn await_batches(&self) {
         for pair in &self.pairs {
             drop(pair.state());
         }

@@ -9,11 +9,14 @@
 //! | [`filter`] | pure: the dialect of frontends, turned into what the crate understands |
 //! | [`device`] | the device of a connection, and the wake-ups of the [`device::DataPath`] |
 //! | [`vring`] | a virtqueue as the control side keeps it and as the data path is lent it |
+//! | [`dirty`], [`logging`] | pages written to are told to a frontend that migrates the guest |
 
 pub mod attach;
 mod backend;
 pub mod channel;
 pub mod connection;
 pub mod device;
+pub mod dirty;
 pub mod filter;
+pub mod logging;
 pub mod vring;

@@ -24,11 +24,12 @@ use vm_memory::{
     GuestMemoryMmap,
 };
 
+use super::dirty::DirtyBitmap;
 use crate::quiet::Quiet;
 use crate::sys::clock;
 
-/// How guest memory is mapped. The one place that names the dirty bitmap's type.
-pub type GuestMemory = GuestMemoryMmap<()>;
+/// How guest memory is mapped.
+pub type GuestMemory = GuestMemoryMmap<DirtyBitmap>;
 /// The guest memory of a connection; replaced as a whole when the frontend sends a new table.
 pub type SharedMemory = GuestMemoryAtomic<GuestMemory>;
 /// Guest memory as it was when the guard was taken; mapped for as long as the guard lives.

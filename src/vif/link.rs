@@ -12,8 +12,9 @@ use crate::wire::control::{Event, Request};
 use crate::wire::{Capabilities, Stamp, VifKey};
 
 /// What this backend's receivers understand beyond plain frames.
-pub const CAPABILITIES: Capabilities =
-    Capabilities(Capabilities::PARTIAL_CHECKSUM.0 | Capabilities::BUNDLE.0);
+pub const CAPABILITIES: Capabilities = Capabilities(
+    Capabilities::PARTIAL_CHECKSUM.0 | Capabilities::BUNDLE.0 | Capabilities::FRAGMENT.0,
+);
 
 /// First wait before a lost varpd is called again; doubled up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(20);

@@ -6,13 +6,14 @@
 //! ever waits for another queue pair.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+use virtio_queue::QueueT;
 
 use super::alarm::Alarm;
 use super::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
@@ -30,10 +31,14 @@ use crate::vhost_user::device::{DataPath, Interest, Rings, Wake};
 /// The ports a worker polls, in the order of its descriptors.
 const PORTS: [Port; 2] = [Port::Own, Port::Group];
 
+/// The queue pair that says that the guest has arrived: all guests use the first.
+const ANNOUNCING_PAIR: usize = 0;
 /// What a descriptor of a worker stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Port(Port),
+    /// The kernel says what became of datagrams.
+    Reports,
     /// Frames that were held back may pass.
     Alarm,
 }
@@ -150,7 +155,7 @@ impl Nic {
         Some(alarm.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What a worker waits on, in the order of its descriptors: sockets, then the alarm.
+    /// What a worker waits on, in the order of its descriptors: ports, then what is never left alone.
     fn sources(
         &self,
         pair: usize,
@@ -158,7 +163,8 @@ impl Nic {
     ) -> impl Iterator<Item = (Source, RawFd)> {
         let port = |port| Some((Source::Port(port), worker.underlay().descriptor(port)?));
         let alarm = self.alarm(pair).map(|alarm| (Source::Alarm, alarm.descriptor()));
-        PORTS.map(port).into_iter().flatten().chain(alarm)
+        let sender = worker.underlay().sender().map(|fd| (Source::Reports, fd.as_raw_fd()));
+        PORTS.map(port).into_iter().flatten().chain(sender).chain(alarm)
     }
 
     fn turn(&self, pair: usize, worker: &Lent<'_>, wake: Wake, now: Instant) -> Turn {
@@ -169,13 +175,14 @@ impl Nic {
         };
         let source = self.sources(pair, worker).nth(index);
         match source {
-            Some((Source::Port(port), _)) => Turn { transmits: false, ports: [Some(port), None] },
+            Some((Source::Port(port), _)) => Turn { ports: [Some(port), None], ..Turn::default() },
             Some((Source::Alarm, _)) => {
                 let ports = self.alarm(pair).map(|mut alarm| alarm.ring().map(Some));
                 let ports = ports.filter(|_| worker.throttle().is_due(Direction::In, now));
                 let transmits = worker.throttle().is_due(Direction::Out, now);
-                Turn { transmits, ports: ports.unwrap_or_default() }
+                Turn { transmits, ports: ports.unwrap_or_default(), ..Turn::default() }
             }
+            Some((Source::Reports, _)) => Turn { heeds_reports: true, ..Turn::default() },
             None => Turn::default(),
         }
     }
@@ -246,6 +253,7 @@ struct Turn {
     transmits: bool,
     /// In this order.
     ports: [Option<Port>; 2],
+    heeds_reports: bool,
 }
 
 /// Runs a step of a worker on one of its rings; a broken ring is stopped, not the worker.
@@ -289,6 +297,12 @@ impl DataPath for Nic {
         let now = clock::mono();
         let Rings { rx, tx, memory } = rings;
         let (mut transmit_again, mut receive_again) = (false, false);
+        if worker.arrival().is_unsettled() {
+            let indices = [&*rx, &*tx].map(|ring| ring.queue().next_avail());
+            worker.arrival().settle(indices, now);
+            worker.announce_arrival(now);
+            self.call_for_attention();
+        }
         let turn = self.turn(pair, &worker, wake, now);
         if turn.transmits {
             let step = worker.transmit(tx.queue_mut(), memory, now);
@@ -305,6 +319,9 @@ impl DataPath for Nic {
         for port in turn.ports.into_iter().flatten() {
             let step = worker.receive(port, rx.queue_mut(), memory, now);
             receive_again |= on_ring!(rx, memory, step) == Some(Progress::More);
+        }
+        if turn.heeds_reports {
+            worker.handle_reports(now);
         }
         if worker.wants_attention() {
             self.call_for_attention();
@@ -324,6 +341,9 @@ impl DataPath for Nic {
     fn set_running(&self, pair: usize, running: bool) {
         if let Some(mut worker) = self.worker(pair) {
             worker.set_running(running, clock::mono());
+            if running && pair == ANNOUNCING_PAIR {
+                worker.arrival().rings_started();
+            }
         }
         let bit = 1_u64.checked_shl(u32::try_from(pair).unwrap_or(u32::MAX)).unwrap_or(0);
         if running {
@@ -351,6 +371,10 @@ impl DataPath for Nic {
     }
 
     fn announce(&self) {
+        if let Some(mut worker) = self.worker(ANNOUNCING_PAIR) {
+            let is_running = self.running.load(Ordering::Acquire) & (1 << ANNOUNCING_PAIR) != 0;
+            worker.arrival().told(is_running, clock::mono());
+        }
         self.announce.store(true, Ordering::Release);
         self.call_for_attention();
     }
@@ -361,6 +385,8 @@ impl DataPath for Nic {
 
     fn frontend_connected(&self) {
         self.counters.inc(VifCounter::guest_connects);
+        let now = clock::mono();
+        self.workers().for_each(|mut worker| worker.frontend_connected(now));
     }
 
     fn frontend_disconnected(&self) {

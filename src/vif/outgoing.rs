@@ -1,7 +1,7 @@
 //! Frames become datagrams: staged in one buffer, and given to the kernel in as few messages as
 //! will do.
 //!
-//! A frame goes one of three ways, told by what the guest asked for and what stands beside it in
+//! A frame goes one of four ways, told by what the guest asked for and what stands beside it in
 //! the batch. Order among frames to one place is kept: a message is closed as soon as the next
 //! frame does not continue it, and no frame waits for another to come.
 //!
@@ -10,9 +10,12 @@
 //! | segments | a large one that the guest wants cut | its segments, a datagram each |
 //! | bundle | small ones to one place, side by side | datagrams full of them (flag B) |
 //! | single | others; runs of one length to one place share a message | a datagram each |
+//! | [`pieces`] | one that is longer than the path and can't be cut | a datagram per piece (flag F) |
 //!
 //! The buffer is filled straight from guest memory and reused for each batch, so it stays in the
 //! level-2 cache: the copy is also where checksums are completed.
+
+pub mod pieces;
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -145,18 +148,27 @@ pub struct Stager {
     staged: Vec<Staged>,
     /// The next segment of the frame at the front, if some of it are staged already.
     segment: usize,
+    /// A frame that is about to leave in pieces.
+    scratch: Vec<u8>,
 }
 
 impl Stager {
     /// For frames of one vnet.
     pub fn new(vnet: VnetId) -> Self {
-        Self { vnet, buffer: vec![0; ROOM], used: 0, staged: Vec::new(), segment: 0 }
+        Self { vnet, buffer: vec![0; ROOM], ..Self::empty() }
     }
 
     /// Stands in while another is lent; has room for nothing.
     pub const fn empty() -> Self {
         let vnet = VnetId::PHYSICAL;
-        Self { vnet, buffer: Vec::new(), used: 0, staged: Vec::new(), segment: 0 }
+        Self {
+            vnet,
+            buffer: Vec::new(),
+            used: 0,
+            staged: Vec::new(),
+            segment: 0,
+            scratch: Vec::new(),
+        }
     }
 
     /// What is ready to be sent.

@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use super::link::{CAPABILITIES, Link};
 use super::nic::Nic;
+use super::outgoing::pieces::FrameIds;
 use super::rx::Receiver;
 use super::throttle::{Limits, Throttle};
 use super::tx::SourceMac;
@@ -24,6 +25,8 @@ use crate::metrics::VifCounters;
 use crate::sys::clock;
 use crate::sys::event::{Interest, Poller};
 use crate::sys::mmsg::MAX_MESSAGE_LEN;
+use crate::sys::process;
+use crate::sys::sandbox::{Confinement, Profile, Reach, SandboxError};
 use crate::sys::seqpacket::Connection;
 use crate::sys::signal::Termination;
 use crate::time::Instant;
@@ -58,6 +61,8 @@ pub struct Options {
     pub mtu: Option<u16>,
     /// What happens to frames with a foreign source MAC.
     pub source_mac: SourceMac,
+    /// Whether the process gives up what it does not need once it has started.
+    pub sandbox: bool,
     /// Rate limits.
     pub limits: Limits,
 }
@@ -93,6 +98,9 @@ pub enum ServeError {
     /// The frontend's socket.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// The process can't be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The system refused something.
     #[error("{0}: {1}")]
     System(&'static str, #[source] io::Error),
@@ -130,11 +138,16 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let mtu = guest_mtu(options.mtu, &registration)?;
     let coa = registration.coa;
     let nic = Arc::new(new_nic(&options, registration, mtu, &throttle)?);
+    let confinement = options.sandbox.then(|| confinement(&options.attach));
     let endpoint = Endpoint::open(options.attach)?;
     // Not before: who can't start says why, and nothing else.
     log::info!("vif {} at {coa}, MTU {mtu}", options.key);
     if options.limits != Limits::default() {
         log::info!("limits: {}", options.limits);
+    }
+    match confinement {
+        Some(confinement) => confinement.enter()?,
+        None => log::warn!("--no-sandbox: a guest that takes over this process has all its rights"),
     }
     let frontend = Frontend::start(endpoint, Arc::clone(&nic))?;
     let mut serving = Serving {
@@ -151,6 +164,15 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     };
     let result = serving.run(&termination, &frontend);
     frontend.stop().and(result)
+}
+
+/// What is left to this process: it removes the socket that it listens on when it ends.
+fn confinement(attach: &Attach) -> Confinement {
+    let files = match attach {
+        Attach::Listen { path, .. } => vec![Reach::remove_socket(path)],
+        Attach::Connect { .. } | Attach::Fd(_) => Vec::new(),
+    };
+    Confinement { profile: Profile::Backend, files, capabilities: Vec::new() }
 }
 
 fn connect(path: &std::path::Path) -> Result<Connection, ServeError> {
@@ -246,11 +268,17 @@ fn new_nic(
 ) -> Result<Nic, ServeError> {
     let counters = Arc::new(VifCounters::default());
     let place = place(options.key, &registration);
-    let worker = |underlay| {
+    // Others may still hold pieces of a backend that was at this address before.
+    let [a, b, c, d, ..] = process::random().map_err(doing("no random numbers"))?;
+    let first_id = u32::from_ne_bytes([a, b, c, d]);
+    let worker = |(pair, underlay): (u32, UdpUnderlay)| {
         let counters = Arc::clone(&counters);
-        Worker::new(place, options.source_mac, counters, underlay).with_throttle(throttle.clone())
+        let mut worker = Worker::new(place, options.source_mac, counters, underlay)
+            .with_throttle(throttle.clone());
+        worker.set_frame_ids(FrameIds::from(first_id.wrapping_add(pair << 28)));
+        worker
     };
-    let workers = registration.underlays.into_iter().map(worker).collect();
+    let workers = (0_u32..).zip(registration.underlays).map(worker).collect();
     Nic::new(workers, Arc::clone(&counters), mtu).map_err(doing("cannot create a descriptor"))
 }
 

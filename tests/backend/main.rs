@@ -18,6 +18,7 @@
 
 #[path = "../support/abuse.rs"]
 mod abuse;
+mod confined;
 #[path = "../support/driver.rs"]
 mod driver;
 mod flows;
@@ -26,8 +27,10 @@ mod injection;
 mod lan;
 mod launch;
 mod limits;
+mod migration;
 mod moves;
 mod nic;
+mod paths;
 mod queues;
 mod resolution;
 mod restarts;

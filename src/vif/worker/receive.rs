@@ -54,9 +54,16 @@ impl<U: Underlay> Worker<U> {
         now: Instant,
     ) -> Result<Progress, RingError> {
         let mut ring = RingView::new(queue, memory)?;
-        for _ in 0..BUDGET {
+        for turn in 0..BUDGET {
             let outcome = self.deliver_incoming(&mut ring, now)?;
-            if outcome != Outcome::All || !self.fill(port, now) {
+            if outcome != Outcome::All {
+                return Ok(outcome.into());
+            }
+            if !self.fill(port, now) {
+                // Woken for nothing to read: reports make a socket poll, too, until they are read.
+                if turn == 0 {
+                    self.heed_reports(now);
+                }
                 return Ok(outcome.into());
             }
         }
@@ -103,8 +110,8 @@ impl<U: Underlay> Worker<U> {
     /// Reads the next batch from a socket; false when nothing waits.
     pub(super) fn fill(&mut self, port: Port, now: Instant) -> bool {
         let Self { incoming, underlay, place, counters, .. } = self;
-        if let Err(error) = incoming.fill(port, underlay, &place.receiver, counters) {
-            if error.kind() != io::ErrorKind::WouldBlock {
+        if let Err(error) = incoming.fill(port, underlay, &place.receiver, counters, now) {
+            if error.kind() != io::ErrorKind::WouldBlock && self.heed_reports(now).is_empty() {
                 self.complain("cannot receive from the underlay", &error, now);
             }
             return false;

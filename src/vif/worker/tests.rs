@@ -4,6 +4,8 @@ mod limits;
 
 use std::mem;
 
+mod paths;
+
 use super::receive::ATTEMPTS;
 use super::*;
 use crate::offload::bundle::Entries;

@@ -18,15 +18,14 @@ use crate::vif::guest::{self, MODERN_HEADER_LEN, TransmitFrame};
 use crate::vif::outgoing::{AddressBytes, Batch, Outgoing, Route, Staged, Stager, Step};
 use crate::vif::ring::RingView;
 use crate::vif::throttle::{Allowance, Direction};
-use crate::vif::too_big;
 use crate::vif::tx::{self, SourceMac, Verdict};
 use crate::wire::{Capabilities, CareOf, encap, frame};
 
 /// Frames of one batch at most, and bytes after which it is large enough.
 const BATCH_FRAMES: usize = 256;
 const BATCH_BYTES: usize = 256 << 10;
-/// Answers to the guest that wait at most; more say nothing new.
-const MAX_ANSWERS: usize = 16;
+/// Times in one flush that an error of an earlier datagram is taken for that, and the call made again.
+const MAX_STALE: usize = 64;
 /// Longest frame that is looked into for an announcement of its sender, in bytes.
 const ANNOUNCEMENT_LEN: usize = 128;
 
@@ -113,13 +112,13 @@ impl<U: Underlay> Worker<U> {
         }
         let (start, len) = (frame.pieces.start, frame.len);
         let outgoing = match judged.verdict {
-            Verdict::Unicast(coa) => self.prepare(frame, judged.addresses, to_vif(coa), batch),
+            Verdict::Unicast(coa) => self.prepare(frame, judged.addresses, to_vif(coa), batch, now),
             Verdict::Group if !self.throttle.admits_group(len, now) => {
                 Err(VifCounter::tx_drop_group_rate)
             }
             Verdict::Group => {
                 self.look_for_announcement(&frame, batch);
-                self.prepare(frame, judged.addresses, self.to_group(), batch)
+                self.prepare(frame, judged.addresses, self.to_group(), batch, now)
             }
             Verdict::Wait(mac) => {
                 let parked = parked(&frame, judged.addresses, batch);
@@ -155,9 +154,10 @@ impl<U: Underlay> Worker<U> {
         addresses: AddressBytes,
         route: Route,
         batch: &mut Batch<'_>,
+        now: Instant,
     ) -> Result<Outgoing, VifCounter> {
         let TransmitFrame { header, len, pieces, skip, .. } = frame;
-        let fits = encap::LEN + len <= self.place.max_datagram;
+        let fits = encap::LEN + len <= self.max_datagram(&route, now);
         let mut outgoing =
             Outgoing { route, addresses, request: Request::Plain, len, pieces, skip, lead: None };
         let [flags, gso_type, ..] = header;
@@ -200,7 +200,7 @@ impl<U: Underlay> Worker<U> {
             let pieces = at..at + 1;
             let (header, ethernet, len) = (*header, *ethernet, frame.len());
             let parked = TransmitFrame { header, ethernet, len, pieces, skip: header.len() };
-            match self.prepare(parked, *addresses, to_vif(coa), &mut batch) {
+            match self.prepare(parked, *addresses, to_vif(coa), &mut batch, now) {
                 Ok(frame) => batch.frames.push(frame),
                 Err(counter) => self.counters.inc(counter),
             }
@@ -211,8 +211,9 @@ impl<U: Underlay> Worker<U> {
     /// Sends a batch in order.
     fn send(&mut self, batch: &Batch<'_>, now: Instant) {
         let mut at = 0;
-        while at < batch.frames.len() {
-            match self.stager.stage(batch, at, self.place.max_datagram) {
+        while let Some(frame) = batch.frames.get(at) {
+            let max_datagram = self.max_datagram(&frame.route, now);
+            match self.stager.stage(batch, at, max_datagram) {
                 Step::Done(count) => at += count,
                 Step::Full if !self.stager.staged().is_empty() => self.flush(now),
                 // Larger than the empty buffer.
@@ -220,11 +221,12 @@ impl<U: Underlay> Worker<U> {
                     self.counters.inc(VifCounter::tx_drop_too_big);
                     at += 1;
                 }
+                Step::Refused(VifCounter::tx_drop_too_big) => {
+                    self.send_too_long(batch, at, now);
+                    at += 1;
+                }
                 Step::Refused(counter) => {
                     self.counters.inc(counter);
-                    if counter == VifCounter::tx_drop_too_big {
-                        self.answer_too_big(batch, at);
-                    }
                     at += 1;
                 }
             }
@@ -232,20 +234,8 @@ impl<U: Underlay> Worker<U> {
         self.flush(now);
     }
 
-    /// Tells the guest, as a router would, what does fit.
-    fn answer_too_big(&mut self, batch: &Batch<'_>, at: usize) {
-        let Some(frame) = batch.frames.get(at) else { return };
-        let max_frame = self.place.max_datagram.saturating_sub(encap::LEN);
-        let answer = batch.lead(frame).and_then(|lead| too_big::answer(lead, max_frame));
-        if let Some(answer) = answer
-            && self.answers.len() < MAX_ANSWERS
-        {
-            self.answers.push(answer);
-        }
-    }
-
     /// Sends what is staged. What the kernel refuses is counted by reason and the next one tried.
-    fn flush(&mut self, now: Instant) {
+    pub(super) fn flush(&mut self, now: Instant) {
         let stager = mem::replace(&mut self.stager, Stager::empty());
         for batch in stager.staged().chunks(BATCH) {
             let mut parts = [const { IoVec::EMPTY }; BATCH];
@@ -264,21 +254,26 @@ impl<U: Underlay> Worker<U> {
     }
 
     fn send_messages(&mut self, mut staged: &[Staged], mut messages: &[Message<'_>], now: Instant) {
-        while let [first, ..] = messages {
+        let mut stale = 0;
+        while let ([first, ..], [first_staged, ..]) = (messages, staged) {
             let settled = match self.underlay.send(messages) {
                 Ok(count) => {
                     staged.iter().take(count).for_each(|staged| self.count_sent(staged));
                     count
                 }
+                Err(_) if stale < MAX_STALE && self.heed_reports(now).are_stale() => {
+                    stale += 1;
+                    continue;
+                }
                 Err(error) if first.segment != 0 && is_segmentation_refused(&error) => {
-                    self.complain(
-                        "the kernel refuses UDP_SEGMENT; sending one by one",
-                        &error,
-                        now,
-                    );
-                    self.send_one_by_one(staged.first(), first, now);
+                    let is_narrow = self.send_one_by_one(first_staged, first, now);
+                    if !is_narrow {
+                        let what = "the kernel refuses UDP_SEGMENT; sending one by one";
+                        self.complain(what, &error, now);
+                    }
                     1
                 }
+                Err(error) if self.split_refused(&error, first_staged, first, now) => 1,
                 Err(error) => self.count_refused(&error, staged, now),
             };
             // At least one is settled in each round, whatever the kernel answers.
@@ -288,31 +283,7 @@ impl<U: Underlay> Worker<U> {
         }
     }
 
-    /// The datagrams of a message each by itself: slow, but it works everywhere.
-    fn send_one_by_one(&mut self, staged: Option<&Staged>, message: &Message<'_>, now: Instant) {
-        let (Some(staged), [bytes]) = (staged, message.parts) else { return };
-        let segment = usize::from(message.segment).max(1);
-        let mut is_first = true;
-        for start in (0..bytes.len()).step_by(segment) {
-            let part = bytes.skip(start).first(segment);
-            let datagram = Message { parts: std::slice::from_ref(&part), segment: 0, ..*message };
-            // The frames of the message are counted with its first datagram.
-            let one = Staged {
-                range: 0..part.len(),
-                segment: 0,
-                frames: if is_first { staged.frames } else { 0 },
-                frame_bytes: if is_first { staged.frame_bytes } else { 0 },
-                ..staged.clone()
-            };
-            is_first = false;
-            match self.underlay.send(&[datagram]) {
-                Ok(_) => self.count_sent(&one),
-                Err(error) => drop(self.count_refused(&error, &[one], now)),
-            }
-        }
-    }
-
-    fn count_sent(&self, staged: &Staged) {
+    pub(super) fn count_sent(&self, staged: &Staged) {
         let counters = &self.counters;
         counters.add(VifCounter::tx_frames, staged.frames);
         counters.add(VifCounter::tx_bytes, staged.frame_bytes);
@@ -323,7 +294,12 @@ impl<U: Underlay> Worker<U> {
     }
 
     /// Counts what an error says of the first of the messages; returns how many it settles.
-    fn count_refused(&mut self, error: &io::Error, waiting: &[Staged], now: Instant) -> usize {
+    pub(super) fn count_refused(
+        &mut self,
+        error: &io::Error,
+        waiting: &[Staged],
+        now: Instant,
+    ) -> usize {
         let (counter, settled) = match error.raw_os_error() {
             Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => {
                 (VifCounter::tx_drop_backpressure, waiting.len())

@@ -157,3 +157,23 @@ fn senders_come_from_the_range_and_make_do_with_any() {
     let full = opener.vif(GROUP_V4, vnet(42), 6).unwrap_err();
     assert_eq!(full.kind(), io::ErrorKind::AddrInUse);
 }
+
+#[test]
+fn a_pair_is_told_of_what_it_sent_itself() {
+    for (mut opener, group) in sites() {
+        let vif = opener.vif(group, vnet(42), 3).unwrap();
+        let mut pairs = underlays(&vif);
+        let nobody = opener.vif(group, vnet(42), 1).unwrap().address();
+        let parts = [IoVec::from_slice(b"x")];
+        pairs[1].send(&[Message { to: nobody, parts: &parts, segment: 0 }]).unwrap();
+        let deadline = clock::mono() + Duration::from_secs(10);
+        let report = loop {
+            assert!(clock::mono() < deadline, "an ICMP message comes");
+            if let Some(report) = pairs[1].take_report() {
+                break report;
+            }
+        };
+        assert_eq!((report.to, report.errno), (nobody.ip(), libc::ECONNREFUSED));
+        assert!(pairs.iter_mut().all(|pair| pair.take_report().is_none()), "once, and to no other");
+    }
+}

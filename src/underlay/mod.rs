@@ -1,12 +1,13 @@
 //! The underlay as the data path sees it: batches of messages out, batches in.
 //!
-//! A queue pair of a vif has one [`Underlay`] of its own. It holds two sockets that varpd opened:
-//! the vif's own (its address is the vif's care-of address; everything is sent from it) and that of
-//! the group, filtered by vnet id.
+//! A queue pair of a vif has one [`Underlay`] of its own. It holds sockets that varpd opened: the
+//! vif's own (its address is the vif's care-of address), for the first pair that of the group,
+//! filtered by vnet id, and if there are several pairs one to send from (see [`steering`]).
 
 pub mod probe;
 pub mod segmentation;
 pub mod sockets;
+pub mod steering;
 pub mod udp;
 
 use std::io;
@@ -39,7 +40,7 @@ pub trait Underlay: Send {
     fn receive(&mut self, port: Port, batch: &mut ReceiveBatch) -> io::Result<()>;
 
     /// Takes the next report about datagrams that were sent. While there are any, the descriptor of
-    /// [`Port::Own`] polls as in error.
+    /// [`Port::Own`] polls as in error, or that of the socket to send from if there is one.
     fn take_report(&mut self) -> Option<Report> {
         None
     }

@@ -3,7 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use super::{Port, Underlay, probe};
+use socket2::SockRef;
+
+use super::{Port, Underlay, probe, steering};
 use crate::sys::error_queue::{self, Report};
 use crate::sys::mmsg::{self, Message, ReceiveBatch};
 use crate::sys::sockopt;
@@ -13,23 +15,44 @@ use crate::sys::sockopt;
 pub struct UdpUnderlay {
     own: OwnedFd,
     group: Option<OwnedFd>,
+    /// What unicast leaves from, if not from `own`.
+    sender: Option<OwnedFd>,
 }
 
 impl UdpUnderlay {
-    /// An underlay over these sockets. One queue pair of a vif has the group socket.
-    pub fn new(own: OwnedFd, group: Option<OwnedFd>) -> Self {
+    /// An underlay over these sockets. One queue pair of a vif has the group socket; each of several
+    /// has one to send from.
+    pub fn new(own: OwnedFd, group: Option<OwnedFd>, sender: Option<OwnedFd>) -> Self {
         for socket in [Some(&own), group.as_ref()].into_iter().flatten() {
             if let Err(error) = mmsg::enable_gro(socket.as_fd()) {
                 log::info!("the kernel hands over datagrams one by one: no UDP_GRO ({error})");
             }
         }
-        if let Err(error) = error_queue::enable(own.as_fd()) {
+        if let Err(error) = error_queue::enable(sender.as_ref().unwrap_or(&own).as_fd()) {
             log::warn!("path MTUs are not learnt: the kernel does not report errors ({error})");
         }
-        Self { own, group }
+        Self { own, group, sender }
     }
 
-    /// The sockets, group socket first.
+    /// The socket that unicast leaves from, if that is not the own.
+    pub fn sender(&self) -> Option<BorrowedFd<'_>> {
+        self.sender.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Lets the kernel choose among the pairs that run (bit n: pair n), for all that share the port.
+    ///
+    /// # Errors
+    /// The kernel's; it then chooses by a hash among all.
+    pub fn steer(&self, running: u64) -> io::Result<()> {
+        let address = SockRef::from(&self.own).local_addr()?.as_socket();
+        let address = address.ok_or(io::ErrorKind::InvalidInput)?.ip();
+        match steering::program(address, running) {
+            Some(program) => sockopt::attach_reuseport(&self.own, &program),
+            None => Ok(()),
+        }
+    }
+
+    /// The sockets that receive, group socket first.
     pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.group.iter().chain([&self.own]).map(AsFd::as_fd)
     }
@@ -60,7 +83,13 @@ impl UdpUnderlay {
 
 impl Underlay for UdpUnderlay {
     fn send(&mut self, messages: &[Message<'_>]) -> io::Result<usize> {
-        mmsg::send(self.own.as_fd(), messages)
+        let Some(sender) = &self.sender else { return mmsg::send(self.own.as_fd(), messages) };
+        // Receivers know the group frames of a vif by its care-of address.
+        let is_group = |message: &&Message<'_>| message.to.ip().is_multicast();
+        let of_group = messages.iter().take_while(is_group).count();
+        let of_unicast = messages.iter().take_while(|message| !is_group(message)).count();
+        let run = messages.get(..of_group.max(of_unicast)).unwrap_or_default();
+        mmsg::send(if of_group > 0 { self.own.as_fd() } else { sender.as_fd() }, run)
     }
 
     fn receive(&mut self, port: Port, batch: &mut ReceiveBatch) -> io::Result<()> {
@@ -71,7 +100,13 @@ impl Underlay for UdpUnderlay {
     }
 
     fn take_report(&mut self) -> Option<Report> {
-        error_queue::take(self.own.as_fd())
+        let Some(sender) = &self.sender else { return error_queue::take(self.own.as_fd()) };
+        let report = error_queue::take(sender.as_fd());
+        if report.is_none() {
+            // Nobody receives here, who would be told of an error that did not fit the queue.
+            let _ = SockRef::from(sender).take_error();
+        }
+        report
     }
 
     fn descriptor(&self, port: Port) -> Option<RawFd> {

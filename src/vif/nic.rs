@@ -6,7 +6,7 @@
 //! ever waits for another queue pair.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -38,6 +38,8 @@ const ANNOUNCING_PAIR: usize = 0;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Port(Port),
+    /// The kernel says what became of datagrams.
+    Reports,
     /// Frames that were held back may pass.
     Alarm,
 }
@@ -55,6 +57,8 @@ pub struct Nic {
     busy_poll: Duration,
     /// Bit n: pair n's rings run.
     running: AtomicU64,
+    /// The pairs that the kernel chooses from.
+    steered: Mutex<u64>,
     announce: AtomicBool,
     /// Wakes the link when a flag above changes or a worker has questions.
     attention: EventFd,
@@ -95,6 +99,7 @@ impl Nic {
             mtu,
             busy_poll: Duration::ZERO,
             running: AtomicU64::new(0),
+            steered: Mutex::new(0),
             announce: AtomicBool::new(false),
             attention: EventFd::from_flags(flags)?,
             changed: EventFd::from_flags(flags)?,
@@ -159,7 +164,7 @@ impl Nic {
         Some(alarm.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What a worker waits on, in the order of its descriptors: sockets, then the alarm.
+    /// What a worker waits on, in the order of its descriptors: ports, then what is never left alone.
     fn sources(
         &self,
         pair: usize,
@@ -167,7 +172,8 @@ impl Nic {
     ) -> impl Iterator<Item = (Source, RawFd)> {
         let port = |port| Some((Source::Port(port), worker.underlay().descriptor(port)?));
         let alarm = self.alarm(pair).map(|alarm| (Source::Alarm, alarm.descriptor()));
-        PORTS.map(port).into_iter().flatten().chain(alarm)
+        let sender = worker.underlay().sender().map(|fd| (Source::Reports, fd.as_raw_fd()));
+        PORTS.map(port).into_iter().flatten().chain(sender).chain(alarm)
     }
 
     fn turn(&self, pair: usize, worker: &Lent<'_>, wake: Wake, now: Instant) -> Turn {
@@ -178,13 +184,14 @@ impl Nic {
         };
         let source = self.sources(pair, worker).nth(index);
         match source {
-            Some((Source::Port(port), _)) => Turn { transmits: false, ports: [Some(port), None] },
+            Some((Source::Port(port), _)) => Turn { ports: [Some(port), None], ..Turn::default() },
             Some((Source::Alarm, _)) => {
                 let ports = self.alarm(pair).map(|mut alarm| alarm.ring().map(Some));
                 let ports = ports.filter(|_| worker.throttle().is_due(Direction::In, now));
                 let transmits = worker.throttle().is_due(Direction::Out, now);
-                Turn { transmits, ports: ports.unwrap_or_default() }
+                Turn { transmits, ports: ports.unwrap_or_default(), ..Turn::default() }
             }
+            Some((Source::Reports, _)) => Turn { heeds_reports: true, ..Turn::default() },
             None => Turn::default(),
         }
     }
@@ -194,16 +201,18 @@ impl Nic {
         self.running.load(Ordering::Acquire) != 0
     }
 
-    /// Duplicates of the sockets of all queue pairs, group socket first, as varpd gave them.
+    /// Duplicates of the sockets of all queue pairs as varpd gave them: the group socket first, then
+    /// those that receive, then those that only send.
     ///
     /// # Errors
     /// No descriptors left.
     pub fn sockets(&self) -> io::Result<Vec<OwnedFd>> {
         let duplicate = |socket: BorrowedFd<'_>| socket.try_clone_to_owned();
-        let of_worker = |worker: Lent<'_>| -> Vec<io::Result<OwnedFd>> {
+        let receiving = |worker: Lent<'_>| -> Vec<io::Result<OwnedFd>> {
             worker.underlay().sockets().map(duplicate).collect()
         };
-        self.workers().flat_map(of_worker).collect()
+        let sending = |worker: Lent<'_>| worker.underlay().sender().map(duplicate);
+        self.workers().flat_map(receiving).chain(self.workers().filter_map(sending)).collect()
     }
 
     /// Frames that wait for credit shall not wait for long: the sockets get room for few. varpd gives
@@ -217,6 +226,23 @@ impl Nic {
         }
     }
 
+    /// Lets datagrams come to the pairs that run. When none does they wait where they are.
+    fn steer(&self) {
+        if self.workers.len() == 1 {
+            return;
+        }
+        let mut steered = self.steered.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.running.load(Ordering::Acquire);
+        if running == 0 || running == *steered {
+            return;
+        }
+        *steered = running;
+        let done = self.worker(0).map_or(Ok(()), |worker| worker.underlay().steer(running));
+        if let Err(error) = done {
+            log::warn!("frames are spread over all queue pairs, whether they run or not: {error}");
+        }
+    }
+
     /// Other sockets for the same vif: its care-of address has changed. The frontend is made to
     /// connect anew.
     pub fn replace_underlays(&self, underlays: Vec<UdpUnderlay>, place: Place) {
@@ -224,6 +250,7 @@ impl Nic {
             worker.replace_underlay(underlay, place);
         }
         self.bound_receive_buffers();
+        *self.steered.lock().unwrap_or_else(PoisonError::into_inner) = 0;
         // Fails only when the counter is full: then it is signalled already.
         let _ = self.changed.write(1);
     }
@@ -235,6 +262,7 @@ struct Turn {
     transmits: bool,
     /// In this order.
     ports: [Option<Port>; 2],
+    heeds_reports: bool,
 }
 
 /// Runs a step of a worker on one of its rings; a broken ring is stopped, not the worker.
@@ -310,6 +338,9 @@ impl DataPath for Nic {
             let step = worker.receive(port, rx.queue_mut(), memory, now);
             receive_again |= on_ring!(rx, memory, step) == Some(Progress::More);
         }
+        if turn.heeds_reports {
+            worker.handle_reports(now);
+        }
         if worker.wants_attention() {
             self.call_for_attention();
         }
@@ -338,6 +369,7 @@ impl DataPath for Nic {
         } else {
             self.running.fetch_and(!bit, Ordering::AcqRel);
         }
+        self.steer();
         self.call_for_attention();
     }
 

@@ -30,6 +30,7 @@ use crate::sys::sandbox::{Confinement, Profile, Reach, SandboxError};
 use crate::sys::seqpacket::Connection;
 use crate::sys::signal::Termination;
 use crate::time::Instant;
+use crate::underlay::sockets;
 use crate::underlay::udp::UdpUnderlay;
 use crate::vhost_user::attach::{Attach, AttachError, Endpoint};
 use crate::wire::control::{self, Event, Request};
@@ -217,14 +218,17 @@ fn register_with(
     }
 }
 
-/// One underlay per queue pair; the first also has the group socket.
+/// One underlay per queue pair; the first also has the group socket, each of several one to send
+/// from.
 fn underlays_from(sockets: Vec<OwnedFd>, queue_pairs: u8) -> Result<Vec<UdpUnderlay>, ServeError> {
-    if sockets.len() != 1 + usize::from(queue_pairs) {
+    if sockets.len() != sockets::count(queue_pairs) {
         return Err(ServeError::Protocol(format!("{} sockets came along", sockets.len())));
     }
     let mut sockets = sockets.into_iter();
     let mut group = sockets.next();
-    Ok(sockets.map(|own| UdpUnderlay::new(own, group.take())).collect())
+    let own: Vec<OwnedFd> = sockets.by_ref().take(queue_pairs.into()).collect();
+    let underlay = |own| UdpUnderlay::new(own, group.take(), sockets.next());
+    Ok(own.into_iter().map(underlay).collect())
 }
 
 /// What guests are told: the underlay's MTU less the tunnel's headers, or what the operator asks

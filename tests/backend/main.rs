@@ -21,6 +21,7 @@ mod abuse;
 mod confined;
 #[path = "../support/driver.rs"]
 mod driver;
+mod flows;
 mod idle;
 mod injection;
 mod lan;

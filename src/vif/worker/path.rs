@@ -58,6 +58,11 @@ impl<U: Underlay> Worker<U> {
         self.paths.max_datagram(route.to.ip(), self.place.max_datagram, now)
     }
 
+    /// The socket that frames leave from polls as in error.
+    pub fn handle_reports(&mut self, now: Instant) {
+        self.heed_reports(now);
+    }
+
     /// Reads what the kernel has to say of datagrams that were sent.
     pub(super) fn heed_reports(&mut self, now: Instant) -> Reports {
         let mut reports = Reports::default();

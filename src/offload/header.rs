@@ -111,12 +111,37 @@ impl Request {
             return header.segments(place, lead, total_len, offloads);
         }
         let Some(place) = place else { return Ok(Self::Plain) };
-        let layout = Layout::parse(lead, total_len);
-        Ok(Self::Checksum { place, is_transport: layout.is_ok_and(|layout| place.is_in(&layout)) })
+        Ok(Self::Checksum { place, is_transport: place.is_transport(lead, total_len) })
+    }
+
+    /// The same for a frame that is not to be cut; the headers in `lead` may even be incomplete:
+    /// then we complete the checksum.
+    ///
+    /// # Errors
+    /// The fault.
+    #[inline]
+    pub fn parse_whole(
+        header: &[u8],
+        lead: &[u8],
+        total_len: usize,
+        offloads: Offloads,
+    ) -> Result<Self, HeaderFault> {
+        let header = Header::parse(header).ok_or(HeaderFault::Truncated)?;
+        Ok(match header.partial_checksum(total_len, offloads)? {
+            Some(place) => {
+                Self::Checksum { place, is_transport: place.is_transport(lead, total_len) }
+            }
+            None => Self::Plain,
+        })
     }
 }
 
 impl PartialChecksum {
+    /// Whether this is the transport checksum of a frame of `total_len` bytes.
+    fn is_transport(self, lead: &[u8], total_len: usize) -> bool {
+        Layout::parse(lead, total_len).is_ok_and(|layout| self.is_in(&layout))
+    }
+
     /// Whether this is the transport checksum of a frame.
     fn is_in(self, layout: &Layout) -> bool {
         self.start == layout.transport_at && self.offset == layout.transport.checksum_offset()
@@ -192,6 +217,7 @@ impl Header {
         bytes
     }
 
+    #[inline]
     fn parse(bytes: &[u8]) -> Option<Self> {
         let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1] =
             field::read::<LEGACY_LEN>(bytes, 0)?;
@@ -205,6 +231,7 @@ impl Header {
         })
     }
 
+    #[inline]
     fn partial_checksum(
         &self,
         total_len: usize,

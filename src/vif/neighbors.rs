@@ -87,6 +87,10 @@ impl Neighbors {
         {
             return Lookup::To(recent.coa);
         }
+        self.look_up(mac, now)
+    }
+
+    fn look_up(&mut self, mac: Mac, now: Instant) -> Lookup {
         match self.entries.get_mut(&mac) {
             Some(State::Resolved { coa, expires, refresh_from, asked, .. })
                 if now < *expires || self.varpd_away =>

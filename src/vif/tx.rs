@@ -67,6 +67,7 @@ pub fn judge(
     Judged { addresses: stamped(vif, addresses.destination), verdict, is_stamped: is_foreign }
 }
 
+#[inline]
 fn route(vif: VifKey, addresses: Addresses, neighbors: &mut Neighbors, now: Instant) -> Verdict {
     let destination = addresses.destination;
     if addresses.is_mac_control {
@@ -86,6 +87,7 @@ fn route(vif: VifKey, addresses: Addresses, neighbors: &mut Neighbors, now: Inst
 }
 
 /// The source is always the vif's own: that is what stamping means.
+#[inline]
 fn stamped(vif: VifKey, destination: Mac) -> AddressBytes {
     let mut addresses = [0; frame::ADDRESSES_LEN];
     let (to, from) = addresses.split_at_mut(6);

@@ -53,6 +53,17 @@ fn a_partial_checksum_in_its_usual_place() {
 }
 
 #[test]
+fn without_all_of_the_headers_the_checksum_is_ours_to_complete() {
+    let frame = Packet::tcp(300).build_partial();
+    let header = header(1, 0, 0, 34, 16);
+    let place = PartialChecksum { start: 34, offset: 16 };
+    for len in 0..100 {
+        let found = Request::parse_whole(&header, &frame[..len], frame.len(), Offloads::ALL);
+        assert_eq!(found, Ok(Request::Checksum { place, is_transport: len >= 66 }), "{len}");
+    }
+}
+
+#[test]
 fn a_partial_checksum_elsewhere_is_ours_to_complete() {
     let frame = Packet::udp(100).build();
     // A tunnel of the guest's own: the inner TCP checksum.
@@ -145,7 +156,8 @@ proptest! {
         let header = Header::merged(&layout, size, has_cwr).emit(1);
         prop_assert_eq!(parse(&header, &frame, Offloads::ALL), Ok(Request::Segment { layout, size }));
         let header = Header::partial(&layout).emit(1);
-        let place = PartialChecksum { start: layout.transport_at, offset: layout.transport.checksum_offset() };
+        let (start, offset) = (layout.transport_at, layout.transport.checksum_offset());
+        let place = PartialChecksum { start, offset };
         prop_assert_eq!(parse(&header, &frame, Offloads::ALL), Ok(Request::Checksum { place, is_transport: true }));
     }
 

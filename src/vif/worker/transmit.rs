@@ -105,6 +105,7 @@ impl<U: Underlay> Worker<U> {
 
     /// Judges a frame and puts it where it belongs; its pieces stay only if it leaves now. Returns
     /// its length, or 0 if it was dropped.
+    #[inline]
     fn dispatch(&mut self, frame: &TransmitFrame, batch: &mut Batch<'_>, now: Instant) -> usize {
         let key = self.place.receiver.key;
         let judged = tx::judge(key, self.source_mac, frame.ethernet(), &mut self.neighbors, now);
@@ -147,6 +148,7 @@ impl<U: Underlay> Worker<U> {
 
     /// Looks at what the guest wants done to a frame and adds it to the batch; copies all of its
     /// headers if it is to be cut.
+    #[inline]
     fn prepare(
         &self,
         frame: &TransmitFrame,
@@ -159,14 +161,19 @@ impl<U: Underlay> Worker<U> {
         let [flags, gso_type, ..] = *frame.header() else {
             return Err(VifCounter::tx_drop_header);
         };
+        let is_refused = |_| VifCounter::tx_drop_header;
         let (mut request, mut lead) = (Request::Plain, None);
         if gso_type != 0 || !fits {
             let copied = whole_lead(frame, addresses, batch);
-            request = self.parse(frame, copied.get(..frame.len).unwrap_or(&copied))?;
+            let known = copied.get(..frame.len).unwrap_or(&copied);
+            request = Request::parse(frame.header(), known, frame.len, self.offloads)
+                .map_err(is_refused)?;
             lead = Some(batch.leads.len());
             batch.leads.push(copied);
         } else if flags != 0 {
-            request = self.parse(frame, frame.lead())?;
+            let known = frame.lead();
+            request = Request::parse_whole(frame.header(), known, frame.len, self.offloads)
+                .map_err(is_refused)?;
         }
         if let Some(outgoing) = batch.add() {
             outgoing.route = route;
@@ -178,11 +185,6 @@ impl<U: Underlay> Worker<U> {
             outgoing.lead = lead;
         }
         Ok(())
-    }
-
-    fn parse(&self, frame: &TransmitFrame, lead: &[u8]) -> Result<Request, VifCounter> {
-        let request = Request::parse(frame.header(), lead, frame.len, self.offloads);
-        request.map_err(|_| VifCounter::tx_drop_header)
     }
 
     fn look_for_announcement(&mut self, frame: &TransmitFrame, batch: &Batch<'_>) {

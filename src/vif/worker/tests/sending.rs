@@ -4,6 +4,8 @@ use super::*;
 use crate::offload::bundle::Entries;
 use crate::sys::iovec::IoVec;
 use crate::sys::mmsg::{MAX_PARTS, MAX_SEGMENTS, Message};
+use crate::sys::sockopt;
+use crate::underlay::udp::UdpUnderlay;
 
 /// Datagrams that the worker sent since the last call.
 fn sent(worker: &mut Worker<MemoryUnderlay>) -> Vec<(SocketAddr, Vec<u8>)> {
@@ -203,6 +205,40 @@ fn what_is_too_long_for_the_path_does_not_give_up_segmentation() {
     assert_eq!(worker.underlay.messages, 1);
     assert_eq!(worker.underlay.sent.len(), 10);
     assert_eq!(worker.counters.get(VifCounter::tx_unsegmented), 0);
+}
+
+/// Without checksums of its own a socket can't use UDP_SEGMENT (udp(7)).
+#[test]
+fn a_real_kernels_refusal_costs_no_datagram() {
+    let bind = || std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (own, receiver) = (bind(), bind());
+    sockopt::set(&own, (libc::SOL_SOCKET, libc::SO_NO_CHECK), 1).unwrap();
+    receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let place = worker().place;
+    let counters = Arc::new(VifCounters::default());
+    let underlay = UdpUnderlay::new(own.into(), None);
+    let mut worker = Worker::new(place, SourceMac::Stamp, counters.clone(), underlay);
+    worker.set_features(MERGEABLE, Offloads::ALL);
+    let addr = receiver.local_addr().unwrap();
+    let peer = CareOf { addr, kinds: EncapKinds::UDP, capabilities: CAPABLE };
+    let lifetime = Duration::from_secs(30);
+    worker.handle_mapping(Mac(PEER), peer, Stamp(1), lifetime, Instant::ZERO);
+    let (large, mut driver) = (tcp_frame(20_000), Driver::new());
+    for round in 1..=2 {
+        offer_with_header(&mut driver, tso_header(&large, 1398), &large);
+        let Driver { queue, memory, .. } = &mut driver;
+        worker.transmit(queue, memory, Instant::ZERO).unwrap();
+        let mut payload = Vec::<u8>::new();
+        let mut buffer = [0; 2000];
+        while payload.len() < 20_000 {
+            let len = receiver.recv(&mut buffer).unwrap();
+            payload.extend(&buffer[8 + TCP_HEADERS..len]);
+        }
+        assert!(payload == large[TCP_HEADERS..]);
+        assert_eq!(counters.get(VifCounter::tx_frames), round);
+        assert_eq!(counters.get(VifCounter::tx_datagrams), 15 * round);
+    }
+    assert_eq!(counters.get(VifCounter::tx_unsegmented), 15, "the second time it was known");
 }
 
 // ---- kernels that damage messages of equal datagrams -------------------------------------------

@@ -31,7 +31,7 @@ use super::support::guest::{Guest, Nic, Qemu};
 use super::support::netns::Family;
 use super::support::qmp::Qmp;
 use super::support::vnet::{Backend, Listener, Vif};
-use super::support::{can_boot_guests, pause, step, take_turn, wait_until};
+use super::support::{can_boot_guests, pause, skip, step, take_turn, wait_until};
 use super::{Site, elapsed, newest_qemu};
 
 const GUEST: Vif = Vif { vnet: 42, mac: 1 };
@@ -55,6 +55,8 @@ const RECEIVED_LEN: u64 = 6_000_000;
 /// From one migration to the next of many. Hosts are told of the moves of a guest that moves all the time
 /// no more than once a second.
 const SPACING: Duration = Duration::from_secs(3);
+/// A machine on which processes wait no longer than this is not too busy.
+const QUIET: Duration = Duration::from_millis(10);
 /// Port at which it does.
 const FILE: u16 = 5000;
 
@@ -91,6 +93,8 @@ struct Figures {
     delay: Duration,
     /// The longest time without an answer to a ping.
     gap: Duration,
+    /// How long the machine let a process wait meanwhile that had something to do.
+    lateness: Duration,
 }
 
 impl Figures {
@@ -232,7 +236,7 @@ impl Stage {
         // Until it answers again, and then for a while: a second gap would count, too.
         let answered = pings.answered();
         wait_until("the guest answers", LIMIT, || pings.answered() >= answered + 50);
-        let gap = pings.longest_gap(begin);
+        let (gap, lateness) = (pings.longest_gap(begin), pings.lateness(begin));
 
         self.guest.hand_over(&mut there);
         self.monitor.execute("quit", json!({}));
@@ -242,7 +246,7 @@ impl Stage {
         self.host = 1 - self.host;
         self.assert_at_home();
         let [pause, delay] = [pause, delay].map(Duration::from_micros);
-        Figures { downtime, pause, delay, gap }
+        Figures { downtime, pause, delay, gap, lateness }
     }
 
     /// Port of the guest's vif on a host.
@@ -302,22 +306,39 @@ impl Percentiles {
     }
 }
 
-/// Prints what migrations were like; returns the network's delay and the longest gap of the pings.
-fn report(what: &str, figures: &[Figures]) -> [Percentiles; 2] {
+/// Prints what migrations were like.
+fn report(what: &str, figures: &[Figures]) {
     let row = |name: &str, figure: fn(&Figures) -> Duration| {
         let of = Percentiles::of(figures.iter().map(figure).collect());
         let [p50, p99, worst] = [of.p50, of.p99, of.worst].map(|value| value.as_secs_f64() * 1e3);
         println!("    {name:26} {p50:8.1} {p99:8.1} {worst:8.1}");
-        of
     };
     step(&format!("{what}: {} migrations", figures.len()));
     println!("    {:26} {:>8} {:>8} {:>8}", "in ms", "p50", "p99", "worst");
     row("QEMU's downtime", |figures| figures.downtime);
     row("the guest's pause", |figures| figures.pause);
-    let delay = row("the network's delay", |figures| figures.delay);
-    let gap = row("longest gap of the pings", |figures| figures.gap);
+    row("the network's delay", |figures| figures.delay);
+    row("longest gap of the pings", |figures| figures.gap);
     row("  less pause and interval", Figures::added);
-    [delay, gap]
+    row("the machine's own delay", |figures| figures.lateness);
+}
+
+/// Holds the figures against what is promised. Migrations during which the machine had no processor
+/// for those who had something to do say nothing about the network, and are left out.
+fn judge(loss: Loss, figures: &[Figures]) {
+    let is_quiet = |figures: &&Figures| figures.lateness <= QUIET;
+    let judged: Vec<&Figures> = figures.iter().filter(is_quiet).collect();
+    step(&format!("  {} of them on a machine that was not too busy", judged.len()));
+    if judged.is_empty() {
+        return skip("the figures of migrations", "the machine is too busy");
+    }
+    let delay = Percentiles::of(judged.iter().map(|figures| figures.delay).collect());
+    let gap = Percentiles::of(judged.iter().map(|figures| figures.gap).collect());
+    if loss == Loss::None {
+        assert!(delay.p50 <= Duration::from_millis(5), "the network's delay: {delay:?}");
+        assert!(delay.p99 <= Duration::from_millis(50), "the network's delay: {delay:?}");
+    }
+    assert!(gap.worst <= Duration::from_millis(500), "the longest gap: {gap:?}");
 }
 
 /// Guest memory that is written to all the time, 4 MiB of it, and a file whose content is known.
@@ -421,17 +442,13 @@ fn many_migrations() {
             Loss::None => "without loss",
             Loss::Tenth => "with a tenth of all packets lost",
         };
-        let [delay, gap] = report(what, &figures);
+        report(what, &figures);
         let bytes = echo.finish();
         step(&format!(
             "  TCP: no reset, {bytes} bytes there and back; lost pings: {}",
             pings.lost()
         ));
-        if loss == Loss::None {
-            assert!(delay.p50 <= Duration::from_millis(5), "the network's delay: {delay:?}");
-            assert!(delay.p99 <= Duration::from_millis(50), "the network's delay: {delay:?}");
-        }
-        assert!(gap.worst <= Duration::from_millis(500), "the longest gap: {gap:?}");
+        judge(loss, &figures);
         drop(pings);
         stage.assert_unharmed();
     }

@@ -112,7 +112,7 @@ fn guest_memory_that_is_not_shared() {
         step(&format!("{name}: {}", qemu.program()));
         let vif = Vif { vnet: 42, mac: 1 };
         let mut backend = Backend::start(name, vif, Listener::Backend, &site.varpds[0]);
-        let nics = [Nic { backend: &backend, mtu: Some(1450), options: "" }];
+        let nics = [Nic { backend: &backend, mtu: Some(1450), options: "", queue_pairs: 1 }];
         let mut guest = Guest::start_unshared(name, qemu, &nics, site.path());
         guest.wait_boot();
         let said = |guest: &Guest, backend: &Backend| {

@@ -67,6 +67,25 @@ enum Loss {
     Tenth,
 }
 
+/// What a guest is like.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    qemu: Qemu,
+    /// Further options of its NIC, ",name=value" each.
+    options: &'static str,
+    queue_pairs: u8,
+}
+
+impl Kind {
+    fn plain() -> Self {
+        Self { qemu: newest_qemu(), options: "", queue_pairs: 1 }
+    }
+
+    fn nic<'a>(&'a self, backend: &'a Backend, mtu: Option<u32>) -> Nic<'a> {
+        Nic { backend, mtu, options: self.options, queue_pairs: self.queue_pairs }
+    }
+}
+
 /// A guest that can migrate, and those who watch it. Fields are dropped in this order.
 struct Stage {
     guest: Guest,
@@ -75,8 +94,7 @@ struct Stage {
     host: usize,
     /// How often it has gone, or tried to go, somewhere.
     departures: u32,
-    qemu: Qemu,
-    options: &'static str,
+    kind: Kind,
     station: Station,
     backends: [Backend; 2],
     site: Site,
@@ -105,27 +123,29 @@ impl Figures {
 }
 
 impl Stage {
-    /// A guest on host a with an echo server, whose NIC has further options (",name=value").
-    fn new(qemu: Qemu, options: &'static str, loss: Loss) -> Self {
+    /// A guest on host a with an echo server.
+    fn new(kind: Kind, loss: Loss) -> Self {
         let site = Site::new(3, Family::V4);
         if loss == Loss::Tenth {
             site.underlay.lose_a_tenth();
         }
         let backend = |host: usize| {
             let name = format!("g1-on-{}", ["a", "b"][host]);
-            Backend::start(&name, GUEST, Listener::Backend, &site.varpds[host])
+            let pairs = kind.queue_pairs.to_string();
+            let further = ["--queue-pairs", &pairs];
+            Backend::start_with(&name, GUEST, Listener::Backend, &site.varpds[host], &further)
         };
         let backends = [backend(0), backend(1)];
         let varpd = &site.varpds[STATION_HOST];
         let station = Station::start(&site.underlay, varpd, STATION, "10.0.0.100/24", GUEST);
-        let nic = Nic { backend: &backends[0], mtu: site.guest_mtu, options };
-        let mut guest = Guest::start("g1-0", qemu, &[nic], site.path());
+        let nic = kind.nic(&backends[0], site.guest_mtu);
+        let mut guest = Guest::start("g1-0", kind.qemu, &[nic], site.path());
         guest.wait_boot();
         guest.configure("eth0", &format!("{ADDRESS}/24"));
         guest.run(&format!("nc -ll -p {ECHO} -e cat </dev/null >/dev/null 2>&1 &"));
         guest.run(&format!("until netstat -ltn | grep -q :{ECHO}; do usleep 10000; done"));
         let monitor = guest.monitor();
-        Self { guest, monitor, host: 0, departures: 0, qemu, options, station, backends, site }
+        Self { guest, monitor, host: 0, departures: 0, kind, station, backends, site }
     }
 
     fn pings(&self) -> Pinger {
@@ -161,9 +181,9 @@ impl Stage {
     fn expect_guest(&mut self) -> (Guest, Qmp) {
         self.departures += 1;
         let backend = &self.backends[1 - self.host];
-        let nic = Nic { backend, mtu: self.site.guest_mtu, options: self.options };
+        let nic = self.kind.nic(backend, self.site.guest_mtu);
         let name = format!("g1-{}", self.departures);
-        let there = Guest::await_migration(&name, self.qemu, &[nic], self.site.path());
+        let there = Guest::await_migration(&name, self.kind.qemu, &[nic], self.site.path());
         let monitor = there.monitor();
         (there, monitor)
     }
@@ -357,7 +377,7 @@ fn a_guest_goes_there_and_back() {
         return;
     }
     let _turn = take_turn();
-    let mut stage = Stage::new(newest_qemu(), "", Loss::None);
+    let mut stage = Stage::new(Kind::plain(), Loss::None);
     let known = keep_busy(&mut stage.guest);
     let pings = stage.pings();
     let echo = stage.echo();
@@ -403,7 +423,8 @@ fn a_guest_that_does_not_announce_itself() {
         return;
     }
     let _turn = take_turn();
-    let mut stage = Stage::new(Qemu::Installed, ",guest_announce=off", Loss::None);
+    let kind = Kind { qemu: Qemu::Installed, options: ",guest_announce=off", queue_pairs: 1 };
+    let mut stage = Stage::new(kind, Loss::None);
     let pings = stage.pings();
     let echo = stage.echo();
     let before = stage.station.rarps();
@@ -414,6 +435,27 @@ fn a_guest_that_does_not_announce_itself() {
         stage.station.rarps() - before >= 6
     });
     echo.finish();
+    drop(pings);
+    stage.assert_unharmed();
+}
+
+/// QEMU says everything once for each pair.
+#[test]
+fn a_guest_with_two_queue_pairs() {
+    if !can_boot_guests("a guest with two queue pairs") {
+        return;
+    }
+    let _turn = take_turn();
+    let mut stage = Stage::new(Kind { queue_pairs: 2, ..Kind::plain() }, Loss::None);
+    assert_eq!(stage.guest.number("ls -d /sys/class/net/eth0/queues/rx-* | wc -l"), 2);
+    let pings = stage.pings();
+    // Connections are spread over the pairs by their ports.
+    let echoes = [(); 4].map(|()| stage.echo());
+    let figures = [(); 2].map(|()| stage.migrate(&pings));
+    report("two queue pairs", &figures);
+    for echo in echoes {
+        echo.finish();
+    }
     drop(pings);
     stage.assert_unharmed();
 }
@@ -429,7 +471,7 @@ fn many_migrations() {
     let count = std::env::var("VNET_MIGRATIONS").ok().and_then(|count| count.parse().ok());
     let count: usize = count.unwrap_or(10);
     for loss in [Loss::None, Loss::Tenth] {
-        let mut stage = Stage::new(newest_qemu(), "", loss);
+        let mut stage = Stage::new(Kind::plain(), loss);
         let pings = stage.pings();
         let echo = stage.echo();
         let mut figures = Vec::new();

@@ -2,7 +2,6 @@
 //! written to, changes to a connection on which frames pass, and word that the guest is here.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
@@ -162,7 +161,7 @@ fn a_log_that_lies_ends_the_connection() {
     let Some(net) = Net::new("a log that lies", 1) else { return };
     let mut one = Nic::start("g1", vif(42, 1), &net.varpds[0]);
     let mut two = Nic::start("g2", vif(42, 2), &net.varpds[0]);
-    let file = File::from(Log::new(&two).0.file.try_clone().unwrap());
+    let file = Log::new(&two).0.file.try_clone().unwrap();
     let fd = file.as_raw_fd();
     let len = file.metadata().unwrap().len();
     let (pipe, _end) = nix::unistd::pipe().unwrap();
@@ -180,15 +179,13 @@ fn a_log_that_lies_ends_the_connection() {
         ("no descriptor", len, 0, &[]),
         ("two descriptors", len, 0, &[fd, fd]),
     ];
-    let mut complaints = 0;
-    for (what, size, offset, fds) in cases {
+    for (before, (what, size, offset, fds)) in cases.into_iter().enumerate() {
         step(what);
         set_features(&mut two, F_LOG_ALL);
         set_log(&mut two.driver.control, size, offset, fds).unwrap();
         assert!(two.driver.control.is_closed(SOON), "{what}: the connection goes on");
-        complaints += 1;
         wait_until("the backend says why", SOON, || {
-            two.backend.process.log().matches("SET_LOG_BASE").count() == complaints
+            two.backend.process.log().matches("SET_LOG_BASE").count() > before
         });
         two.reconnect();
         two.introduce(&mut one);

@@ -269,6 +269,21 @@ impl Stage {
         Figures { downtime, pause, delay, gap, lateness }
     }
 
+    /// Stops the guest and lets it go on where it is, for comparison: its code stays translated.
+    fn halt(&mut self, pings: &Pinger) -> Figures {
+        let begin = clock::mono();
+        self.monitor.execute("stop", json!({}));
+        wait_until("a pause", LIMIT, || elapsed(begin) > Duration::from_millis(15));
+        self.monitor.execute("cont", json!({}));
+        let [stopped, resumed] = ["STOP", "RESUME"].map(|name| self.monitor.take_event(name));
+        let pause = resumed.expect("it goes on").saturating_sub(stopped.expect("it has stopped"));
+        let answered = pings.answered();
+        wait_until("the guest answers", LIMIT, || pings.answered() >= answered + 50);
+        let (gap, lateness) = (pings.longest_gap(begin), pings.lateness(begin));
+        let pause = Duration::from_micros(pause);
+        Figures { downtime: pause, pause, delay: Duration::ZERO, gap, lateness }
+    }
+
     /// Port of the guest's vif on a host.
     fn port(&self, host: usize) -> u16 {
         let table = self.site.varpds[host].show("vifs");
@@ -333,7 +348,7 @@ fn report(what: &str, figures: &[Figures]) {
         let [p50, p99, worst] = [of.p50, of.p99, of.worst].map(|value| value.as_secs_f64() * 1e3);
         println!("    {name:26} {p50:8.1} {p99:8.1} {worst:8.1}");
     };
-    step(&format!("{what}: {} migrations", figures.len()));
+    step(&format!("{what}: {} times", figures.len()));
     println!("    {:26} {:>8} {:>8} {:>8}", "in ms", "p50", "p99", "worst");
     row("QEMU's downtime", |figures| figures.downtime);
     row("the guest's pause", |figures| figures.pause);
@@ -474,6 +489,8 @@ fn many_migrations() {
         let mut stage = Stage::new(Kind::plain(), loss);
         let pings = stage.pings();
         let echo = stage.echo();
+        let in_place = [(); 10].map(|()| stage.halt(&pings));
+        report("stopped and continued where it is", &in_place);
         let mut figures = Vec::new();
         for _ in 0..count {
             let begin = clock::mono();

@@ -51,7 +51,8 @@
 //!
 //! * A worker ([`vif::worker::Worker`]) owns what its frames need: sockets, addresses learnt, frames
 //!   that wait, and outlives the frontend's connections.
-//! * A device ([`vhost_user::device::Device`]) owns what a connection needs: rings, memory, features.
+//! * A device ([`vhost_user::device::Device`]) owns what a connection needs: rings, memory, features,
+//!   and while the guest migrates, the log of pages written to ([`vhost_user::logging`]).
 //! * The mapper ([`mapper::Mapper`]) owns what a host knows of others, and lives in varpd. Backends
 //!   keep copies that they may use beyond its death.
 //! * varpd's registry ([`varpd`]) owns who may speak for which vif, and duplicates of the sockets

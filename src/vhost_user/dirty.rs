@@ -3,8 +3,9 @@
 //! Every write of this process into guest memory goes through `vm-memory`'s slices (see
 //! [`crate::vif::ring::Piece`]), which tell a bitmap of each after it. The bitmap of a region is a
 //! [`DirtyBitmap`]: a flag, false for nearly all of a guest's life, and behind it the place in the
-//! frontend's [`Log`]. While it is false a write costs one load from a hot cache line more than one
-//! that nobody watches.
+//! frontend's [`Log`]. While it is false a write costs a load from a hot cache line: a chain of a ring takes
+//! as many instructions as without (146 and 147; with a frame of 60 bytes copied in, 420 and 408), while
+//! it is true some 70 more for each write.
 //!
 //! The crate has a bitmap of its own for this. It is not used because it takes a lock and counts
 //! references for each slice whether or not anybody logs, trusts the frontend about the length of the log

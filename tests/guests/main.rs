@@ -83,7 +83,7 @@ impl Site {
     }
 
     fn start_guest(&self, name: &str, backend: &Backend, qemu: Qemu) -> Guest {
-        let nic = Nic { backend, mtu: self.guest_mtu, options: "" };
+        let nic = Nic { backend, mtu: self.guest_mtu, options: "", queue_pairs: 1 };
         Guest::start(name, qemu, &[nic], self.path())
     }
 }

@@ -31,7 +31,7 @@ use super::support::guest::{Guest, Nic, Qemu};
 use super::support::netns::Family;
 use super::support::qmp::Qmp;
 use super::support::vnet::{Backend, Listener, Vif};
-use super::support::{can_boot_guests, pause, step, take_turn, wait_until};
+use super::support::{can_boot_guests, pause, skip, step, take_turn, wait_until};
 use super::{Site, elapsed, newest_qemu};
 
 const GUEST: Vif = Vif { vnet: 42, mac: 1 };
@@ -55,6 +55,8 @@ const RECEIVED_LEN: u64 = 6_000_000;
 /// From one migration to the next of many. Hosts are told of the moves of a guest that moves all the time
 /// no more than once a second.
 const SPACING: Duration = Duration::from_secs(3);
+/// A machine on which processes wait no longer than this is not too busy.
+const QUIET: Duration = Duration::from_millis(10);
 /// Port at which it does.
 const FILE: u16 = 5000;
 
@@ -65,6 +67,25 @@ enum Loss {
     Tenth,
 }
 
+/// What a guest is like.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    qemu: Qemu,
+    /// Further options of its NIC, ",name=value" each.
+    options: &'static str,
+    queue_pairs: u8,
+}
+
+impl Kind {
+    fn plain() -> Self {
+        Self { qemu: newest_qemu(), options: "", queue_pairs: 1 }
+    }
+
+    fn nic<'a>(&'a self, backend: &'a Backend, mtu: Option<u32>) -> Nic<'a> {
+        Nic { backend, mtu, options: self.options, queue_pairs: self.queue_pairs }
+    }
+}
+
 /// A guest that can migrate, and those who watch it. Fields are dropped in this order.
 struct Stage {
     guest: Guest,
@@ -73,8 +94,7 @@ struct Stage {
     host: usize,
     /// How often it has gone, or tried to go, somewhere.
     departures: u32,
-    qemu: Qemu,
-    options: &'static str,
+    kind: Kind,
     station: Station,
     backends: [Backend; 2],
     site: Site,
@@ -91,6 +111,8 @@ struct Figures {
     delay: Duration,
     /// The longest time without an answer to a ping.
     gap: Duration,
+    /// How long the machine let a process wait meanwhile that had something to do.
+    lateness: Duration,
 }
 
 impl Figures {
@@ -101,27 +123,29 @@ impl Figures {
 }
 
 impl Stage {
-    /// A guest on host a with an echo server, whose NIC has further options (",name=value").
-    fn new(qemu: Qemu, options: &'static str, loss: Loss) -> Self {
+    /// A guest on host a with an echo server.
+    fn new(kind: Kind, loss: Loss) -> Self {
         let site = Site::new(3, Family::V4);
         if loss == Loss::Tenth {
             site.underlay.lose_a_tenth();
         }
         let backend = |host: usize| {
             let name = format!("g1-on-{}", ["a", "b"][host]);
-            Backend::start(&name, GUEST, Listener::Backend, &site.varpds[host])
+            let pairs = kind.queue_pairs.to_string();
+            let further = ["--queue-pairs", &pairs];
+            Backend::start_with(&name, GUEST, Listener::Backend, &site.varpds[host], &further)
         };
         let backends = [backend(0), backend(1)];
         let varpd = &site.varpds[STATION_HOST];
         let station = Station::start(&site.underlay, varpd, STATION, "10.0.0.100/24", GUEST);
-        let nic = Nic { backend: &backends[0], mtu: site.guest_mtu, options };
-        let mut guest = Guest::start("g1-0", qemu, &[nic], site.path());
+        let nic = kind.nic(&backends[0], site.guest_mtu);
+        let mut guest = Guest::start("g1-0", kind.qemu, &[nic], site.path());
         guest.wait_boot();
         guest.configure("eth0", &format!("{ADDRESS}/24"));
         guest.run(&format!("nc -ll -p {ECHO} -e cat </dev/null >/dev/null 2>&1 &"));
         guest.run(&format!("until netstat -ltn | grep -q :{ECHO}; do usleep 10000; done"));
         let monitor = guest.monitor();
-        Self { guest, monitor, host: 0, departures: 0, qemu, options, station, backends, site }
+        Self { guest, monitor, host: 0, departures: 0, kind, station, backends, site }
     }
 
     fn pings(&self) -> Pinger {
@@ -157,9 +181,9 @@ impl Stage {
     fn expect_guest(&mut self) -> (Guest, Qmp) {
         self.departures += 1;
         let backend = &self.backends[1 - self.host];
-        let nic = Nic { backend, mtu: self.site.guest_mtu, options: self.options };
+        let nic = self.kind.nic(backend, self.site.guest_mtu);
         let name = format!("g1-{}", self.departures);
-        let there = Guest::await_migration(&name, self.qemu, &[nic], self.site.path());
+        let there = Guest::await_migration(&name, self.kind.qemu, &[nic], self.site.path());
         let monitor = there.monitor();
         (there, monitor)
     }
@@ -232,7 +256,7 @@ impl Stage {
         // Until it answers again, and then for a while: a second gap would count, too.
         let answered = pings.answered();
         wait_until("the guest answers", LIMIT, || pings.answered() >= answered + 50);
-        let gap = pings.longest_gap(begin);
+        let (gap, lateness) = (pings.longest_gap(begin), pings.lateness(begin));
 
         self.guest.hand_over(&mut there);
         self.monitor.execute("quit", json!({}));
@@ -242,7 +266,22 @@ impl Stage {
         self.host = 1 - self.host;
         self.assert_at_home();
         let [pause, delay] = [pause, delay].map(Duration::from_micros);
-        Figures { downtime, pause, delay, gap }
+        Figures { downtime, pause, delay, gap, lateness }
+    }
+
+    /// Stops the guest and lets it go on where it is, for comparison: its code stays translated.
+    fn halt(&mut self, pings: &Pinger) -> Figures {
+        let begin = clock::mono();
+        self.monitor.execute("stop", json!({}));
+        wait_until("a pause", LIMIT, || elapsed(begin) > Duration::from_millis(15));
+        self.monitor.execute("cont", json!({}));
+        let [stopped, resumed] = ["STOP", "RESUME"].map(|name| self.monitor.take_event(name));
+        let pause = resumed.expect("it goes on").saturating_sub(stopped.expect("it has stopped"));
+        let answered = pings.answered();
+        wait_until("the guest answers", LIMIT, || pings.answered() >= answered + 50);
+        let (gap, lateness) = (pings.longest_gap(begin), pings.lateness(begin));
+        let pause = Duration::from_micros(pause);
+        Figures { downtime: pause, pause, delay: Duration::ZERO, gap, lateness }
     }
 
     /// Port of the guest's vif on a host.
@@ -302,22 +341,39 @@ impl Percentiles {
     }
 }
 
-/// Prints what migrations were like; returns the network's delay and the longest gap of the pings.
-fn report(what: &str, figures: &[Figures]) -> [Percentiles; 2] {
+/// Prints what migrations were like.
+fn report(what: &str, figures: &[Figures]) {
     let row = |name: &str, figure: fn(&Figures) -> Duration| {
         let of = Percentiles::of(figures.iter().map(figure).collect());
         let [p50, p99, worst] = [of.p50, of.p99, of.worst].map(|value| value.as_secs_f64() * 1e3);
         println!("    {name:26} {p50:8.1} {p99:8.1} {worst:8.1}");
-        of
     };
-    step(&format!("{what}: {} migrations", figures.len()));
+    step(&format!("{what}: {} times", figures.len()));
     println!("    {:26} {:>8} {:>8} {:>8}", "in ms", "p50", "p99", "worst");
     row("QEMU's downtime", |figures| figures.downtime);
     row("the guest's pause", |figures| figures.pause);
-    let delay = row("the network's delay", |figures| figures.delay);
-    let gap = row("longest gap of the pings", |figures| figures.gap);
+    row("the network's delay", |figures| figures.delay);
+    row("longest gap of the pings", |figures| figures.gap);
     row("  less pause and interval", Figures::added);
-    [delay, gap]
+    row("the machine's own delay", |figures| figures.lateness);
+}
+
+/// Holds the figures against what is promised. Migrations during which the machine had no processor
+/// for those who had something to do say nothing about the network, and are left out.
+fn judge(loss: Loss, figures: &[Figures]) {
+    let is_quiet = |figures: &&Figures| figures.lateness <= QUIET;
+    let judged: Vec<&Figures> = figures.iter().filter(is_quiet).collect();
+    step(&format!("  {} of them on a machine that was not too busy", judged.len()));
+    if judged.is_empty() {
+        return skip("the figures of migrations", "the machine is too busy");
+    }
+    let delay = Percentiles::of(judged.iter().map(|figures| figures.delay).collect());
+    let gap = Percentiles::of(judged.iter().map(|figures| figures.gap).collect());
+    if loss == Loss::None {
+        assert!(delay.p50 <= Duration::from_millis(5), "the network's delay: {delay:?}");
+        assert!(delay.p99 <= Duration::from_millis(50), "the network's delay: {delay:?}");
+    }
+    assert!(gap.worst <= Duration::from_millis(500), "the longest gap: {gap:?}");
 }
 
 /// Guest memory that is written to all the time, 4 MiB of it, and a file whose content is known.
@@ -336,7 +392,7 @@ fn a_guest_goes_there_and_back() {
         return;
     }
     let _turn = take_turn();
-    let mut stage = Stage::new(newest_qemu(), "", Loss::None);
+    let mut stage = Stage::new(Kind::plain(), Loss::None);
     let known = keep_busy(&mut stage.guest);
     let pings = stage.pings();
     let echo = stage.echo();
@@ -382,7 +438,8 @@ fn a_guest_that_does_not_announce_itself() {
         return;
     }
     let _turn = take_turn();
-    let mut stage = Stage::new(Qemu::Installed, ",guest_announce=off", Loss::None);
+    let kind = Kind { qemu: Qemu::Installed, options: ",guest_announce=off", queue_pairs: 1 };
+    let mut stage = Stage::new(kind, Loss::None);
     let pings = stage.pings();
     let echo = stage.echo();
     let before = stage.station.rarps();
@@ -393,6 +450,27 @@ fn a_guest_that_does_not_announce_itself() {
         stage.station.rarps() - before >= 6
     });
     echo.finish();
+    drop(pings);
+    stage.assert_unharmed();
+}
+
+/// QEMU says everything once for each pair.
+#[test]
+fn a_guest_with_two_queue_pairs() {
+    if !can_boot_guests("a guest with two queue pairs") {
+        return;
+    }
+    let _turn = take_turn();
+    let mut stage = Stage::new(Kind { queue_pairs: 2, ..Kind::plain() }, Loss::None);
+    assert_eq!(stage.guest.number("ls -d /sys/class/net/eth0/queues/rx-* | wc -l"), 2);
+    let pings = stage.pings();
+    // Connections are spread over the pairs by their ports.
+    let echoes = [(); 4].map(|()| stage.echo());
+    let figures = [(); 2].map(|()| stage.migrate(&pings));
+    report("two queue pairs", &figures);
+    for echo in echoes {
+        echo.finish();
+    }
     drop(pings);
     stage.assert_unharmed();
 }
@@ -408,9 +486,11 @@ fn many_migrations() {
     let count = std::env::var("VNET_MIGRATIONS").ok().and_then(|count| count.parse().ok());
     let count: usize = count.unwrap_or(10);
     for loss in [Loss::None, Loss::Tenth] {
-        let mut stage = Stage::new(newest_qemu(), "", loss);
+        let mut stage = Stage::new(Kind::plain(), loss);
         let pings = stage.pings();
         let echo = stage.echo();
+        let in_place = [(); 10].map(|()| stage.halt(&pings));
+        report("stopped and continued where it is", &in_place);
         let mut figures = Vec::new();
         for _ in 0..count {
             let begin = clock::mono();
@@ -421,17 +501,13 @@ fn many_migrations() {
             Loss::None => "without loss",
             Loss::Tenth => "with a tenth of all packets lost",
         };
-        let [delay, gap] = report(what, &figures);
+        report(what, &figures);
         let bytes = echo.finish();
         step(&format!(
             "  TCP: no reset, {bytes} bytes there and back; lost pings: {}",
             pings.lost()
         ));
-        if loss == Loss::None {
-            assert!(delay.p50 <= Duration::from_millis(5), "the network's delay: {delay:?}");
-            assert!(delay.p99 <= Duration::from_millis(50), "the network's delay: {delay:?}");
-        }
-        assert!(gap.worst <= Duration::from_millis(500), "the longest gap: {gap:?}");
+        judge(loss, &figures);
         drop(pings);
         stage.assert_unharmed();
     }

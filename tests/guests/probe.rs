@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -26,44 +26,57 @@ const ECHO_REPLY: u8 = 0;
 const IP_LEN: usize = 20;
 const ICMP_LEN: usize = 8;
 
+/// When pings were sent and answered.
+#[derive(Default)]
+struct Times {
+    answers: Vec<Instant>,
+    /// When one was sent, and how much later than it should have been.
+    sent: Vec<(Instant, Duration)>,
+}
+
 /// Pings under way, one each [`PING_INTERVAL`] whether or not those before are answered.
 pub(crate) struct Pinger {
-    answers: Arc<Mutex<Vec<Instant>>>,
-    sent: Arc<AtomicU64>,
+    times: Arc<Mutex<Times>>,
     end: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Pinger {
     pub(crate) fn start(station: &Station, to: Ipv4Addr) -> Self {
-        let (answers, sent) = (Arc::<Mutex<Vec<Instant>>>::default(), Arc::<AtomicU64>::default());
-        let end = Arc::<AtomicBool>::default();
-        let (list, count, told) = (answers.clone(), sent.clone(), end.clone());
-        let thread = Some(station.spawn(move || ping(to, &list, &count, &told)));
-        Self { answers, sent, end, thread }
+        let (times, end) = (Arc::<Mutex<Times>>::default(), Arc::<AtomicBool>::default());
+        let (list, told) = (times.clone(), end.clone());
+        let thread = Some(station.spawn(move || ping(to, &list, &told)));
+        Self { times, end, thread }
     }
 
-    /// Times of the answers so far.
-    fn answers(&self) -> Vec<Instant> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn times(&self) -> MutexGuard<'_, Times> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many have been answered.
     pub(crate) fn answered(&self) -> usize {
-        self.answers().len()
+        self.times().answers.len()
     }
 
     /// How many have not.
-    pub(crate) fn lost(&self) -> u64 {
-        let answered = self.answered() as u64;
-        self.sent.load(Ordering::Relaxed).saturating_sub(answered)
+    pub(crate) fn lost(&self) -> usize {
+        let times = self.times();
+        times.sent.len().saturating_sub(times.answers.len())
     }
 
     /// The longest time without an answer, of those that ended after `since`.
     pub(crate) fn longest_gap(&self, since: Instant) -> Duration {
-        let answers = self.answers();
-        let gaps = answers.windows(2).filter(|pair| pair[1] > since).map(|pair| pair[1] - pair[0]);
-        gaps.max().unwrap_or_default()
+        let times = self.times();
+        let pairs = times.answers.windows(2).filter(|pair| pair[1] > since);
+        pairs.map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    }
+
+    /// How much too late a ping was sent at most since then: how long this machine lets a process
+    /// wait that has something to do.
+    pub(crate) fn lateness(&self, since: Instant) -> Duration {
+        let times = self.times();
+        let late = times.sent.iter().rev().take_while(|(sent, _)| *sent > since);
+        late.map(|(_, late)| *late).max().unwrap_or_default()
     }
 }
 
@@ -77,7 +90,9 @@ impl Drop for Pinger {
     }
 }
 
-fn ping(to: Ipv4Addr, answers: &Mutex<Vec<Instant>>, sent: &AtomicU64, end: &AtomicBool) {
+fn ping(to: Ipv4Addr, times: &Mutex<Times>, end: &AtomicBool) {
+    let times = || times.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut number = 0_u16;
     let socket =
         Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).expect("a raw socket");
     socket.connect(&SocketAddr::from((to, 0)).into()).expect("a route");
@@ -86,10 +101,12 @@ fn ping(to: Ipv4Addr, answers: &Mutex<Vec<Instant>>, sent: &AtomicU64, end: &Ato
     while !end.load(Ordering::Relaxed) {
         let now = clock::mono();
         if now >= next {
-            let number = sent.fetch_add(1, Ordering::Relaxed);
+            times().sent.push((now, now - next));
+            number = number.wrapping_add(1);
             // While the guest's MAC is not known a send may fail: that ping is lost.
-            let _ = socket.send(&echo_request(number as u16));
-            next += PING_INTERVAL;
+            let _ = socket.send(&echo_request(number));
+            // After a late one the next comes in time, and none is sent twice as fast.
+            next = (next + PING_INTERVAL).max(now);
         }
         let left = next.saturating_since(clock::mono()).max(Duration::from_micros(100));
         socket.set_read_timeout(Some(left)).expect("a time limit");
@@ -97,7 +114,7 @@ fn ping(to: Ipv4Addr, answers: &Mutex<Vec<Instant>>, sent: &AtomicU64, end: &Ato
         // SAFETY: the kernel has written that many bytes.
         let kind = (len >= IP_LEN + ICMP_LEN).then(|| unsafe { buffer[IP_LEN].assume_init() });
         if kind == Some(ECHO_REPLY) {
-            answers.lock().unwrap_or_else(PoisonError::into_inner).push(clock::mono());
+            times().answers.push(clock::mono());
         }
     }
 }

@@ -56,6 +56,8 @@ pub(crate) struct Nic<'a> {
     pub(crate) mtu: Option<u32>,
     /// Further options of the device, ",name=value" each.
     pub(crate) options: &'a str,
+    /// How many queue pairs it has; with several, the guest has as many processors.
+    pub(crate) queue_pairs: u8,
 }
 
 /// A running guest.
@@ -340,6 +342,10 @@ fn machine(qemu: Qemu, nics: &[Nic<'_>]) -> Command {
     let mut command = Command::new(qemu.program());
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "128M"]);
     command.args(accelerator(qemu)).args(kernel()).args(["-serial", "stdio"]);
+    let queue_pairs = nics.iter().map(|nic| nic.queue_pairs).max().unwrap_or(1);
+    if queue_pairs > 1 {
+        command.arg("-smp").arg(queue_pairs.to_string());
+    }
     for (number, nic) in nics.iter().enumerate() {
         command.args(nic_options(number, nic));
     }
@@ -353,14 +359,18 @@ fn nic_options(number: usize, nic: &Nic<'_>) -> [String; 6] {
         Listener::Qemu => "server=on",
     };
     let mac = vif.mac();
+    let (queues, mq) = match nic.queue_pairs {
+        1 => (String::new(), ""),
+        count => (format!(",queues={count}"), ",mq=on"),
+    };
     let mtu = nic.mtu.map(|mtu| format!(",host_mtu={mtu}")).unwrap_or_default();
     [
         "-chardev".to_owned(),
         format!("socket,id=c{number},path={},{side}", socket.display()),
         "-netdev".to_owned(),
-        format!("vhost-user,id=n{number},chardev=c{number}"),
+        format!("vhost-user,id=n{number},chardev=c{number}{queues}"),
         "-device".to_owned(),
-        format!("virtio-net-pci,netdev=n{number},mac={mac}{mtu}{}", nic.options),
+        format!("virtio-net-pci,netdev=n{number},mac={mac}{mtu}{mq}{}", nic.options),
     ]
 }
 

@@ -229,12 +229,14 @@ impl Mapper {
 
     /// A claim from elsewhere for a vif that was owned here until lately.
     pub(super) fn follow(&mut self, key: VifKey, theirs: Claim, now: Now) {
-        let Some(note) = self.notes.get(&key).copied() else { return };
-        let last = note.moved.unwrap_or(note.ours);
-        if !outranks(&theirs, &last, now.wall_ms) || theirs.same_owner(&note.ours) {
+        let Some((ours, moved)) = self.notes.get(&key).map(|note| (note.ours, note.moved)) else {
+            return;
+        };
+        let last = moved.unwrap_or(ours);
+        if !outranks(&theirs, &last, now.wall_ms) || theirs.same_owner(&ours) {
             return;
         }
-        self.note(key, note.ours, Some(theirs), now.mono);
+        self.note(key, ours, Some(theirs), now.mono);
         let left: Vec<LocalVif> = self.vifs.with_key(key).collect();
         for vif in left {
             self.notify(vif, Notice::Lost { stamp: theirs.stamp, coa: theirs.coa });

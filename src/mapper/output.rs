@@ -78,17 +78,22 @@ pub enum Notice {
     },
 }
 
-impl From<Notice> for control::Event {
-    fn from(notice: Notice) -> Self {
+impl Notice {
+    /// The message to the backend of the vif with the MAC `own`. `lifetime` is how long others may
+    /// still believe that a vif is here that is not.
+    pub fn event(self, own: Mac, lifetime: Duration) -> control::Event {
+        use control::Event;
         let millis = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
-        match notice {
-            Notice::Mapping { mac, coa, stamp, lifetime } => {
-                Self::Mapping { mac, coa, stamp, lifetime_ms: millis(lifetime) }
+        match self {
+            Self::Mapping { mac, coa, stamp, lifetime } => {
+                Event::Mapping { mac, coa, stamp, lifetime_ms: millis(lifetime) }
             }
-            Notice::Unresolved { mac, hold } => Self::Unresolved { mac, hold_ms: millis(hold) },
-            Notice::Invalidate { mac } => Self::Invalidate { mac },
-            Notice::Claimed { stamp } => Self::Claimed { stamp },
-            Notice::Lost { stamp, coa } => Self::Lost { stamp, coa },
+            Self::Unresolved { mac, hold } => Event::Unresolved { mac, hold_ms: millis(hold) },
+            Self::Invalidate { mac } => Event::Invalidate { mac },
+            Self::Claimed { stamp } => Event::Claimed { mac: own, stamp },
+            Self::Lost { stamp, coa } => {
+                Event::Lost { mac: own, stamp, coa, lifetime_ms: millis(lifetime) }
+            }
         }
     }
 }

@@ -33,24 +33,30 @@ const ACCEPT_BUDGET: usize = 16;
 /// How long no connection is accepted after the system refused one (too many open files).
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// What can be ready. Tokens from [`FIRST_CLIENT`] on are clients' ids.
+/// What can be ready. Tokens from [`FIRST_CLIENT`] on are clients' ids, from [`FIRST_LATE`] on kept
+/// vifs'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+pub(super) enum Source {
     Termination,
     Varp(Via),
     Listener,
+    /// Sockets of a vif that has moved, kept after its backend ended.
+    Late(LocalVif),
     Client(ClientId),
 }
 
 const FIRST_CLIENT: u64 = 16;
+/// Tokens from here on are kept vifs'.
+const FIRST_LATE: u64 = 1 << 63;
 
 impl Source {
-    fn token(self) -> u64 {
+    pub(super) fn token(self) -> u64 {
         match self {
             Self::Termination => 0,
             Self::Varp(Via::Unicast) => 1,
             Self::Varp(Via::Group) => 2,
             Self::Listener => 3,
+            Self::Late(LocalVif(id)) => FIRST_LATE | id,
             Self::Client(ClientId(id)) => id,
         }
     }
@@ -59,7 +65,10 @@ impl Source {
         let fixed =
             [Self::Termination, Self::Varp(Via::Unicast), Self::Varp(Via::Group), Self::Listener];
         let found = fixed.into_iter().find(|source| source.token() == token);
-        found.unwrap_or(Self::Client(ClientId(token)))
+        match token.checked_sub(FIRST_LATE) {
+            Some(id) => Self::Late(LocalVif(id)),
+            None => found.unwrap_or(Self::Client(ClientId(token))),
+        }
     }
 }
 
@@ -174,6 +183,7 @@ impl Daemon {
             },
             Source::Varp(via) => self.handle_varp(via, now),
             Source::Listener => self.accept(now),
+            Source::Late(id) => self.read_late(id, now),
             Source::Client(id) => self.handle_client(id, ready, now),
         }
         Turn::Next
@@ -243,9 +253,13 @@ impl Daemon {
         if vif.state() != before {
             vif.since_ms = now.wall_ms;
         }
-        if let Owner::Live(client) = vif.owner {
-            let sent = self.clients.send(client, &notice.into(), &[]);
-            self.drop_if_stalled(client, sent, now);
+        match vif.owner {
+            Owner::Live(client) => {
+                let event = notice.event(vif.key.mac, self.config.timers.lifetime.duration());
+                let sent = self.clients.send(client, &event, &[]);
+                self.drop_if_stalled(client, sent, now);
+            }
+            Owner::Kept(_) => self.watch_late(id),
         }
     }
 
@@ -365,6 +379,8 @@ mod tests {
             Source::Varp(Via::Unicast),
             Source::Varp(Via::Group),
             Source::Listener,
+            Source::Late(LocalVif(0)),
+            Source::Late(LocalVif(7)),
             client,
         ] {
             assert_eq!(Source::of(source.token()), source);

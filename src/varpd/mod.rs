@@ -29,6 +29,7 @@
 
 mod clients;
 mod daemon;
+mod late;
 mod register;
 mod registry;
 mod requests;

@@ -131,8 +131,10 @@ impl Daemon {
                 vif.stamp = None;
             }
             let Owner::Live(client) = vif.owner else { return };
+            let mac = vif.key.mac;
             if let Some(claim) = claim.filter(|_| active) {
-                let sent = self.clients.send(client, &Event::Claimed { stamp: claim.stamp }, &[]);
+                let sent =
+                    self.clients.send(client, &Event::Claimed { mac, stamp: claim.stamp }, &[]);
                 if !self.sent(client, sent, now) {
                     return;
                 }
@@ -210,6 +212,7 @@ impl Daemon {
         client: ClientId,
         now: Now,
     ) -> Result<LocalVif, Failure> {
+        self.unwatch_late(kept);
         if let Some(vif) = self.registry.get_mut(kept)
             && vif.coa.capabilities == wanted.capabilities
         {
@@ -248,6 +251,7 @@ impl Daemon {
             active: wanted.active,
             stamp: None,
             moved: false,
+            watched: false,
             since_ms: now.wall_ms,
         });
         self.mapper.add_vif(id, key, coa).map_err(|e| {

@@ -42,6 +42,8 @@ pub(super) struct Vif<S> {
     pub(super) stamp: Option<Stamp>,
     /// Whether it has moved away since it was last claimed here: what arrives at its sockets is late.
     pub(super) moved: bool,
+    /// Whether varpd reads what arrives at its sockets: its backend is gone, and it has moved.
+    pub(super) watched: bool,
     /// When it came into its state, milliseconds since 1970.
     pub(super) since_ms: u64,
 }
@@ -225,6 +227,7 @@ mod tests {
             active: true,
             stamp: None,
             moved: false,
+            watched: false,
             since_ms: 0,
         }
     }

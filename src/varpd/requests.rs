@@ -111,6 +111,10 @@ impl Daemon {
                 self.mapper.resolve(vif, mac, refresh, now);
                 Ok(())
             }
+            (Role::Backend(vif), Request::Late { mac, sender }) => {
+                self.report_late(vif, mac, sender, now);
+                Ok(())
+            }
             (Role::Backend(vif), Request::Stats { xid, values }) => {
                 if !self.runs.answer(xid, vif, values) {
                     self.counters.inc(VarpdCounter::stats_late);
@@ -214,6 +218,7 @@ impl Daemon {
         for gone in self.registry.keep(vif, until, self.config.limits.kept_vifs, now) {
             self.forget_vif(gone, now);
         }
+        self.watch_late(vif);
         if let Some(vif) = self.registry.get(vif) {
             log::info!("vif {}: its backend (process {}) {why}", vif.key, vif.peer.pid);
         }
@@ -221,6 +226,7 @@ impl Daemon {
 
     /// A vif that nobody came back for: its sockets are closed, its claim ends.
     pub(super) fn forget_vif(&mut self, id: LocalVif, now: Now) {
+        self.unwatch_late(id);
         if let Some(vif) = self.registry.remove(id) {
             log::info!("vif {} at {} is forgotten", vif.key, vif.coa);
             self.counters.inc(VarpdCounter::vifs_forgotten);

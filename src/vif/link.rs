@@ -94,6 +94,8 @@ impl Link {
         requests.extend(
             wishes.questions.iter().map(|q| Request::Resolve { mac: q.mac, refresh: q.refresh }),
         );
+        let late = wishes.late.iter();
+        requests.extend(late.map(|l| Request::Late { mac: l.mac, sender: l.from }));
         requests
     }
 
@@ -115,9 +117,14 @@ impl Link {
             Event::Invalidate { mac } => {
                 self.nic.workers().for_each(|mut worker| worker.handle_invalidate(mac));
             }
-            Event::Claimed { stamp } => self.stamp = Some(stamp),
-            Event::Lost { stamp, coa } => {
-                log::info!("the vif now lives at {coa} (stamp {})", stamp.0);
+            Event::Claimed { mac, stamp } => {
+                self.stamp = Some(stamp);
+                self.nic.workers().for_each(|mut worker| worker.arrive(mac));
+            }
+            Event::Lost { mac, stamp, coa, lifetime_ms } => {
+                log::info!("{mac} now lives at {coa} (stamp {})", stamp.0);
+                let lifetime = millis(lifetime_ms);
+                self.nic.workers().for_each(|mut w| w.depart(mac, coa, stamp, lifetime, now));
             }
             Event::StatsRequest { xid } => return Some(self.stats(xid)),
             Event::Error { code, text } => log::warn!("varpd: {text} ({code:?})"),

@@ -9,13 +9,16 @@
 //! | [`outgoing`], [`too_big`] | frames become datagrams; the answer to those that can't |
 //! | [`incoming`] | frames that were received and accepted |
 //! | [`ring`] | split virtqueues by checked slices |
+//! | [`departed`], [`late`] | MACs that have left, whose late frames are sent on |
 //! | [`neighbors`], [`park`] | addresses learnt; frames that wait for one |
 //! | [`worker`] | one queue pair's data path: all of the above, in the order of packets |
 //! | [`nic`] | the workers of a NIC, and what they share |
 //! | [`link`], [`serve`] | the conversation with varpd; the process around it all |
 
+pub mod departed;
 pub mod guest;
 pub mod incoming;
+pub mod late;
 pub mod link;
 pub mod neighbors;
 pub mod nic;

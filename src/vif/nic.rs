@@ -14,12 +14,14 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
+use super::departed::LateSender;
 use super::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
 use super::neighbors::Question;
 use super::worker::{Place, Progress, Worker};
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
 use crate::sys::clock;
+use crate::time::Instant;
 use crate::underlay::udp::UdpUnderlay;
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::device::{DataPath, Interest, Rings, Wake};
@@ -49,6 +51,8 @@ pub struct Nic {
 pub struct Wishes {
     /// Addresses to resolve or refresh.
     pub questions: Vec<Question>,
+    /// Who sends to a MAC that has left.
+    pub late: Vec<LateSender>,
     /// Whether the guest's rings run.
     pub active: bool,
     /// Whether the guest asked to be announced.
@@ -104,12 +108,14 @@ impl Nic {
     pub fn wishes(&self) -> Wishes {
         let mut wishes = Wishes {
             questions: Vec::new(),
+            late: Vec::new(),
             active: self.is_active(),
             announce: self.announce.swap(false, Ordering::AcqRel),
         };
         for mut worker in self.workers() {
             wishes.announce |= worker.take_announcement();
             wishes.questions.extend(worker.questions());
+            wishes.late.extend(worker.late_senders());
         }
         wishes
     }
@@ -139,6 +145,28 @@ impl Nic {
             worker.underlay().sockets().map(duplicate).collect()
         };
         self.workers().flat_map(of_worker).collect()
+    }
+
+    /// Duplicates of the queue pairs' sockets at the vif's own address.
+    ///
+    /// # Errors
+    /// No descriptors left.
+    pub fn own_sockets(&self) -> io::Result<Vec<OwnedFd>> {
+        // The group's comes first.
+        Ok(self.sockets()?.into_iter().skip(1).collect())
+    }
+
+    /// See [`Worker::forwards_alone_until`]: the last of all queue pairs.
+    pub fn forwards_alone_until(&self, now: Instant) -> Option<Instant> {
+        self.workers().filter_map(|worker| worker.forwards_alone_until(now)).max()
+    }
+
+    /// Sends on late frames of queue pairs whose rings don't run.
+    pub fn forward_waiting(&self, now: Instant) {
+        self.workers().for_each(|mut worker| worker.forward_waiting(now));
+        if self.workers().any(|worker| worker.wants_attention()) {
+            self.call_for_attention();
+        }
     }
 
     /// Other sockets for the same vif: its care-of address has changed. The frontend is made to

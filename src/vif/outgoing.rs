@@ -42,6 +42,8 @@ pub struct Route {
     pub to: SocketAddr,
     /// Whether it is the group.
     pub is_group: bool,
+    /// Whether the frame came from elsewhere and is sent on.
+    pub is_redirected: bool,
     /// What all receivers there understand.
     pub capabilities: Capabilities,
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use thiserror::Error;
 
+use super::late::LateWatch;
 use super::link::{CAPABILITIES, Link};
 use super::nic::Nic;
 use super::rx::Receiver;
@@ -136,6 +137,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         call_at: None,
         keep_sockets: true,
         refusal: None,
+        late: LateWatch::default(),
         poller: Poller::new(8).map_err(doing("cannot poll"))?,
     };
     let result = serving.run(&termination, &frontend);
@@ -282,6 +284,7 @@ enum Source {
     Frontend,
     Attention,
     Varpd,
+    Late,
 }
 
 struct Serving {
@@ -297,6 +300,8 @@ struct Serving {
     keep_sockets: bool,
     /// Why varpd refused the vif last, so that it is logged once.
     refusal: Option<String>,
+    /// Of frames for a guest that has left.
+    late: LateWatch,
     poller: Poller,
 }
 
@@ -312,7 +317,8 @@ impl Serving {
         self.watch_varpd().map_err(failed())?;
         loop {
             let now = clock::mono();
-            let deadline = self.link.poll_timeout().into_iter().chain(self.call_at).min();
+            let deadlines = [self.link.poll_timeout(), self.call_at, self.late.poll_timeout()];
+            let deadline = deadlines.into_iter().flatten().min();
             let timeout = deadline.map(|at| at.saturating_since(now));
             let ready = self.poller.wait(timeout).map_err(failed())?;
             let now = clock::mono();
@@ -330,7 +336,12 @@ impl Serving {
             if self.call_at.is_some_and(|at| at <= now) {
                 self.call_varpd(now);
             }
+            if is_ready(Source::Late) {
+                self.nic.forward_waiting(now);
+            }
             self.write_varpd(now);
+            let late = Source::Late as u64;
+            self.late.update(&self.nic, &self.poller, late, now).map_err(failed())?;
         }
     }
 
@@ -427,6 +438,7 @@ impl Serving {
         if !self.keep_sockets {
             log::warn!("the vif's care-of address is now {}", registration.coa);
             let place = place(self.key, &registration);
+            self.late.end(&self.poller).map_err(doing("cannot poll"))?;
             self.nic.replace_underlays(registration.underlays, place);
             self.keep_sockets = true;
         }

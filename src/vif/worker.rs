@@ -16,6 +16,7 @@
 //! A worker outlives the connections of its frontend: it keeps sockets, what it has learnt and the
 //! frames that wait, while QEMU comes and goes.
 
+mod forward;
 mod receive;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::departed::Departures;
 use super::guest::{HeaderLayout, MODERN_HEADER_LEN};
 use super::incoming::Incoming;
 use super::neighbors::{Lookup, Neighbors, Question};
@@ -81,10 +83,12 @@ pub struct Worker<U> {
     counters: Arc<VifCounters>,
     underlay: U,
     neighbors: Neighbors,
+    departures: Departures,
     park: Park,
     layout: HeaderLayout,
     offloads: Offloads,
     merger: Merger,
+    is_running: bool,
     stopped_at: Option<Instant>,
     starved: bool,
     announcement_seen: bool,
@@ -112,10 +116,12 @@ impl<U: Underlay> Worker<U> {
             counters,
             underlay,
             neighbors: Neighbors::default(),
+            departures: Departures::default(),
             park: Park::default(),
             layout: HeaderLayout { len: MODERN_HEADER_LEN, mergeable: false },
             offloads,
             merger: Merger::new(offloads, MERGED_FRAMES, MERGED_LEN),
+            is_running: false,
             stopped_at: None,
             starved: false,
             announcement_seen: false,
@@ -137,6 +143,7 @@ impl<U: Underlay> Worker<U> {
     pub fn replace_underlay(&mut self, underlay: U, place: Place) {
         self.underlay = underlay;
         self.place = place;
+        self.departures = Departures::default();
         self.incoming.clear();
         self.overflow = 0;
     }
@@ -152,7 +159,10 @@ impl<U: Underlay> Worker<U> {
     /// not delivered late.
     pub fn set_running(&mut self, running: bool, now: Instant) {
         self.starved = false;
+        self.is_running = running;
         if running {
+            // Where the guest runs it has arrived; varpd says so if a newer claim is known.
+            self.departures.remove(self.place.receiver.key.mac);
             let stopped_at = self.stopped_at.take();
             if stopped_at.is_some_and(|at| now - at > STALE_AFTER) {
                 self.discard(Port::Own, now);
@@ -199,7 +209,7 @@ impl<U: Underlay> Worker<U> {
 
     /// Whether the control side has something to do: questions, or a guest that announced itself.
     pub fn wants_attention(&self) -> bool {
-        self.neighbors.has_questions() || self.announcement_seen
+        self.neighbors.has_questions() || self.announcement_seen || self.departures.has_senders()
     }
 
     /// Whether the guest has announced itself since the last call (gratuitous ARP and the like).

@@ -16,8 +16,8 @@
 //!
 //! type  request     body                   type  event          body
 //!    1  REGISTER    see below               129  REGISTERED     coa, address (group), mtu (32)
-//!    2  SET-ACTIVE  active (8, 0 or 1)      130  CLAIMED        stamp (64)
-//!    3  ANNOUNCE    -                       131  LOST           stamp (64), coa
+//!    2  SET-ACTIVE  active (8, 0 or 1)      130  CLAIMED        mac (48), stamp (64)
+//!    3  ANNOUNCE    -                       131  LOST           mac, stamp, coa, lifetime
 //!    4  RESOLVE     mac (48), refresh (8)   132  MAPPING        mac, coa, stamp, lifetime ms (32)
 //!    5  STATS       n (16), n x             133  UNRESOLVED     mac (48), hold ms (32)
 //!                   {text, value (64)}      134  INVALIDATE     mac (48)
@@ -25,6 +25,7 @@
 //!    7  FLUSH       flags (8: 1 vnet,       136  ROW            n (16), n x text
 //!                   2 mac), reserved (8),   137  END            -
 //!                   mac (48), vnet (32)     138  ERROR          code (8), text
+//!    8  LATE       mac (48), address
 //!
 //! REGISTER
 //! +---------------------------------------------------------------+
@@ -127,6 +128,13 @@ pub enum Request {
         /// Name and value.
         values: Vec<(String, u64)>,
     },
+    /// A frame came for a MAC that this vif has lost: its sender's host is to be told.
+    Late {
+        /// The MAC.
+        mac: Mac,
+        /// Where the frame came from.
+        sender: SocketAddr,
+    },
     /// The operator asks for a table; answered by [`Event::Row`]s and one [`Event::End`].
     Show {
         /// Which.
@@ -167,17 +175,24 @@ pub enum Event {
         /// MTU of the underlay link in bytes (outer IP packet).
         underlay_mtu: u32,
     },
-    /// The vif's claim now has this stamp.
+    /// The vif's claim to a MAC now has this stamp.
     Claimed {
+        /// The vif's own.
+        mac: Mac,
         /// To be repeated in [`Request::Register`] after a restart of varpd.
         stamp: Stamp,
     },
-    /// The vif's claim lost against a newer one: the guest now lives behind `coa`.
+    /// The vif's claim to a MAC lost against a newer one: it now lives behind `coa`.
     Lost {
+        /// The vif's own.
+        mac: Mac,
         /// Stamp of the newer claim.
         stamp: Stamp,
         /// Its care-of address.
         coa: CareOf,
+        /// How long others may still believe that the MAC is here, in milliseconds: so long frames
+        /// for it are forwarded.
+        lifetime_ms: u32,
     },
     /// A resolved, refreshed or moved mapping.
     Mapping {

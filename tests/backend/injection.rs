@@ -29,14 +29,14 @@ const WINDOW: u64 = 16_384;
 const BURST: u64 = 8192;
 
 /// The attacker's registration, and the socket that came with it.
-struct Attacker {
-    socket: UdpSocket,
+pub(crate) struct Attacker {
+    pub(crate) socket: UdpSocket,
     group: SocketAddr,
     _registration: Connection,
 }
 
 impl Attacker {
-    fn register(varpd: &Varpd) -> Self {
+    pub(crate) fn register(varpd: &Varpd) -> Self {
         let varpd = Connection::open(&varpd.socket).unwrap();
         let key = VifKey { vnet: VnetId::new(99).unwrap(), mac: Mac(mac(66)) };
         let capabilities = Capabilities::NONE;

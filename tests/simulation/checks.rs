@@ -42,6 +42,12 @@ fn owner(world: &World, key: VifKey) -> Result<Claim, String> {
         let intended = world.intended[&key];
         return Err(format!("{key} should be owned by {intended} and is owned by {owners:?}"));
     };
+    let accepting: Vec<usize> = (0..world.users.len())
+        .filter(|&i| world.users[i].key == key && world.users[i].accepts())
+        .collect();
+    if accepting != [*instance] {
+        return Err(format!("{key} is owned by {instance}, and {accepting:?} take its frames"));
+    }
     let two_guests = world.scenario == Scenario::Duplicates && key == contested();
     let highest = world.highest[&key];
     if two_guests && *claim != highest {

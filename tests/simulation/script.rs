@@ -200,8 +200,9 @@ impl World {
     pub(crate) fn create(&mut self, key: VifKey, host: usize) -> usize {
         let instance = self.users.len();
         let coa = Host::coa(host, instance);
-        let (neighbours, stamp) = (Default::default(), None);
-        let user = User { key, host, coa, present: true, active: false, stamp, neighbours };
+        let (neighbours, departures, stamp) = Default::default();
+        let (present, active) = (true, false);
+        let user = User { key, host, coa, present, active, stamp, neighbours, departures };
         self.users.push(user);
         self.with_mapper(host, |mapper, _| {
             mapper.add_vif(LocalVif(instance as u64), key, coa).expect("a new vif");
@@ -251,6 +252,7 @@ impl World {
             return;
         }
         user.active = true;
+        user.departures.remove(user.key.mac);
         let (key, host) = (user.key, user.host);
         self.intended.insert(key, instance);
         self.with_mapper(host, |mapper, now| {

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use vnet::mapper::Notice;
 use vnet::time::Instant;
+use vnet::vif::departed::Departures;
 use vnet::wire::{CareOf, Mac, Stamp, VifKey};
+
+use crate::host::config;
 
 /// How long a question may stay unanswered before the backend asks again.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -46,6 +49,8 @@ pub(crate) struct User {
     /// The stamp that it would resume with.
     pub(crate) stamp: Option<Stamp>,
     pub(crate) neighbours: BTreeMap<Mac, Neighbour>,
+    /// What a newer claim says to be elsewhere: the shipped table.
+    pub(crate) departures: Departures,
 }
 
 impl User {
@@ -85,9 +90,20 @@ impl User {
             Notice::Invalidate { mac } => {
                 self.neighbours.remove(&mac);
             }
-            Notice::Claimed { stamp } => self.stamp = Some(stamp),
-            Notice::Lost { .. } => {}
+            Notice::Claimed { stamp } => {
+                self.stamp = Some(stamp);
+                self.departures.remove(self.key.mac);
+            }
+            Notice::Lost { stamp, coa } => {
+                let until = now + config().lifetime;
+                self.departures.insert(self.key.mac, coa, stamp, until);
+            }
         }
+    }
+
+    /// Whether frames for it are delivered to its guest.
+    pub(crate) fn accepts(&self) -> bool {
+        self.active && !self.departures.has_left(self.key.mac)
     }
 
     /// Where it was told last that a MAC is.

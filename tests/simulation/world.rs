@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use vnet::mapper::{Destination, LocalVif, Mapper, Notice, Output};
 use vnet::time::{Instant, Now};
+use vnet::vif::departed::{LateSender, Verdict};
 use vnet::wire::varp::{Claim, Message};
 use vnet::wire::{CareOf, Mac, VifKey};
 
@@ -15,7 +16,7 @@ use crate::host::Host;
 use crate::network::Weather;
 use crate::random::Random;
 use crate::script::{Action, Scenario};
-use crate::user::{Neighbour, User, Verdict};
+use crate::user::{Neighbour, User, Verdict as Sends};
 
 /// Something that will happen.
 #[derive(Clone, Debug)]
@@ -36,6 +37,10 @@ pub(crate) struct Totals {
     pub(crate) datagrams: u64,
     pub(crate) frames: u64,
     pub(crate) delivered: u64,
+    /// Times that a late frame was sent on.
+    pub(crate) forwarded: u64,
+    /// Places that one frame came to at most.
+    pub(crate) longest_way: u64,
     pub(crate) migrations: u64,
     pub(crate) restarts: u64,
     pub(crate) partitions: u64,
@@ -51,6 +56,8 @@ impl Totals {
         self.datagrams += other.datagrams;
         self.frames += other.frames;
         self.delivered += other.delivered;
+        self.forwarded += other.forwarded;
+        self.longest_way = self.longest_way.max(other.longest_way);
         self.migrations += other.migrations;
         self.restarts += other.restarts;
         self.partitions += other.partitions;
@@ -64,6 +71,7 @@ impl Totals {
     /// A simulation in which nothing happens proves nothing.
     pub(crate) fn assert_that_things_happened(&self) {
         let all = [
+            self.forwarded,
             self.migrations,
             self.restarts,
             self.partitions,
@@ -286,40 +294,67 @@ impl World {
         let verdict = self.users[from].frame(to, now);
         let host = self.users[from].host;
         let refresh = match verdict {
-            Verdict::Send { refresh, .. } => refresh,
-            Verdict::Ask => false,
-            Verdict::Wait => return,
+            Sends::Send { refresh, .. } => refresh,
+            Sends::Ask => false,
+            Sends::Wait => return,
         };
-        if verdict == Verdict::Ask && established && self.no_gap {
+        if verdict == Sends::Ask && established && self.no_gap {
             self.violate(format!("{from} lost the mapping of {to} while using it"));
         }
-        if refresh || verdict == Verdict::Ask {
+        if refresh || verdict == Sends::Ask {
             self.with_mapper(host, |mapper, now| {
                 mapper.resolve(LocalVif(from as u64), to, refresh, now);
             });
         }
-        if let Verdict::Send { coa, .. } = verdict {
+        if let Sends::Send { coa, .. } = verdict {
             self.arrive(from, to, coa);
         }
     }
 
-    /// A frame arrives at a care-of address.
+    /// A frame arrives at a care-of address: it is delivered, sent on, or dropped.
     fn arrive(&mut self, from: usize, to: Mac, coa: CareOf) {
-        let instance = Host::instance(coa);
-        let (sender, receiver) = (&self.users[from], &self.users[instance]);
-        if receiver.key != (VifKey { vnet: sender.key.vnet, mac: to }) {
-            let (a, b) = (sender.key, receiver.key);
-            return self.violate(format!("a frame from {a} to {to} arrived at {b}"));
-        }
-        let (there, back) = (receiver.host, sender.coa.addr);
-        if self.hosts[there].island != self.hosts[sender.host].island {
-            return;
-        }
-        if receiver.active {
-            self.totals.delivered += 1;
-        } else {
-            let key = receiver.key;
-            self.with_mapper(there, |mapper, now| mapper.correct(key, back, now));
+        let (mut last, mut coa) = (from, coa);
+        let mut way = Vec::new();
+        loop {
+            let instance = Host::instance(coa);
+            let (sender, receiver) = (&self.users[from], &self.users[instance]);
+            if receiver.key != (VifKey { vnet: sender.key.vnet, mac: to }) {
+                let (a, b) = (sender.key, receiver.key);
+                return self.violate(format!("a frame from {a} to {to} arrived at {b}"));
+            }
+            if self.hosts[receiver.host].island != self.hosts[self.users[last].host].island {
+                return;
+            }
+            if way.contains(&instance) {
+                return self.violate(format!("a frame to {to} runs in a circle: {way:?}"));
+            }
+            way.push(instance);
+            self.totals.longest_way = self.totals.longest_way.max(way.len() as u64);
+            let (key, there) = (receiver.key, receiver.host);
+            let back = self.users[last].coa.addr;
+            let known = receiver.mapping(sender.key.mac, self.now).map(|coa| coa.addr);
+            let now = self.now;
+            let receiver = &mut self.users[instance];
+            if !receiver.present {
+                // varpd reads the sockets of a backend that has ended, but sends nothing on.
+                return self.with_mapper(there, |mapper, now| mapper.correct(key, back, now));
+            }
+            let verdict = receiver.departures.judge(to, back, known, now);
+            let late: Vec<LateSender> = receiver.departures.senders().collect();
+            for LateSender { from, .. } in late {
+                self.with_mapper(there, |mapper, now| mapper.correct(key, from, now));
+            }
+            match verdict {
+                None if self.users[instance].active => {
+                    self.totals.delivered += 1;
+                    return;
+                }
+                None | Some(Verdict::Drop) => return,
+                Some(Verdict::Forward(on)) => {
+                    self.totals.forwarded += 1;
+                    (last, coa) = (instance, on);
+                }
+            }
         }
     }
 

@@ -123,7 +123,7 @@ impl<U: Underlay> Worker<U> {
 
     fn to_group(&self) -> Route {
         let capabilities = Capabilities::NONE;
-        Route { to: self.place.group, is_group: true, capabilities }
+        Route { to: self.place.group, is_group: true, is_redirected: false, capabilities }
     }
 
     /// Looks at what the guest wants done to a frame; copies its headers first if anything.
@@ -187,7 +187,7 @@ impl<U: Underlay> Worker<U> {
     }
 
     /// Sends a batch in order.
-    fn send(&mut self, batch: &Batch<'_>, now: Instant) {
+    pub(super) fn send(&mut self, batch: &Batch<'_>, now: Instant) {
         let mut at = 0;
         while at < batch.frames.len() {
             match self.stager.stage(batch, at, self.place.max_datagram) {
@@ -292,6 +292,9 @@ impl<U: Underlay> Worker<U> {
 
     fn count_sent(&self, staged: &Staged) {
         let counters = &self.counters;
+        if staged.route.is_redirected {
+            return counters.add(VifCounter::tx_forwarded, staged.frames);
+        }
         counters.add(VifCounter::tx_frames, staged.frames);
         counters.add(VifCounter::tx_bytes, staged.frame_bytes);
         counters.add(VifCounter::tx_datagrams, staged.datagrams() as u64);
@@ -347,5 +350,6 @@ fn is_segmentation_refused(error: &io::Error) -> bool {
 }
 
 fn to_vif(coa: CareOf) -> Route {
-    Route { to: coa.addr, is_group: false, capabilities: coa.capabilities }
+    let (to, capabilities) = (coa.addr, coa.capabilities);
+    Route { to, is_group: false, is_redirected: false, capabilities }
 }

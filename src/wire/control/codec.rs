@@ -32,6 +32,7 @@ mod code {
     pub(super) const STATS: u8 = 5;
     pub(super) const SHOW: u8 = 6;
     pub(super) const FLUSH: u8 = 7;
+    pub(super) const LATE: u8 = 8;
     pub(super) const REGISTERED: u8 = 129;
     pub(super) const CLAIMED: u8 = 130;
     pub(super) const LOST: u8 = 131;
@@ -64,6 +65,7 @@ impl Request {
             }
             code::SHOW => Self::Show { table: Table::from_code(r.u8()?)? },
             code::FLUSH => parse_flush(&mut r)?,
+            code::LATE => Self::Late { mac: r.mac()?, sender: r.addr()? },
             _ => return Err(ParseError::Type),
         };
         r.end()?;
@@ -95,6 +97,7 @@ impl Request {
                 }
                 w.done()
             }
+            Self::Late { mac, sender } => Writer::new(code::LATE, 0).mac(*mac).addr(sender).done(),
             Self::Show { table } => Writer::new(code::SHOW, 0).u8(table.code()).done(),
             Self::Flush { vnet, mac } => {
                 let v = if vnet.is_some() { FLUSH_VNET } else { 0 };
@@ -157,8 +160,13 @@ impl Event {
             code::REGISTERED => {
                 Self::Registered { coa: r.care_of()?, group: r.addr()?, underlay_mtu: r.u32()? }
             }
-            code::CLAIMED => Self::Claimed { stamp: Stamp(r.u64()?) },
-            code::LOST => Self::Lost { stamp: Stamp(r.u64()?), coa: r.care_of()? },
+            code::CLAIMED => Self::Claimed { mac: r.mac()?, stamp: Stamp(r.u64()?) },
+            code::LOST => Self::Lost {
+                mac: r.mac()?,
+                stamp: Stamp(r.u64()?),
+                coa: r.care_of()?,
+                lifetime_ms: r.u32()?,
+            },
             code::MAPPING => Self::Mapping {
                 mac: r.mac()?,
                 coa: r.care_of()?,
@@ -189,9 +197,12 @@ impl Event {
                 let mut w = Writer::new(code::REGISTERED, 0);
                 w.care_of(coa).addr(group).u32(*underlay_mtu).done()
             }
-            Self::Claimed { stamp } => Writer::new(code::CLAIMED, 0).u64(stamp.0).done(),
-            Self::Lost { stamp, coa } => {
-                Writer::new(code::LOST, 0).u64(stamp.0).care_of(coa).done()
+            Self::Claimed { mac, stamp } => {
+                Writer::new(code::CLAIMED, 0).mac(*mac).u64(stamp.0).done()
+            }
+            Self::Lost { mac, stamp, coa, lifetime_ms } => {
+                let mut w = Writer::new(code::LOST, 0);
+                w.mac(*mac).u64(stamp.0).care_of(coa).u32(*lifetime_ms).done()
             }
             Self::Mapping { mac, coa, stamp, lifetime_ms } => {
                 let mut w = Writer::new(code::MAPPING, 0);

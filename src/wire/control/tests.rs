@@ -65,6 +65,10 @@ fn requests() -> Vec<(Request, &'static str)> {
             Request::Flush { vnet: None, mac: None },
             "01 07 0000 00000000 00 00 000000000000 00000000",
         ),
+        (
+            Request::Late { mac: MAC, sender: v4().addr },
+            "01 08 0000 00000000 525400123456 04 00 9c40 c0000201000000000000000000000000",
+        ),
     ]
 }
 
@@ -80,11 +84,14 @@ fn events() -> Vec<(Event, &'static str)> {
             "01 81 0000 00000000 01 00 0002 04 00 9c40 c0000201000000000000000000000000 \
              04 00 0706 e00a0001000000000000000000000000 000005dc",
         ),
-        (Event::Claimed { stamp: Stamp(9) }, "01 82 0000 00000000 0000000000000009"),
         (
-            Event::Lost { stamp: Stamp(10), coa: v6() },
-            "01 83 0000 00000000 000000000000000a \
-             02 00 0000 06 00 0706 20010db8000000000000000000000001",
+            Event::Claimed { mac: MAC, stamp: Stamp(9) },
+            "01 82 0000 00000000 525400123456 0000000000000009",
+        ),
+        (
+            Event::Lost { mac: MAC, stamp: Stamp(10), coa: v6(), lifetime_ms: 30_000 },
+            "01 83 0000 00000000 525400123456 000000000000000a \
+             02 00 0000 06 00 0706 20010db8000000000000000000000001 00007530",
         ),
         (
             Event::Mapping { mac: MAC, coa: v4(), stamp: Stamp(11), lifetime_ms: 30_000 },
@@ -270,6 +277,7 @@ fn request() -> impl Strategy<Value = Request> {
         table.prop_map(|table| Request::Show { table }),
         (proptest::option::of(vnet()), proptest::option::of(mac()))
             .prop_map(|(vnet, mac)| Request::Flush { vnet, mac }),
+        (mac(), addr()).prop_map(|(mac, sender)| Request::Late { mac, sender }),
     ]
 }
 
@@ -287,8 +295,10 @@ fn event() -> impl Strategy<Value = Event> {
             group,
             underlay_mtu
         }),
-        stamp().prop_map(|stamp| Event::Claimed { stamp }),
-        (stamp(), coa()).prop_map(|(stamp, coa)| Event::Lost { stamp, coa }),
+        (mac(), stamp()).prop_map(|(mac, stamp)| Event::Claimed { mac, stamp }),
+        (mac(), stamp(), coa(), any::<u32>()).prop_map(|(mac, stamp, coa, lifetime_ms)| {
+            Event::Lost { mac, stamp, coa, lifetime_ms }
+        }),
         (mac(), coa(), stamp(), any::<u32>()).prop_map(|(mac, coa, stamp, lifetime_ms)| {
             Event::Mapping { mac, coa, stamp, lifetime_ms }
         }),

@@ -44,6 +44,7 @@ fn options(arguments: Backend) -> Result<Options, String> {
         queue_pairs: arguments.queue_pairs,
         mtu: arguments.mtu,
         source_mac: arguments.source_mac,
+        learn: arguments.learn.into(),
     })
 }
 

@@ -130,9 +130,12 @@ impl Mapper {
     /// A claim was beaten: its vif is told, and the new place is noted.
     fn lost(&mut self, vif: LocalVif, ours: Claim, theirs: Claim, now: Now) {
         let Some(state) = self.vifs.get(vif) else { return };
-        let key = state.key;
+        let (key, learnt) = (state.key, state.learnt);
         self.count(MapperCounter::losses);
-        self.event(Event::Conflict { key, ours, theirs });
+        self.event(match learnt {
+            true => Event::Lost { key, ours, theirs },
+            false => Event::Conflict { key, ours, theirs },
+        });
         self.notify(vif, Notice::Lost { stamp: theirs.stamp, coa: theirs.coa });
         self.note(key, ours, Some(theirs), now.mono);
         self.watch(vif, now.mono + self.config.lifetime);
@@ -144,7 +147,7 @@ impl Mapper {
         if self.config.announce_interval.is_zero() {
             return;
         }
-        if let Some(state) = self.vifs.get_mut(vif).filter(|v| v.active) {
+        if let Some(state) = self.vifs.get_mut(vif).filter(|v| v.active && !v.learnt) {
             state.watch = Some(at);
             self.timers.set(at, Timer::Watch(vif));
         }
@@ -173,7 +176,7 @@ impl Mapper {
 
     /// Nobody answers for a key. If a vif here runs and had lost it, it takes it back.
     pub(super) fn abandoned(&mut self, key: VifKey, now: Now) -> bool {
-        let runs = |vif: &LocalVif| self.vifs.get(*vif).is_some_and(|v| v.active);
+        let runs = |vif: &LocalVif| self.vifs.get(*vif).is_some_and(|v| v.active && !v.learnt);
         let Some(vif) = self.vifs.with_key(key).find(runs) else { return false };
         let may = self.may_reclaim(vif, now.mono);
         if may {

@@ -162,6 +162,26 @@ impl Mapper {
     /// Registers a vif, whose rings do not run yet. Several may have the same key: the guest
     /// migrates within the host, or its backend was restarted.
     pub fn add_vif(&mut self, vif: LocalVif, key: VifKey, coa: CareOf) -> Result<(), AddError> {
+        let room = self.vifs.len() < self.config.limits.vifs;
+        self.add(vif, key, coa, false, room)
+    }
+
+    /// Registers a MAC behind a vif with that care-of address: a bridge or router in the guest sends
+    /// from it. It is a vif of its own, except that it is told only of its own claim, and does not
+    /// claim its key again by itself once it was lost, but by [`Mapper::announce`].
+    pub fn add_learnt(&mut self, vif: LocalVif, key: VifKey, coa: CareOf) -> Result<(), AddError> {
+        let room = self.vifs.learnt_len() < self.config.limits.learnt;
+        self.add(vif, key, coa, true, room)
+    }
+
+    fn add(
+        &mut self,
+        vif: LocalVif,
+        key: VifKey,
+        coa: CareOf,
+        learnt: bool,
+        room: bool,
+    ) -> Result<(), AddError> {
         if self.vifs.get(vif).is_some() {
             return Err(AddError::Duplicate);
         }
@@ -171,13 +191,13 @@ impl Mapper {
         if !key.mac.is_individual() {
             return Err(AddError::Mac);
         }
-        let limits = &self.config.limits;
-        if self.vifs.len() >= limits.vifs {
+        if !room {
             return Err(AddError::Full);
         }
+        let limits = &self.config.limits;
         let bucket = TokenBucket::new(limits.requests_per_second, limits.request_burst);
         let (active, own, watch, asking, moves) = (false, None, None, 0, Moves::default());
-        self.vifs.insert(vif, Vif { key, coa, active, own, watch, asking, bucket, moves });
+        self.vifs.insert(vif, Vif { key, coa, learnt, active, own, watch, asking, bucket, moves });
         Ok(())
     }
 
@@ -258,7 +278,8 @@ impl Mapper {
                 }
             }
             None => {
-                for vif in self.vifs.on_vnet(key.vnet) {
+                let hears = |vif: &LocalVif| self.vifs.get(*vif).is_some_and(|v| !v.learnt);
+                for vif in self.vifs.on_vnet(key.vnet).filter(hears) {
                     self.outputs.push_back(Output::Notify { vif, notice });
                 }
             }

@@ -138,6 +138,15 @@ pub enum Event {
         /// The one that won.
         theirs: Claim,
     },
+    /// A vif that was here, or a MAC behind one, is now elsewhere.
+    Lost {
+        /// The vif.
+        key: VifKey,
+        /// The claim that was made here.
+        ours: Claim,
+        /// The newer one.
+        theirs: Claim,
+    },
     /// A mapping came to its end unconfirmed.
     Expired {
         /// The vif.
@@ -175,6 +184,9 @@ impl fmt::Display for Event {
             }
             Self::Conflict { key, ours, theirs } => {
                 write!(f, "conflict {key} from {} to {}", ours.coa, theirs.coa)
+            }
+            Self::Lost { key, ours, theirs } => {
+                write!(f, "lost {key} from {} to {}", ours.coa, theirs.coa)
             }
             Self::Expired { key } => write!(f, "expired {key}"),
             Self::Evicted { key } => write!(f, "evicted {key}"),

@@ -14,6 +14,8 @@ use crate::wire::{CareOf, Mac, Stamp, VifKey, VnetId};
 pub(super) struct Vif {
     pub(super) key: VifKey,
     pub(super) coa: CareOf,
+    /// A MAC behind another vif: nobody runs under it here, so it is taken back only when it is seen.
+    pub(super) learnt: bool,
     /// Its rings run.
     pub(super) active: bool,
     /// Its claim, while that is the newest known. An active vif without one has lost it.
@@ -79,6 +81,8 @@ pub(super) struct Vifs {
     map: BTreeMap<LocalVif, Vif>,
     by_key: BTreeSet<(VifKey, LocalVif)>,
     owners: BTreeMap<VifKey, LocalVif>,
+    /// How many are MACs behind others.
+    learnt: usize,
 }
 
 impl Vifs {
@@ -90,18 +94,26 @@ impl Vifs {
         self.map.get_mut(&vif)
     }
 
+    /// Number of vifs, without the MACs behind them.
     pub(super) fn len(&self) -> usize {
-        self.map.len()
+        self.map.len() - self.learnt
+    }
+
+    /// Number of MACs behind vifs.
+    pub(super) fn learnt_len(&self) -> usize {
+        self.learnt
     }
 
     pub(super) fn insert(&mut self, handle: LocalVif, vif: Vif) {
         self.by_key.insert((vif.key, handle));
+        self.learnt += usize::from(vif.learnt);
         self.map.insert(handle, vif);
     }
 
     pub(super) fn remove(&mut self, handle: LocalVif) -> Option<Vif> {
         let vif = self.map.remove(&handle)?;
         self.by_key.remove(&(vif.key, handle));
+        self.learnt -= usize::from(vif.learnt);
         if self.owners.get(&vif.key) == Some(&handle) {
             self.owners.remove(&vif.key);
         }

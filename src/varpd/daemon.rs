@@ -19,6 +19,7 @@ use crate::underlay::sockets::{Opener, VifSockets};
 use crate::wire::VnetId;
 
 use super::clients::{ClientId, Clients, Sent};
+use super::learnt::LearntTable;
 use super::registry::{Owner, Registry};
 use super::stats::Runs;
 use super::varp::{Varp, Via};
@@ -93,6 +94,7 @@ pub(super) struct Daemon {
     pub(super) opener: Opener,
     pub(super) mapper: Mapper,
     pub(super) registry: Registry<VifSockets>,
+    pub(super) learnt: LearntTable,
     pub(super) clients: Clients,
     pub(super) runs: Runs,
     pub(super) counters: VarpdCounters,
@@ -136,6 +138,7 @@ impl Daemon {
             opener,
             mapper,
             registry: Registry::default(),
+            learnt: LearntTable::default(),
             runs: Runs::default(),
             counters: VarpdCounters::default(),
             config,
@@ -240,7 +243,9 @@ impl Daemon {
     }
 
     fn notify(&mut self, id: LocalVif, notice: Notice, now: Now) {
-        let Some(vif) = self.registry.get_mut(id) else { return };
+        let Some(vif) = self.registry.get_mut(id) else {
+            return self.notify_learnt(id, notice, now);
+        };
         let before = vif.state();
         match notice {
             Notice::Claimed { stamp } => (vif.stamp, vif.moved) = (Some(stamp), false),
@@ -278,6 +283,7 @@ impl Daemon {
         for vif in self.registry.expired(now.mono) {
             self.forget_vif(vif, now);
         }
+        self.expire_learnt(now);
         for client in self.clients.stalled(now.mono) {
             self.drop_if_stalled(client, Sent::Stalled, now);
         }
@@ -300,6 +306,7 @@ impl Daemon {
         [
             self.mapper.poll_timeout(),
             self.registry.next_expiry(),
+            self.learnt.next_expiry(),
             self.clients.next_timeout(),
             self.runs.next_deadline(),
             self.accept_again,
@@ -350,6 +357,7 @@ fn mapper_config(config: &Config) -> mapper::Config {
         announce_interval: config.timers.announce_interval.duration(),
         limits: mapper::Limits {
             vifs: limits.vifs,
+            learnt: limits.learnt,
             entries: limits.entries,
             entries_per_vnet: limits.entries_per_vnet,
             pending: limits.pending,

@@ -30,6 +30,7 @@
 mod clients;
 mod daemon;
 mod late;
+mod learnt;
 mod register;
 mod registry;
 mod requests;

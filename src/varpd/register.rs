@@ -140,6 +140,10 @@ impl Daemon {
                 }
             }
         }
+        if !active {
+            self.clear_learnt(id, now);
+        }
+        self.tell_learnt(id, now);
         self.mapper.set_active(id, active, prior, now);
     }
 
@@ -222,6 +226,7 @@ impl Daemon {
             return Ok(kept);
         }
         // The new backend's receiver understands something else: it's another care-of address.
+        self.clear_learnt(kept, now);
         self.mapper.remove_vif(kept, now);
         match self.registry.remove(kept) {
             Some(vif) => self.enter(wanted, peer, client, vif.sockets, now),

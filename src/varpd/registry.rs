@@ -97,6 +97,11 @@ impl<S> Registry<S> {
         }
     }
 
+    /// Whether the rings of a vif with this key run here.
+    pub(super) fn is_active(&self, key: VifKey) -> bool {
+        self.vifs.values().any(|vif| vif.key == key && vif.state() == "active")
+    }
+
     /// Whether a care-of address that a backend brings is free: no vif other than a kept one with
     /// the same key has it.
     pub(super) fn check_care_of(&self, key: VifKey, coa: CareOf) -> Result<(), Refusal> {
@@ -115,12 +120,18 @@ impl<S> Registry<S> {
         self.iter().find(|(_, vif)| kept(vif))
     }
 
-    /// Adds a vif under a handle that was never used before.
-    pub(super) fn insert(&mut self, vif: Vif<S>) -> LocalVif {
+    /// A handle that was never used before.
+    pub(super) fn next_id(&mut self) -> LocalVif {
         let id = self.next;
         self.next += 1;
-        self.vifs.insert(id, vif);
         LocalVif(id)
+    }
+
+    /// Adds a vif under a handle that was never used before.
+    pub(super) fn insert(&mut self, vif: Vif<S>) -> LocalVif {
+        let id = self.next_id();
+        self.vifs.insert(id.0, vif);
+        id
     }
 
     /// Takes a vif out.

@@ -111,6 +111,14 @@ impl Daemon {
                 self.mapper.resolve(vif, mac, refresh, now);
                 Ok(())
             }
+            (Role::Backend(vif), Request::Learn { macs }) => {
+                self.learn(vif, &macs, now);
+                Ok(())
+            }
+            (Role::Backend(vif), Request::Forget { macs }) => {
+                self.forget_learnt(vif, &macs, now);
+                Ok(())
+            }
             (Role::Backend(vif), Request::Late { mac, sender }) => {
                 self.report_late(vif, mac, sender, now);
                 Ok(())
@@ -138,6 +146,7 @@ impl Daemon {
         }
         if !active {
             vif.stamp = None;
+            self.clear_learnt(id, now);
         }
         self.mapper.set_active(id, active, None, now);
     }
@@ -230,6 +239,7 @@ impl Daemon {
         if let Some(vif) = self.registry.remove(id) {
             log::info!("vif {} at {} is forgotten", vif.key, vif.coa);
             self.counters.inc(VarpdCounter::vifs_forgotten);
+            self.clear_learnt(id, now);
             self.mapper.remove_vif(id, now);
         }
     }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use crate::mapper::{LocalVif, Row, State};
 use crate::show::{self, NONE};
 use crate::time::Now;
-use crate::wire::VnetId;
+use crate::wire::{VifKey, VnetId};
 
 use super::daemon::Daemon;
+use super::learnt::Learnt;
 use super::registry::Owner;
 use super::stats::Counters;
 
@@ -52,10 +53,9 @@ impl Daemon {
 
     /// The vifs of this host, by vnet and MAC.
     pub(super) fn vif_rows(&self) -> Rows {
-        let mut vifs: Vec<_> = self.registry.iter().map(|(_, vif)| vif).collect();
-        vifs.sort_by_key(|vif| vif.key);
+        let mut rows = self.learnt_rows();
         let row = |vif: &super::registry::Vif<_>| {
-            vec![
+            let cells = vec![
                 vif.key.vnet.to_string(),
                 vif.key.mac.to_string(),
                 vif.peer.uid.to_string(),
@@ -67,9 +67,32 @@ impl Daemon {
                 vif.state().to_owned(),
                 vif.stamp.map_or_else(|| NONE.to_owned(), show::stamp),
                 show::time(vif.since_ms).unwrap_or_else(|| NONE.to_owned()),
-            ]
+            ];
+            (vif.key, cells)
         };
-        vifs.into_iter().map(row).collect()
+        rows.extend(self.registry.iter().map(|(_, vif)| row(vif)));
+        rows.sort_by_key(|(key, _)| *key);
+        rows.into_iter().map(|(_, cells)| cells).collect()
+    }
+
+    /// The MACs behind vifs.
+    fn learnt_rows(&self) -> Vec<(VifKey, Vec<String>)> {
+        let row = |vif: &super::registry::Vif<_>, learnt: &Learnt| {
+            let key = VifKey { mac: learnt.mac, ..vif.key };
+            let cells = vec![
+                key.vnet.to_string(),
+                key.mac.to_string(),
+                vif.peer.uid.to_string(),
+                vif.peer.pid.to_string(),
+                vif.coa.to_string(),
+                if learnt.stamp.is_some() { "learnt" } else { "lost" }.to_owned(),
+                learnt.stamp.map_or_else(|| NONE.to_owned(), show::stamp),
+                show::time(learnt.since_ms).unwrap_or_else(|| NONE.to_owned()),
+            ];
+            (key, cells)
+        };
+        let behind = |(id, vif)| self.learnt.of(id).map(move |(_, learnt)| row(vif, learnt));
+        self.registry.iter().flat_map(behind).collect()
     }
 
     /// The mapper's cache.

@@ -8,6 +8,7 @@
 use std::io;
 
 use super::departed::{Departures, Verdict};
+use super::learnt::Learnt;
 use super::neighbors::Neighbors;
 use super::rx::{Addressee, Payload, Receiver};
 use crate::metrics::{VifCounter, VifCounters};
@@ -47,6 +48,8 @@ pub struct Home<'a> {
     pub receiver: &'a Receiver,
     /// Where others are.
     pub neighbors: &'a Neighbors,
+    /// What is behind the vif.
+    pub learnt: &'a Learnt,
     /// What has left.
     pub departures: &'a mut Departures,
     /// The time.
@@ -186,7 +189,7 @@ impl Unpack<'_, '_> {
     /// Whether a frame is for a group, if it is to be delivered; sets it aside if it is to be sent
     /// on.
     fn admit(&mut self, entry: Entry<'_>) -> Result<Option<bool>, VifCounter> {
-        let Home { receiver, neighbors, departures, now } = &mut *self.home;
+        let Home { receiver, neighbors, learnt, departures, now } = &mut *self.home;
         let addressee = receiver.accept_frame(self.port, entry.frame)?;
         let mac = match addressee {
             Addressee::Group => return Ok(Some(true)),
@@ -208,6 +211,7 @@ impl Unpack<'_, '_> {
         }
         match addressee {
             Addressee::Vif => Ok(Some(false)),
+            Addressee::Other(mac) if learnt.has(mac) => Ok(Some(false)),
             _ => Err(VifCounter::rx_drop_destination),
         }
     }

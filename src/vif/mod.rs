@@ -9,6 +9,7 @@
 //! | [`outgoing`], [`too_big`] | frames become datagrams; the answer to those that can't |
 //! | [`incoming`] | frames that were received and accepted |
 //! | [`ring`] | split virtqueues by checked slices |
+//! | [`learnt`], [`learning`] | MACs behind the vif: a queue pair's table, and the book of all |
 //! | [`departed`], [`late`] | MACs that have left, whose late frames are sent on |
 //! | [`neighbors`], [`park`] | addresses learnt; frames that wait for one |
 //! | [`worker`] | one queue pair's data path: all of the above, in the order of packets |
@@ -19,6 +20,8 @@ pub mod departed;
 pub mod guest;
 pub mod incoming;
 pub mod late;
+pub mod learning;
+pub mod learnt;
 pub mod link;
 pub mod neighbors;
 pub mod nic;

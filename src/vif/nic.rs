@@ -25,6 +25,7 @@ use crate::time::Instant;
 use crate::underlay::udp::UdpUnderlay;
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::device::{DataPath, Interest, Rings, Wake};
+use crate::wire::Mac;
 
 /// The ports a worker polls, in the order of its descriptors.
 const PORTS: [Port; 2] = [Port::Own, Port::Group];
@@ -53,6 +54,8 @@ pub struct Wishes {
     pub questions: Vec<Question>,
     /// Who sends to a MAC that has left.
     pub late: Vec<LateSender>,
+    /// New MACs that the guest sends from.
+    pub sources: Vec<Mac>,
     /// Whether the guest's rings run.
     pub active: bool,
     /// Whether the guest asked to be announced.
@@ -109,6 +112,7 @@ impl Nic {
         let mut wishes = Wishes {
             questions: Vec::new(),
             late: Vec::new(),
+            sources: Vec::new(),
             active: self.is_active(),
             announce: self.announce.swap(false, Ordering::AcqRel),
         };
@@ -116,6 +120,7 @@ impl Nic {
             wishes.announce |= worker.take_announcement();
             wishes.questions.extend(worker.questions());
             wishes.late.extend(worker.late_senders());
+            wishes.sources.extend(worker.learnt().news());
         }
         wishes
     }

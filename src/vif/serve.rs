@@ -57,6 +57,8 @@ pub struct Options {
     pub mtu: Option<u16>,
     /// What happens to frames with a foreign source MAC.
     pub source_mac: SourceMac,
+    /// Most MACs behind the vif.
+    pub learn: usize,
 }
 
 /// Why a backend can't start, or ended.
@@ -129,7 +131,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let frontend = Frontend::start(endpoint, Arc::clone(&nic))?;
     let mut serving = Serving {
         key: options.key,
-        link: Link::new(options.key, options.queue_pairs, Arc::clone(&nic)),
+        link: Link::new(options.key, options.queue_pairs, options.learn, Arc::clone(&nic)),
         nic,
         path: options.varpd,
         queue_pairs: options.queue_pairs,
@@ -231,7 +233,7 @@ fn new_nic(options: &Options, registration: Registration, mtu: u16) -> Result<Ni
     let place = place(options.key, &registration);
     let worker = |underlay| {
         let counters = Arc::clone(&counters);
-        Worker::new(place, options.source_mac, counters, underlay)
+        Worker::new(place, options.source_mac, counters, underlay).learning(options.learn)
     };
     let workers = registration.underlays.into_iter().map(worker).collect();
     Nic::new(workers, Arc::clone(&counters), mtu).map_err(doing("cannot create an eventfd"))
@@ -376,7 +378,7 @@ impl Serving {
     }
 
     fn write_varpd(&mut self, now: Instant) {
-        for request in self.link.requests() {
+        for request in self.link.requests(now) {
             self.tell_varpd(&request, now);
         }
     }

@@ -30,6 +30,7 @@ use std::time::Duration;
 use super::departed::Departures;
 use super::guest::{HeaderLayout, MODERN_HEADER_LEN};
 use super::incoming::Incoming;
+use super::learnt::Learnt;
 use super::neighbors::{Lookup, Neighbors, Question};
 use super::outgoing::{Batch, Stager};
 use super::park::Park;
@@ -84,6 +85,7 @@ pub struct Worker<U> {
     underlay: U,
     neighbors: Neighbors,
     departures: Departures,
+    learnt: Learnt,
     park: Park,
     layout: HeaderLayout,
     offloads: Offloads,
@@ -117,6 +119,7 @@ impl<U: Underlay> Worker<U> {
             underlay,
             neighbors: Neighbors::default(),
             departures: Departures::default(),
+            learnt: Learnt::default(),
             park: Park::default(),
             layout: HeaderLayout { len: MODERN_HEADER_LEN, mergeable: false },
             offloads,
@@ -132,6 +135,18 @@ impl<U: Underlay> Worker<U> {
             overflow: 0,
             complain_after: Instant::ZERO,
         }
+    }
+
+    /// The same, taking up to `most` MACs behind the vif.
+    #[must_use]
+    pub fn learning(mut self, most: usize) -> Self {
+        self.learnt = Learnt::new(most);
+        self
+    }
+
+    /// The MACs behind the vif.
+    pub fn learnt(&mut self) -> &mut Learnt {
+        &mut self.learnt
     }
 
     /// The sockets.
@@ -209,7 +224,10 @@ impl<U: Underlay> Worker<U> {
 
     /// Whether the control side has something to do: questions, or a guest that announced itself.
     pub fn wants_attention(&self) -> bool {
-        self.neighbors.has_questions() || self.announcement_seen || self.departures.has_senders()
+        self.neighbors.has_questions()
+            || self.announcement_seen
+            || self.departures.has_senders()
+            || self.learnt.has_news()
     }
 
     /// Whether the guest has announced itself since the last call (gratuitous ARP and the like).

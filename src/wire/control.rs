@@ -25,7 +25,9 @@
 //!    7  FLUSH       flags (8: 1 vnet,       136  ROW            n (16), n x text
 //!                   2 mac), reserved (8),   137  END            -
 //!                   mac (48), vnet (32)     138  ERROR          code (8), text
-//!    8  LATE       mac (48), address
+//!    8  LATE       mac (48), address        139  REFUSED        mac (48), hold ms (32)
+//!    9  LEARN      n (16), n x {mac, flags (8: 1 stamp), stamp (64)}
+//!   10  FORGET     n (16), n x mac (48)
 //!
 //! REGISTER
 //! +---------------------------------------------------------------+
@@ -80,6 +82,8 @@ pub const MAX_QUEUE_PAIRS: u8 = 16;
 pub const MAX_FDS: usize = 1 + MAX_QUEUE_PAIRS as usize;
 /// Most counters in [`Request::Stats`].
 pub const MAX_VALUES: usize = 128;
+/// Most MACs in [`Request::Learn`] and [`Request::Forget`].
+pub const MAX_MACS: usize = 256;
 /// Most cells in [`Event::Row`].
 pub const MAX_CELLS: usize = 16;
 /// Longest counter name and cell, in bytes: 128 values of 2 + 112 + 8 bytes fit in [`MAX_LEN`].
@@ -134,6 +138,17 @@ pub enum Request {
         mac: Mac,
         /// Where the frame came from.
         sender: SocketAddr,
+    },
+    /// The guest sends from these MACs, too: they are to be claimed for this vif. Each is answered by
+    /// [`Event::Claimed`], [`Event::Lost`] or [`Event::Refused`].
+    Learn {
+        /// Each with the stamp of the claim that an earlier varpd made for it, if any.
+        macs: Vec<(Mac, Option<Stamp>)>,
+    },
+    /// The guest does not send from these MACs any more.
+    Forget {
+        /// Which.
+        macs: Vec<Mac>,
     },
     /// The operator asks for a table; answered by [`Event::Row`]s and one [`Event::End`].
     Show {
@@ -216,6 +231,14 @@ pub enum Event {
     Invalidate {
         /// The MAC.
         mac: Mac,
+    },
+    /// A MAC of [`Request::Learn`] is not claimed for this vif: it moves to and fro, or a bound is
+    /// reached.
+    Refused {
+        /// The MAC.
+        mac: Mac,
+        /// How long not to ask again, in milliseconds.
+        hold_ms: u32,
     },
     /// Send your counters.
     StatsRequest {

@@ -24,6 +24,7 @@ mod idle;
 mod injection;
 mod lan;
 mod launch;
+mod learning;
 mod moves;
 mod nic;
 mod queues;

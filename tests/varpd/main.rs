@@ -15,6 +15,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed test may panic")]
 
 mod hostile;
+mod learning;
 mod migration;
 mod operator;
 mod peer;

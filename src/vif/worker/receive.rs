@@ -99,8 +99,8 @@ impl<U: Underlay> Worker<U> {
 
     /// Reads the next batch from a socket; false when nothing waits.
     pub(super) fn fill(&mut self, port: Port, now: Instant) -> bool {
-        let Self { incoming, underlay, place, neighbors, departures, counters, .. } = self;
-        let mut home = Home { receiver: &place.receiver, neighbors, departures, now };
+        let Self { incoming, underlay, place, neighbors, learnt, departures, counters, .. } = self;
+        let mut home = Home { receiver: &place.receiver, neighbors, learnt, departures, now };
         if let Err(error) = incoming.fill(port, underlay, &mut home, counters) {
             if error.kind() != io::ErrorKind::WouldBlock {
                 self.complain("cannot receive from the underlay", &error, now);

@@ -92,7 +92,8 @@ impl<U: Underlay> Worker<U> {
     /// Judges a frame and puts it where it belongs; its pieces stay only if it leaves now.
     fn dispatch(&mut self, frame: TransmitFrame, batch: &mut Batch<'_>, now: Instant) {
         let key = self.place.receiver.key;
-        let judged = tx::judge(key, self.source_mac, &frame.ethernet, &mut self.neighbors, now);
+        let Self { learnt, neighbors, source_mac, .. } = self;
+        let judged = tx::judge(key, *source_mac, &frame.ethernet, learnt, neighbors, now);
         if judged.is_stamped && self.source_mac == SourceMac::Stamp {
             self.counters.inc(VifCounter::tx_stamped);
         }

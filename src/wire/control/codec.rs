@@ -7,8 +7,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{
-    ErrorCode, Event, HEADER_LEN, MAX_CELLS, MAX_ERROR_TEXT, MAX_QUEUE_PAIRS, MAX_TEXT, MAX_VALUES,
-    Request, Table, VERSION,
+    ErrorCode, Event, HEADER_LEN, MAX_CELLS, MAX_ERROR_TEXT, MAX_MACS, MAX_QUEUE_PAIRS, MAX_TEXT,
+    MAX_VALUES, Request, Table, VERSION,
 };
 use crate::wire::{Capabilities, CareOf, EncapKinds, Mac, ParseError, Stamp, VifKey, VnetId};
 
@@ -33,6 +33,8 @@ mod code {
     pub(super) const SHOW: u8 = 6;
     pub(super) const FLUSH: u8 = 7;
     pub(super) const LATE: u8 = 8;
+    pub(super) const LEARN: u8 = 9;
+    pub(super) const FORGET: u8 = 10;
     pub(super) const REGISTERED: u8 = 129;
     pub(super) const CLAIMED: u8 = 130;
     pub(super) const LOST: u8 = 131;
@@ -43,6 +45,7 @@ mod code {
     pub(super) const ROW: u8 = 136;
     pub(super) const END: u8 = 137;
     pub(super) const ERROR: u8 = 138;
+    pub(super) const REFUSED: u8 = 139;
 }
 
 impl Request {
@@ -65,6 +68,15 @@ impl Request {
             }
             code::SHOW => Self::Show { table: Table::from_code(r.u8()?)? },
             code::FLUSH => parse_flush(&mut r)?,
+            code::LEARN => {
+                let n = r.count(MAX_MACS)?;
+                let macs = (0..n).map(|_| Ok((r.mac()?, r.optional_stamp()?)));
+                Self::Learn { macs: macs.collect::<Result<_, _>>()? }
+            }
+            code::FORGET => {
+                let n = r.count(MAX_MACS)?;
+                Self::Forget { macs: (0..n).map(|_| r.mac()).collect::<Result<_, _>>()? }
+            }
             code::LATE => Self::Late { mac: r.mac()?, sender: r.addr()? },
             _ => return Err(ParseError::Type),
         };
@@ -94,6 +106,22 @@ impl Request {
                 w.count(values.len(), MAX_VALUES);
                 for (name, value) in values.iter().take(MAX_VALUES) {
                     w.text(name, MAX_TEXT).u64(*value);
+                }
+                w.done()
+            }
+            Self::Learn { macs } => {
+                let mut w = Writer::new(code::LEARN, 0);
+                w.count(macs.len(), MAX_MACS);
+                for (mac, stamp) in macs.iter().take(MAX_MACS) {
+                    w.mac(*mac).u8(stamp.is_some().into()).u64(stamp.unwrap_or_default().0);
+                }
+                w.done()
+            }
+            Self::Forget { macs } => {
+                let mut w = Writer::new(code::FORGET, 0);
+                w.count(macs.len(), MAX_MACS);
+                for mac in macs.iter().take(MAX_MACS) {
+                    w.mac(*mac);
                 }
                 w.done()
             }
@@ -175,6 +203,7 @@ impl Event {
             },
             code::UNRESOLVED => Self::Unresolved { mac: r.mac()?, hold_ms: r.u32()? },
             code::INVALIDATE => Self::Invalidate { mac: r.mac()? },
+            code::REFUSED => Self::Refused { mac: r.mac()?, hold_ms: r.u32()? },
             code::STATS_REQUEST => Self::StatsRequest { xid },
             code::ROW => {
                 let n = r.count(MAX_CELLS)?;
@@ -212,6 +241,9 @@ impl Event {
                 Writer::new(code::UNRESOLVED, 0).mac(*mac).u32(*hold_ms).done()
             }
             Self::Invalidate { mac } => Writer::new(code::INVALIDATE, 0).mac(*mac).done(),
+            Self::Refused { mac, hold_ms } => {
+                Writer::new(code::REFUSED, 0).mac(*mac).u32(*hold_ms).done()
+            }
             Self::StatsRequest { xid } => Writer::new(code::STATS_REQUEST, *xid).done(),
             Self::Row { cells } => {
                 let mut w = Writer::new(code::ROW, 0);
@@ -309,6 +341,15 @@ impl<'a> Reader<'a> {
             0 => Ok(false),
             1 => Ok(true),
             _ => Err(ParseError::Value),
+        }
+    }
+
+    /// Whether there is one (8 bits), and it, or zero.
+    fn optional_stamp(&mut self) -> Result<Option<Stamp>, ParseError> {
+        match (self.bool()?, self.u64()?) {
+            (true, stamp) => Ok(Some(Stamp(stamp))),
+            (false, 0) => Ok(None),
+            (false, _) => Err(ParseError::Value),
         }
     }
 

@@ -66,6 +66,12 @@ fn requests() -> Vec<(Request, &'static str)> {
             "01 07 0000 00000000 00 00 000000000000 00000000",
         ),
         (
+            Request::Learn { macs: vec![(MAC, None), (MAC, Some(Stamp(7)))] },
+            "01 09 0000 00000000 0002 525400123456 00 0000000000000000 \
+             525400123456 01 0000000000000007",
+        ),
+        (Request::Forget { macs: vec![MAC] }, "01 0a 0000 00000000 0001 525400123456"),
+        (
             Request::Late { mac: MAC, sender: v4().addr },
             "01 08 0000 00000000 525400123456 04 00 9c40 c0000201000000000000000000000000",
         ),
@@ -102,6 +108,7 @@ fn events() -> Vec<(Event, &'static str)> {
             Event::Unresolved { mac: MAC, hold_ms: 1000 },
             "01 85 0000 00000000 525400123456 000003e8",
         ),
+        (Event::Refused { mac: MAC, hold_ms: 1000 }, "01 8b 0000 00000000 525400123456 000003e8"),
         (Event::Invalidate { mac: MAC }, "01 86 0000 00000000 525400123456"),
         (Event::StatsRequest { xid: 0xdead_beef }, "01 87 0000 deadbeef"),
         (
@@ -277,6 +284,9 @@ fn request() -> impl Strategy<Value = Request> {
         table.prop_map(|table| Request::Show { table }),
         (proptest::option::of(vnet()), proptest::option::of(mac()))
             .prop_map(|(vnet, mac)| Request::Flush { vnet, mac }),
+        proptest::collection::vec((mac(), proptest::option::of(stamp())), 0..=MAX_MACS)
+            .prop_map(|macs| Request::Learn { macs }),
+        proptest::collection::vec(mac(), 0..=MAX_MACS).prop_map(|macs| Request::Forget { macs }),
         (mac(), addr()).prop_map(|(mac, sender)| Request::Late { mac, sender }),
     ]
 }
@@ -303,6 +313,7 @@ fn event() -> impl Strategy<Value = Event> {
             Event::Mapping { mac, coa, stamp, lifetime_ms }
         }),
         (mac(), any::<u32>()).prop_map(|(mac, hold_ms)| Event::Unresolved { mac, hold_ms }),
+        (mac(), any::<u32>()).prop_map(|(mac, hold_ms)| Event::Refused { mac, hold_ms }),
         mac().prop_map(|mac| Event::Invalidate { mac }),
         any::<u32>().prop_map(|xid| Event::StatsRequest { xid }),
         proptest::collection::vec(text(), 0..=MAX_CELLS).prop_map(|cells| Event::Row { cells }),

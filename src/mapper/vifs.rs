@@ -57,6 +57,8 @@ pub(super) struct Own {
     pub(super) due: Option<Instant>,
     /// When an unproven correction was last met with an announcement.
     pub(super) challenged: Option<Instant>,
+    /// When an older claim of somebody else was last shown.
+    pub(super) contested: Option<Instant>,
 }
 
 impl Own {
@@ -71,6 +73,7 @@ impl Own {
             announced: 0,
             due: None,
             challenged: None,
+            contested: None,
         }
     }
 }

@@ -90,6 +90,8 @@ pub(super) struct Daemon {
     quiet_about_accepting: Quiet,
     /// About clients that are refused something.
     pub(super) quiet: Quiet,
+    /// About what the mapper finds wrong.
+    pub(super) alarms: Quiet,
     varp: Varp,
     pub(super) opener: Opener,
     pub(super) mapper: Mapper,
@@ -134,6 +136,7 @@ impl Daemon {
             accept_again: None,
             quiet_about_accepting: Quiet::new(1),
             quiet: Quiet::new(20),
+            alarms: Quiet::new(20),
             varp,
             opener,
             mapper,
@@ -237,7 +240,7 @@ impl Daemon {
                     self.varp.send(to, &message, now.mono, &self.counters);
                 }
                 Output::Notify { vif, notice } => self.notify(vif, notice, now),
-                Output::Event(event) => log::debug!("{event}"),
+                Output::Event(event) => self.show_event(&event, now),
             }
         }
     }
@@ -289,7 +292,7 @@ impl Daemon {
         }
         while let Some(run) = self.runs.poll_done(now.mono) {
             let rows = self.stats_rows(&run.answers);
-            let sent = self.clients.send_rows(run.client, rows, &self.poller, now.mono);
+            let sent = self.clients.send_rows(run.client, rows, &self.poller, now);
             self.drop_if_stalled(run.client, sent, now);
         }
         if self.accept_again.is_some_and(|at| at <= now.mono) {

@@ -35,6 +35,11 @@ impl Failure {
         Self { code, text: text.into(), fatal: true }
     }
 
+    /// A limit that others keep busy.
+    pub(super) fn busy(text: &str) -> Self {
+        Self::passing(ErrorCode::Limit, format!("{text}; try again"))
+    }
+
     /// After which the client may go on.
     fn passing(code: ErrorCode, text: impl Into<String>) -> Self {
         Self { code, text: text.into(), fatal: false }
@@ -45,7 +50,7 @@ impl Daemon {
     /// A client has sent something, is gone, or has room again.
     pub(super) fn handle_client(&mut self, id: ClientId, ready: Ready, now: Now) {
         if ready.writable {
-            let sent = self.clients.flush(id, &self.poller, now.mono);
+            let sent = self.clients.flush(id, &self.poller, now);
             self.drop_if_stalled(id, sent, now);
         }
         if !ready.readable {
@@ -130,6 +135,7 @@ impl Daemon {
                 Ok(())
             }
             (Role::Unknown | Role::Operator, Request::Show { table }) => self.show(id, table, now),
+            (Role::Unknown, Request::Monitor) => self.begin_monitor(id, now),
             (Role::Unknown | Role::Operator, Request::Flush { vnet, mac }) => {
                 self.flush(id, vnet, mac, now);
                 Ok(())
@@ -155,8 +161,7 @@ impl Daemon {
         let Some(client) = self.clients.get_mut(id) else { return Ok(()) };
         client.role = Role::Operator;
         if self.clients.with_rows() >= MOST_TABLES {
-            let text = "too many tables are being read; try again";
-            return Err(Failure::passing(ErrorCode::Limit, text));
+            return Err(Failure::busy("too many tables are being read"));
         }
         let rows = match table {
             Table::Vnets => self.vnet_rows(now),
@@ -164,7 +169,7 @@ impl Daemon {
             Table::Varp => self.varp_rows(now),
             Table::Stats => return self.begin_stats(id, now),
         };
-        let sent = self.clients.send_rows(id, rows, &self.poller, now.mono);
+        let sent = self.clients.send_rows(id, rows, &self.poller, now);
         self.drop_if_stalled(id, sent, now);
         Ok(())
     }
@@ -177,8 +182,7 @@ impl Daemon {
         });
         let live: Vec<_> = live.collect();
         let Some(xid) = self.runs.begin(id, live.iter().map(|(vif, _)| *vif), now.mono) else {
-            let text = "too many clients are asking for counters; try again";
-            return Err(Failure::passing(ErrorCode::Limit, text));
+            return Err(Failure::busy("too many clients are asking for counters"));
         };
         for (_, client) in live {
             let sent = self.clients.send(client, &Event::StatsRequest { xid }, &[]);

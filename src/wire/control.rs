@@ -28,6 +28,7 @@
 //!    8  LATE       mac (48), address        139  REFUSED        mac (48), hold ms (32)
 //!    9  LEARN      n (16), n x {mac, flags (8: 1 stamp), stamp (64)}
 //!   10  FORGET     n (16), n x mac (48)
+//!   11  MONITOR    -
 //!
 //! REGISTER
 //! +---------------------------------------------------------------+
@@ -150,6 +151,9 @@ pub enum Request {
         /// Which.
         macs: Vec<Mac>,
     },
+    /// The operator wants to see what happens: answered by [`Event::End`] when that begins, then by
+    /// an [`Event::Row`] for each event, until it goes.
+    Monitor,
     /// The operator asks for a table; answered by [`Event::Row`]s and one [`Event::End`].
     Show {
         /// Which.

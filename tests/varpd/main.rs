@@ -17,6 +17,7 @@
 mod hostile;
 mod learning;
 mod migration;
+mod monitor;
 mod operator;
 mod peer;
 mod registration;

@@ -35,6 +35,7 @@ mod code {
     pub(super) const LATE: u8 = 8;
     pub(super) const LEARN: u8 = 9;
     pub(super) const FORGET: u8 = 10;
+    pub(super) const MONITOR: u8 = 11;
     pub(super) const REGISTERED: u8 = 129;
     pub(super) const CLAIMED: u8 = 130;
     pub(super) const LOST: u8 = 131;
@@ -68,6 +69,7 @@ impl Request {
             }
             code::SHOW => Self::Show { table: Table::from_code(r.u8()?)? },
             code::FLUSH => parse_flush(&mut r)?,
+            code::MONITOR => Self::Monitor,
             code::LEARN => {
                 let n = r.count(MAX_MACS)?;
                 let macs = (0..n).map(|_| Ok((r.mac()?, r.optional_stamp()?)));
@@ -109,6 +111,7 @@ impl Request {
                 }
                 w.done()
             }
+            Self::Monitor => Writer::new(code::MONITOR, 0).done(),
             Self::Learn { macs } => {
                 let mut w = Writer::new(code::LEARN, 0);
                 w.count(macs.len(), MAX_MACS);

@@ -70,6 +70,7 @@ fn requests() -> Vec<(Request, &'static str)> {
             "01 09 0000 00000000 0002 525400123456 00 0000000000000000 \
              525400123456 01 0000000000000007",
         ),
+        (Request::Monitor, "01 0b 0000 00000000"),
         (Request::Forget { macs: vec![MAC] }, "01 0a 0000 00000000 0001 525400123456"),
         (
             Request::Late { mac: MAC, sender: v4().addr },
@@ -279,6 +280,7 @@ fn request() -> impl Strategy<Value = Request> {
         register,
         any::<bool>().prop_map(|active| Request::SetActive { active }),
         Just(Request::Announce),
+        Just(Request::Monitor),
         (mac(), any::<bool>()).prop_map(|(mac, refresh)| Request::Resolve { mac, refresh }),
         (any::<u32>(), values).prop_map(|(xid, values)| Request::Stats { xid, values }),
         table.prop_map(|table| Request::Show { table }),

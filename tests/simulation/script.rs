@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vnet::mapper::LocalVif;
-use vnet::wire::{Mac, VifKey, VnetId};
+use vnet::wire::{Mac, Stamp, VifKey, VnetId};
 
 use crate::host::Host;
 use crate::network::Weather;
@@ -53,6 +53,10 @@ pub(crate) enum Action {
     Garp(usize),
     /// A guest moves to another host, its source stopping first, or some time after.
     Migrate { key: VifKey, clean: bool },
+    /// Somebody behind a bridge moves behind one on another host.
+    Wander(VifKey),
+    /// Somebody behind a bridge sends a frame, which the bridge's backend sees; and again later.
+    Seen(VifKey),
     /// A guest reboots.
     Reboot(VifKey),
     /// varpd of a host ends, and comes back.
@@ -103,6 +107,9 @@ pub(crate) fn play(world: &mut World) -> Result<(), String> {
 fn populate(world: &mut World) {
     let (vnets, macs) = (world.random.range(2, 4), world.random.range(2, 6));
     for vnet in 0..vnets {
+        for mac in 0..world.random.range(0, 3) {
+            wanderer(world, key(vnet, BEHIND + mac));
+        }
         for mac in 0..macs {
             let key = key(vnet, mac);
             let host = world.random.index(world.hosts.len());
@@ -112,6 +119,22 @@ fn populate(world: &mut World) {
         }
     }
 }
+
+/// Somebody behind a bridge, who will move some times: fewer than would be damped.
+fn wanderer(world: &mut World, key: VifKey) {
+    let moves = match world.scenario {
+        Scenario::Quiet => 0,
+        _ => world.random.range(0, 5),
+    };
+    for n in 0..=moves {
+        let at = if n == 0 { 0 } else { world.random.range(SECOND, 60 * SECOND) };
+        world.after(at, Event::Act(Action::Wander(key)));
+    }
+    world.after(SECOND, Event::Act(Action::Seen(key)));
+}
+
+/// MACs from here on are behind bridges.
+const BEHIND: u64 = 100;
 
 fn key(vnet: u64, mac: u64) -> VifKey {
     let vnet = VnetId::new(u32::try_from(vnet + 100).expect("small")).expect("not 0");
@@ -149,7 +172,8 @@ fn storm(world: &mut World) {
     }
     match world.scenario {
         Scenario::Spray => {
-            let from = world.random.index(world.users.len());
+            let guests = world.guests();
+            let from = guests[world.random.index(guests.len())];
             world.after(SECOND, Event::Act(Action::Spray { from, left: 5000 }));
         }
         Scenario::Duplicates => duplicates(world),
@@ -188,7 +212,7 @@ fn peace(world: &mut World) {
 
 impl World {
     fn any_key(&mut self) -> VifKey {
-        let keys: Vec<VifKey> = self.users.iter().map(|user| user.key).collect();
+        let keys: Vec<VifKey> = self.guests().iter().map(|&i| self.users[i].key).collect();
         let mut key = keys[self.random.index(keys.len())];
         if self.scenario == Scenario::Duplicates && key == contested() {
             key = keys[1];
@@ -196,19 +220,62 @@ impl World {
         key
     }
 
+    /// The instances that are vifs of their own.
+    fn guests(&self) -> Vec<usize> {
+        (0..self.users.len()).filter(|&i| !self.users[i].learnt).collect()
+    }
+
+    fn wander(&mut self, key: VifKey) {
+        self.totals.wanders += 1;
+        let host = self.random.index(self.hosts.len());
+        let known = |user: &User| user.key == key && user.host == host;
+        let instance = self.users.iter().position(known).unwrap_or_else(|| {
+            let instance = self.users.len();
+            self.users.push(User::new(key, host, Host::coa(host, instance), true));
+            instance
+        });
+        self.intended.insert(key, instance);
+        self.see(key);
+    }
+
+    /// As a backend and its varpd do: what is not known to be here is claimed.
+    fn see(&mut self, key: VifKey) {
+        let instance = self.intended[&key];
+        let (coa, host, vif) = {
+            let user = &mut self.users[instance];
+            if user.active {
+                return;
+            }
+            user.active = true;
+            user.departures.remove(key.mac);
+            (user.coa, user.host, LocalVif(instance as u64))
+        };
+        let mut refused = false;
+        self.with_mapper(host, |mapper, now| {
+            match mapper.add_learnt(vif, key, coa) {
+                Ok(()) => mapper.set_active(vif, true, None, now),
+                Err(_) => mapper.announce(vif, now),
+            }
+            refused = mapper.claim(vif).is_none();
+        });
+        if refused {
+            self.totals.refused += 1;
+            self.users[instance].active = false;
+        }
+    }
+
     /// A backend starts on a host, and will talk to some others of its vnet.
     pub(crate) fn create(&mut self, key: VifKey, host: usize) -> usize {
         let instance = self.users.len();
         let coa = Host::coa(host, instance);
-        let (neighbours, departures, stamp) = Default::default();
-        let (present, active) = (true, false);
-        let user = User { key, host, coa, present, active, stamp, neighbours, departures };
-        self.users.push(user);
+        self.users.push(User::new(key, host, coa, false));
         self.with_mapper(host, |mapper, _| {
             mapper.add_vif(LocalVif(instance as u64), key, coa).expect("a new vif");
         });
         for _ in 0..3 {
-            let to = Mac([2, 0, 0, 0, 0, u8::try_from(self.random.range(0, 4)).expect("small")]);
+            let behind = if self.random.per_mille(250) { BEHIND } else { 0 };
+            let last = behind + self.random.range(0, 4);
+            let to = Mac([2, 0, 0, 0, 0, u8::try_from(last).expect("small")]);
             let start = self.random.range(0, SECOND);
             if to != key.mac {
                 self.after(start, Event::Frame { from: instance, to, every: TALK });
@@ -227,6 +294,11 @@ impl World {
                 self.with_mapper(host, |mapper, now| {
                     mapper.announce(LocalVif(instance as u64), now);
                 });
+            }
+            Action::Wander(key) => self.wander(key),
+            Action::Seen(key) => {
+                self.see(key);
+                self.after(SECOND, Event::Act(Action::Seen(key)));
             }
             Action::Migrate { key, clean } => self.migrate(key, clean),
             Action::Reboot(key) => {
@@ -320,6 +392,12 @@ impl World {
                 continue;
             }
             let (key, coa, active, stamp) = (user.key, user.coa, user.active, user.stamp);
+            if user.learnt {
+                if active {
+                    self.relearn(instance, stamp);
+                }
+                continue;
+            }
             let in_use: Vec<(Mac, bool)> = user
                 .neighbours
                 .iter()
@@ -336,6 +414,16 @@ impl World {
                 }
             });
         }
+    }
+
+    /// A backend tells the new varpd what is behind it.
+    fn relearn(&mut self, instance: usize, stamp: Option<Stamp>) {
+        let User { key, coa, host, .. } = self.users[instance];
+        let vif = LocalVif(instance as u64);
+        self.with_mapper(host, |mapper, now| {
+            mapper.add_learnt(vif, key, coa).expect("a new one");
+            mapper.set_active(vif, true, stamp, now);
+        });
     }
 
     fn part(&mut self) {

@@ -42,6 +42,8 @@ pub(crate) struct User {
     pub(crate) key: VifKey,
     pub(crate) host: usize,
     pub(crate) coa: CareOf,
+    /// A MAC behind the NIC of a bridge; the bridge itself is not simulated.
+    pub(crate) learnt: bool,
     /// The backend runs.
     pub(crate) present: bool,
     /// The rings run.
@@ -54,6 +56,13 @@ pub(crate) struct User {
 }
 
 impl User {
+    /// A backend that has just registered.
+    pub(crate) fn new(key: VifKey, host: usize, coa: CareOf, learnt: bool) -> Self {
+        let (neighbours, departures, stamp) = Default::default();
+        let (present, active) = (true, false);
+        Self { key, host, coa, learnt, present, active, stamp, neighbours, departures }
+    }
+
     /// Decides about a frame as a backend does, and notes what it asks.
     pub(crate) fn frame(&mut self, to: Mac, now: Instant) -> Verdict {
         match self.neighbours.get_mut(&to) {
@@ -97,6 +106,10 @@ impl User {
             Notice::Lost { stamp, coa } => {
                 let until = now + config().lifetime;
                 self.departures.insert(self.key.mac, coa, stamp, until);
+                if self.learnt {
+                    // Until the bridge sees it again.
+                    (self.active, self.stamp) = (false, None);
+                }
             }
         }
     }

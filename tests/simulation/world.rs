@@ -42,6 +42,10 @@ pub(crate) struct Totals {
     /// Places that one frame came to at most.
     pub(crate) longest_way: u64,
     pub(crate) migrations: u64,
+    /// Moves from behind one bridge to behind another.
+    pub(crate) wanders: u64,
+    /// Times that such a one was refused.
+    pub(crate) refused: u64,
     pub(crate) restarts: u64,
     pub(crate) partitions: u64,
     pub(crate) claims: u64,
@@ -59,6 +63,8 @@ impl Totals {
         self.forwarded += other.forwarded;
         self.longest_way = self.longest_way.max(other.longest_way);
         self.migrations += other.migrations;
+        self.wanders += other.wanders;
+        self.refused += other.refused;
         self.restarts += other.restarts;
         self.partitions += other.partitions;
         self.claims += other.claims;
@@ -73,6 +79,7 @@ impl Totals {
         let all = [
             self.forwarded,
             self.migrations,
+            self.wanders,
             self.restarts,
             self.partitions,
             self.reclaims,

@@ -59,6 +59,8 @@ pub(crate) enum Action {
     Seen(VifKey),
     /// A guest reboots.
     Reboot(VifKey),
+    /// The wall clock of a host jumps, by up to an hour either way.
+    Jump(usize),
     /// varpd of a host ends, and comes back.
     Stop(usize),
     /// varpd of a host starts.
@@ -161,11 +163,12 @@ fn storm(world: &mut World) {
         let at = world.random.range(SECOND, 60 * SECOND);
         let host = world.random.index(world.hosts.len());
         let key = world.any_key();
-        let action = match world.random.range(0, 10) {
+        let action = match world.random.range(0, 11) {
             0 | 1 => Action::Part,
             2 | 3 => Action::Stop(host),
             4 => Action::Reboot(key),
             5..=7 => Action::Migrate { key, clean: true },
+            8 => Action::Jump(host),
             _ => Action::Migrate { key, clean: false },
         };
         world.after(at, Event::Act(action));
@@ -307,6 +310,10 @@ impl World {
                     self.deactivate(instance);
                     self.after(2 * SECOND, Event::Act(Action::Activate(instance)));
                 }
+            }
+            Action::Jump(host) => {
+                self.totals.jumps += 1;
+                self.hosts[host].skew_ms = Host::skew(&mut self.random);
             }
             Action::Stop(host) => self.stop(host),
             Action::Start(host) => self.start(host),

@@ -48,6 +48,7 @@ pub(crate) struct Totals {
     pub(crate) refused: u64,
     pub(crate) restarts: u64,
     pub(crate) partitions: u64,
+    pub(crate) jumps: u64,
     pub(crate) claims: u64,
     pub(crate) reclaims: u64,
     pub(crate) damped: u64,
@@ -67,6 +68,7 @@ impl Totals {
         self.refused += other.refused;
         self.restarts += other.restarts;
         self.partitions += other.partitions;
+        self.jumps += other.jumps;
         self.claims += other.claims;
         self.reclaims += other.reclaims;
         self.damped += other.damped;
@@ -82,6 +84,7 @@ impl Totals {
             self.wanders,
             self.restarts,
             self.partitions,
+            self.jumps,
             self.reclaims,
             self.damped,
             self.corrections,
@@ -125,8 +128,7 @@ impl World {
         let count = random.range(3, 21);
         let hosts = (0..usize::try_from(count).expect("few"))
             .map(|number| {
-                let skew = random.range(0, 7_200_000);
-                let skew_ms = i64::try_from(skew).expect("small") - 3_600_000;
+                let skew_ms = Host::skew(&mut random);
                 let mut host = Host { number, mapper: None, skew_ms, island: 0 };
                 host.start([random.next(), random.next()]);
                 host

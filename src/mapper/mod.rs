@@ -99,6 +99,9 @@ use crate::wire::Stamp;
 use crate::wire::varp::{Body, Claim, Message};
 use crate::wire::{CareOf, VifKey};
 
+/// Timers handled at once.
+const TIMERS_AT_ONCE: usize = 1024;
+
 /// A vif of this host, by the number that varpd's registry gave it. A number is never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LocalVif(pub u64);
@@ -218,9 +221,11 @@ impl Mapper {
         }
     }
 
-    /// Does what is due.
+    /// Does what is due: a bounded part of it, after which [`Mapper::poll_timeout`] is still in the
+    /// past. However many entries end at one moment, the caller gets its turn.
     pub fn handle_timeout(&mut self, now: Now) {
-        while let Some(timer) = self.timers.pop_due(now.mono) {
+        for _ in 0..TIMERS_AT_ONCE {
+            let Some(timer) = self.timers.pop_due(now.mono) else { return };
             match timer {
                 Timer::Request(key) => self.request_due(key, now),
                 Timer::Announce(vif) => self.announcement_due(vif, now),

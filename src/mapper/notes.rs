@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::RangeBounds;
 use std::time::Duration;
 
 use crate::time::Instant;
@@ -71,8 +72,12 @@ impl Notes {
         self.0.iter().min_by_key(|(_, note)| note.until).map(|(key, _)| *key)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&VifKey, &Note)> {
-        self.0.iter()
+    /// Those whose keys are in this range.
+    pub(super) fn range(
+        &self,
+        keys: impl RangeBounds<VifKey>,
+    ) -> impl Iterator<Item = (&VifKey, &Note)> {
+        self.0.range(keys)
     }
 
     pub(super) fn len(&self) -> usize {

@@ -1,6 +1,7 @@
 //! The local vifs: which there are, which of them own their key, and who of them are on a vnet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeBounds;
 
 use super::LocalVif;
 use super::interest::Interest;
@@ -123,8 +124,9 @@ impl Vifs {
         Some(vif)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (LocalVif, &Vif)> {
-        self.map.iter().map(|(handle, vif)| (*handle, vif))
+    /// The vifs that own a key in this range.
+    pub(super) fn owners(&self, keys: impl RangeBounds<VifKey>) -> impl Iterator<Item = &Vif> {
+        self.owners.range(keys).filter_map(|(_, handle)| self.map.get(handle))
     }
 
     /// The local vif that owns a key.

@@ -14,6 +14,7 @@ use crate::mapper::LocalVif;
 use crate::sys::event::{Interest, Poller};
 use crate::sys::seqpacket::{Connection, Peer};
 use crate::time::{Instant, Now};
+use crate::wire::VifKey;
 use crate::wire::control::{ErrorCode, Event};
 
 use super::monitor::missed;
@@ -52,6 +53,8 @@ pub(super) struct Client {
     pub(super) role: Role,
     /// Rows that wait for room in the kernel's queue.
     rows: VecDeque<Vec<u8>>,
+    /// The table goes on behind this key, when these rows are taken.
+    page: Option<Option<VifKey>>,
     /// When the client was last seen to take rows.
     took: Instant,
     /// Events that it missed because too many waited, and the time of the last, milliseconds since
@@ -106,8 +109,8 @@ impl Clients {
         let id = ClientId(self.next);
         poller.add(&connection, id.0, Interest::Read)?;
         self.next += 1;
-        let (role, rows, missed) = (Role::Unknown, VecDeque::new(), (0, 0));
-        self.clients.insert(id, Client { connection, peer, role, rows, took: now, missed });
+        let (role, rows, page, missed) = (Role::Unknown, VecDeque::new(), None, (0, 0));
+        self.clients.insert(id, Client { connection, peer, role, rows, page, took: now, missed });
         Ok(Ok(id))
     }
 
@@ -165,6 +168,38 @@ impl Clients {
         }
     }
 
+    /// Begins a table that is made a page at a time: the client will be shown to be writable.
+    pub(super) fn begin_pages(&mut self, id: ClientId, poller: &Poller, now: Now) -> Sent {
+        if let Some(client) = self.clients.get_mut(&id) {
+            (client.page, client.took) = (Some(None), now.mono);
+        }
+        self.flush(id, poller, now)
+    }
+
+    /// The key behind which the client wants the next page of its table, if it does now.
+    pub(super) fn wants_page(&self, id: ClientId) -> Option<Option<VifKey>> {
+        self.clients.get(&id).filter(|client| client.rows.is_empty())?.page
+    }
+
+    /// Sends a page; `more` is where the table goes on, if it does.
+    pub(super) fn send_page(
+        &mut self,
+        id: ClientId,
+        rows: Vec<Vec<String>>,
+        more: Option<VifKey>,
+        poller: &Poller,
+        now: Now,
+    ) -> Sent {
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.rows.extend(rows.into_iter().map(|cells| Event::Row { cells }.emit()));
+            client.page = more.map(Some);
+            if more.is_none() {
+                client.rows.push_back(Event::End.emit());
+            }
+        }
+        self.flush(id, poller, now)
+    }
+
     /// Sends rows, as fast as the client takes them, and the end.
     pub(super) fn send_rows(
         &mut self,
@@ -197,7 +232,8 @@ impl Clients {
                 Err(_) => return Sent::Stalled,
             }
         }
-        let interest = if client.rows.is_empty() { Interest::Read } else { Interest::ReadWrite };
+        let is_done = client.rows.is_empty() && client.page.is_none();
+        let interest = if is_done { Interest::Read } else { Interest::ReadWrite };
         match poller.change(&client.connection, id.0, interest) {
             Ok(()) => Sent::Ok,
             Err(_) => Sent::Stalled,
@@ -220,7 +256,7 @@ impl Clients {
 impl Client {
     /// Whether rows of a table wait for it.
     fn owes_rows(&self) -> bool {
-        self.role != Role::Monitor && !self.rows.is_empty()
+        self.role != Role::Monitor && !(self.rows.is_empty() && self.page.is_none())
     }
 
     /// Lets it know what it missed, if anything.

@@ -5,7 +5,7 @@
 //! remembered for a while: when its guest sends from it again, the vif takes it back, and may do so
 //! only a few times (damping), since two guests seem to have the same MAC.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::mapper::{LocalVif, Notice};
@@ -41,6 +41,8 @@ pub(super) struct Learnt {
 pub(super) struct LearntTable {
     macs: BTreeMap<LocalVif, Learnt>,
     by_vif: BTreeMap<(LocalVif, Mac), LocalVif>,
+    /// Those that are elsewhere, by when they are forgotten.
+    ends: BTreeSet<(Instant, LocalVif)>,
 }
 
 impl LearntTable {
@@ -58,7 +60,27 @@ impl LearntTable {
     fn remove(&mut self, id: LocalVif) -> Option<Learnt> {
         let learnt = self.macs.remove(&id)?;
         self.by_vif.remove(&(learnt.vif, learnt.mac));
+        if let Some(until) = learnt.until {
+            self.ends.remove(&(until, id));
+        }
         Some(learnt)
+    }
+
+    /// It is claimed with a stamp, or elsewhere, and forgotten at a time.
+    fn change(
+        &mut self,
+        id: LocalVif,
+        stamp: Option<Stamp>,
+        until: Option<Instant>,
+        now: Now,
+    ) -> Option<(LocalVif, Mac)> {
+        let learnt = self.macs.get_mut(&id)?;
+        if let Some(before) = std::mem::replace(&mut learnt.until, until) {
+            self.ends.remove(&(before, id));
+        }
+        self.ends.extend(until.map(|until| (until, id)));
+        (learnt.stamp, learnt.since_ms) = (stamp, now.wall_ms);
+        Some((learnt.vif, learnt.mac))
     }
 
     fn find(&self, vif: LocalVif, mac: Mac) -> Option<LocalVif> {
@@ -73,12 +95,11 @@ impl LearntTable {
 
     /// When the first is forgotten that is elsewhere.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
-        self.macs.values().filter_map(|learnt| learnt.until).min()
+        self.ends.first().map(|&(until, _)| until)
     }
 
     fn expired(&self, now: Instant) -> Vec<LocalVif> {
-        let over = |learnt: &Learnt| learnt.until.is_some_and(|until| until <= now);
-        self.macs.iter().filter(|(_, learnt)| over(learnt)).map(|(&id, _)| id).collect()
+        self.ends.iter().take_while(|&&(until, _)| until <= now).map(|&(_, id)| id).collect()
     }
 }
 
@@ -170,20 +191,13 @@ impl Daemon {
 
     /// The mapper says something about a MAC behind a vif.
     pub(super) fn notify_learnt(&mut self, id: LocalVif, notice: Notice, now: Now) {
-        let Some(learnt) = self.learnt.macs.get_mut(&id) else { return };
-        match notice {
-            Notice::Claimed { stamp } => (learnt.stamp, learnt.until) = (Some(stamp), None),
-            Notice::Lost { coa, .. } => {
-                (learnt.stamp, learnt.until) = (None, Some(now.mono + MEMORY));
-                log::debug!("{} has moved to {coa}", learnt.mac);
-            }
+        let changed = match notice {
+            Notice::Claimed { stamp } => self.learnt.change(id, Some(stamp), None, now),
+            Notice::Lost { .. } => self.learnt.change(id, None, Some(now.mono + MEMORY), now),
             // About other MACs: the vif hears it itself.
-            Notice::Mapping { .. } | Notice::Unresolved { .. } | Notice::Invalidate { .. } => {
-                return;
-            }
-        }
-        learnt.since_ms = now.wall_ms;
-        let (vif, mac) = (learnt.vif, learnt.mac);
+            Notice::Mapping { .. } | Notice::Unresolved { .. } | Notice::Invalidate { .. } => None,
+        };
+        let Some((vif, mac)) = changed else { return };
         let event = notice.event(mac, self.config.timers.lifetime.duration());
         self.tell_vif(vif, &event, now);
     }

@@ -52,6 +52,7 @@ impl Daemon {
         if ready.writable {
             let sent = self.clients.flush(id, &self.poller, now);
             self.drop_if_stalled(id, sent, now);
+            self.send_next_page(id, now);
         }
         if !ready.readable {
             return;
@@ -164,14 +165,27 @@ impl Daemon {
             return Err(Failure::busy("too many tables are being read"));
         }
         let rows = match table {
-            Table::Vnets => self.vnet_rows(now),
+            Table::Vnets => self.vnet_rows(),
             Table::Vifs => self.vif_rows(),
-            Table::Varp => self.varp_rows(now),
+            Table::Varp => {
+                let sent = self.clients.begin_pages(id, &self.poller, now);
+                self.drop_if_stalled(id, sent, now);
+                return Ok(());
+            }
             Table::Stats => return self.begin_stats(id, now),
         };
         let sent = self.clients.send_rows(id, rows, &self.poller, now);
         self.drop_if_stalled(id, sent, now);
         Ok(())
+    }
+
+    /// One page of a long table in a turn of the loop: others are served between.
+    fn send_next_page(&mut self, id: ClientId, now: Now) {
+        if let Some(after) = self.clients.wants_page(id) {
+            let (rows, more) = self.varp_page(after, now);
+            let sent = self.clients.send_page(id, rows, more, &self.poller, now);
+            self.drop_if_stalled(id, sent, now);
+        }
     }
 
     /// Asks the backends; the rows follow when they have answered, or not.

@@ -13,6 +13,8 @@ use super::learnt::Learnt;
 use super::registry::Owner;
 use super::stats::Counters;
 
+/// Rows of the mapper's table that are made in one turn of the loop: less than a millisecond's work.
+const PAGE: usize = 512;
 /// The scope of varpd's own counters.
 const OWN_SCOPE: &str = "varpd";
 
@@ -20,12 +22,11 @@ type Rows = Vec<Vec<String>>;
 
 impl Daemon {
     /// The vnets that have vifs here.
-    pub(super) fn vnet_rows(&self, now: Now) -> Rows {
+    pub(super) fn vnet_rows(&self) -> Rows {
         #[derive(Default)]
         struct Sums {
             vifs: usize,
             active: usize,
-            cached: usize,
         }
         let mut vnets: BTreeMap<VnetId, Sums> = BTreeMap::new();
         for (_, vif) in self.registry.iter() {
@@ -33,18 +34,12 @@ impl Daemon {
             sums.vifs += 1;
             sums.active += usize::from(vif.state() == "active");
         }
-        let cached = |row: &Row| matches!(row.state, State::Resolved | State::Confirming);
-        for entry in self.mapper.rows(now).into_iter().filter(cached) {
-            if let Some(sums) = vnets.get_mut(&entry.key.vnet) {
-                sums.cached += 1;
-            }
-        }
         let row = |(vnet, sums): (VnetId, Sums)| {
             vec![
                 vnet.to_string(),
                 sums.vifs.to_string(),
                 sums.active.to_string(),
-                sums.cached.to_string(),
+                self.mapper.known_on(vnet).to_string(),
                 self.group_of(vnet).to_string(),
             ]
         };
@@ -95,10 +90,11 @@ impl Daemon {
         self.registry.iter().flat_map(behind).collect()
     }
 
-    /// The mapper's cache.
-    pub(super) fn varp_rows(&self, now: Now) -> Rows {
+    /// A page of what the mapper knows: the rows behind a key, and the last key if there may be more.
+    pub(super) fn varp_page(&self, after: Option<VifKey>, now: Now) -> (Rows, Option<VifKey>) {
         let or_none = |text: Option<String>| text.unwrap_or_else(|| NONE.to_owned());
-        let rows = self.mapper.rows(now);
+        let rows = self.mapper.rows_after(after, PAGE, now);
+        let last = rows.last().map(|row| row.key).filter(|_| rows.len() >= PAGE);
         let row = |row: &Row| {
             vec![
                 row.key.vnet.to_string(),
@@ -114,7 +110,7 @@ impl Daemon {
                 },
             ]
         };
-        rows.iter().map(row).collect()
+        (rows.iter().map(row).collect(), last)
     }
 
     /// varpd's counters, then those that backends sent.

@@ -15,7 +15,7 @@
 //! level-2 cache: the copy is also where checksums are completed. Where none has to be and datagrams
 //! are long, only headers are staged, and the kernel reads the rest in guest memory ([`scatter`]).
 
-mod scatter;
+pub mod scatter;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;

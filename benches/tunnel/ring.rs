@@ -1,9 +1,11 @@
 //! A split virtqueue as its driver sees it, without allocation or needless looks at shared memory.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::driver::{GUEST_BASE, raw_descriptor};
@@ -106,9 +108,12 @@ impl Ring {
         used.wrapping_sub(self.last_used) < more
     }
 
-    /// Waits for a call.
-    pub(crate) fn wait(&self, timeout: std::time::Duration) {
-        if crate::driver::readable(&self.call, timeout) {
+    /// Waits for a call, as cheaply as a tap is waited for.
+    pub(crate) fn wait(&self, timeout: Duration) {
+        // SAFETY: the descriptor is open as long as `self` lives.
+        let call = unsafe { BorrowedFd::borrow_raw(self.call.as_raw_fd()) };
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+        if poll(&mut [PollFd::new(call, PollFlags::POLLIN)], timeout).is_ok_and(|n| n > 0) {
             let _ = self.call.read();
         }
     }

@@ -1,6 +1,7 @@
 //! `vhost-user-vnet`: serves a guest's NIC on a vnet. See vhost-user-vnet(1).
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use vnet::cli::backend::Backend;
@@ -40,10 +41,13 @@ fn options(arguments: Backend) -> Result<Options, String> {
     Ok(Options {
         attach: attach(&arguments)?,
         key: VifKey { vnet, mac },
+        limits: arguments.limits(),
         varpd: arguments.varpd,
         queue_pairs: arguments.queue_pairs,
         mtu: arguments.mtu,
         source_mac: arguments.source_mac,
+        sandbox: !arguments.no_sandbox,
+        busy_poll: Duration::from_micros(arguments.busy_poll.into()),
     })
 }
 

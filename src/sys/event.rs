@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+/// Most that [`ready_in`] fetches.
+const READY_AT_ONCE: usize = 8;
+
 /// What to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
@@ -85,6 +88,26 @@ impl Poller {
     }
 }
 
+/// Fetches the tokens of what is ready in an epoll set of somebody else's, without waiting and
+/// without taking anything away (level-triggered); returns how many.
+///
+/// # Errors
+/// `set` is no epoll descriptor.
+pub fn ready_in(set: &impl AsRawFd, tokens: &mut [u64]) -> io::Result<usize> {
+    let mut events = [const { libc::epoll_event { events: 0, u64: 0 } }; READY_AT_ONCE];
+    let room = tokens.len().min(READY_AT_ONCE) as libc::c_int;
+    // SAFETY: there is room for as many events as are asked for.
+    let count = unsafe { libc::epoll_wait(set.as_raw_fd(), events.as_mut_ptr(), room, 0) };
+    let Ok(count) = usize::try_from(count) else {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::Interrupted { Ok(0) } else { Err(error) };
+    };
+    for (token, event) in tokens.iter_mut().zip(&events).take(count) {
+        *token = event.u64;
+    }
+    Ok(count)
+}
+
 fn ready(event: &EpollEvent) -> Ready {
     let set = event.event_set();
     let gone = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
@@ -113,7 +136,13 @@ mod tests {
         poller.change(&b, 8, Interest::ReadWrite).unwrap();
         let want = Ready { token: 8, readable: true, writable: true };
         assert_eq!(poller.wait(None).unwrap(), [want]);
+        let mut tokens = [0; 4];
+        assert_eq!(ready_in(&poller.epoll, &mut tokens).unwrap(), 1);
+        assert_eq!(ready_in(&poller.epoll, &mut tokens).unwrap(), 1, "it is still there");
+        assert_eq!(tokens[0], 8);
         poller.remove(&b).unwrap();
+        assert_eq!(ready_in(&poller.epoll, &mut tokens).unwrap(), 0);
+        assert!(ready_in(&b, &mut tokens).is_err());
         assert_eq!(poller.wait(Some(Duration::ZERO)).unwrap(), []);
     }
 

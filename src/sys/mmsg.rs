@@ -114,7 +114,7 @@ pub fn enable_gro(socket: BorrowedFd<'_>) -> io::Result<()> {
 /// Room for each received message: the largest that UDP can carry, so that none is ever cut.
 const ROOM: usize = 65_536;
 /// Messages received in one system call: as much as stays in a level-2 cache.
-const RECEIVE_BATCH: usize = 16;
+pub const RECEIVE_BATCH: usize = 16;
 /// Room for the control messages of one message.
 const CONTROL_ROOM: usize = 64;
 
@@ -150,6 +150,8 @@ impl<'a> Received<'a> {
 pub struct ReceiveBatch {
     memory: Vec<u8>,
     slots: Vec<Slot>,
+    /// Messages to be received at a time.
+    most: usize,
     /// The kernel's count of datagrams that found the socket buffer full (SO_RXQ_OVFL, wraps),
     /// as of the newest message.
     pub overflow: Option<u32>,
@@ -158,11 +160,18 @@ pub struct ReceiveBatch {
 impl Default for ReceiveBatch {
     fn default() -> Self {
         let slots = Vec::with_capacity(RECEIVE_BATCH);
-        Self { memory: vec![0; ROOM * RECEIVE_BATCH], slots, overflow: None }
+        Self { memory: vec![0; ROOM * RECEIVE_BATCH], slots, most: RECEIVE_BATCH, overflow: None }
     }
 }
 
 impl ReceiveBatch {
+    /// Receives no more than about so many bytes at a time: fewer messages than there is room for,
+    /// but one.
+    pub fn bound(&mut self, bytes: u64) {
+        let messages = usize::try_from(bytes).unwrap_or(usize::MAX) / ROOM;
+        self.most = messages.clamp(1, RECEIVE_BATCH);
+    }
+
     /// The n-th message.
     pub fn get(&self, n: usize) -> Option<Received<'_>> {
         let slot = self.slots.get(n)?;
@@ -181,6 +190,12 @@ impl ReceiveBatch {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
+    }
+
+    /// Whether there was room for no more: others may wait. A batch that is not full has emptied
+    /// the socket.
+    pub fn is_full(&self) -> bool {
+        self.slots.len() == self.most
     }
 
     /// Forgets all.
@@ -230,7 +245,7 @@ impl ReceiveBatch {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 headers.as_mut_ptr().cast(),
-                RECEIVE_BATCH as u32,
+                self.most as u32,
                 libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
             )
@@ -341,6 +356,13 @@ mod tests {
             assert_eq!(received.datagrams().count(), 1);
             assert_eq!(received.from, sender.local_addr().unwrap());
         }
+        batch.bound(3 << 16);
+        send(sender.as_fd(), &messages).unwrap();
+        batch.receive(receiver.as_fd()).unwrap();
+        assert_eq!(batch.len(), 3, "no more than was wanted");
+        batch.bound(u64::MAX);
+        batch.receive(receiver.as_fd()).unwrap();
+        assert_eq!(batch.len(), 7);
         let empty = batch.receive(receiver.as_fd()).unwrap_err();
         assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
     }

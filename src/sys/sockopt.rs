@@ -87,6 +87,21 @@ pub fn filter(socket: &impl AsFd) -> io::Result<Vec<Instruction>> {
     Ok(program.iter().map(|i| (i.code, i.jt, i.jf, i.k)).collect())
 }
 
+/// Attaches the classic BPF program that chooses among the sockets of a port (`SO_REUSEPORT`): it
+/// returns the index of one, in the order in which they were bound. It replaces an earlier one, and
+/// stays with the sockets, also when they are handed to another process.
+///
+/// # Errors
+/// The socket is not one of several, or its filter is locked.
+pub fn attach_reuseport(socket: &impl AsFd, program: &[Instruction]) -> io::Result<()> {
+    let instruction = |&(code, jt, jf, k): &Instruction| sock_filter { code, jt, jf, k };
+    let mut instructions: Vec<sock_filter> = program.iter().map(instruction).collect();
+    let len = u16::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // The instructions outlive the call, and the kernel only reads them.
+    let request = libc::sock_fprog { len, filter: instructions.as_mut_ptr() };
+    set_raw(socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &request)
+}
+
 fn set_raw<T: Copy>(socket: &impl AsFd, level: c_int, name: c_int, value: &T) -> io::Result<()> {
     let fd = socket.as_fd().as_raw_fd();
     let from = (&raw const *value).cast::<c_void>();

@@ -6,6 +6,7 @@
 //!  VARP group    group, 1798               of the group's datagrams, VARP
 //!  vif unicast   underlay address, own     the vif's frames: the port is the demultiplexer
 //!  vif group     group, 1798               of the group's datagrams, frames of the vif's vnet
+//!  vif sender    underlay address, other   nothing: see below
 //! ```
 //!
 //! All that is bound to the group shares it with `SO_REUSEADDR`, so the kernel hands each socket a
@@ -14,7 +15,10 @@
 //! datagram from its UDP header on (net/core/filter.c), so the payload starts at offset 8.
 //!
 //! Group frames are sent from the vif's unicast socket: their source address is then its care-of
-//! address, by which the sender recognises copies of its own.
+//! address, by which the sender recognises copies of its own. A vif with several queue pairs has a
+//! unicast socket for each at one port, and for each another socket to send unicast frames from (see
+//! [`super::steering`]). The filters of such unicast sockets are not locked, since the backend says
+//! which of its pairs run; they filter nothing.
 
 #![forbid(unsafe_code)]
 
@@ -26,6 +30,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockFilter, Socket, Type};
 use thiserror::Error;
 
+use super::steering;
 use crate::sys::sockopt::{self, Instruction};
 use crate::wire::VnetId;
 
@@ -36,6 +41,16 @@ const VIF_BUFFER: i32 = 16 << 20;
 const VARP_BUFFER: i32 = 1 << 20;
 /// Attempts at an ephemeral port that isn't the VARP port.
 const EPHEMERAL_TRIES: usize = 8;
+/// Attempts at one for a queue pair to send from, of which every sixteenth is right: all fail once in
+/// ten million times.
+const SENDER_TRIES: usize = 256;
+
+/// Number of sockets of a vif: one for the group, one per queue pair, and if there are several pairs
+/// one more for each.
+pub fn count(queue_pairs: u8) -> usize {
+    let pairs = usize::from(queue_pairs);
+    if pairs > 1 { 1 + 2 * pairs } else { 1 + pairs }
+}
 
 /// Where and how the host is on the underlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +72,7 @@ pub struct Site {
 pub struct VifSockets {
     group: Socket,
     unicast: Vec<Socket>,
+    senders: Vec<Socket>,
     address: SocketAddr,
 }
 
@@ -71,9 +87,11 @@ impl VifSockets {
         self.unicast.len()
     }
 
-    /// As they are sent to a backend: the group socket first, then one per queue pair.
+    /// As they are sent to a backend: the group socket first, then one per queue pair to receive,
+    /// then, if there are several pairs, one for each to send from.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        std::iter::once(&self.group).chain(&self.unicast).map(AsFd::as_fd).collect()
+        let all = std::iter::once(&self.group).chain(&self.unicast).chain(&self.senders);
+        all.map(AsFd::as_fd).collect()
     }
 }
 
@@ -85,7 +103,7 @@ pub enum AdoptError {
     Count {
         /// That came.
         got: usize,
-        /// One for the group and one per queue pair.
+        /// See [`count`].
         want: usize,
     },
     /// Not a socket, or not for UDP on this underlay.
@@ -99,9 +117,18 @@ pub enum AdoptError {
         /// The vnet's group.
         want: SocketAddr,
     },
-    /// The group socket lets other things pass than the vnet's frames.
-    #[error("the group socket's filter is not that of the vnet")]
+    /// The group socket lets other things pass than the vnet's frames, or a socket to send from lets
+    /// anything pass.
+    #[error("the filter of the group socket, or of one to send from, is not the vnet's")]
     Filter,
+    /// A socket to send from is bound elsewhere, or connected, or the same as another.
+    #[error("a socket at {got} can't be one to send from at {want}")]
+    Sender {
+        /// Its address.
+        got: SocketAddr,
+        /// The underlay's address.
+        want: IpAddr,
+    },
     /// A unicast socket is bound elsewhere, or connected, or the same twice.
     #[error("a unicast socket at {got} can't be a care-of address at {want}")]
     Unicast {
@@ -152,7 +179,7 @@ impl Opener {
     /// The sockets of a new vif.
     pub fn vif(&mut self, group: IpAddr, vnet: VnetId, queue_pairs: u8) -> io::Result<VifSockets> {
         let group = self.group_socket(group, VIF_BUFFER, &vnet_filter(vnet))?;
-        let first = self.first_unicast()?;
+        let first = self.alone(|_| true, EPHEMERAL_TRIES)?;
         let address = local_address(&first)?;
         let mut unicast = vec![first];
         for _ in 1..queue_pairs {
@@ -164,11 +191,29 @@ impl Opener {
             socket.bind(&self.local(address.ip(), address.port()).into())?;
             unicast.push(socket);
         }
+        let mut senders = Vec::new();
+        for pair in (0..queue_pairs).filter(|_| queue_pairs > 1) {
+            senders.push(self.sender(pair)?);
+        }
         for socket in &unicast {
             self.sends(socket)?;
-            sockopt::set(socket, sockopt::LOCK_FILTER, 1)?;
+            lock_unless_steered(socket, queue_pairs)?;
         }
-        Ok(VifSockets { group, unicast, address })
+        Ok(VifSockets { group, unicast, senders, address })
+    }
+
+    /// The socket that a queue pair sends from; nothing is received by it.
+    fn sender(&mut self, pair: u8) -> io::Result<Socket> {
+        let suits = |port| steering::suits(port, pair);
+        let socket = match self.alone(suits, SENDER_TRIES) {
+            // None of the right ports is free: flows are spread less well.
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => self.alone(|_| true, EPHEMERAL_TRIES),
+            found => found,
+        }?;
+        attach_filter(&socket, &nothing_filter())?;
+        sockopt::set(&socket, sockopt::LOCK_FILTER, 1)?;
+        self.sends(&socket)?;
+        Ok(socket)
     }
 
     /// Takes sockets that a backend brought for those of its vif, if that is what they are.
@@ -179,16 +224,18 @@ impl Opener {
         queue_pairs: u8,
         fds: Vec<OwnedFd>,
     ) -> Result<VifSockets, AdoptError> {
-        let want = 1 + usize::from(queue_pairs);
+        let want = count(queue_pairs);
         if fds.len() != want {
             return Err(AdoptError::Count { got: fds.len(), want });
         }
         let mut sockets = fds.into_iter().map(Socket::from);
         let group_socket = sockets.next().ok_or(AdoptError::Count { got: 0, want })?;
         self.check_group(&group_socket, group, vnet)?;
-        let unicast: Vec<Socket> = sockets.collect();
+        let unicast: Vec<Socket> = sockets.by_ref().take(queue_pairs.into()).collect();
         let address = self.check_unicast(&unicast)?;
-        Ok(VifSockets { group: group_socket, unicast, address })
+        let senders: Vec<Socket> = sockets.collect();
+        self.check_senders(&senders, address)?;
+        Ok(VifSockets { group: group_socket, unicast, senders, address })
     }
 
     fn check_group(&self, socket: &Socket, group: IpAddr, vnet: VnetId) -> Result<(), AdoptError> {
@@ -207,6 +254,7 @@ impl Opener {
     }
 
     fn check_unicast(&self, sockets: &[Socket]) -> Result<SocketAddr, AdoptError> {
+        let queue_pairs = u8::try_from(sockets.len()).unwrap_or(u8::MAX);
         let mut address = None;
         let mut cookies = Vec::new();
         for socket in sockets {
@@ -224,9 +272,30 @@ impl Opener {
             cookies.push(cookie);
             self.common(socket, VIF_BUFFER)?;
             self.sends(socket)?;
-            sockopt::set(socket, sockopt::LOCK_FILTER, 1)?;
+            lock_unless_steered(socket, queue_pairs)?;
         }
         address.ok_or(AdoptError::Count { got: 1, want: 2 })
+    }
+
+    fn check_senders(&self, sockets: &[Socket], unicast: SocketAddr) -> Result<(), AdoptError> {
+        let mut ports = vec![unicast.port(), self.site.port, 0];
+        for socket in sockets {
+            self.check_kind(socket)?;
+            let got = local_address(socket)?;
+            let is_at = got.ip() == self.site.address && !ports.contains(&got.port());
+            if !is_at || socket.peer_addr().is_ok() {
+                return Err(AdoptError::Sender { got, want: self.site.address });
+            }
+            if sockopt::get(socket, sockopt::LOCK_FILTER)? == 0
+                || sockopt::filter(socket)? != nothing_filter()
+            {
+                return Err(AdoptError::Filter);
+            }
+            ports.push(got.port());
+            self.common(socket, VIF_BUFFER)?;
+            self.sends(socket)?;
+        }
+        Ok(())
     }
 
     fn check_kind(&self, socket: &Socket) -> Result<(), AdoptError> {
@@ -242,13 +311,15 @@ impl Opener {
         }
     }
 
-    /// A unicast socket at the site's address and a port that no other socket has.
-    fn first_unicast(&mut self) -> io::Result<Socket> {
+    /// A socket at the site's address and a port that suits and that no other socket has, with so
+    /// many tries where the kernel chooses it.
+    fn alone(&mut self, suits: impl Fn(u16) -> bool, tries: usize) -> io::Result<Socket> {
         let Some(ports) = self.site.ports.clone() else {
-            for _ in 0..EPHEMERAL_TRIES {
+            for _ in 0..tries {
                 let socket = self.socket(VIF_BUFFER)?;
                 socket.bind(&self.local(self.site.address, 0).into())?;
-                if local_address(&socket)?.port() != self.site.port {
+                let port = local_address(&socket)?.port();
+                if port != self.site.port && suits(port) {
                     return Ok(socket);
                 }
             }
@@ -257,7 +328,8 @@ impl Opener {
         let (first, last) = (*ports.start(), *ports.end());
         let start = self.next.clamp(first, last);
         let socket = self.socket(VIF_BUFFER)?;
-        for port in (start..=last).chain(first..start).filter(|&p| p != self.site.port) {
+        let all = (start..=last).chain(first..start);
+        for port in all.filter(|&port| port != self.site.port && suits(port)) {
             match socket.bind(&self.local(self.site.address, port).into()) {
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse => {}
                 bound => {
@@ -278,9 +350,7 @@ impl Opener {
         filter: &[Instruction],
     ) -> io::Result<Socket> {
         let socket = self.socket(buffer)?;
-        let program: Vec<_> =
-            filter.iter().map(|&(code, jt, jf, k)| SockFilter::new(code, jt, jf, k)).collect();
-        socket.attach_filter(&program)?;
+        attach_filter(&socket, filter)?;
         sockopt::set(&socket, sockopt::LOCK_FILTER, 1)?;
         socket.set_reuse_address(true)?;
         socket.bind(&self.local(group, self.site.port).into())?;
@@ -364,6 +434,16 @@ impl Opener {
     }
 }
 
+fn attach_filter(socket: &Socket, filter: &[Instruction]) -> io::Result<()> {
+    let instruction = |&(code, jt, jf, k): &Instruction| SockFilter::new(code, jt, jf, k);
+    socket.attach_filter(&filter.iter().map(instruction).collect::<Vec<_>>())
+}
+
+/// Where one socket has the port there is nothing that its user need say.
+fn lock_unless_steered(socket: &Socket, queue_pairs: u8) -> io::Result<()> {
+    if queue_pairs > 1 { Ok(()) } else { sockopt::set(socket, sockopt::LOCK_FILTER, 1) }
+}
+
 /// The address a socket is bound to, without its scope.
 fn local_address(socket: &Socket) -> io::Result<SocketAddr> {
     let address = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
@@ -382,6 +462,11 @@ const JUMP_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
 const WHOLE: u32 = u32::MAX;
 const NOTHING: u32 = 0;
+
+/// Passes nothing.
+fn nothing_filter() -> [Instruction; 1] {
+    [(RETURN, 0, 0, NOTHING)]
+}
 
 /// Passes VARP: its magic number is "VA".
 fn varp_filter() -> [Instruction; 4] {

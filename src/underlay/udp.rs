@@ -3,30 +3,74 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use super::{Port, Underlay, probe};
+use socket2::SockRef;
+
+use super::{Port, Underlay, probe, steering};
+use crate::sys::error_queue::{self, Report};
 use crate::sys::mmsg::{self, Message, ReceiveBatch};
+use crate::sys::sockopt;
 
 /// The sockets of a queue pair. They arrive open, bound and filtered.
 #[derive(Debug)]
 pub struct UdpUnderlay {
     own: OwnedFd,
     group: Option<OwnedFd>,
+    /// What unicast leaves from, if not from `own`.
+    sender: Option<OwnedFd>,
 }
 
 impl UdpUnderlay {
-    /// An underlay over these sockets. One queue pair of a vif has the group socket.
-    pub fn new(own: OwnedFd, group: Option<OwnedFd>) -> Self {
+    /// An underlay over these sockets. One queue pair of a vif has the group socket; each of several
+    /// has one to send from.
+    pub fn new(own: OwnedFd, group: Option<OwnedFd>, sender: Option<OwnedFd>) -> Self {
         for socket in [Some(&own), group.as_ref()].into_iter().flatten() {
             if let Err(error) = mmsg::enable_gro(socket.as_fd()) {
                 log::info!("the kernel hands over datagrams one by one: no UDP_GRO ({error})");
             }
         }
-        Self { own, group }
+        if let Err(error) = error_queue::enable(sender.as_ref().unwrap_or(&own).as_fd()) {
+            log::warn!("path MTUs are not learnt: the kernel does not report errors ({error})");
+        }
+        Self { own, group, sender }
     }
 
-    /// The sockets, group socket first.
+    /// The socket that unicast leaves from, if that is not the own.
+    pub fn sender(&self) -> Option<BorrowedFd<'_>> {
+        self.sender.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Lets the kernel choose among the pairs that run (bit n: pair n), for all that share the port.
+    ///
+    /// # Errors
+    /// The kernel's; it then chooses by a hash among all.
+    pub fn steer(&self, running: u64) -> io::Result<()> {
+        let address = SockRef::from(&self.own).local_addr()?.as_socket();
+        let address = address.ok_or(io::ErrorKind::InvalidInput)?.ip();
+        match steering::program(address, running) {
+            Some(program) => sockopt::attach_reuseport(&self.own, &program),
+            None => Ok(()),
+        }
+    }
+
+    /// The sockets that receive, group socket first.
     pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.group.iter().chain([&self.own]).map(AsFd::as_fd)
+    }
+
+    /// Lets no more than so many bytes wait at each port, the kernel's overhead for each message
+    /// included; a smaller buffer is kept.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn bound_receive_buffers(&self, bytes: u64) -> io::Result<()> {
+        // The kernel doubles what it is asked for, to have room for its own overhead.
+        let wanted = i32::try_from(bytes / 2).unwrap_or(i32::MAX);
+        for socket in self.sockets() {
+            if sockopt::get(&socket, sockopt::RCVBUF)? / 2 > wanted {
+                sockopt::set(&socket, sockopt::RCVBUF, wanted)?;
+            }
+        }
+        Ok(())
     }
 
     fn socket(&self, port: Port) -> Option<BorrowedFd<'_>> {
@@ -39,7 +83,13 @@ impl UdpUnderlay {
 
 impl Underlay for UdpUnderlay {
     fn send(&mut self, messages: &[Message<'_>]) -> io::Result<usize> {
-        mmsg::send(self.own.as_fd(), messages)
+        let Some(sender) = &self.sender else { return mmsg::send(self.own.as_fd(), messages) };
+        // Receivers know the group frames of a vif by its care-of address.
+        let is_group = |message: &&Message<'_>| message.to.ip().is_multicast();
+        let of_group = messages.iter().take_while(is_group).count();
+        let of_unicast = messages.iter().take_while(|message| !is_group(message)).count();
+        let run = messages.get(..of_group.max(of_unicast)).unwrap_or_default();
+        mmsg::send(if of_group > 0 { self.own.as_fd() } else { sender.as_fd() }, run)
     }
 
     fn receive(&mut self, port: Port, batch: &mut ReceiveBatch) -> io::Result<()> {
@@ -47,6 +97,16 @@ impl Underlay for UdpUnderlay {
             Some(socket) => batch.receive(socket),
             None => Err(io::ErrorKind::WouldBlock.into()),
         }
+    }
+
+    fn take_report(&mut self) -> Option<Report> {
+        let Some(sender) = &self.sender else { return error_queue::take(self.own.as_fd()) };
+        let report = error_queue::take(sender.as_fd());
+        if report.is_none() {
+            // Nobody receives here, who would be told of an error that did not fit the queue.
+            let _ = SockRef::from(sender).take_error();
+        }
+        report
     }
 
     fn descriptor(&self, port: Port) -> Option<RawFd> {

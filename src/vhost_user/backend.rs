@@ -15,6 +15,8 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
 use super::device::Device;
+use super::dirty::DirtyBitmap;
+use super::logging::F_LOG_ALL;
 use super::vring::{MAX_QUEUE_SIZE, SharedMemory, Vring};
 
 /// When a virtio feature is offered.
@@ -24,6 +26,9 @@ enum Offered {
     WithMtu,
     WithQueuePairs,
 }
+
+/// The feature bits that are between frontend and device, and no business of the driver's.
+const TRANSPORT: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | F_LOG_ALL;
 
 /// The virtio features of the device itself, in one place; the data path adds its offloads.
 ///
@@ -50,12 +55,13 @@ const FEATURES: &[(u32, Offered)] = &[
 /// resumes from the used index), STATUS, CONFIG (QEMU keeps virtio-net's configuration space), nor
 /// CONFIGURE_MEM_SLOTS: with several queue pairs QEMU 7.2 adds each region once per pair.
 const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::LOG_SHMFD)
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::RARP)
     .union(VhostUserProtocolFeatures::MTU);
 
 impl VhostUserBackend for Device {
-    type Bitmap = ();
+    type Bitmap = DirtyBitmap;
     type Vring = Vring;
 
     fn num_queues(&self) -> usize {
@@ -74,13 +80,11 @@ impl VhostUserBackend for Device {
             Offered::WithMtu => mtu,
             Offered::WithQueuePairs => pairs,
         });
-        let first = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | self.data_path().offloads();
-        offered.fold(first, |all, (bit, _)| all | 1 << bit)
+        offered.fold(TRANSPORT | self.data_path().offloads(), |all, (bit, _)| all | 1 << bit)
     }
 
     fn acked_features(&self, features: u64) {
-        let transport = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        self.data_path().set_features(features & !transport);
+        self.features_set(features, features & !TRANSPORT);
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -91,8 +95,7 @@ impl VhostUserBackend for Device {
     fn set_event_idx(&self, _enabled: bool) {}
 
     fn update_memory(&self, _memory: SharedMemory) -> io::Result<()> {
-        self.memory_changed();
-        Ok(())
+        self.memory_changed().map_err(io::Error::other)
     }
 
     /// One worker per queue pair.

@@ -25,6 +25,7 @@ use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 
 use super::channel::{Channel, ChannelError, Message};
 use super::device::{DataPath, Device};
+use super::dirty::{Log, LogError};
 use super::filter::{self, Filter, Step};
 use super::vring::{GuestMemory, SharedMemory};
 
@@ -51,6 +52,9 @@ pub enum End {
     /// The frontend's channel broke, or what it sent can't be obeyed.
     #[error("the frontend's connection is ended: {0}")]
     Frontend(ChannelError),
+    /// The log of a migration can't be used.
+    #[error("the frontend's connection is ended: SET_LOG_BASE with {0}")]
+    Log(#[from] LogError),
     /// The device refused a message and closed its end.
     #[error("the frontend's connection is ended: {request} failed: {why}")]
     Device {
@@ -142,7 +146,7 @@ impl Connection {
         // What the device refused is the better explanation if both ends are closed.
         while self.flush_to_device()? && self.pump_answers()? {
             if let Some(step) = self.steps.pop_front() {
-                self.perform(step);
+                self.perform(step)?;
                 continue;
             }
             if !self.may_read() || handled == STEP_MESSAGES {
@@ -179,7 +183,7 @@ impl Connection {
         Ok(false)
     }
 
-    fn perform(&mut self, step: Step) {
+    fn perform(&mut self, step: Step) -> Result<(), End> {
         match step {
             Step::Inject(bytes) => self.device_end.send(bytes, Vec::new()),
             Step::Forward { .. } => {
@@ -189,6 +193,13 @@ impl Connection {
             }
             Step::Answer(bytes) => self.frontend.send(bytes, Vec::new()),
             Step::Announce => self.device.data_path().announce(),
+            Step::SetLog { size, offset } => {
+                // The filter has seen that one came.
+                if let Some(file) = self.message.as_mut().and_then(|m| m.descriptors.pop()) {
+                    self.device.set_log(Log::map(file, size, offset)?)?;
+                    self.frontend.send(filter::acknowledgement(self.last_request, 0), Vec::new());
+                }
+            }
             Step::SetMtu { mtu, acknowledge } => {
                 let taken = self.device.data_path().set_mtu(mtu);
                 if acknowledge {
@@ -202,6 +213,7 @@ impl Connection {
         if self.steps.is_empty() {
             self.message = None;
         }
+        Ok(())
     }
 
     /// The device closed its end, or can't be reached: finds out why.

@@ -9,17 +9,23 @@
 //! Locks, in this order: a pair's state, then its two rings. The control thread takes only one of
 //! them at a time, so when it has taken the pair's, no batch is under way.
 
+mod pace;
+mod polling;
+
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use vhost_user_backend::VringEpollHandler;
-use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use self::polling::Polling;
+use super::dirty::{Log, LogError};
+use super::logging::LoggedMemory;
 use super::vring::{MemoryGuard, Ring, SharedMemory, Vring};
 use crate::quiet::Quiet;
 use crate::sys::clock;
@@ -91,6 +97,14 @@ pub trait DataPath: Send + Sync + 'static {
     /// connection lasts.
     fn descriptors(&self, pair: usize) -> Vec<RawFd>;
 
+    /// How long workers look for frames before they sleep, while that pays; zero for not at all.
+    fn busy_poll(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// The worker of `pair` has looked for frames before it slept, and some came or none did.
+    fn looked(&self, _pair: usize, _has_paid: bool) {}
+
     /// Readable when the descriptors are no longer those that were told: the connection is ended, so
     /// that the frontend makes a new one. Whoever ends it resets the event by reading it.
     fn changed(&self) -> Option<BorrowedFd<'_>> {
@@ -132,7 +146,9 @@ type Poller = VringEpollHandler<Arc<Device>>;
 pub struct Device {
     this: Weak<Self>,
     data_path: Arc<dyn DataPath>,
-    memory: SharedMemory,
+    memory: LoggedMemory,
+    /// What the data path was told last.
+    features: Mutex<Option<u64>>,
     /// Counts memory tables, so that a worker notices that its rings must be checked again.
     generation: AtomicU64,
     pairs: Vec<Arc<Pair>>,
@@ -146,6 +162,7 @@ struct Pair {
     index: usize,
     descriptors: Vec<RawFd>,
     again: EventFd,
+    polling: Option<Polling>,
     state: Mutex<PairState>,
 }
 
@@ -189,14 +206,16 @@ impl Device {
                 return Err(io::Error::other("too many descriptors to wait on"));
             }
             let again = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-            Ok(Arc::new(Pair { index, descriptors, again, state: Mutex::default() }))
+            let polling = Polling::new(data_path.busy_poll());
+            Ok(Arc::new(Pair { index, descriptors, again, polling, state: Mutex::default() }))
         });
         let pairs = pairs.collect::<io::Result<_>>()?;
         let exits = (0..count).map(|_| LentEvent::new()).collect::<io::Result<_>>()?;
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),
             data_path,
-            memory,
+            memory: LoggedMemory::new(memory),
+            features: Mutex::new(None),
             generation: AtomicU64::new(1),
             pairs,
             exits,
@@ -233,8 +252,41 @@ impl Device {
 
     /// A new memory table is in force: rings are checked again, and no batch uses the old one any
     /// more when this returns.
-    pub(super) fn memory_changed(&self) {
+    ///
+    /// # Errors
+    /// The log, which is in use, is too short for it.
+    pub(super) fn memory_changed(&self) -> Result<(), LogError> {
         self.generation.fetch_add(1, Ordering::AcqRel);
+        let settled = self.memory.table_changed();
+        self.await_batches();
+        settled
+    }
+
+    /// Writes into guest memory are told to `log` if the features say so; none goes elsewhere any
+    /// more when this returns.
+    ///
+    /// # Errors
+    /// The log is too short for the guest's memory.
+    pub(super) fn set_log(&self, log: Log) -> Result<(), LogError> {
+        self.memory.set_log(log)?;
+        self.await_batches();
+        Ok(())
+    }
+
+    /// The frontend set the features, of which `ours` are the data path's business. A frontend that
+    /// begins or ends a migration changes only whether writes are logged: frames pass meanwhile.
+    pub(super) fn features_set(&self, features: u64, ours: u64) {
+        if self.memory.set_features(features) {
+            self.await_batches();
+        }
+        let mut known = self.features.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.replace(ours) != Some(ours) {
+            self.data_path.set_features(ours);
+        }
+    }
+
+    /// Waits until all batches that are under way are done.
+    fn await_batches(&self) {
         for pair in &self.pairs {
             drop(pair.state());
         }
@@ -273,6 +325,15 @@ impl Device {
     /// Handles an event of the worker of pair `index`.
     pub(super) fn wake(&self, event: u16, vrings: &[Vring], index: usize) {
         let (Some(pair), [rx, tx]) = (self.pairs.get(index), vrings) else { return };
+        match &pair.polling {
+            None => self.turn(pair, event, rx, tx),
+            Some(polling) => self.wake_and_look(pair, polling, event, [rx, tx]),
+        }
+    }
+
+    /// One turn of a worker: what an event is about, for a bounded number of frames.
+    fn turn(&self, pair: &Arc<Pair>, event: u16, rx: &Vring, tx: &Vring) {
+        let index = pair.index;
         let mut state = pair.state();
         if !state.watched {
             state.watched = true;
@@ -388,6 +449,7 @@ impl Device {
     fn stop(&self, pair: &Pair, state: &mut PairState) {
         if state.running {
             state.running = false;
+            pair.polling.iter().for_each(Polling::interrupt);
             (state.transmit_again, state.receive_again) = (false, false);
             self.set_polled(pair, state, 0);
             self.set_again(pair, state, false);

@@ -10,6 +10,7 @@
 //! | `SET_VRING_KICK` for a ring that runs | the ring is disabled meanwhile: the crate would go on polling the old descriptor |
 //! | `SEND_RARP`, `NET_SET_MTU` | consumed, given to the data path, acknowledged |
 //! | `GET_QUEUE_NUM` | the answer is halved: the crate counts rings, QEMU queue pairs |
+//! | `SET_LOG_BASE` | consumed, and the log mapped here: the crate believes what is said of it |
 //! | `SET_LOG_FD`, `GET_STATUS`, `SET_STATUS` | consumed and answered |
 //! | anything else that the device does not offer | refused by the acknowledgement if there is one, else by ending the connection |
 //!
@@ -35,6 +36,8 @@ pub const UNSHARED: &str = "guest memory is not shared: start QEMU with \
 
 /// Bit 30 of the features: the vhost-user protocol features are negotiated.
 const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+/// Bit of the protocol features: the dirty log is a file that is passed along.
+const PROTOCOL_F_LOG_SHMFD: u64 = 1 << 1;
 /// Bit of the protocol features: the frontend can ask for an acknowledgement of any message.
 const PROTOCOL_F_REPLY_ACK: u64 = 1 << 3;
 
@@ -51,6 +54,7 @@ mod code {
     pub(super) const SET_OWNER: u32 = 3;
     pub(super) const RESET_OWNER: u32 = 4;
     pub(super) const SET_MEM_TABLE: u32 = 5;
+    pub(super) const SET_LOG_BASE: u32 = 6;
     pub(super) const SET_LOG_FD: u32 = 7;
     pub(super) const SET_VRING_NUM: u32 = 8;
     pub(super) const SET_VRING_ADDR: u32 = 9;
@@ -185,6 +189,13 @@ pub enum Step {
     Answer(Vec<u8>),
     /// The guest is here: tell the network.
     Announce,
+    /// Map the file that came along and log writes there, then acknowledge.
+    SetLog {
+        /// Length of the log, in bytes.
+        size: u64,
+        /// Where it begins in the file.
+        offset: u64,
+    },
     /// Give the MTU to the data path; if `acknowledge`, answer whether it was taken.
     SetMtu {
         /// In bytes.
@@ -426,6 +437,13 @@ impl Filter {
                 let mtu = u16::try_from(value()?).map_err(|_| Refusal::Malformed(request))?;
                 vec![Step::SetMtu { mtu, acknowledge }]
             }
+            code::SET_LOG_BASE if self.protocol_features & PROTOCOL_F_LOG_SHMFD != 0 => {
+                let halves = payload.split_at_checked(8);
+                let halves = halves.and_then(|(a, b)| Some((double_word(a)?, double_word(b)?)));
+                let (size, offset) = halves.ok_or(Refusal::Malformed(request))?;
+                vec![Step::SetLog { size, offset }]
+            }
+            // An eventfd for news in the log, of which QEMU has no use.
             code::SET_LOG_FD => answer(0),
             code::SET_STATUS => {
                 self.status = value()?;
@@ -448,7 +466,12 @@ fn check_descriptors(request: u32, payload: &[u8], count: usize) -> Result<(), R
             }
             MAX_DESCRIPTORS
         }
-        code::SET_LOG_FD | code::SET_VRING_KICK | code::SET_VRING_CALL | code::SET_VRING_ERR => 1,
+        code::SET_LOG_BASE if count == 0 => return Err(Refusal::Descriptors { request, count }),
+        code::SET_LOG_BASE
+        | code::SET_LOG_FD
+        | code::SET_VRING_KICK
+        | code::SET_VRING_CALL
+        | code::SET_VRING_ERR => 1,
         // Closed when the message is refused.
         _ if is_unknown(request) => MAX_DESCRIPTORS,
         _ => 0,
@@ -460,8 +483,7 @@ fn check_descriptors(request: u32, payload: &[u8], count: usize) -> Result<(), R
 fn is_unknown(request: u32) -> bool {
     !matches!(
         request,
-        code::GET_FEATURES..=code::SET_MEM_TABLE
-            | code::SET_LOG_FD..=code::NET_SET_MTU
+        code::GET_FEATURES..=code::NET_SET_MTU
             | code::SET_STATUS..=code::GET_STATUS
     )
 }
@@ -490,7 +512,8 @@ mod tests {
     fn negotiated() -> Filter {
         let mut filter = Filter::new(4);
         steps(&mut filter, code::GET_FEATURES, &[]).unwrap();
-        steps(&mut filter, code::SET_PROTOCOL_FEATURES, &8_u64.to_ne_bytes()).unwrap();
+        let protocol = PROTOCOL_F_REPLY_ACK | PROTOCOL_F_LOG_SHMFD;
+        steps(&mut filter, code::SET_PROTOCOL_FEATURES, &protocol.to_ne_bytes()).unwrap();
         filter
     }
 
@@ -566,6 +589,25 @@ mod tests {
         assert_eq!(filter.request(&header, &table, 2).unwrap(), [QUIET]);
     }
 
+    #[test]
+    fn a_log_is_mapped_here_if_it_was_negotiated() {
+        let log = [4096_u64, 8192].map(u64::to_ne_bytes).concat();
+        let header = header(code::SET_LOG_BASE, log.len());
+        let mut filter = negotiated();
+        let mapped = filter.request(&header, &log, 1).unwrap();
+        assert_eq!(mapped, [Step::SetLog { size: 4096, offset: 8192 }]);
+        for count in [0, 2] {
+            let refused = Refusal::Descriptors { request: code::SET_LOG_BASE, count };
+            assert_eq!(filter.request(&header, &log, count), Err(refused));
+        }
+        for len in [0, 8, 15] {
+            let refused = Err(Refusal::Malformed(code::SET_LOG_BASE));
+            assert_eq!(filter.request(&header, &log[..len], 1), refused);
+        }
+        let refused = Err(Refusal::Unsupported(code::SET_LOG_BASE));
+        assert_eq!(Filter::new(2).request(&header, &log, 1), refused);
+    }
+
     proptest! {
         /// No message leads to a panic, a step out of bounds, or an answer nobody waits for.
         #[test]
@@ -584,11 +626,11 @@ mod tests {
                 prop_assert!(forwards <= 1);
                 let answers = steps.iter().filter(|step| match step {
                     Step::Forward { reply } => *reply,
-                    Step::Answer(_) => true,
+                    Step::Answer(_) | Step::SetLog { .. } => true,
                     Step::SetMtu { acknowledge, .. } => *acknowledge,
                     _ => false,
                 });
-                let always = request == code::GET_STATUS;
+                let always = matches!(request, code::GET_STATUS | code::SET_LOG_BASE);
                 if filter.acknowledges(&header) {
                     prop_assert_eq!(answers.count(), 1);
                 } else {

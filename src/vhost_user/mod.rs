@@ -7,13 +7,16 @@
 //! | [`attach`] | how frontends are met: listening, connecting, an inherited descriptor |
 //! | [`channel`], [`connection`] | whole messages with their descriptors; one connection's life |
 //! | [`filter`] | pure: the dialect of frontends, turned into what the crate understands |
-//! | [`device`] | the device of a connection, and the wake-ups of the [`device::DataPath`] |
+//! | [`device`] | the device of a connection, and the wake-ups of the [`device::DataPath`]; within it `polling` looks for frames before a worker sleeps, and `pace`, pure, says whether that pays |
 //! | [`vring`] | a virtqueue as the control side keeps it and as the data path is lent it |
+//! | [`dirty`], [`logging`] | pages written to are told to a frontend that migrates the guest |
 
 pub mod attach;
 mod backend;
 pub mod channel;
 pub mod connection;
 pub mod device;
+pub mod dirty;
 pub mod filter;
+pub mod logging;
 pub mod vring;

@@ -8,6 +8,8 @@
 //!
 //! [`Ring`] is the exclusive loan of one virtqueue to the data path for one wake-up.
 
+mod watch;
+
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -24,11 +26,13 @@ use vm_memory::{
     GuestMemoryMmap,
 };
 
+pub(super) use self::watch::Watch;
+use super::dirty::DirtyBitmap;
 use crate::quiet::Quiet;
 use crate::sys::clock;
 
-/// How guest memory is mapped. The one place that names the dirty bitmap's type.
-pub type GuestMemory = GuestMemoryMmap<()>;
+/// How guest memory is mapped.
+pub type GuestMemory = GuestMemoryMmap<DirtyBitmap>;
 /// The guest memory of a connection; replaced as a whole when the frontend sends a new table.
 pub type SharedMemory = GuestMemoryAtomic<GuestMemory>;
 /// Guest memory as it was when the guard was taken; mapped for as long as the guard lives.

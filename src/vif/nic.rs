@@ -6,20 +6,25 @@
 //! ever waits for another queue pair.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+use virtio_queue::QueueT;
 
+use super::alarm::Alarm;
 use super::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
 use super::neighbors::Question;
+use super::throttle::Direction;
 use super::worker::{Place, Progress, Worker};
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
 use crate::sys::clock;
+use crate::time::Instant;
 use crate::underlay::udp::UdpUnderlay;
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::device::{DataPath, Interest, Rings, Wake};
@@ -27,16 +32,33 @@ use crate::vhost_user::device::{DataPath, Interest, Rings, Wake};
 /// The ports a worker polls, in the order of its descriptors.
 const PORTS: [Port; 2] = [Port::Own, Port::Group];
 
+/// The queue pair that says that the guest has arrived: all guests use the first.
+const ANNOUNCING_PAIR: usize = 0;
+/// What a descriptor of a worker stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Port(Port),
+    /// The kernel says what became of datagrams.
+    Reports,
+    /// Frames that were held back may pass.
+    Alarm,
+}
+
 /// A worker, locked.
 pub type Lent<'a> = MutexGuard<'a, Worker<UdpUnderlay>>;
 
 /// A guest's NIC.
 pub struct Nic {
     workers: Vec<Mutex<Worker<UdpUnderlay>>>,
+    /// One for each worker that has a limit. Taken only by who has the worker.
+    alarms: Vec<Option<Mutex<Alarm>>>,
     counters: Arc<VifCounters>,
     mtu: u16,
+    busy_poll: Duration,
     /// Bit n: pair n's rings run.
     running: AtomicU64,
+    /// The pairs that the kernel chooses from.
+    steered: Mutex<u64>,
     announce: AtomicBool,
     /// Wakes the link when a flag above changes or a worker has questions.
     attention: EventFd,
@@ -66,15 +88,28 @@ impl Nic {
         mtu: u16,
     ) -> io::Result<Self> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let alarm = |worker: &Worker<UdpUnderlay>| {
+            let is_needed = worker.throttle().needs_timer();
+            is_needed.then(|| Alarm::new().map(Mutex::new)).transpose()
+        };
         Ok(Self {
+            alarms: workers.iter().map(alarm).collect::<io::Result<_>>()?,
             workers: workers.into_iter().map(Mutex::new).collect(),
             counters,
             mtu,
+            busy_poll: Duration::ZERO,
             running: AtomicU64::new(0),
+            steered: Mutex::new(0),
             announce: AtomicBool::new(false),
             attention: EventFd::from_flags(flags)?,
             changed: EventFd::from_flags(flags)?,
         })
+    }
+
+    /// Workers look for frames for at most so long before they sleep, while that pays.
+    #[must_use]
+    pub fn with_busy_poll(self, busy_poll: Duration) -> Self {
+        Self { busy_poll, ..self }
     }
 
     /// The vif's counters.
@@ -124,21 +159,88 @@ impl Nic {
         Some(worker.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    fn alarm(&self, pair: usize) -> Option<MutexGuard<'_, Alarm>> {
+        let alarm = self.alarms.get(pair)?.as_ref()?;
+        Some(alarm.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What a worker waits on, in the order of its descriptors: ports, then what is never left alone.
+    fn sources(
+        &self,
+        pair: usize,
+        worker: &Worker<UdpUnderlay>,
+    ) -> impl Iterator<Item = (Source, RawFd)> {
+        let port = |port| Some((Source::Port(port), worker.underlay().descriptor(port)?));
+        let alarm = self.alarm(pair).map(|alarm| (Source::Alarm, alarm.descriptor()));
+        let sender = worker.underlay().sender().map(|fd| (Source::Reports, fd.as_raw_fd()));
+        PORTS.map(port).into_iter().flatten().chain(sender).chain(alarm)
+    }
+
+    fn turn(&self, pair: usize, worker: &Lent<'_>, wake: Wake, now: Instant) -> Turn {
+        let index = match wake {
+            Wake::Transmit => return Turn { transmits: true, ..Turn::default() },
+            Wake::Receive => return Turn::default(),
+            Wake::Socket(index) => index,
+        };
+        let source = self.sources(pair, worker).nth(index);
+        match source {
+            Some((Source::Port(port), _)) => Turn { ports: [Some(port), None], ..Turn::default() },
+            Some((Source::Alarm, _)) => {
+                let ports = self.alarm(pair).map(|mut alarm| alarm.ring().map(Some));
+                let ports = ports.filter(|_| worker.throttle().is_due(Direction::In, now));
+                let transmits = worker.throttle().is_due(Direction::Out, now);
+                Turn { transmits, ports: ports.unwrap_or_default(), ..Turn::default() }
+            }
+            Some((Source::Reports, _)) => Turn { heeds_reports: true, ..Turn::default() },
+            None => Turn::default(),
+        }
+    }
+
     /// Whether any of the guest's rings run.
     pub fn is_active(&self) -> bool {
         self.running.load(Ordering::Acquire) != 0
     }
 
-    /// Duplicates of the sockets of all queue pairs, group socket first, as varpd gave them.
+    /// Duplicates of the sockets of all queue pairs as varpd gave them: the group socket first, then
+    /// those that receive, then those that only send.
     ///
     /// # Errors
     /// No descriptors left.
     pub fn sockets(&self) -> io::Result<Vec<OwnedFd>> {
         let duplicate = |socket: BorrowedFd<'_>| socket.try_clone_to_owned();
-        let of_worker = |worker: Lent<'_>| -> Vec<io::Result<OwnedFd>> {
+        let receiving = |worker: Lent<'_>| -> Vec<io::Result<OwnedFd>> {
             worker.underlay().sockets().map(duplicate).collect()
         };
-        self.workers().flat_map(of_worker).collect()
+        let sending = |worker: Lent<'_>| worker.underlay().sender().map(duplicate);
+        self.workers().flat_map(receiving).chain(self.workers().filter_map(sending)).collect()
+    }
+
+    /// Frames that wait for credit shall not wait for long: the sockets get room for few. varpd gives
+    /// them room for many whenever it takes them.
+    pub fn bound_receive_buffers(&self) {
+        for worker in self.workers() {
+            let Some(bytes) = worker.throttle().waiting_room(self.workers.len()) else { return };
+            if let Err(error) = worker.underlay().bound_receive_buffers(bytes) {
+                log::warn!("cannot change a socket's receive buffer: {error}");
+            }
+        }
+    }
+
+    /// Lets datagrams come to the pairs that run. When none does they wait where they are.
+    fn steer(&self) {
+        if self.workers.len() == 1 {
+            return;
+        }
+        let mut steered = self.steered.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.running.load(Ordering::Acquire);
+        if running == 0 || running == *steered {
+            return;
+        }
+        *steered = running;
+        let done = self.worker(0).map_or(Ok(()), |worker| worker.underlay().steer(running));
+        if let Err(error) = done {
+            log::warn!("frames are spread over all queue pairs, whether they run or not: {error}");
+        }
     }
 
     /// Other sockets for the same vif: its care-of address has changed. The frontend is made to
@@ -147,9 +249,20 @@ impl Nic {
         for (mut worker, underlay) in self.workers().zip(underlays) {
             worker.replace_underlay(underlay, place);
         }
+        self.bound_receive_buffers();
+        *self.steered.lock().unwrap_or_else(PoisonError::into_inner) = 0;
         // Fails only when the counter is full: then it is signalled already.
         let _ = self.changed.write(1);
     }
+}
+
+/// What a wake-up is for, besides frames that were received before.
+#[derive(Clone, Copy, Debug, Default)]
+struct Turn {
+    transmits: bool,
+    /// In this order.
+    ports: [Option<Port>; 2],
+    heeds_reports: bool,
 }
 
 /// Runs a step of a worker on one of its rings; a broken ring is stopped, not the worker.
@@ -180,9 +293,17 @@ impl DataPath for Nic {
     }
 
     fn descriptors(&self, pair: usize) -> Vec<RawFd> {
-        let worker = self.worker(pair);
-        let descriptor = |port| worker.as_ref().and_then(|w| w.underlay().descriptor(port));
-        PORTS.into_iter().filter_map(descriptor).collect()
+        let Some(worker) = self.worker(pair) else { return Vec::new() };
+        self.sources(pair, &worker).map(|(_, descriptor)| descriptor).collect()
+    }
+
+    fn busy_poll(&self) -> Duration {
+        self.busy_poll
+    }
+
+    fn looked(&self, _pair: usize, has_paid: bool) {
+        let counter = if has_paid { VifCounter::polls_paid } else { VifCounter::polls_in_vain };
+        self.counters.inc(counter);
     }
 
     fn changed(&self) -> Option<BorrowedFd<'_>> {
@@ -194,36 +315,53 @@ impl DataPath for Nic {
         let now = clock::mono();
         let Rings { rx, tx, memory } = rings;
         let (mut transmit_again, mut receive_again) = (false, false);
-        match wake {
-            Wake::Transmit => {
-                let step = worker.transmit(tx.queue_mut(), memory, now);
-                transmit_again = on_ring!(tx, memory, step) == Some(Progress::More);
-                if worker.has_answers() {
-                    let step = worker.answer(rx.queue_mut(), memory);
-                    on_ring!(rx, memory, step);
-                }
+        if worker.arrival().is_unsettled() {
+            let indices = [&*rx, &*tx].map(|ring| ring.queue().next_avail());
+            worker.arrival().settle(indices, now);
+            worker.announce_arrival(now);
+            self.call_for_attention();
+        }
+        let turn = self.turn(pair, &worker, wake, now);
+        if turn.transmits {
+            let step = worker.transmit(tx.queue_mut(), memory, now);
+            transmit_again = on_ring!(tx, memory, step) == Some(Progress::More);
+            if worker.has_answers() {
+                let step = worker.answer(rx.queue_mut(), memory);
+                on_ring!(rx, memory, step);
             }
-            Wake::Receive => {
-                let step = worker.retry(rx.queue_mut(), memory);
-                receive_again = on_ring!(rx, memory, step) == Some(Progress::More);
-            }
-            Wake::Socket(index) => {
-                if let Some(&port) = PORTS.get(index) {
-                    let step = worker.receive(port, rx.queue_mut(), memory, now);
-                    receive_again = on_ring!(rx, memory, step) == Some(Progress::More);
-                }
-            }
+        }
+        if wake == Wake::Receive {
+            let step = worker.retry(rx.queue_mut(), memory, now);
+            receive_again = on_ring!(rx, memory, step) == Some(Progress::More);
+        }
+        for port in turn.ports.into_iter().flatten() {
+            let step = worker.receive(port, rx.queue_mut(), memory, now);
+            receive_again |= on_ring!(rx, memory, step) == Some(Progress::More);
+        }
+        if turn.heeds_reports {
+            worker.handle_reports(now);
         }
         if worker.wants_attention() {
             self.call_for_attention();
         }
-        let descriptors = if worker.is_starved() { 0 } else { u64::MAX };
+        if let Some(mut alarm) = self.alarm(pair) {
+            alarm.set(worker.throttle().poll_timeout(), now);
+        }
+        let descriptors = if worker.is_blocked() {
+            let is_port = |(source, _): &(Source, RawFd)| matches!(source, Source::Port(_));
+            u64::MAX << self.sources(pair, &worker).filter(is_port).count()
+        } else {
+            u64::MAX
+        };
         Interest { descriptors, transmit_again, receive_again }
     }
 
     fn set_running(&self, pair: usize, running: bool) {
         if let Some(mut worker) = self.worker(pair) {
             worker.set_running(running, clock::mono());
+            if running && pair == ANNOUNCING_PAIR {
+                worker.arrival().rings_started();
+            }
         }
         let bit = 1_u64.checked_shl(u32::try_from(pair).unwrap_or(u32::MAX)).unwrap_or(0);
         if running {
@@ -231,6 +369,7 @@ impl DataPath for Nic {
         } else {
             self.running.fetch_and(!bit, Ordering::AcqRel);
         }
+        self.steer();
         self.call_for_attention();
     }
 
@@ -250,6 +389,10 @@ impl DataPath for Nic {
     }
 
     fn announce(&self) {
+        if let Some(mut worker) = self.worker(ANNOUNCING_PAIR) {
+            let is_running = self.running.load(Ordering::Acquire) & (1 << ANNOUNCING_PAIR) != 0;
+            worker.arrival().told(is_running, clock::mono());
+        }
         self.announce.store(true, Ordering::Release);
         self.call_for_attention();
     }
@@ -260,6 +403,8 @@ impl DataPath for Nic {
 
     fn frontend_connected(&self) {
         self.counters.inc(VifCounter::guest_connects);
+        let now = clock::mono();
+        self.workers().for_each(|mut worker| worker.frontend_connected(now));
     }
 
     fn frontend_disconnected(&self) {

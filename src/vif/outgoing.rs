@@ -1,7 +1,7 @@
 //! Frames become datagrams: staged in one buffer, and given to the kernel in as few messages as
 //! will do.
 //!
-//! A frame goes one of three ways, told by what the guest asked for and what stands beside it in
+//! A frame goes one of four ways, told by what the guest asked for and what stands beside it in
 //! the batch. Order among frames to one place is kept: a message is closed as soon as the next
 //! frame does not continue it, and no frame waits for another to come.
 //!
@@ -10,11 +10,13 @@
 //! | segments | a large one that the guest wants cut | its segments, a datagram each |
 //! | bundle | small ones to one place, side by side | datagrams full of them (flag B) |
 //! | single | others; runs of one length to one place share a message | a datagram each |
+//! | [`pieces`] | one that is longer than the path and can't be cut | a datagram per piece (flag F) |
 //!
 //! The buffer is filled straight from guest memory and reused for each batch, so it stays in the
 //! level-2 cache: the copy is also where checksums are completed. Where none has to be and datagrams
 //! are long, only headers are staged, and the kernel reads the rest in guest memory ([`scatter`]).
 
+pub mod pieces;
 pub mod scatter;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -192,6 +194,8 @@ pub struct Stager {
     scattered: Vec<Scattered>,
     /// The next segment of the frame at the front, if some of it are staged already.
     segment: usize,
+    /// A frame that is about to leave in pieces.
+    scratch: Vec<u8>,
     max_segments: usize,
     scatter_from: usize,
     short_ends: bool,
@@ -211,6 +215,7 @@ impl Stager {
             used: 0,
             staged: Vec::new(),
             scattered: Vec::new(),
+            scratch: Vec::new(),
             segment: 0,
             max_segments: MAX_SEGMENTS,
             scatter_from: scatter::FROM,

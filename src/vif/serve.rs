@@ -16,16 +16,21 @@ use thiserror::Error;
 
 use super::link::{CAPABILITIES, Link};
 use super::nic::Nic;
+use super::outgoing::pieces::FrameIds;
 use super::rx::Receiver;
+use super::throttle::{Limits, Throttle};
 use super::tx::SourceMac;
 use super::worker::{Place, Worker};
 use crate::metrics::VifCounters;
 use crate::sys::clock;
 use crate::sys::event::{Interest, Poller};
 use crate::sys::mmsg::MAX_MESSAGE_LEN;
+use crate::sys::process;
+use crate::sys::sandbox::{Confinement, Profile, Reach, SandboxError};
 use crate::sys::seqpacket::Connection;
 use crate::sys::signal::Termination;
 use crate::time::Instant;
+use crate::underlay::sockets;
 use crate::underlay::udp::UdpUnderlay;
 use crate::vhost_user::attach::{Attach, AttachError, Endpoint};
 use crate::wire::control::{self, Event, Request};
@@ -56,6 +61,12 @@ pub struct Options {
     pub mtu: Option<u16>,
     /// What happens to frames with a foreign source MAC.
     pub source_mac: SourceMac,
+    /// Whether the process gives up what it does not need once it has started.
+    pub sandbox: bool,
+    /// Rate limits.
+    pub limits: Limits,
+    /// How long workers look for frames before they sleep; zero for not at all.
+    pub busy_poll: Duration,
 }
 
 /// Why a backend can't start, or ended.
@@ -83,9 +94,15 @@ pub enum ServeError {
         /// The largest that fits.
         most: u16,
     },
+    /// Rate limits that contradict each other, in words.
+    #[error("{0}")]
+    Limits(String),
     /// The frontend's socket.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// The process can't be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The system refused something.
     #[error("{0}: {1}")]
     System(&'static str, #[source] io::Error),
@@ -110,6 +127,7 @@ struct Registration {
 /// What prevented the start, each in one line.
 pub fn serve(options: Options) -> Result<(), ServeError> {
     let termination = Termination::new().map_err(doing("cannot handle signals"))?;
+    let throttle = Throttle::new(&options.limits).map_err(ServeError::Limits)?;
     let varpd = connect(&options.varpd)?;
     let register = Request::Register {
         key: options.key,
@@ -121,10 +139,18 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let registration = register_with(&varpd, &register, &[], options.queue_pairs, START_TIMEOUT)?;
     let mtu = guest_mtu(options.mtu, &registration)?;
     let coa = registration.coa;
-    let nic = Arc::new(new_nic(&options, registration, mtu)?);
+    let nic = Arc::new(new_nic(&options, registration, mtu, &throttle)?);
+    let confinement = options.sandbox.then(|| confinement(&options.attach));
     let endpoint = Endpoint::open(options.attach)?;
     // Not before: who can't start says why, and nothing else.
     log::info!("vif {} at {coa}, MTU {mtu}", options.key);
+    if options.limits != Limits::default() {
+        log::info!("limits: {}", options.limits);
+    }
+    match confinement {
+        Some(confinement) => confinement.enter()?,
+        None => log::warn!("--no-sandbox: a guest that takes over this process has all its rights"),
+    }
     let frontend = Frontend::start(endpoint, Arc::clone(&nic))?;
     let mut serving = Serving {
         key: options.key,
@@ -140,6 +166,15 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     };
     let result = serving.run(&termination, &frontend);
     frontend.stop().and(result)
+}
+
+/// What is left to this process: it removes the socket that it listens on when it ends.
+fn confinement(attach: &Attach) -> Confinement {
+    let files = match attach {
+        Attach::Listen { path, .. } => vec![Reach::remove_socket(path)],
+        Attach::Connect { .. } | Attach::Fd(_) => Vec::new(),
+    };
+    Confinement { profile: Profile::Backend, files, capabilities: Vec::new() }
 }
 
 fn connect(path: &std::path::Path) -> Result<Connection, ServeError> {
@@ -183,14 +218,17 @@ fn register_with(
     }
 }
 
-/// One underlay per queue pair; the first also has the group socket.
+/// One underlay per queue pair; the first also has the group socket, each of several one to send
+/// from.
 fn underlays_from(sockets: Vec<OwnedFd>, queue_pairs: u8) -> Result<Vec<UdpUnderlay>, ServeError> {
-    if sockets.len() != 1 + usize::from(queue_pairs) {
+    if sockets.len() != sockets::count(queue_pairs) {
         return Err(ServeError::Protocol(format!("{} sockets came along", sockets.len())));
     }
     let mut sockets = sockets.into_iter();
     let mut group = sockets.next();
-    Ok(sockets.map(|own| UdpUnderlay::new(own, group.take())).collect())
+    let own: Vec<OwnedFd> = sockets.by_ref().take(queue_pairs.into()).collect();
+    let underlay = |own| UdpUnderlay::new(own, group.take(), sockets.next());
+    Ok(own.into_iter().map(underlay).collect())
 }
 
 /// What guests are told: the underlay's MTU less the tunnel's headers, or what the operator asks
@@ -224,15 +262,27 @@ fn place(key: VifKey, registration: &Registration) -> Place {
     }
 }
 
-fn new_nic(options: &Options, registration: Registration, mtu: u16) -> Result<Nic, ServeError> {
+fn new_nic(
+    options: &Options,
+    registration: Registration,
+    mtu: u16,
+    throttle: &Throttle,
+) -> Result<Nic, ServeError> {
     let counters = Arc::new(VifCounters::default());
     let place = place(options.key, &registration);
-    let worker = |underlay| {
+    // Others may still hold pieces of a backend that was at this address before.
+    let [a, b, c, d, ..] = process::random().map_err(doing("no random numbers"))?;
+    let first_id = u32::from_ne_bytes([a, b, c, d]);
+    let worker = |(pair, underlay): (u32, UdpUnderlay)| {
         let counters = Arc::clone(&counters);
-        Worker::new(place, options.source_mac, counters, underlay)
+        let mut worker = Worker::new(place, options.source_mac, counters, underlay)
+            .with_throttle(throttle.clone());
+        worker.set_frame_ids(FrameIds::from(first_id.wrapping_add(pair << 28)));
+        worker
     };
-    let workers = registration.underlays.into_iter().map(worker).collect();
-    Nic::new(workers, Arc::clone(&counters), mtu).map_err(doing("cannot create an eventfd"))
+    let workers = (0_u32..).zip(registration.underlays).map(worker).collect();
+    let nic = Nic::new(workers, Arc::clone(&counters), mtu);
+    Ok(nic.map_err(doing("cannot create a descriptor"))?.with_busy_poll(options.busy_poll))
 }
 
 fn new_event() -> Result<EventFd, ServeError> {

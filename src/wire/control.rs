@@ -58,7 +58,8 @@
 //! ```
 //!
 //! Descriptors (`SCM_RIGHTS`) travel with REGISTER and REGISTERED only: the group socket first, then
-//! one unicast socket per queue pair. Any other descriptor is closed by whoever receives it.
+//! one unicast socket per queue pair, then, if there are several pairs, one for each to send from. Any
+//! other descriptor is closed by whoever receives it.
 
 mod codec;
 #[cfg(test)]
@@ -75,8 +76,8 @@ pub const MAX_LEN: usize = 16 * 1024;
 pub const HEADER_LEN: usize = 8;
 /// Most queue pairs of a vif.
 pub const MAX_QUEUE_PAIRS: u8 = 16;
-/// Most descriptors in a message: the group socket and one socket per queue pair.
-pub const MAX_FDS: usize = 1 + MAX_QUEUE_PAIRS as usize;
+/// Most descriptors in a message: the group socket and two sockets per queue pair.
+pub const MAX_FDS: usize = 1 + 2 * MAX_QUEUE_PAIRS as usize;
 /// Most counters in [`Request::Stats`].
 pub const MAX_VALUES: usize = 128;
 /// Most cells in [`Event::Row`].

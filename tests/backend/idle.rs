@@ -1,12 +1,14 @@
 //! What a NIC costs that nobody uses.
 
+use std::process::Command;
 use std::time::Duration;
 
+use vnet::metrics::VifCounter;
 use vnet::sys::clock;
 
-use crate::Net;
 use crate::nic::{BROADCAST, Nic, mac, vif};
-use crate::support::{pause, step};
+use crate::support::{pause, step, wait_until};
+use crate::{Net, SOON};
 
 /// How long the processor time is watched.
 const WATCHED: Duration = Duration::from_secs(3);
@@ -38,6 +40,50 @@ fn an_idle_backend_costs_nothing() {
         step(&format!("{:?}: {kib} KiB of its own", nic.vif));
         assert!(kib <= MOST_KIB, "{kib} KiB");
     }
+}
+
+/// Lets this thread and all of a process run before others, where that is allowed: on a busy
+/// machine frames come slowly, and then they are rightly not looked for.
+fn hurry(process: u32) {
+    let chrt = |arguments: &str, id: String| {
+        let _ = Command::new("chrt").args(arguments.split(' ')).arg(id).output();
+    };
+    chrt("--rr --all-tasks --pid 1", process.to_string());
+    chrt("--rr --reset-on-fork --pid 1", nix::unistd::gettid().to_string());
+}
+
+/// Looking for frames ends with the frames.
+#[test]
+fn an_idle_backend_that_polls_costs_nothing() {
+    let Some(net) = Net::new("an idle backend that polls", 2) else { return };
+    let start = |n: u8| {
+        let varpd = &net.varpds[usize::from(n) - 1];
+        let polling = ["--busy-poll", "1000"];
+        Nic::start_with(&format!("g{n}"), vif(42, n), varpd, Nic::options(), &polling)
+    };
+    let mut nics = [start(1), start(2)];
+    nics.iter().for_each(|nic| hurry(nic.backend.process.pid()));
+    let [a, b] = &mut nics;
+    let paid = |nic: &Nic, host: usize| nic.counters(&net.varpds[host]).get(VifCounter::polls_paid);
+    wait_until("looking has paid", SOON, || {
+        for n in 0..1000 {
+            a.send(mac(2), n);
+            assert_eq!(b.receive(mac(1)), n);
+            b.send(mac(1), n);
+            assert_eq!(a.receive(mac(2)), n);
+        }
+        paid(a, 0) > 0 && paid(b, 1) > 0
+    });
+    let ticks = |nics: &[Nic; 2]| [0, 1].map(|n: usize| nics[n].backend.process.cpu_ticks());
+    let begin = clock::mono();
+    let before = ticks(&nics);
+    while clock::mono() - begin < WATCHED {
+        pause();
+    }
+    assert_eq!(ticks(&nics), before, "processor time within {WATCHED:?}");
+    let [a, b] = &mut nics;
+    a.send(mac(2), 1);
+    assert_eq!(b.receive(mac(1)), 1, "a frame wakes those that sleep");
 }
 
 /// Questions that nobody hears are kept, not called out again and again.

@@ -11,6 +11,8 @@ use crate::{Counters, SOON};
 pub(crate) const BROADCAST: [u8; 6] = [0xff; 6];
 /// EtherType of the frames of tests (IEEE 802, local experimental).
 pub(crate) const ETHER_TYPE: [u8; 2] = [0x88, 0xb5];
+/// EtherType of RARP, by which a backend says that its guest has arrived.
+pub(crate) const RARP: [u8; 2] = [0x80, 0x35];
 /// Length of frames unless a test needs another.
 pub(crate) const LEN: usize = 60;
 
@@ -122,15 +124,25 @@ impl Nic {
         });
     }
 
+    /// The next frame but for those that say that a vif has arrived.
+    fn next_frame(&mut self, timeout: Duration) -> Option<Vec<u8>> {
+        loop {
+            let frame = self.driver.recv_frame(timeout)?;
+            if frame[12..14] != RARP {
+                return Some(frame);
+            }
+        }
+    }
+
     /// The number of the next frame, which must come from this sender.
     pub(crate) fn receive(&mut self, from: [u8; 6]) -> u32 {
-        let frame = self.driver.recv_frame(SOON).expect("a frame arrives");
+        let frame = self.next_frame(SOON).expect("a frame arrives");
         number(&frame, from)
     }
 
     /// The same for a frame that may not come.
     pub(crate) fn try_receive(&mut self, from: [u8; 6], timeout: Duration) -> Option<u32> {
-        self.driver.recv_frame(timeout).map(|frame| number(&frame, from))
+        self.next_frame(timeout).map(|frame| number(&frame, from))
     }
 
     /// Exchanges a frame with another NIC, so that neither has to ask where the other is.
@@ -143,7 +155,7 @@ impl Nic {
 
     /// Nothing has arrived that was not taken.
     pub(crate) fn assert_silent(&mut self) {
-        let frame = self.driver.recv_frame(Duration::ZERO);
+        let frame = self.next_frame(Duration::ZERO);
         assert_eq!(frame, None, "{:?} received what it should not", self.vif);
     }
 

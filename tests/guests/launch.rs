@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::ping::assert_all_answered;
 use super::support::guest::{Guest, Nic, Qemu};
 use super::support::netns::Family;
+use super::support::process::Process;
 use super::support::vnet::{Backend, Listener, Vif, programs};
 use super::support::{ROOT, can_boot_guests, step, take_turn, wait_until};
 use super::{Site, newest_qemu, transfer};
@@ -69,6 +70,35 @@ fn examples() {
     assert_eq!(vnets, [Some(42), Some(43)]);
 }
 
+/// The example of a migration says itself when it is done.
+#[test]
+fn the_example_of_a_migration() {
+    if !can_boot_guests("the example of a migration") {
+        return;
+    }
+    let _turn = take_turn();
+    let site = Site::new(1, Family::V4);
+    let path = std::env::var("PATH").expect("a PATH");
+    let mut command = Command::new(Path::new(ROOT).join("qemu-examples/migrate"));
+    command
+        .env("PATH", format!("{}:{path}", programs().display()))
+        .env("VARPD", &site.varpds[0].socket)
+        .env("QEMU", newest_qemu().program())
+        .env("DIR", site.path());
+    let mut example = Process::start("migrate", site.path(), &mut command);
+    wait_until("the guest has migrated", Duration::from_secs(90), || {
+        example.assert_running();
+        example.log().contains("the guest runs in the second QEMU now")
+    });
+    let log = example.log();
+    assert!(log.contains("\ndowntime: "), "{log}");
+    wait_until("its vif is where it runs", Duration::from_secs(10), || {
+        let vifs = site.varpds[0].show("vifs");
+        let states = vifs.as_array().expect("an array").iter().map(|vif| vif["state"].as_str());
+        states.collect::<Vec<_>>() == [Some("registered"), Some("active")]
+    });
+}
+
 /// The most common mistake: QEMU is started without shared memory. QEMU then says so, or, if it
 /// says nothing to the backend about memory, the backend does; and not once for each attempt.
 #[test]
@@ -82,7 +112,7 @@ fn guest_memory_that_is_not_shared() {
         step(&format!("{name}: {}", qemu.program()));
         let vif = Vif { vnet: 42, mac: 1 };
         let mut backend = Backend::start(name, vif, Listener::Backend, &site.varpds[0]);
-        let nics = [Nic { backend: &backend, mtu: Some(1450) }];
+        let nics = [Nic { backend: &backend, mtu: Some(1450), options: "", queue_pairs: 1 }];
         let mut guest = Guest::start_unshared(name, qemu, &nics, site.path());
         guest.wait_boot();
         let said = |guest: &Guest, backend: &Backend| {

@@ -13,14 +13,22 @@
 //!
 //! Without root or QEMU, the tests are skipped and say so. One runs at a time.
 
+#[expect(dead_code, reason = "other tests use the rest")]
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../support/driver.rs"]
+mod driver;
 mod isolation;
 mod launch;
+mod migration;
+mod paths;
 mod ping;
+mod probe;
 mod reach;
 mod restarts;
+mod sniffer;
+mod station;
 
 use std::path::Path;
 use std::time::Duration;
@@ -36,26 +44,31 @@ use support::vnet::{Backend, Listener, Varpd, Vif};
 /// Hosts with a varpd each. Fields are dropped in this order.
 struct Site {
     varpds: Vec<Varpd>,
-    _underlay: Underlay,
+    underlay: Underlay,
     directory: TempDir,
-    /// What fits into the underlay's 1500 bytes; `None` for guests that are not told.
+    /// What fits into the underlay's MTU; `None` for guests that are not told.
     guest_mtu: Option<u32>,
 }
 
 impl Site {
     fn new(hosts: u8, family: Family) -> Self {
+        Self::with_mtu(hosts, family, 1500)
+    }
+
+    /// The same with another MTU of the underlay, in bytes.
+    fn with_mtu(hosts: u8, family: Family, mtu: u32) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let underlay = Underlay::new(hosts, 1500);
+        let underlay = Underlay::new(hosts, mtu);
         let start = |number: u8| {
             let host = underlay.host(number.into());
             Varpd::start(host, host.address(family), directory.path())
         };
         let varpds = (0..hosts).map(start).collect();
         let guest_mtu = match family {
-            Family::V4 => 1450,
-            Family::V6 => 1430,
+            Family::V4 => mtu - 50,
+            Family::V6 => mtu - 70,
         };
-        Self { varpds, _underlay: underlay, directory, guest_mtu: Some(guest_mtu) }
+        Self { varpds, underlay, directory, guest_mtu: Some(guest_mtu) }
     }
 
     fn path(&self) -> &Path {
@@ -70,7 +83,7 @@ impl Site {
     }
 
     fn start_guest(&self, name: &str, backend: &Backend, qemu: Qemu) -> Guest {
-        let nic = Nic { backend, mtu: self.guest_mtu };
+        let nic = Nic { backend, mtu: self.guest_mtu, options: "", queue_pairs: 1 };
         Guest::start(name, qemu, &[nic], self.path())
     }
 }

@@ -34,6 +34,7 @@ pub const HEADER_LEN: usize = 12;
 
 /// Features, by bit.
 pub const F_MRG_RXBUF: u64 = 1 << 15;
+pub const F_LOG_ALL: u64 = 1 << 26;
 pub const F_INDIRECT_DESC: u64 = 1 << 28;
 pub const F_EVENT_IDX: u64 = 1 << 29;
 pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -41,6 +42,7 @@ pub const F_VERSION_1: u64 = 1 << 32;
 
 /// Protocol features, by bit.
 pub const P_MQ: u64 = 1 << 0;
+pub const P_LOG_SHMFD: u64 = 1 << 1;
 pub const P_RARP: u64 = 1 << 2;
 pub const P_REPLY_ACK: u64 = 1 << 3;
 pub const P_MTU: u64 = 1 << 4;
@@ -56,6 +58,7 @@ pub mod request {
     pub const SET_FEATURES: u32 = 2;
     pub const SET_OWNER: u32 = 3;
     pub const SET_MEM_TABLE: u32 = 5;
+    pub const SET_LOG_BASE: u32 = 6;
     pub const SET_LOG_FD: u32 = 7;
     pub const SET_VRING_NUM: u32 = 8;
     pub const SET_VRING_ADDR: u32 = 9;
@@ -460,7 +463,7 @@ impl Default for Options {
 pub struct Pair {
     pub rx: Queue,
     pub tx: Queue,
-    rx_buffers: u64,
+    pub rx_buffers: u64,
     tx_buffers: u64,
     /// Indirect tables of two descriptors, one per slot.
     tables: u64,
@@ -524,7 +527,7 @@ impl Driver {
         let control = &mut self.control;
         let offered = control.get_u64(request::GET_FEATURES)?;
         let protocol = control.get_u64(request::GET_PROTOCOL_FEATURES)?;
-        let wanted = P_MQ | P_RARP | P_REPLY_ACK | P_MTU;
+        let wanted = P_MQ | P_LOG_SHMFD | P_RARP | P_REPLY_ACK | P_MTU;
         control.set_u64(request::SET_PROTOCOL_FEATURES, protocol & wanted)?;
         control.acknowledge = protocol & P_REPLY_ACK != 0;
         let most = control.get_u64(request::GET_QUEUE_NUM)?;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use ::vnet::sys::clock;
 
 use super::process::Process;
+use super::qmp::Qmp;
 use super::vnet::{Backend, Listener};
 use super::{ROOT, pause};
 
@@ -53,6 +54,10 @@ pub(crate) struct Nic<'a> {
     pub(crate) backend: &'a Backend,
     /// MTU that QEMU tells the guest, in bytes, if any.
     pub(crate) mtu: Option<u32>,
+    /// Further options of the device, ",name=value" each.
+    pub(crate) options: &'a str,
+    /// How many queue pairs it has; with several, the guest has as many processors.
+    pub(crate) queue_pairs: u8,
 }
 
 /// A running guest.
@@ -62,6 +67,7 @@ pub(crate) struct Guest {
     agent: Agent,
     name: String,
     boot_id: String,
+    directory: PathBuf,
 }
 
 impl Guest {
@@ -74,6 +80,38 @@ impl Guest {
         Self::start_command(name, &mut command, directory)
     }
 
+    /// Starts a QEMU that waits for a guest to migrate to it, from one that was started with NICs
+    /// in the same number.
+    pub(crate) fn await_migration(
+        name: &str,
+        qemu: Qemu,
+        nics: &[Nic<'_>],
+        directory: &Path,
+    ) -> Self {
+        let mut command = machine(qemu, nics);
+        command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
+        command.args(["-machine", "q35,memory-backend=mem"]);
+        command.arg("-incoming").arg(format!("unix:{}", incoming(name, directory)));
+        Self::start_command(name, &mut command, directory)
+    }
+
+    /// Where QEMU waits for the guest, in the form in which it is told so.
+    pub(crate) fn incoming(&self) -> String {
+        format!("unix:{}", incoming(&self.name, &self.directory))
+    }
+
+    /// Connects to QEMU's monitor.
+    pub(crate) fn monitor(&self) -> Qmp {
+        Qmp::connect(&monitor(&self.name, &self.directory))
+    }
+
+    /// The guest has migrated to `to`, where commands that run in it go on.
+    pub(crate) fn hand_over(&mut self, to: &mut Self) {
+        self.agent.drain();
+        to.agent.take_over(&mut self.agent);
+        to.boot_id.clone_from(&self.boot_id);
+    }
+
     /// Starts a guest whose memory is not shared, which cannot work.
     pub(crate) fn start_unshared(name: &str, qemu: Qemu, nics: &[Nic<'_>], at: &Path) -> Self {
         Self::start_command(name, machine(qemu, nics).args(["-machine", "q35"]), at)
@@ -84,14 +122,16 @@ impl Guest {
         let path = directory.join(format!("{name}.agent"));
         // Left over from a guest of this name that has ended.
         let _ = std::fs::remove_file(&path);
+        let monitor = format!("unix:{},server=on,wait=off", monitor(name, directory).display());
+        command.args(["-qmp", &monitor]);
         let listener = UnixListener::bind(&path).expect("the agent's socket");
         listener.set_nonblocking(true).expect("a listener that does not block");
         command.arg("-chardev").arg(format!("socket,id=agent,path={}", path.display()));
         command.args(["-device", "virtio-serial-pci"]);
         command.args(["-device", "virtserialport,chardev=agent,name=org.vnet.agent"]);
         let process = Process::start(&format!("guest-{name}"), directory, command);
-        let agent = Agent::new(listener);
-        Self { process, agent, name: name.to_owned(), boot_id: String::new() }
+        let (agent, directory) = (Agent::new(listener), directory.to_owned());
+        Self { process, agent, name: name.to_owned(), boot_id: String::new(), directory }
     }
 
     /// Waits until the guest has booted, for the first time or once more.
@@ -99,7 +139,7 @@ impl Guest {
         let begin = clock::mono();
         loop {
             self.process.assert_running();
-            if let Some(boot_id) = self.agent.boots.pop() {
+            if let Some(boot_id) = self.agent.said.boots.pop() {
                 self.boot_id = boot_id;
                 return;
             }
@@ -141,7 +181,7 @@ impl Guest {
                 return (status, self.agent.take_output(running.0));
             }
             self.process.assert_running();
-            let output = || self.agent.outputs.get(&running.0).cloned().unwrap_or_default();
+            let output = || self.agent.said.outputs.get(&running.0).cloned().unwrap_or_default();
             let late = clock::mono() - begin >= COMMAND;
             assert!(!late, "guest {}: a command has not ended:\n{}", self.name, output());
             self.agent.receive();
@@ -185,6 +225,12 @@ pub(crate) struct Running(u64);
 struct Agent {
     listener: UnixListener,
     stream: Option<UnixStream>,
+    said: Said,
+}
+
+/// What was said on the port so far.
+#[derive(Default)]
+struct Said {
     /// Received, and not yet a whole line.
     partial: Vec<u8>,
     /// Boot ids of boots that nobody has asked for yet.
@@ -196,32 +242,24 @@ struct Agent {
 
 impl Agent {
     fn new(listener: UnixListener) -> Self {
-        Self {
-            listener,
-            stream: None,
-            partial: Vec::new(),
-            boots: Vec::new(),
-            outputs: HashMap::new(),
-            statuses: HashMap::new(),
-            last_id: 0,
-        }
+        Self { listener, stream: None, said: Said::default() }
     }
 
     fn send(&mut self, command: &str) -> u64 {
         assert!(!command.contains('\n'), "a command is one line: {command}");
-        self.last_id += 1;
+        self.said.last_id += 1;
         let stream = self.stream.as_mut().expect("a guest that has booted");
-        let line = format!("{}\t{command}\n", self.last_id);
+        let line = format!("{}\t{command}\n", self.said.last_id);
         stream.write_all(line.as_bytes()).expect("the agent's socket");
-        self.last_id
+        self.said.last_id
     }
 
     fn status(&mut self, id: u64) -> Option<i32> {
-        self.statuses.remove(&id)
+        self.said.statuses.remove(&id)
     }
 
     fn take_output(&mut self, id: u64) -> String {
-        self.outputs.remove(&id).unwrap_or_default()
+        self.said.outputs.remove(&id).unwrap_or_default()
     }
 
     /// Takes in what the guest says, or returns after a short while if it says nothing.
@@ -231,14 +269,32 @@ impl Agent {
         match stream.read(&mut bytes) {
             // QEMU has ended; its process is looked at by the caller.
             Ok(0) => pause(),
-            Ok(length) => self.partial.extend_from_slice(&bytes[..length]),
+            Ok(length) => self.said.partial.extend_from_slice(&bytes[..length]),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
             Err(error) => panic!("the agent's socket: {error}"),
         }
-        while let Some(end) = self.partial.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.partial.drain(..=end).collect();
+        while let Some(end) = self.said.partial.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.said.partial.drain(..=end).collect();
             self.take_line(String::from_utf8_lossy(&line).trim_end());
         }
+    }
+
+    /// Takes in what the guest has said so far.
+    fn drain(&mut self) {
+        let Some(stream) = &mut self.stream else { return };
+        stream.set_nonblocking(true).expect("a stream that does not block");
+        let mut rest = Vec::new();
+        // It ends with "would block", or with QEMU.
+        let _ = stream.read_to_end(&mut rest);
+        self.said.partial.extend(rest);
+    }
+
+    /// Goes on where another was.
+    fn take_over(&mut self, other: &mut Self) {
+        while self.stream.is_none() {
+            self.accept();
+        }
+        self.said = std::mem::take(&mut other.said);
     }
 
     fn accept(&mut self) {
@@ -257,18 +313,28 @@ impl Agent {
     fn take_line(&mut self, line: &str) {
         let Some((id, rest)) = line.split_once('\t') else { return };
         if id == "READY" {
-            self.boots.push(rest.to_owned());
+            self.said.boots.push(rest.to_owned());
             return;
         }
         let id: u64 = id.parse().unwrap_or_else(|_| panic!("the agent says: {line}"));
         if let Some(text) = rest.strip_prefix("out:") {
-            let output = self.outputs.entry(id).or_default();
+            let output = self.said.outputs.entry(id).or_default();
             output.push_str(text);
             output.push('\n');
         } else if let Some(status) = rest.strip_prefix("exit:") {
-            self.statuses.insert(id, status.parse().expect("an exit status"));
+            self.said.statuses.insert(id, status.parse().expect("an exit status"));
         }
     }
+}
+
+/// The socket of a guest's monitor.
+fn monitor(name: &str, directory: &Path) -> PathBuf {
+    directory.join(format!("{name}.qmp"))
+}
+
+/// The socket at which a guest is awaited.
+fn incoming(name: &str, directory: &Path) -> String {
+    directory.join(format!("{name}.incoming")).display().to_string()
 }
 
 /// The command line of a guest, but for its memory.
@@ -276,6 +342,10 @@ fn machine(qemu: Qemu, nics: &[Nic<'_>]) -> Command {
     let mut command = Command::new(qemu.program());
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "128M"]);
     command.args(accelerator(qemu)).args(kernel()).args(["-serial", "stdio"]);
+    let queue_pairs = nics.iter().map(|nic| nic.queue_pairs).max().unwrap_or(1);
+    if queue_pairs > 1 {
+        command.arg("-smp").arg(queue_pairs.to_string());
+    }
     for (number, nic) in nics.iter().enumerate() {
         command.args(nic_options(number, nic));
     }
@@ -289,14 +359,18 @@ fn nic_options(number: usize, nic: &Nic<'_>) -> [String; 6] {
         Listener::Qemu => "server=on",
     };
     let mac = vif.mac();
+    let (queues, mq) = match nic.queue_pairs {
+        1 => (String::new(), ""),
+        count => (format!(",queues={count}"), ",mq=on"),
+    };
     let mtu = nic.mtu.map(|mtu| format!(",host_mtu={mtu}")).unwrap_or_default();
     [
         "-chardev".to_owned(),
         format!("socket,id=c{number},path={},{side}", socket.display()),
         "-netdev".to_owned(),
-        format!("vhost-user,id=n{number},chardev=c{number}"),
+        format!("vhost-user,id=n{number},chardev=c{number}{queues}"),
         "-device".to_owned(),
-        format!("virtio-net-pci,netdev=n{number},mac={mac}{mtu}"),
+        format!("virtio-net-pci,netdev=n{number},mac={mac}{mtu}{mq}{}", nic.options),
     ]
 }
 

@@ -26,6 +26,10 @@ const HEADER_LEN: usize = 12;
 pub struct Loopback {
     pairs: Vec<PairState>,
     mtu: Option<u16>,
+    /// How long workers look for frames before they sleep.
+    pub busy_poll: Duration,
+    /// Looks in vain, and those that have paid.
+    pub looks: [AtomicU64; 2],
     pub features: AtomicU64,
     pub announced: AtomicU64,
     pub mtu_set: AtomicU16,
@@ -58,6 +62,8 @@ impl Loopback {
         Self {
             pairs: (0..pairs).map(pair).collect(),
             mtu,
+            busy_poll: Duration::ZERO,
+            looks: [zero(), zero()],
             features: zero(),
             announced: zero(),
             mtu_set: AtomicU16::new(0),
@@ -220,6 +226,14 @@ impl DataPath for Loopback {
 
     fn mtu(&self) -> Option<u16> {
         self.mtu
+    }
+
+    fn busy_poll(&self) -> Duration {
+        self.busy_poll
+    }
+
+    fn looked(&self, _pair: usize, has_paid: bool) {
+        self.looks[usize::from(has_paid)].fetch_add(1, Ordering::SeqCst);
     }
 
     fn descriptors(&self, pair: usize) -> Vec<RawFd> {

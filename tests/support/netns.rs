@@ -9,15 +9,20 @@
 //!
 //! The underlay is a plain switch: it carries multicast to all hosts, and nothing is lost on it.
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::sched::{CloneFlags, setns};
 
 /// Hosts joined by an underlay; all namespaces are deleted when it is dropped.
 pub(crate) struct Underlay {
     switch: Namespace,
     hosts: Vec<Host>,
     mtu: u32,
+    /// What the names of all its namespaces begin with.
+    pub(super) prefix: String,
 }
 
 /// A host: a namespace with one interface, `eth0`.
@@ -28,7 +33,7 @@ pub(crate) struct Host {
     pub(crate) ipv4: Ipv4Addr,
     /// Its IPv6 address on the underlay.
     pub(crate) ipv6: Ipv6Addr,
-    namespace: Namespace,
+    pub(super) namespace: Namespace,
 }
 
 impl Underlay {
@@ -41,16 +46,16 @@ impl Underlay {
         let bridge = "link add bridge mtu MTU type bridge forward_delay 0 mcast_snooping 0";
         switch.ip(&bridge.replace("MTU", &mtu.to_string()));
         switch.ip("link set bridge up");
-        let mut underlay = Self { switch, hosts: Vec::new(), mtu };
+        let mut underlay = Self { switch, hosts: Vec::new(), mtu, prefix };
         for number in 1..=hosts {
-            underlay.add_host(&prefix, number);
+            underlay.add_host(number);
         }
         underlay
     }
 
-    fn add_host(&mut self, prefix: &str, number: u8) {
+    fn add_host(&mut self, number: u8) {
         let name = char::from(b'a' + number - 1).to_string();
-        let namespace = Namespace::new(format!("{prefix}-{name}"));
+        let namespace = self.namespace(&name);
         let ipv4 = Ipv4Addr::new(192, 0, 2, number);
         let ipv6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into());
         let (mtu, inner) = (self.mtu, &namespace.name);
@@ -62,6 +67,28 @@ impl Underlay {
         namespace.ip(&format!("address add {ipv6}/64 dev eth0 nodad"));
         namespace.ip("link set eth0 up");
         self.hosts.push(Host { name, ipv4, ipv6, namespace });
+    }
+
+    /// A further namespace, which is not on the underlay.
+    pub(crate) fn namespace(&self, name: &str) -> Namespace {
+        Namespace::new(format!("{}-{name}", self.prefix))
+    }
+
+    /// From now on, one in ten of the packets that a host sends is lost, at random.
+    ///
+    /// A classic BPF filter picks them, which reads a random number where there would be packet data
+    /// at SKF_AD_OFF + SKF_AD_RANDOM (linux/filter.h); they leave by an interface that leads nowhere.
+    pub(crate) fn lose_a_tenth(&self) {
+        const PICK: &str = "4,32 0 0 4294963256,53 0 1 429496730,6 0 0 0,6 0 0 4294967295";
+        for host in &self.hosts {
+            let inside = &host.namespace;
+            inside.ip("link add hole type veth peer name bottom");
+            inside.ip("link set hole up");
+            inside.tc(&["qdisc", "add", "dev", "eth0", "clsact"]);
+            let filter = ["filter", "add", "dev", "eth0", "egress", "bpf", "bytecode", PICK];
+            let action = ["action", "mirred", "egress", "redirect", "dev", "hole"];
+            inside.tc(&[&filter[..], &action].concat());
+        }
     }
 
     /// The host with this number, from 0.
@@ -76,6 +103,11 @@ impl Host {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.namespace.name, program]);
         command
+    }
+
+    /// Moves the calling thread there: sockets that it opens from now on are the host's.
+    pub(crate) fn enter(&self) {
+        self.namespace.enter();
     }
 
     /// Its address of one family.
@@ -96,21 +128,34 @@ pub(crate) enum Family {
     V6,
 }
 
-struct Namespace {
-    name: String,
+/// A network namespace, deleted when it is dropped.
+pub(crate) struct Namespace {
+    pub(super) name: String,
 }
 
 impl Namespace {
-    fn new(name: String) -> Self {
+    pub(super) fn new(name: String) -> Self {
         ip(&["netns", "add", &name]);
         let namespace = Self { name };
         namespace.ip("link set lo up");
         namespace
     }
 
-    fn ip(&self, arguments: &str) {
+    /// Runs `ip` inside.
+    pub(crate) fn ip(&self, arguments: &str) {
         let inside = ["-n", &self.name];
         ip(&inside.into_iter().chain(arguments.split(' ')).collect::<Vec<_>>());
+    }
+
+    fn tc(&self, arguments: &[&str]) {
+        run("tc", &[&["-n", &self.name], arguments].concat());
+    }
+
+    /// Moves the calling thread into it: sockets that it opens from now on are inside.
+    pub(crate) fn enter(&self) {
+        let path = format!("/run/netns/{}", self.name);
+        let file = File::open(&path).expect("the namespace has a name");
+        setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter it");
     }
 }
 
@@ -122,7 +167,11 @@ impl Drop for Namespace {
 }
 
 fn ip(arguments: &[&str]) {
-    let output = Command::new("ip").args(arguments).output().expect("an ip command");
+    run("ip", arguments);
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().expect(program);
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {}: {error}", arguments.join(" "));
+    assert!(output.status.success(), "{program} {}: {error}", arguments.join(" "));
 }

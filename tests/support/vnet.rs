@@ -116,6 +116,11 @@ impl Vif {
     pub(crate) fn mac(self) -> String {
         format!("52:54:00:00:00:{:02x}", self.mac)
     }
+
+    /// The MAC address as it is in frames.
+    pub(crate) fn mac_bytes(self) -> [u8; 6] {
+        [0x52, 0x54, 0, 0, 0, self.mac]
+    }
 }
 
 /// Which side listens on the vhost-user socket.

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use vnet::sys::seqpacket::Connection;
+use vnet::underlay::sockets;
 use vnet::wire::control::{ErrorCode, Event, MAX_LEN, Request};
 use vnet::wire::{Capabilities, CareOf, Mac, Stamp, VifKey};
 
@@ -111,7 +112,7 @@ impl Backend {
         let peer = Peer::connect(socket);
         peer.send(&register(key, way));
         let (registered, fds) = peer.next().expect("the connection has ended");
-        assert_eq!(fds.len(), 1 + usize::from(way.queue_pairs), "{registered:?}");
+        assert_eq!(fds.len(), sockets::count(way.queue_pairs), "{registered:?}");
         Self::registered(peer, registered, fds.into_iter().map(UdpSocket::from).collect())
     }
 

@@ -33,11 +33,18 @@ fn a_backend_is_given_bound_and_filtered_sockets() {
         };
         assert_eq!(vif.group.to_string(), group);
         assert_eq!(vif.group_socket().local_addr().unwrap(), vif.group);
-        for socket in &vif.sockets[1..] {
+        let (receiving, sending) = vif.sockets[1..].split_at(3);
+        for socket in receiving {
             assert_eq!(socket.local_addr().unwrap(), vif.coa.addr);
         }
-        for socket in &vif.sockets {
+        for (pair, socket) in (0..).zip(sending) {
+            let address = socket.local_addr().unwrap();
+            assert_eq!((address.ip(), address.port() % 16), (vif.coa.addr.ip(), pair));
+        }
+        for socket in sending.iter().chain([vif.group_socket()]) {
             assert_eq!(sockopt::get(socket, sockopt::LOCK_FILTER).unwrap(), 1);
+        }
+        for socket in &vif.sockets {
             assert_eq!(sockopt::get(socket, sockopt::RXQ_OVFL).unwrap(), 1);
             // The kernel doubles what is asked for.
             let buffer = SockRef::from(socket).recv_buffer_size().unwrap();

@@ -17,15 +17,15 @@ use crate::vhost_user::vring::{GuestMemory, RingError};
 use crate::vif::guest::{self, MODERN_HEADER_LEN, TransmitFrame};
 use crate::vif::outgoing::{AddressBytes, Batch, Lead, Route, Staged, Stager, Step};
 use crate::vif::ring::RingView;
-use crate::vif::too_big;
+use crate::vif::throttle::{Allowance, Direction};
 use crate::vif::tx::{self, SourceMac, Verdict};
 use crate::wire::{Capabilities, CareOf, encap, frame};
 
 /// Frames of one batch at most, and bytes after which it is large enough.
 const BATCH_FRAMES: usize = 256;
 const BATCH_BYTES: usize = 256 << 10;
-/// Answers to the guest that wait at most; more say nothing new.
-const MAX_ANSWERS: usize = 16;
+/// Times in one flush that an error of an earlier datagram is taken for that, and the call made again.
+const MAX_STALE: usize = 64;
 /// Longest frame that is looked into for an announcement of its sender, in bytes.
 const ANNOUNCEMENT_LEN: usize = 128;
 
@@ -44,6 +44,9 @@ impl<U: Underlay> Worker<U> {
         for _ in 0..BUDGET {
             ring.disable_kicks()?;
             let is_empty = self.transmit_batch(&mut ring, now)? == 0;
+            if self.throttle.holds(Direction::Out) {
+                return Ok(Progress::Idle); // Without kicks: a timer wakes us.
+            }
             if is_empty && !ring.enable_kicks()? {
                 return Ok(Progress::Idle);
             }
@@ -59,28 +62,38 @@ impl<U: Underlay> Worker<U> {
         now: Instant,
     ) -> Result<usize, RingError> {
         let mut batch = mem::take(&mut self.batch).recycle();
-        let taken = self.take_batch(ring, &mut batch, now);
+        let mut allowance = self.throttle.out.open(now);
+        let taken = self.take_batch(ring, &mut batch, &mut allowance, now);
+        if self.throttle.out.close(allowance) {
+            self.counters.inc(VifCounter::tx_throttled);
+        }
         self.send(&batch, now);
         self.batch = batch.recycle();
         ring.publish()?;
         taken
     }
 
-    /// Takes frames from the ring until the batch is full or there are no more.
+    /// Takes frames from the ring until the batch is full, there are no more, or the rest must wait.
     fn take_batch<'m>(
         &mut self,
         ring: &mut RingView<'_, 'm>,
         batch: &mut Batch<'m>,
+        allowance: &mut Allowance,
         now: Instant,
     ) -> Result<usize, RingError> {
         let (mut taken, mut bytes) = (0, 0);
         let mut frame = TransmitFrame::EMPTY;
         while taken < BATCH_FRAMES && bytes < BATCH_BYTES {
+            let position = ring.position();
             let Some(head) = ring.pop()? else { break };
+            if !allowance.admits() {
+                ring.rewind_to(position);
+                break;
+            }
             match guest::read_frame(ring, head, self.layout.len, &mut batch.pieces, &mut frame) {
                 Ok(()) => {
                     bytes += frame.len;
-                    self.dispatch(&frame, batch, now);
+                    allowance.charge(self.dispatch(&frame, batch, now));
                 }
                 Err(guest::Malformed) => self.counters.inc(VifCounter::tx_drop_malformed),
             }
@@ -90,20 +103,24 @@ impl<U: Underlay> Worker<U> {
         Ok(taken)
     }
 
-    /// Judges a frame and puts it where it belongs; its pieces stay only if it leaves now.
+    /// Judges a frame and puts it where it belongs; its pieces stay only if it leaves now. Returns
+    /// its length, or 0 if it was dropped.
     #[inline]
-    fn dispatch(&mut self, frame: &TransmitFrame, batch: &mut Batch<'_>, now: Instant) {
+    fn dispatch(&mut self, frame: &TransmitFrame, batch: &mut Batch<'_>, now: Instant) -> usize {
         let key = self.place.receiver.key;
         let judged = tx::judge(key, self.source_mac, frame.ethernet(), &mut self.neighbors, now);
         if judged.is_stamped && self.source_mac == SourceMac::Stamp {
             self.counters.inc(VifCounter::tx_stamped);
         }
-        let start = frame.pieces.start;
+        let (start, len) = (frame.pieces.start, frame.len);
         let prepared = match judged.verdict {
-            Verdict::Unicast(coa) => self.prepare(frame, judged.addresses, to_vif(coa), batch),
+            Verdict::Unicast(coa) => self.prepare(frame, judged.addresses, to_vif(coa), batch, now),
+            Verdict::Group if !self.throttle.admits_group(len, now) => {
+                Err(VifCounter::tx_drop_group_rate)
+            }
             Verdict::Group => {
                 self.look_for_announcement(frame, batch);
-                self.prepare(frame, judged.addresses, self.to_group(), batch)
+                self.prepare(frame, judged.addresses, self.to_group(), batch, now)
             }
             Verdict::Wait(mac) => {
                 let parked = parked(frame, judged.addresses, batch);
@@ -114,9 +131,13 @@ impl<U: Underlay> Worker<U> {
             }
             Verdict::Drop(counter) => Err(counter),
         };
-        if let Err(counter) = prepared {
-            self.counters.inc(counter);
-            batch.pieces.truncate(start);
+        match prepared {
+            Ok(()) => len,
+            Err(counter) => {
+                self.counters.inc(counter);
+                batch.pieces.truncate(start);
+                if counter == VifCounter::tx_parked { len } else { 0 }
+            }
         }
     }
 
@@ -134,8 +155,9 @@ impl<U: Underlay> Worker<U> {
         addresses: AddressBytes,
         route: Route,
         batch: &mut Batch<'_>,
+        now: Instant,
     ) -> Result<(), VifCounter> {
-        let fits = encap::LEN + frame.len <= self.place.max_datagram;
+        let fits = encap::LEN + frame.len <= self.max_datagram(&route, now);
         let [flags, gso_type, ..] = *frame.header() else {
             return Err(VifCounter::tx_drop_header);
         };
@@ -185,7 +207,7 @@ impl<U: Underlay> Worker<U> {
             let Some(()) = read else { continue };
             let Some(addresses) = parked.ethernet().first_chunk() else { continue };
             batch.pieces.push(piece);
-            if let Err(counter) = self.prepare(&parked, *addresses, to_vif(coa), &mut batch) {
+            if let Err(counter) = self.prepare(&parked, *addresses, to_vif(coa), &mut batch, now) {
                 self.counters.inc(counter);
             }
         }
@@ -197,8 +219,9 @@ impl<U: Underlay> Worker<U> {
         self.segmentation.handle_timeout(now);
         let mut at = 0;
         while let Some(frame) = batch.frames.get(at) {
+            let max_datagram = self.max_datagram(&frame.route, now);
             self.stager.limit_segments(self.segmentation.most(frame.route.to.ip()));
-            match self.stager.stage(batch, at, self.place.max_datagram) {
+            match self.stager.stage(batch, at, max_datagram) {
                 Step::Done(count) => at += count,
                 Step::Full if !self.stager.staged().is_empty() => self.flush(batch, now),
                 // Larger than the empty buffer.
@@ -206,11 +229,12 @@ impl<U: Underlay> Worker<U> {
                     self.counters.inc(VifCounter::tx_drop_too_big);
                     at += 1;
                 }
+                Step::Refused(VifCounter::tx_drop_too_big) => {
+                    self.send_too_long(batch, at, now);
+                    at += 1;
+                }
                 Step::Refused(counter) => {
                     self.counters.inc(counter);
-                    if counter == VifCounter::tx_drop_too_big {
-                        self.answer_too_big(batch, at);
-                    }
                     at += 1;
                 }
             }
@@ -218,21 +242,9 @@ impl<U: Underlay> Worker<U> {
         self.flush(batch, now);
     }
 
-    /// Tells the guest, as a router would, what does fit.
-    fn answer_too_big(&mut self, batch: &Batch<'_>, at: usize) {
-        let Some(frame) = batch.frames.get(at) else { return };
-        let max_frame = self.place.max_datagram.saturating_sub(encap::LEN);
-        let answer = batch.lead(frame).and_then(|lead| too_big::answer(lead, max_frame));
-        if let Some(answer) = answer
-            && self.answers.len() < MAX_ANSWERS
-        {
-            self.answers.push(answer);
-        }
-    }
-
     /// Sends what is staged of a batch. What the kernel refuses is counted by reason and the next one
     /// tried.
-    fn flush(&mut self, batch: &Batch<'_>, now: Instant) {
+    pub(super) fn flush(&mut self, batch: &Batch<'_>, now: Instant) {
         let stager = mem::replace(&mut self.stager, Stager::empty());
         let mut parts = iovec::recycle(mem::take(&mut self.parts));
         for staged in stager.staged().chunks(BATCH) {
@@ -264,7 +276,7 @@ impl<U: Underlay> Worker<U> {
         mut messages: &[Message<'_>],
         now: Instant,
     ) -> bool {
-        let (all, mut has_left) = (messages.len(), false);
+        let (all, mut has_left, mut stale) = (messages.len(), false, 0);
         while let ([message, ..], [first, ..]) = (messages, staged) {
             let settled = match self.underlay.send(messages) {
                 Ok(count) => {
@@ -272,11 +284,16 @@ impl<U: Underlay> Worker<U> {
                     has_left |= messages.len() == all;
                     count
                 }
+                Err(_) if stale < MAX_STALE && self.heed_reports(now).are_stale() => {
+                    stale += 1;
+                    continue;
+                }
                 Err(error) => match self.remedy(&error, first, now) {
                     Some(remedy) => {
                         self.send_again(first, message, remedy, now);
                         1
                     }
+                    None if self.split_refused(&error, first, message, now) => 1,
                     None => self.count_refused(&error, staged, now),
                 },
             };
@@ -288,7 +305,7 @@ impl<U: Underlay> Worker<U> {
         has_left
     }
 
-    fn count_sent(&self, staged: &Staged) {
+    pub(super) fn count_sent(&self, staged: &Staged) {
         let counters = &self.counters;
         counters.add(VifCounter::tx_frames, staged.frames);
         counters.add(VifCounter::tx_bytes, staged.frame_bytes);
@@ -302,7 +319,12 @@ impl<U: Underlay> Worker<U> {
     }
 
     /// Counts what an error says of the first of the messages; returns how many it settles.
-    fn count_refused(&mut self, error: &io::Error, waiting: &[Staged], now: Instant) -> usize {
+    pub(super) fn count_refused(
+        &mut self,
+        error: &io::Error,
+        waiting: &[Staged],
+        now: Instant,
+    ) -> usize {
         let (counter, settled) = match error.raw_os_error() {
             Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => {
                 (VifCounter::tx_drop_backpressure, waiting.len())

@@ -216,7 +216,7 @@ fn a_real_kernels_refusal_costs_no_datagram() {
     receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let place = worker().place;
     let counters = Arc::new(VifCounters::default());
-    let underlay = UdpUnderlay::new(own.into(), None);
+    let underlay = UdpUnderlay::new(own.into(), None, None);
     let mut worker = Worker::new(place, SourceMac::Stamp, counters.clone(), underlay);
     worker.set_features(MERGEABLE, Offloads::ALL);
     let addr = receiver.local_addr().unwrap();

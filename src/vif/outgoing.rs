@@ -17,7 +17,7 @@
 //! are long, only headers are staged, and the kernel reads the rest in guest memory ([`scatter`]).
 
 pub mod pieces;
-mod scatter;
+pub mod scatter;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;

@@ -76,6 +76,8 @@ pub struct Config {
     pub ttl: Ttl,
     /// UDP ports for vifs; the kernel's ephemeral ones if not given.
     pub ports: Option<Ports>,
+    /// Whether varpd gives up what it does not need once it has started.
+    pub sandbox: bool,
     /// Bounds.
     pub limits: Limits,
     /// Times.
@@ -97,6 +99,7 @@ impl Default for Config {
             port: Port(DEFAULT_PORT),
             ttl: Ttl(1),
             ports: None,
+            sandbox: true,
             limits: Limits::default(),
             timers: Timers::default(),
             vnet: BTreeMap::new(),
@@ -411,7 +414,7 @@ mod tests {
     fn every_key_is_read() {
         let config = parse(
             "socket = '/s'\nsocket-group = 'kvm'\nsocket-mode = '0600'\nunderlay = 'eth0'\n\
-             ipv6 = true\ngroup = 'ff15::1'\nport = 1799\nttl = 4\nports = '40000-40999'\n\
+             ipv6 = true\ngroup = 'ff15::1'\nport = 1799\nttl = 4\nports = '40000-40999'\nsandbox = false\n\
              [limits]\nclients = 1\nclients-per-user = 2\nkept-vifs = 3\n\
              [timers]\nkeep = 1.5\nearly-retries = [0.05]\n\
              [vnet.0x2a]\ngroup = 'ff15::2'\n",
@@ -428,6 +431,7 @@ mod tests {
             port: Port(1799),
             ttl: Ttl(4),
             ports: Some(Ports(40000..=40999)),
+            sandbox: false,
             limits: Limits { clients: 1, clients_per_user: 2, kept_vifs: 3, ..Limits::default() },
             timers: Timers {
                 keep: Seconds(1500),

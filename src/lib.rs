@@ -24,7 +24,8 @@
 //! |---|---|---|
 //! | [`wire`] | every format that leaves a process | yes |
 //! | [`mapper`] | the VARP state machine of a host | yes |
-//! | [`offload`] | checksums, segmentation, coalescing, bundles | yes |
+//! | [`limiter`] | token buckets, rates and sizes | yes |
+//! | [`offload`] | checksums, segmentation, coalescing, bundles, pieces | yes |
 //! | [`vif`] | a NIC: the data path in packet order, and its link to varpd | mostly |
 //! | [`vhost_user`] | what QEMU sees: connection, filter, device, rings | no |
 //! | [`underlay`] | sockets: opening and filtering them, batches of datagrams | no |
@@ -40,7 +41,9 @@
 //! [`vif::worker`] has it in one picture. Out: a kick wakes the pair's thread; [`vif::guest`] turns
 //! descriptor chains into frames, checked and with their header copied; [`vif::tx`] judges each;
 //! [`vif::outgoing`] copies them into one staging buffer while it cuts large ones and bundles small
-//! ones, and [`underlay`] sends that in a few messages. In: a readable socket wakes the thread;
+//! ones, for the path to their destination ([`vif::paths`]), and [`underlay`] sends that in a few
+//! messages. What is longer than the path and can't be cut is refused with an answer
+//! ([`vif::too_big`]) or leaves in pieces, which [`vif::reassembly`] puts together at the other end. In: a readable socket wakes the thread;
 //! [`vif::rx`] accepts or names the drop; [`offload::gro`] merges segments; [`vif::guest`] copies the
 //! frame into the guest's buffers.
 //!
@@ -57,6 +60,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod limiter;
 pub mod mapper;
 pub mod metrics;
 pub mod offload;

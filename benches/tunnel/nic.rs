@@ -18,7 +18,9 @@ use crate::pattern::{self, Pattern};
 use crate::ring::Ring;
 
 const RING_SIZE: u16 = 1024;
-const RX_BUFFER: usize = 4096;
+pub(crate) const RX_BUFFER: usize = 4096;
+/// All receive buffers together, in bytes.
+pub(crate) const RECEIVE_MEMORY: usize = RING_SIZE as usize * RX_BUFFER;
 /// Bodies up to this length are copied behind their headers, in bytes.
 const INLINE: usize = 128;
 /// Room for headers and a short body.
@@ -83,8 +85,7 @@ impl Nic {
         let mut control = Control::connect(path)?;
         let features = negotiate(&mut control, pairs)?;
         let ring = Ring::len(RING_SIZE).next_multiple_of(4096);
-        let (rx_len, tx_len) =
-            (usize::from(RING_SIZE) * RX_BUFFER, usize::from(TX_SLOTS) * TX_ROOM);
+        let (rx_len, tx_len) = (RECEIVE_MEMORY, usize::from(TX_SLOTS) * TX_ROOM);
         let pair_len = 2 * ring + rx_len + tx_len;
         let first = pattern::LEN.next_multiple_of(4096);
         let memory = Arc::new(Shared::anonymous(first + pairs * pair_len)?);

@@ -137,14 +137,20 @@ fn cells(row: &Row) -> [String; TITLES.len()] {
     let show = |figure: Option<Figure>, digits: usize| {
         figure.map_or(String::new(), |figure| format!("{:.digits$}", figure.median))
     };
+    // A median says little where the rounds lie far apart.
+    let show_range = |figure: Option<Figure>, digits: usize| {
+        figure.map_or(String::new(), |Figure { median, least, most }| {
+            format!("{median:.digits$} ({least:.digits$}-{most:.digits$})")
+        })
+    };
     let has_window = row.goodput_gbit_s.is_some();
     [
         row.case.clone(),
         format!("{:?}", row.subject).to_lowercase(),
         row.frames.clone(),
-        show(row.goodput_gbit_s, 2),
+        show_range(row.goodput_gbit_s, 1),
         show(row.cpu_s_per_gb, 2),
-        show(row.million_frames_s, 3),
+        show_range(row.million_frames_s, 2),
         show(row.cpu_us_per_frame, 2),
         show(row.rtt_p50_us, 0),
         show(row.rtt_p99_us, 0),

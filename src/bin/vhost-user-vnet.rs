@@ -40,10 +40,12 @@ fn options(arguments: Backend) -> Result<Options, String> {
     Ok(Options {
         attach: attach(&arguments)?,
         key: VifKey { vnet, mac },
+        limits: arguments.limits(),
         varpd: arguments.varpd,
         queue_pairs: arguments.queue_pairs,
         mtu: arguments.mtu,
         source_mac: arguments.source_mac,
+        sandbox: !arguments.no_sandbox,
     })
 }
 

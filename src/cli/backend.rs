@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Parser};
 
 use crate::config::SocketMode;
+use crate::limiter::units::{Rate, Size};
+use crate::vif::throttle::Limits;
 use crate::vif::tx::SourceMac;
 use crate::wire::{Mac, VnetId};
 
@@ -15,6 +17,7 @@ use crate::wire::{Mac, VnetId};
 /// SIGTERM, and needs no privileges: any user who may connect to varpd's socket can start it.
 #[derive(Debug, Parser)]
 #[command(name = "vhost-user-vnet", version, max_term_width = 100)]
+#[command(group = ArgGroup::new("limits").args(["rate_out", "rate_in"]).multiple(true))]
 #[command(group = ArgGroup::new("frontend").args(["socket_path", "fd", "print_capabilities"]).required(true))]
 pub struct Backend {
     /// Listen on this Unix socket for QEMU (or connect to it, with --client).
@@ -53,6 +56,35 @@ pub struct Backend {
     #[arg(long, value_name = "ACTION", value_enum, default_value_t)]
     pub source_mac: SourceMac,
 
+    /// Most that the guest may send, in bits per second of its Ethernet frames without FCS: a number
+    /// with k, M or G (powers of 1000), as in 100M or 2.5gbit. What is more waits in its ring
+    /// [default: no limit].
+    #[arg(long, value_name = "RATE")]
+    pub rate_out: Option<Rate>,
+
+    /// Most that the guest is given, likewise. What is more waits in the vif's sockets.
+    #[arg(long, value_name = "RATE")]
+    pub rate_in: Option<Rate>,
+
+    /// Bytes that may pass at once after a pause, in each direction that is limited: a number with k or
+    /// M (powers of 1024) [default: 15 ms at the rate].
+    #[arg(long, value_name = "SIZE", requires = "limits")]
+    pub burst: Option<Size>,
+
+    /// Most that the guest may send to groups (broadcast, multicast), in bits per second like
+    /// --rate-out. What is more is dropped [default: no limit].
+    #[arg(long, value_name = "RATE")]
+    pub group_rate: Option<Rate>,
+
+    /// Bytes that may pass to groups at once [default: 100 ms at --group-rate, but 16k].
+    #[arg(long, value_name = "SIZE", requires = "group_rate")]
+    pub group_burst: Option<Size>,
+
+    /// Most frames per second to groups, 100 ms of them (but 32) at once. What is more is dropped
+    /// [default: no limit].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub group_frames: Option<u32>,
+
     /// Permission bits of the socket that is listened on, octal.
     #[arg(long, value_name = "MODE", default_value = "0660")]
     pub socket_mode: SocketMode,
@@ -65,9 +97,28 @@ pub struct Backend {
     #[arg(long)]
     pub print_capabilities: bool,
 
+    /// Keep all rights of the user who starts it, for debugging. Never with guests that you don't
+    /// trust.
+    #[arg(long)]
+    pub no_sandbox: bool,
+
     /// Log more; twice for every message exchanged with QEMU. RUST_LOG overrides it.
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
+}
+
+impl Backend {
+    /// The rate limits that are asked for.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            rate_out: self.rate_out,
+            rate_in: self.rate_in,
+            burst: self.burst,
+            group_rate: self.group_rate,
+            group_burst: self.group_burst,
+            group_frames: self.group_frames,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -87,6 +138,10 @@ mod tests {
         assert!(parse(&format!("b --socket-path /s --client {mac}")).unwrap().client);
         assert_eq!(parse(&format!("b --fd 3 {mac}")).unwrap().fd, Some(3));
         assert!(parse("b --print-capabilities").unwrap().print_capabilities);
+        let rates = "--rate-out 100M --rate-in 1gbit --burst 2M --group-rate 5M --group-frames 500";
+        let limits = parse(&format!("b --socket-path /s {mac} {rates}")).unwrap().limits();
+        let shown = "out 100Mbit/s, in 1Gbit/s, to groups 5Mbit/s, to groups 500 frames/s";
+        assert_eq!(limits.to_string(), shown);
     }
 
     #[test]
@@ -102,6 +157,11 @@ mod tests {
             "--socket-path /s --vnet 42 --mac 52:54:00:00:00".to_owned(),
             format!("--socket-path /s --queue-pairs 0 {mac}"),
             format!("--socket-path /s --socket-mode 888 {mac}"),
+            format!("--socket-path /s --rate-in 10mbps {mac}"),
+            format!("--socket-path /s --rate-out 0 {mac}"),
+            format!("--socket-path /s --burst 64k {mac}"),
+            format!("--socket-path /s --group-burst 64k {mac}"),
+            format!("--socket-path /s --group-frames 0 {mac}"),
         ] {
             assert!(parse(&format!("b {line}")).is_err(), "{line}");
         }

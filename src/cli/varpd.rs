@@ -51,6 +51,9 @@ pub struct Args {
     /// UDP port of VARP and of the groups [default: 1798]
     #[arg(long, value_name = "PORT")]
     pub port: Option<Port>,
+    /// Keep all rights that it was started with, for debugging
+    #[arg(long)]
+    pub no_sandbox: bool,
     /// Log more; twice: every message
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
@@ -75,6 +78,7 @@ impl Args {
             config.address = self.address;
         }
         config.socket_mode = self.socket_mode.unwrap_or(config.socket_mode);
+        config.sandbox &= !self.no_sandbox;
         config.ipv6 |= self.ipv6;
         config.group = self.group.or(config.group);
         config.port = self.port.unwrap_or(config.port);

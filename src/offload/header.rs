@@ -76,10 +76,10 @@ pub enum Request {
     Checksum {
         /// The place.
         place: PartialChecksum,
-        /// The frame's headers, if the place is that of the transport header: then the receiver
-        /// finds it itself, which flag C relies on. `None` for example in a tunnel of the guest's
-        /// own, whose inner checksum is partial: only we can complete it.
-        layout: Option<Layout>,
+        /// Whether the place is that of the transport header: then the receiver finds it itself,
+        /// which flag C relies on. It is not for example in a tunnel of the guest's own, whose
+        /// inner checksum is partial: only we can complete it.
+        is_transport: bool,
     },
     /// To cut the frame into segments.
     Segment {
@@ -111,8 +111,8 @@ impl Request {
             return header.segments(place, lead, total_len, offloads);
         }
         let Some(place) = place else { return Ok(Self::Plain) };
-        let layout = Layout::parse(lead, total_len).ok().filter(|layout| place.is_in(layout));
-        Ok(Self::Checksum { place, layout })
+        let layout = Layout::parse(lead, total_len);
+        Ok(Self::Checksum { place, is_transport: layout.is_ok_and(|layout| place.is_in(&layout)) })
     }
 }
 

@@ -9,6 +9,7 @@
 //! out:  virtio-net header ──► header::Request ──┬─ nothing ─────────────────────► one datagram
 //!       first bytes of frame ► layout::Layout   ├─ checksum: checksum::complete, or flag C
 //!                                               └─ segments: gso::Cut ──────────► n datagrams
+//!       other frames longer than the path ──────── fragment::Split ───────────► n datagrams
 //!       small frames to one place ──────────────── bundle::Packer ──────────────► n datagrams
 //!
 //! in:   datagrams ──► (bundle::Entries) ──► gro::Merger ──► virtio-net header, headers, payloads
@@ -27,6 +28,7 @@
 //! | [`gso`] | one large frame becomes segments |
 //! | [`gro`] | segments become one large frame |
 //! | [`bundle`] | many small frames in a datagram (flag B) |
+//! | [`fragment`] | one large frame in many datagrams (flag F) |
 
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing)]
@@ -36,6 +38,7 @@ pub mod bundle;
 pub mod checksum;
 pub mod features;
 mod field;
+pub mod fragment;
 pub mod gro;
 pub mod gso;
 pub mod header;

@@ -52,18 +52,19 @@ impl<'a> IoVec<'a> {
 
     /// Copies bytes from `offset` on, as they are at this moment; as many as both have. Returns how
     /// many.
+    #[inline]
     pub fn copy_to(&self, offset: usize, to: &mut [u8]) -> usize {
         let len = self.len().saturating_sub(offset).min(to.len());
         if len == 0 {
             return 0;
         }
+        let from = self.raw.iov_base.cast::<u8>().wrapping_add(offset);
         // SAFETY: the memory is valid for reads of its length for 'a, whoever made the IoVec upheld
-        // that; the volatile slice lives for this call only.
-        let slice = unsafe { VolatileSlice::new(self.raw.iov_base.cast(), self.len()) };
-        match slice.subslice(offset.min(self.len()), len) {
-            Ok(part) => part.copy_to(to),
-            Err(_) => 0,
-        }
+        // that, and `len` bytes from `offset` on are within; `to` has as many. A guest may write to
+        // it meanwhile: then the copy is of no use to the guest, which is all that it is to us (as
+        // with vm-memory's own copies).
+        unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), len) };
+        len
     }
 
     /// Appends a copy of the bytes to `to`, as they are at this moment.
@@ -97,6 +98,7 @@ pub struct Gather<'p, 'm> {
 
 impl<'p, 'm> Gather<'p, 'm> {
     /// Reads what the pieces hold from `skip` on.
+    #[inline]
     pub fn new(mut pieces: &'p [IoVec<'m>], skip: usize) -> Self {
         let mut offset = skip;
         while let [first, rest @ ..] = pieces
@@ -109,7 +111,19 @@ impl<'p, 'm> Gather<'p, 'm> {
     }
 
     /// Fills `to` with the next bytes; false if there were fewer.
-    pub fn copy_to(&mut self, mut to: &mut [u8]) -> bool {
+    #[inline]
+    pub fn copy_to(&mut self, to: &mut [u8]) -> bool {
+        match self.pieces.first() {
+            // Within one piece, and not to its end.
+            Some(piece) if piece.len() - self.offset > to.len() => {
+                self.offset += piece.copy_to(self.offset, to);
+                true
+            }
+            _ => self.copy_across(to),
+        }
+    }
+
+    fn copy_across(&mut self, mut to: &mut [u8]) -> bool {
         while !to.is_empty() {
             let Some(piece) = self.pieces.first() else { return false };
             let copied = piece.copy_to(self.offset, to);

@@ -14,8 +14,12 @@ use super::iovec::IoVec;
 pub const BATCH: usize = 64;
 /// Most bytes of payload in one message, one datagram or many: what IPv4 has room for.
 pub const MAX_MESSAGE_LEN: usize = 65_507;
-/// Most datagrams in one message: UDP_MAX_SEGMENTS of kernels before 6.9.
-pub const MAX_SEGMENTS: usize = 64;
+/// Most datagrams in one message: the kernel's UDP_MAX_SEGMENTS since 6.9.
+pub const MAX_SEGMENTS: usize = 128;
+/// The same before 6.9.
+pub const OLD_MAX_SEGMENTS: usize = 64;
+/// Most parts of one message: the kernel's UIO_MAXIOV.
+pub const MAX_PARTS: usize = 1024;
 
 /// A message to be sent: one datagram, or many of one size.
 #[derive(Clone, Copy, Debug)]
@@ -146,6 +150,8 @@ impl<'a> Received<'a> {
 pub struct ReceiveBatch {
     memory: Vec<u8>,
     slots: Vec<Slot>,
+    /// Messages to be received at a time.
+    most: usize,
     /// The kernel's count of datagrams that found the socket buffer full (SO_RXQ_OVFL, wraps),
     /// as of the newest message.
     pub overflow: Option<u32>,
@@ -154,11 +160,18 @@ pub struct ReceiveBatch {
 impl Default for ReceiveBatch {
     fn default() -> Self {
         let slots = Vec::with_capacity(RECEIVE_BATCH);
-        Self { memory: vec![0; ROOM * RECEIVE_BATCH], slots, overflow: None }
+        Self { memory: vec![0; ROOM * RECEIVE_BATCH], slots, most: RECEIVE_BATCH, overflow: None }
     }
 }
 
 impl ReceiveBatch {
+    /// Receives no more than about so many bytes at a time: fewer messages than there is room for,
+    /// but one.
+    pub fn bound(&mut self, bytes: u64) {
+        let messages = usize::try_from(bytes).unwrap_or(usize::MAX) / ROOM;
+        self.most = messages.clamp(1, RECEIVE_BATCH);
+    }
+
     /// The n-th message.
     pub fn get(&self, n: usize) -> Option<Received<'_>> {
         let slot = self.slots.get(n)?;
@@ -184,12 +197,16 @@ impl ReceiveBatch {
         self.slots.clear();
     }
 
-    /// Adds a message as if it had been received.
-    #[cfg(test)]
-    pub(crate) fn push(&mut self, from: SocketAddr, bytes: &[u8], segment: usize) {
-        let start = self.slots.len() * ROOM;
-        self.memory[start..start + bytes.len()].copy_from_slice(bytes);
+    /// Adds a message as if it had been received, for underlays without a socket; false if there
+    /// is no room.
+    pub fn push(&mut self, from: SocketAddr, bytes: &[u8], segment: usize) -> bool {
+        let mut rooms = self.memory.chunks_exact_mut(ROOM).skip(self.slots.len());
+        let Some(room) = rooms.next().and_then(|room| room.get_mut(..bytes.len())) else {
+            return false;
+        };
+        room.copy_from_slice(bytes);
         self.slots.push(Slot { len: bytes.len(), from: Some(from), segment, truncated: false });
+        true
     }
 
     /// Receives as many messages as wait, up to a batch; replaces what was there.
@@ -222,7 +239,7 @@ impl ReceiveBatch {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 headers.as_mut_ptr().cast(),
-                RECEIVE_BATCH as u32,
+                self.most as u32,
                 libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
             )
@@ -333,6 +350,13 @@ mod tests {
             assert_eq!(received.datagrams().count(), 1);
             assert_eq!(received.from, sender.local_addr().unwrap());
         }
+        batch.bound(3 << 16);
+        send(sender.as_fd(), &messages).unwrap();
+        batch.receive(receiver.as_fd()).unwrap();
+        assert_eq!(batch.len(), 3, "no more than was wanted");
+        batch.bound(u64::MAX);
+        batch.receive(receiver.as_fd()).unwrap();
+        assert_eq!(batch.len(), 7);
         let empty = batch.receive(receiver.as_fd()).unwrap_err();
         assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
     }

@@ -2,12 +2,15 @@
 
 pub mod ancillary;
 pub mod clock;
+pub mod error_queue;
 pub mod event;
 pub mod iovec;
 pub mod lent_event;
 pub mod link;
 pub mod mmsg;
 pub mod process;
+pub mod sandbox;
 pub mod seqpacket;
 pub mod signal;
 pub mod sockopt;
+pub mod timer;

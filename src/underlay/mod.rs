@@ -4,12 +4,15 @@
 //! the vif's own (its address is the vif's care-of address; everything is sent from it) and that of
 //! the group, filtered by vnet id.
 
+pub mod probe;
+pub mod segmentation;
 pub mod sockets;
 pub mod udp;
 
 use std::io;
 use std::os::fd::RawFd;
 
+use crate::sys::error_queue::Report;
 use crate::sys::mmsg::{Message, ReceiveBatch};
 
 /// Through which of a vif's sockets a datagram arrived.
@@ -35,8 +38,19 @@ pub trait Underlay: Send {
     /// `WouldBlock` when nothing waits.
     fn receive(&mut self, port: Port, batch: &mut ReceiveBatch) -> io::Result<()>;
 
+    /// Takes the next report about datagrams that were sent. While there are any, the descriptor of
+    /// [`Port::Own`] polls as in error.
+    fn take_report(&mut self) -> Option<Report> {
+        None
+    }
+
     /// What to poll for datagrams at `port`, if this queue pair receives there.
     fn descriptor(&self, port: Port) -> Option<RawFd>;
+
+    /// Whether the last datagram of a message has to be shorter than the others (see [`probe`]).
+    fn needs_short_ends(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]
@@ -59,6 +73,15 @@ pub(crate) mod memory {
         pub(crate) group: VecDeque<(SocketAddr, Vec<u8>)>,
         /// Errors of the coming sends, each for one datagram.
         pub(crate) failures: VecDeque<io::Error>,
+        /// Longest datagram that passes, if there is a limit: others fail, and a report follows as
+        /// from the kernel, unless the message has many.
+        pub(crate) max_datagram: Option<usize>,
+        /// What is reported next.
+        pub(crate) reports: VecDeque<Report>,
+        /// The error that a message meets.
+        pub(crate) refuse: Option<fn(&Message<'_>) -> Option<i32>>,
+        /// How often messages were handed over.
+        pub(crate) calls: usize,
     }
 
     impl Underlay for MemoryUnderlay {
@@ -66,9 +89,18 @@ pub(crate) mod memory {
             if let Some(error) = self.failures.pop_front() {
                 return Err(error);
             }
-            for message in messages {
+            self.calls += 1;
+            for (taken, message) in messages.iter().enumerate() {
+                match self.refuse.and_then(|refuse| refuse(message)) {
+                    Some(errno) if taken == 0 => return Err(io::Error::from_raw_os_error(errno)),
+                    Some(_) => return Ok(taken),
+                    None => {}
+                }
                 let mut bytes = Vec::new();
                 message.parts.iter().for_each(|part| part.append_to(&mut bytes));
+                if let Err(error) = self.check_len(message, bytes.len()) {
+                    return if taken == 0 { Err(error) } else { Ok(taken) };
+                }
                 self.messages += 1;
                 let size = if message.segment == 0 { bytes.len() } else { message.segment.into() };
                 self.sent.extend(bytes.chunks(size).map(|bytes| (message.to, bytes.to_vec())));
@@ -91,8 +123,27 @@ pub(crate) mod memory {
             Ok(())
         }
 
+        fn take_report(&mut self) -> Option<Report> {
+            self.reports.pop_front()
+        }
+
         fn descriptor(&self, _: Port) -> Option<RawFd> {
             None
+        }
+    }
+
+    impl MemoryUnderlay {
+        /// What the kernel does about datagrams that are longer than their route takes.
+        fn check_len(&mut self, message: &Message<'_>, len: usize) -> io::Result<()> {
+            let segment = usize::from(message.segment);
+            let datagram = if segment == 0 { len } else { segment.min(len) };
+            let Some(max) = self.max_datagram.filter(|max| datagram > *max) else { return Ok(()) };
+            if segment == 0 {
+                let mtu = u32::try_from(max + 28).unwrap();
+                let (to, errno) = (message.to.ip(), libc::EMSGSIZE);
+                self.reports.push_back(Report { to, errno, mtu, is_local: true });
+            }
+            Err(io::Error::from_raw_os_error(libc::EMSGSIZE))
         }
     }
 }

@@ -43,11 +43,15 @@ use std::net::SocketAddr;
 use thiserror::Error;
 
 use crate::config::{Config, ConfigError};
+use crate::sys::sandbox::{Capability, Confinement, Profile, Reach, SandboxError};
 use crate::sys::seqpacket::BindError;
 use crate::sys::{link, process};
 use crate::underlay::sockets::{Opener, Site};
 
 pub use site::SiteError;
+
+/// Ports below it are for privileged processes (ip(7)).
+const FIRST_COMMON_PORT: u16 = 1024;
 
 /// Why varpd can't start or go on; one line for people.
 #[derive(Debug, Error)]
@@ -64,6 +68,9 @@ pub enum VarpdError {
     /// The address and port are taken.
     #[error("{0} is in use: is another varpd running?")]
     PortInUse(SocketAddr),
+    /// See [`SandboxError`].
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// A system call failed.
     #[error("can't {doing}: {source}")]
     System {
@@ -99,8 +106,24 @@ pub fn run(config: Config) -> Result<(), VarpdError> {
         process::group_id(name).map_err(failed(format!("give the control socket to '{name}'")))
     });
     let group = group.transpose()?;
+    let confinement = confinement(&config);
     let mut daemon = daemon::Daemon::open(config, interface.name.clone(), opener, group)?;
     log::info!("varpd: ready {}", daemon.describe());
     process::notify_ready().unwrap_or_else(|e| log::warn!("can't notify the service manager: {e}"));
+    match confinement {
+        Some(confinement) => confinement.enter()?,
+        None => log::warn!("without sandbox: who takes over this process has all its rights"),
+    }
     daemon.run()
+}
+
+/// What is left to this process: it opens sockets for vifs, with more room than others get where
+/// that takes a capability, and removes its own socket when it ends.
+fn confinement(config: &Config) -> Option<Confinement> {
+    let mut capabilities = vec![Capability::CAP_NET_ADMIN];
+    if config.ports.as_ref().is_some_and(|ports| *ports.0.start() < FIRST_COMMON_PORT) {
+        capabilities.push(Capability::CAP_NET_BIND_SERVICE);
+    }
+    let files = vec![Reach::remove_socket(&config.socket)];
+    config.sandbox.then_some(Confinement { profile: Profile::Varpd, files, capabilities })
 }

@@ -22,7 +22,7 @@ pub const LEGACY_HEADER_LEN: usize = header::LEGACY_LEN;
 /// header and two VLAN tags.
 pub const MAX_FRAME_LEN: usize = 65_535 + frame::HEADER_LEN + 8;
 /// Most pieces of memory in a frame.
-const MAX_PIECES: usize = 512;
+pub const MAX_PIECES: usize = 512;
 
 /// A chain that is not a frame: a link is broken or looped, a descriptor points outside of memory
 /// or into the wrong direction, there are too many of them, or the frame is shorter or longer than
@@ -36,13 +36,16 @@ impl From<BrokenChain> for Malformed {
     }
 }
 
-/// What the guest wants sent: the copied beginning of a frame, and where all of it is.
+/// Length of the beginning of a frame that is copied with its virtio-net header, in bytes: enough
+/// for the headers of TCP over IPv6, and with the virtio-net header a round number.
+pub const SHORT_LEAD: usize = 128 - MODERN_HEADER_LEN;
+
+/// What the guest wants sent: the copied beginning of a frame, and where all of it is. One serves
+/// for frame after frame: it is not moved about, and not cleared.
 #[derive(Clone, Debug)]
 pub struct TransmitFrame {
-    /// The virtio-net header, copied; what a legacy one does not have is 0.
-    pub header: [u8; MODERN_HEADER_LEN],
-    /// The Ethernet header, copied: decisions are made from it.
-    pub ethernet: [u8; frame::HEADER_LEN],
+    /// Up to [`MODERN_HEADER_LEN`] the virtio-net header, right-aligned; behind it the frame.
+    head: [u8; MODERN_HEADER_LEN + SHORT_LEAD],
     /// Length of the whole frame, in bytes.
     pub len: usize,
     /// The pieces that hold the virtio-net header and the frame.
@@ -51,7 +54,50 @@ pub struct TransmitFrame {
     pub skip: usize,
 }
 
-/// Reads the transmit chain that begins with `head`. Its pieces are appended to `pieces`; on a
+impl TransmitFrame {
+    /// Nothing yet.
+    pub const EMPTY: Self =
+        Self { head: [0; MODERN_HEADER_LEN + SHORT_LEAD], len: 0, pieces: 0..0, skip: 0 };
+
+    /// Copies the beginning of what pieces hold: a virtio-net header of `header_len` bytes and a
+    /// frame of which there is an Ethernet header at least. `None` if there is not.
+    pub fn read(
+        &mut self,
+        of: &[IoVec<'_>],
+        total: usize,
+        header_len: usize,
+        pieces: Range<usize>,
+    ) -> Option<()> {
+        let len = total.checked_sub(header_len).filter(|len| *len >= frame::HEADER_LEN)?;
+        let start = MODERN_HEADER_LEN.checked_sub(header_len)?;
+        let end = MODERN_HEADER_LEN + len.min(SHORT_LEAD);
+        Gather::new(of, 0).copy_to(self.head.get_mut(start..end)?).then_some(())?;
+        self.len = len;
+        self.pieces = pieces;
+        self.skip = header_len;
+        Some(())
+    }
+
+    /// The virtio-net header, as long as the driver's.
+    pub fn header(&self) -> &[u8] {
+        self.head.get(MODERN_HEADER_LEN - self.skip..MODERN_HEADER_LEN).unwrap_or_default()
+    }
+
+    /// The frame's beginning: decisions are made from it.
+    pub fn lead(&self) -> &[u8] {
+        let end = MODERN_HEADER_LEN + self.len.min(SHORT_LEAD);
+        self.head.get(MODERN_HEADER_LEN..end).unwrap_or_default()
+    }
+
+    /// The frame's Ethernet header.
+    pub fn ethernet(&self) -> &[u8; frame::HEADER_LEN] {
+        const { assert!(SHORT_LEAD >= frame::HEADER_LEN) };
+        let [_, _, _, _, _, _, _, _, _, _, _, _, lead @ ..] = &self.head;
+        lead.first_chunk().expect("longer than an Ethernet header")
+    }
+}
+
+/// Reads the transmit chain that begins with `head` into `frame`. Its pieces are appended to `pieces`; on a
 /// fault, nothing is.
 ///
 /// # Errors
@@ -61,13 +107,14 @@ pub fn read_frame<'m>(
     head: u16,
     header_len: usize,
     pieces: &mut Vec<IoVec<'m>>,
-) -> Result<TransmitFrame, Malformed> {
+    frame: &mut TransmitFrame,
+) -> Result<(), Malformed> {
     let start = pieces.len();
-    let frame = gather(ring, head, header_len, pieces);
-    if frame.is_err() {
+    let read = gather(ring, head, header_len, pieces, frame);
+    if read.is_err() {
         pieces.truncate(start);
     }
-    frame
+    read
 }
 
 fn gather<'m>(
@@ -75,7 +122,8 @@ fn gather<'m>(
     head: u16,
     header_len: usize,
     pieces: &mut Vec<IoVec<'m>>,
-) -> Result<TransmitFrame, Malformed> {
+    frame: &mut TransmitFrame,
+) -> Result<(), Malformed> {
     let start = pieces.len();
     let mut total = 0;
     ring.walk(head, Access::Read, |piece| {
@@ -84,16 +132,9 @@ fn gather<'m>(
         let fits = total <= header_len + MAX_FRAME_LEN && pieces.len() - start <= MAX_PIECES;
         fits.then_some(()).ok_or(Malformed)
     })?;
-    let pieces = &pieces[start..];
-    let (mut header, mut ethernet) = ([0; MODERN_HEADER_LEN], [0; frame::HEADER_LEN]);
-    let mut reader = Gather::new(pieces, 0);
-    let is_whole = header.get_mut(..header_len).is_some_and(|header| reader.copy_to(header))
-        && reader.copy_to(&mut ethernet);
-    if !is_whole {
-        return Err(Malformed);
-    }
-    let pieces = start..start + pieces.len();
-    Ok(TransmitFrame { header, ethernet, len: total - header_len, pieces, skip: header_len })
+    let range = start..pieces.len();
+    let pieces = pieces.get(start..).unwrap_or_default();
+    frame.read(pieces, total, header_len, range).ok_or(Malformed)
 }
 
 /// What became of a frame for the guest.

@@ -12,8 +12,9 @@ use crate::wire::control::{Event, Request};
 use crate::wire::{Capabilities, Stamp, VifKey};
 
 /// What this backend's receivers understand beyond plain frames.
-pub const CAPABILITIES: Capabilities =
-    Capabilities(Capabilities::PARTIAL_CHECKSUM.0 | Capabilities::BUNDLE.0);
+pub const CAPABILITIES: Capabilities = Capabilities(
+    Capabilities::PARTIAL_CHECKSUM.0 | Capabilities::BUNDLE.0 | Capabilities::FRAGMENT.0,
+);
 
 /// First wait before a lost varpd is called again; doubled up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(20);
@@ -35,6 +36,7 @@ impl Link {
     /// A link for a vif that varpd has just registered as inactive.
     pub fn new(key: VifKey, queue_pairs: u8, nic: Arc<Nic>) -> Self {
         nic.counters().inc(VifCounter::varpd_connects);
+        nic.bound_receive_buffers();
         let backoff = MIN_BACKOFF;
         Self {
             key,
@@ -65,6 +67,7 @@ impl Link {
         self.is_registered = true;
         self.backoff = MIN_BACKOFF;
         self.nic.workers().for_each(|mut worker| worker.varpd_returned(now));
+        self.nic.bound_receive_buffers();
     }
 
     /// The connection is gone. Returns how long to wait before the next attempt.

@@ -6,15 +6,19 @@
 //! | [`ring`] | the rings themselves: chains taken, walked and given back, by the batch |
 //! | [`tx`] | from the guest: whose frame it is, where it goes |
 //! | [`rx`] | from the underlay: whether a datagram holds a frame for this vif |
-//! | [`outgoing`], [`too_big`] | frames become datagrams; the answer to those that can't |
-//! | [`incoming`] | frames that were received and accepted |
+//! | [`outgoing`] | frames become datagrams |
+//! | [`paths`] | how long those may be, by destination |
+//! | [`too_big`], [`told`] | the answer to frames that are longer; who ignores it |
+//! | [`incoming`], [`reassembly`] | frames that were received and accepted, whole or in pieces |
 //! | [`ring`] | split virtqueues by checked slices |
 //! | [`arrival`] | a guest that has migrated here: what its vnet is told |
+//! | [`throttle`], [`alarm`] | rate limits: what waits, what is dropped; the end of waiting |
 //! | [`neighbors`], [`park`] | addresses learnt; frames that wait for one |
 //! | [`worker`] | one queue pair's data path: all of the above, in the order of packets |
 //! | [`nic`] | the workers of a NIC, and what they share |
 //! | [`link`], [`serve`] | the conversation with varpd; the process around it all |
 
+pub mod alarm;
 pub mod arrival;
 pub mod guest;
 pub mod incoming;
@@ -23,9 +27,13 @@ pub mod neighbors;
 pub mod nic;
 pub mod outgoing;
 pub mod park;
+pub mod paths;
+pub mod reassembly;
 pub mod ring;
 pub mod rx;
 pub mod serve;
+pub mod throttle;
+pub mod told;
 pub mod too_big;
 pub mod tx;
 pub mod worker;

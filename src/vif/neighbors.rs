@@ -78,6 +78,7 @@ pub struct Neighbors {
 }
 
 impl Neighbors {
+    #[inline]
     /// Where does a frame to `mac` go? May leave a question in [`Neighbors::questions`].
     pub fn lookup(&mut self, mac: Mac, now: Instant) -> Lookup {
         if let Some(recent) = self.recent

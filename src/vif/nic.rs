@@ -15,12 +15,15 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_queue::QueueT;
 
+use super::alarm::Alarm;
 use super::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
 use super::neighbors::Question;
+use super::throttle::Direction;
 use super::worker::{Place, Progress, Worker};
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
 use crate::sys::clock;
+use crate::time::Instant;
 use crate::underlay::udp::UdpUnderlay;
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::device::{DataPath, Interest, Rings, Wake};
@@ -30,6 +33,13 @@ const PORTS: [Port; 2] = [Port::Own, Port::Group];
 
 /// The queue pair that says that the guest has arrived: all guests use the first.
 const ANNOUNCING_PAIR: usize = 0;
+/// What a descriptor of a worker stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Port(Port),
+    /// Frames that were held back may pass.
+    Alarm,
+}
 
 /// A worker, locked.
 pub type Lent<'a> = MutexGuard<'a, Worker<UdpUnderlay>>;
@@ -37,6 +47,8 @@ pub type Lent<'a> = MutexGuard<'a, Worker<UdpUnderlay>>;
 /// A guest's NIC.
 pub struct Nic {
     workers: Vec<Mutex<Worker<UdpUnderlay>>>,
+    /// One for each worker that has a limit. Taken only by who has the worker.
+    alarms: Vec<Option<Mutex<Alarm>>>,
     counters: Arc<VifCounters>,
     mtu: u16,
     /// Bit n: pair n's rings run.
@@ -70,7 +82,12 @@ impl Nic {
         mtu: u16,
     ) -> io::Result<Self> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let alarm = |worker: &Worker<UdpUnderlay>| {
+            let is_needed = worker.throttle().needs_timer();
+            is_needed.then(|| Alarm::new().map(Mutex::new)).transpose()
+        };
         Ok(Self {
+            alarms: workers.iter().map(alarm).collect::<io::Result<_>>()?,
             workers: workers.into_iter().map(Mutex::new).collect(),
             counters,
             mtu,
@@ -128,6 +145,41 @@ impl Nic {
         Some(worker.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    fn alarm(&self, pair: usize) -> Option<MutexGuard<'_, Alarm>> {
+        let alarm = self.alarms.get(pair)?.as_ref()?;
+        Some(alarm.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What a worker waits on, in the order of its descriptors: sockets, then the alarm.
+    fn sources(
+        &self,
+        pair: usize,
+        worker: &Worker<UdpUnderlay>,
+    ) -> impl Iterator<Item = (Source, RawFd)> {
+        let port = |port| Some((Source::Port(port), worker.underlay().descriptor(port)?));
+        let alarm = self.alarm(pair).map(|alarm| (Source::Alarm, alarm.descriptor()));
+        PORTS.map(port).into_iter().flatten().chain(alarm)
+    }
+
+    fn turn(&self, pair: usize, worker: &Lent<'_>, wake: Wake, now: Instant) -> Turn {
+        let index = match wake {
+            Wake::Transmit => return Turn { transmits: true, ..Turn::default() },
+            Wake::Receive => return Turn::default(),
+            Wake::Socket(index) => index,
+        };
+        let source = self.sources(pair, worker).nth(index);
+        match source {
+            Some((Source::Port(port), _)) => Turn { transmits: false, ports: [Some(port), None] },
+            Some((Source::Alarm, _)) => {
+                let ports = self.alarm(pair).map(|mut alarm| alarm.ring().map(Some));
+                let ports = ports.filter(|_| worker.throttle().is_due(Direction::In, now));
+                let transmits = worker.throttle().is_due(Direction::Out, now);
+                Turn { transmits, ports: ports.unwrap_or_default() }
+            }
+            None => Turn::default(),
+        }
+    }
+
     /// Whether any of the guest's rings run.
     pub fn is_active(&self) -> bool {
         self.running.load(Ordering::Acquire) != 0
@@ -145,15 +197,35 @@ impl Nic {
         self.workers().flat_map(of_worker).collect()
     }
 
+    /// Frames that wait for credit shall not wait for long: the sockets get room for few. varpd gives
+    /// them room for many whenever it takes them.
+    pub fn bound_receive_buffers(&self) {
+        for worker in self.workers() {
+            let Some(bytes) = worker.throttle().waiting_room(self.workers.len()) else { return };
+            if let Err(error) = worker.underlay().bound_receive_buffers(bytes) {
+                log::warn!("cannot change a socket's receive buffer: {error}");
+            }
+        }
+    }
+
     /// Other sockets for the same vif: its care-of address has changed. The frontend is made to
     /// connect anew.
     pub fn replace_underlays(&self, underlays: Vec<UdpUnderlay>, place: Place) {
         for (mut worker, underlay) in self.workers().zip(underlays) {
             worker.replace_underlay(underlay, place);
         }
+        self.bound_receive_buffers();
         // Fails only when the counter is full: then it is signalled already.
         let _ = self.changed.write(1);
     }
+}
+
+/// What a wake-up is for, besides frames that were received before.
+#[derive(Clone, Copy, Debug, Default)]
+struct Turn {
+    transmits: bool,
+    /// In this order.
+    ports: [Option<Port>; 2],
 }
 
 /// Runs a step of a worker on one of its rings; a broken ring is stopped, not the worker.
@@ -184,9 +256,8 @@ impl DataPath for Nic {
     }
 
     fn descriptors(&self, pair: usize) -> Vec<RawFd> {
-        let worker = self.worker(pair);
-        let descriptor = |port| worker.as_ref().and_then(|w| w.underlay().descriptor(port));
-        PORTS.into_iter().filter_map(descriptor).collect()
+        let Some(worker) = self.worker(pair) else { return Vec::new() };
+        self.sources(pair, &worker).map(|(_, descriptor)| descriptor).collect()
     }
 
     fn changed(&self) -> Option<BorrowedFd<'_>> {
@@ -204,30 +275,35 @@ impl DataPath for Nic {
             worker.announce_arrival(now);
             self.call_for_attention();
         }
-        match wake {
-            Wake::Transmit => {
-                let step = worker.transmit(tx.queue_mut(), memory, now);
-                transmit_again = on_ring!(tx, memory, step) == Some(Progress::More);
-                if worker.has_answers() {
-                    let step = worker.answer(rx.queue_mut(), memory);
-                    on_ring!(rx, memory, step);
-                }
+        let turn = self.turn(pair, &worker, wake, now);
+        if turn.transmits {
+            let step = worker.transmit(tx.queue_mut(), memory, now);
+            transmit_again = on_ring!(tx, memory, step) == Some(Progress::More);
+            if worker.has_answers() {
+                let step = worker.answer(rx.queue_mut(), memory);
+                on_ring!(rx, memory, step);
             }
-            Wake::Receive => {
-                let step = worker.retry(rx.queue_mut(), memory);
-                receive_again = on_ring!(rx, memory, step) == Some(Progress::More);
-            }
-            Wake::Socket(index) => {
-                if let Some(&port) = PORTS.get(index) {
-                    let step = worker.receive(port, rx.queue_mut(), memory, now);
-                    receive_again = on_ring!(rx, memory, step) == Some(Progress::More);
-                }
-            }
+        }
+        if wake == Wake::Receive {
+            let step = worker.retry(rx.queue_mut(), memory, now);
+            receive_again = on_ring!(rx, memory, step) == Some(Progress::More);
+        }
+        for port in turn.ports.into_iter().flatten() {
+            let step = worker.receive(port, rx.queue_mut(), memory, now);
+            receive_again |= on_ring!(rx, memory, step) == Some(Progress::More);
         }
         if worker.wants_attention() {
             self.call_for_attention();
         }
-        let descriptors = if worker.is_starved() { 0 } else { u64::MAX };
+        if let Some(mut alarm) = self.alarm(pair) {
+            alarm.set(worker.throttle().poll_timeout(), now);
+        }
+        let descriptors = if worker.is_blocked() {
+            let is_port = |(source, _): &(Source, RawFd)| matches!(source, Source::Port(_));
+            u64::MAX << self.sources(pair, &worker).filter(is_port).count()
+        } else {
+            u64::MAX
+        };
         Interest { descriptors, transmit_again, receive_again }
     }
 

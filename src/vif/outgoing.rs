@@ -1,7 +1,7 @@
 //! Frames become datagrams: staged in one buffer, and given to the kernel in as few messages as
 //! will do.
 //!
-//! A frame goes one of three ways, told by what the guest asked for and what stands beside it in
+//! A frame goes one of four ways, told by what the guest asked for and what stands beside it in
 //! the batch. Order among frames to one place is kept: a message is closed as soon as the next
 //! frame does not continue it, and no frame waits for another to come.
 //!
@@ -10,12 +10,19 @@
 //! | segments | a large one that the guest wants cut | its segments, a datagram each |
 //! | bundle | small ones to one place, side by side | datagrams full of them (flag B) |
 //! | single | others; runs of one length to one place share a message | a datagram each |
+//! | [`pieces`] | one that is longer than the path and can't be cut | a datagram per piece (flag F) |
 //!
 //! The buffer is filled straight from guest memory and reused for each batch, so it stays in the
-//! level-2 cache: the copy is also where checksums are completed.
+//! level-2 cache: the copy is also where checksums are completed. Where none has to be and datagrams
+//! are long, only headers are staged, and the kernel reads the rest in guest memory ([`scatter`]).
 
-use std::net::SocketAddr;
+pub mod pieces;
+mod scatter;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
+
+use self::scatter::Scattered;
 
 use crate::metrics::VifCounter;
 use crate::offload::bundle::{ENTRY_LEN, Limits, Packer};
@@ -31,6 +38,11 @@ use crate::wire::{Capabilities, VnetId, frame};
 
 /// Room for staged datagrams: a few messages, and little enough for a level-2 cache.
 const ROOM: usize = 4 << 16;
+
+/// Length of the datagram that ends a message where one has to be shorter than the others, in
+/// bytes: half of theirs within these bounds.
+const MIN_SHORT_END: usize = 64;
+const MAX_SHORT_END: usize = 1024;
 
 /// Destination and source of a frame, as they leave.
 pub type AddressBytes = [u8; frame::ADDRESSES_LEN];
@@ -65,6 +77,23 @@ pub struct Outgoing {
     pub lead: Option<usize>,
 }
 
+impl Outgoing {
+    /// Nothing, to nobody.
+    const EMPTY: Self = Self {
+        route: Route {
+            to: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+            is_group: false,
+            capabilities: Capabilities::NONE,
+        },
+        addresses: [0; frame::ADDRESSES_LEN],
+        request: Request::Plain,
+        len: 0,
+        pieces: 0..0,
+        skip: 0,
+        lead: None,
+    };
+}
+
 /// The beginning of a frame, copied before it was looked at.
 pub type Lead = [u8; LEAD_LEN];
 
@@ -87,7 +116,15 @@ impl<'m> Batch<'m> {
         Batch { frames: self.frames, pieces: iovec::recycle(self.pieces), leads: self.leads }
     }
 
+    /// Adds a frame to be filled in, in its place: a frame that is made elsewhere and moved there
+    /// costs more than all that is written into it.
+    pub fn add(&mut self) -> Option<&mut Outgoing> {
+        self.frames.push(Outgoing::EMPTY);
+        self.frames.last_mut()
+    }
+
     /// Reads a frame from an offset on.
+    #[inline]
     pub fn gather(&self, frame: &Outgoing, from: usize) -> Gather<'_, 'm> {
         let pieces = self.pieces.get(frame.pieces.clone()).unwrap_or_default();
         Gather::new(pieces, frame.skip + from)
@@ -105,8 +142,12 @@ impl<'m> Batch<'m> {
 pub struct Staged {
     /// Where to.
     pub route: Route,
-    /// Its bytes in [`Stager::bytes`].
-    pub range: Range<usize>,
+    /// Its bytes in the buffer, or its headers if it is scattered.
+    range: Range<usize>,
+    /// Its datagrams in the stager's list of those whose payload stays in guest memory; all or none.
+    scattered: Range<usize>,
+    /// How many datagrams it is.
+    pub datagrams: usize,
     /// Length of each datagram but the last; 0 if there is only one.
     pub segment: u16,
     /// Frames of the guest that begin in it.
@@ -116,12 +157,19 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// How many datagrams it is.
-    pub fn datagrams(&self) -> usize {
-        match usize::from(self.segment) {
-            0 => 1,
-            segment => self.range.len().div_ceil(segment),
+    /// As messages of at most so many datagrams. The frames count with the first.
+    pub fn split(&self, datagrams: usize) -> Vec<Self> {
+        let most = datagrams.max(1);
+        let mut rest = Self { range: 0..0, scattered: 0..0, ..self.clone() };
+        let mut all = Vec::with_capacity(self.datagrams.div_ceil(most));
+        while rest.datagrams > 0 {
+            let datagrams = rest.datagrams.min(most);
+            let segment = if datagrams > 1 { rest.segment } else { 0 };
+            all.push(Self { datagrams, segment, ..rest.clone() });
+            rest =
+                Self { datagrams: rest.datagrams - datagrams, frames: 0, frame_bytes: 0, ..rest };
         }
+        all
     }
 }
 
@@ -143,20 +191,52 @@ pub struct Stager {
     buffer: Vec<u8>,
     used: usize,
     staged: Vec<Staged>,
+    scattered: Vec<Scattered>,
     /// The next segment of the frame at the front, if some of it are staged already.
     segment: usize,
+    /// A frame that is about to leave in pieces.
+    scratch: Vec<u8>,
+    max_segments: usize,
+    scatter_from: usize,
+    short_ends: bool,
 }
 
 impl Stager {
     /// For frames of one vnet.
     pub fn new(vnet: VnetId) -> Self {
-        Self { vnet, buffer: vec![0; ROOM], used: 0, staged: Vec::new(), segment: 0 }
+        Self { vnet, buffer: vec![0; ROOM], ..Self::empty() }
     }
 
     /// Stands in while another is lent; has room for nothing.
     pub const fn empty() -> Self {
-        let vnet = VnetId::PHYSICAL;
-        Self { vnet, buffer: Vec::new(), used: 0, staged: Vec::new(), segment: 0 }
+        Self {
+            vnet: VnetId::PHYSICAL,
+            buffer: Vec::new(),
+            used: 0,
+            staged: Vec::new(),
+            scattered: Vec::new(),
+            scratch: Vec::new(),
+            segment: 0,
+            max_segments: MAX_SEGMENTS,
+            scatter_from: scatter::FROM,
+            short_ends: false,
+        }
+    }
+
+    /// Most datagrams in a message from now on; at least 1.
+    pub fn limit_segments(&mut self, most: usize) {
+        self.max_segments = most.clamp(1, MAX_SEGMENTS);
+    }
+
+    /// Least payload, in bytes, of datagrams that are scattered, instead of [`scatter::FROM`].
+    pub fn scatter_from(&mut self, len: usize) {
+        self.scatter_from = len;
+    }
+
+    /// Whether the last datagram of each message has to be shorter than the others (see
+    /// [`crate::underlay::probe`]).
+    pub fn set_short_ends(&mut self, short_ends: bool) {
+        self.short_ends = short_ends;
     }
 
     /// What is ready to be sent.
@@ -164,15 +244,24 @@ impl Stager {
         &self.staged
     }
 
-    /// The bytes of a message.
-    pub fn bytes(&self, staged: &Staged) -> &[u8] {
-        self.buffer.get(staged.range.clone()).unwrap_or_default()
+    /// Appends the bytes of a message, in order. `batch` is what it was staged from.
+    pub fn parts<'s>(&'s self, staged: &Staged, batch: &'s Batch<'_>, to: &mut Vec<IoVec<'s>>) {
+        if staged.scattered.is_empty() {
+            to.push(IoVec::from_slice(self.bytes(staged.range.clone())));
+        } else {
+            self.scattered_parts(staged, batch, to);
+        }
+    }
+
+    fn bytes(&self, range: Range<usize>) -> &[u8] {
+        self.buffer.get(range).unwrap_or_default()
     }
 
     /// What was staged has been sent.
     pub fn clear(&mut self) {
         self.used = 0;
         self.staged.clear();
+        self.scattered.clear();
     }
 
     /// Stages the frame at `at` and perhaps more behind it. `max_datagram` is the longest datagram
@@ -183,13 +272,13 @@ impl Stager {
         if let Request::Segment { layout, size } = &frame.request {
             let lead = batch.lead(frame).unwrap_or_default();
             return match Cut::new(lead, layout, *size, max_frame) {
-                Ok(cut) => self.stage_segments(batch, frame, &cut),
+                Ok(cut) => self.stage_cut(batch, at, &cut),
                 Err(fault) => Step::Refused(refusal(fault)),
             };
         }
         if frame.len > max_frame {
             return match cut_plain(batch, frame, max_frame) {
-                Some(cut) => self.stage_segments(batch, frame, &cut),
+                Some(cut) => self.stage_cut(batch, at, &cut),
                 None => Step::Refused(VifCounter::tx_drop_too_big),
             };
         }
@@ -197,43 +286,106 @@ impl Stager {
         let bundle = bundle_len(run, max_datagram);
         if bundle > 1 {
             self.stage_bundle(batch, run.get(..bundle).unwrap_or_default(), max_datagram)
+        } else if self.scatters(frame) {
+            self.scatter_singles(batch, at, max_datagram)
         } else {
             self.stage_singles(batch, run, max_datagram)
         }
     }
 
     fn room(&self) -> usize {
-        (self.buffer.len() - self.used).min(MAX_MESSAGE_LEN)
+        let end = if self.short_ends { MAX_SHORT_END } else { 0 };
+        (self.buffer.len() - self.used).min(MAX_MESSAGE_LEN).saturating_sub(end)
     }
 
+    /// Most datagrams in a message to there.
+    fn most_segments(&self, route: &Route) -> usize {
+        if route.is_group {
+            1
+        } else if !self.short_ends {
+            self.max_segments
+        } else if route.capabilities.contains(Capabilities::BUNDLE) {
+            (self.max_segments - 1).max(1)
+        } else {
+            1
+        }
+    }
+
+    /// Adds the message that was written behind what is used.
     fn push(&mut self, route: Route, len: usize, segment: usize, frames: u64, bytes: usize) {
-        let range = self.used..self.used + len;
-        let segment = if segment < len { u16::try_from(segment).unwrap_or(0) } else { 0 };
-        self.used += len;
-        let frame_bytes = bytes as u64;
-        self.staged.push(Staged { route, range, segment, frames, frame_bytes });
+        let mut range = self.used..self.used + len;
+        let mut datagrams = len.div_ceil(segment.max(1)).max(1);
+        if self.short_ends && datagrams > 1 && len.is_multiple_of(segment) {
+            range.end += self.write_short_end(range.end, segment);
+            datagrams += 1;
+        }
+        self.used = range.end;
+        self.staged.push(Staged {
+            route,
+            range,
+            scattered: 0..0,
+            datagrams,
+            segment: if datagrams > 1 { u16::try_from(segment).unwrap_or(0) } else { 0 },
+            frames,
+            frame_bytes: bytes as u64,
+        });
+    }
+
+    /// Writes a bundle of nothing but padding, shorter than `segment`; returns its length.
+    fn write_short_end(&mut self, at: usize, segment: usize) -> usize {
+        let len = (segment / 2).clamp(MIN_SHORT_END, MAX_SHORT_END).min(segment - 1);
+        let prefix = self.header(Flags::BUNDLE);
+        let place = self.buffer.get_mut(at..at + len).unwrap_or_default();
+        place.fill(0);
+        if let Some(head) = place.first_chunk_mut() {
+            *head = prefix;
+        }
+        len
     }
 
     /// Stages the segments of one frame: all of them, or as many as there is room for.
-    fn stage_segments(&mut self, batch: &Batch<'_>, frame: &Outgoing, cut: &Cut) -> Step {
+    fn stage_cut(&mut self, batch: &Batch<'_>, at: usize, cut: &Cut) -> Step {
+        let Some(frame) = batch.frames.get(at) else { return Step::Done(1) };
+        let is_scattered = self.scatters_segments(frame, cut);
         let size = encap::LEN + cut.header_len() + cut.size();
+        let staged_size = if is_scattered { encap::LEN + cut.header_len() } else { size };
         while self.segment < cut.count() {
-            let count = (self.room() / size).min(MAX_SEGMENTS).min(cut.count() - self.segment);
+            let room = (self.room() / staged_size).min(MAX_MESSAGE_LEN / size);
+            let most = room.min(self.most_segments(&frame.route));
+            let count = most.min(cut.count() - self.segment);
             let segments = self.segment..self.segment + count;
             if count == 0 {
                 return Step::Full;
             }
-            let Some(len) = self.write_segments(batch, frame, cut, segments.clone()) else {
+            let is_first = self.segment == 0;
+            let frames = (u64::from(is_first), if is_first { frame.len } else { 0 });
+            let done = if is_scattered {
+                self.scatter_segments(batch, at, cut, segments.clone(), frames)
+            } else {
+                self.stage_segments(batch, frame, cut, segments.clone(), frames)
+            };
+            if done.is_none() {
                 self.segment = 0;
                 return Step::Refused(VifCounter::tx_drop_header);
-            };
-            let is_first = self.segment == 0;
-            let bytes = if is_first { frame.len } else { 0 };
-            self.push(frame.route, len, size, u64::from(is_first), bytes);
+            }
             self.segment = segments.end;
         }
         self.segment = 0;
         Step::Done(1)
+    }
+
+    fn stage_segments(
+        &mut self,
+        batch: &Batch<'_>,
+        frame: &Outgoing,
+        cut: &Cut,
+        segments: Range<usize>,
+        (frames, bytes): (u64, usize),
+    ) -> Option<()> {
+        let size = encap::LEN + cut.header_len() + cut.size();
+        let len = self.write_segments(batch, frame, cut, segments)?;
+        self.push(frame.route, len, size, frames, bytes);
+        Some(())
     }
 
     fn write_segments(
@@ -269,7 +421,8 @@ impl Stager {
         let Some(Outgoing { route, .. }) = run.first() else { return Step::Done(1) };
         let room = self.room();
         let prefix = self.header(Flags::BUNDLE);
-        let limits = Limits { datagram: max_datagram, datagrams: MAX_SEGMENTS, total: room };
+        let datagrams = self.most_segments(route);
+        let limits = Limits { datagram: max_datagram, datagrams, total: room };
         let buffer = self.buffer.get_mut(self.used..).unwrap_or_default();
         let mut packer = Packer::new(buffer, &prefix, limits);
         let mut bytes = 0;
@@ -295,7 +448,7 @@ impl Stager {
         if size > self.room() {
             return Step::Full;
         }
-        let most = (self.room() / size).min(if first.route.is_group { 1 } else { MAX_SEGMENTS });
+        let most = (self.room() / size).min(self.most_segments(&first.route));
         let (mut len, mut count, mut bytes) = (0, 0, 0);
         for frame in run.get(..run.len().min(most)).unwrap_or_default() {
             let is_alike = frame.route == first.route
@@ -351,7 +504,7 @@ fn bundle_len(run: &[Outgoing], max_datagram: usize) -> usize {
 
 /// Whether the receiver is left to complete the checksum.
 fn leaves_partial(frame: &Outgoing) -> bool {
-    matches!(frame.request, Request::Checksum { layout: Some(_), .. })
+    matches!(frame.request, Request::Checksum { is_transport: true, .. })
         && frame.route.capabilities.contains(Capabilities::PARTIAL_CHECKSUM)
 }
 

@@ -10,6 +10,7 @@ use crate::metrics::VifCounter;
 use crate::offload::bundle::{Entries, Entry};
 use crate::underlay::Port;
 use crate::wire::encap::{Flags, Header, Kind};
+use crate::wire::fragment::Piece;
 use crate::wire::frame::Addresses;
 use crate::wire::{Capabilities, ParseError, VifKey};
 
@@ -31,6 +32,24 @@ pub enum Payload<'a> {
     Frame(Entry<'a>),
     /// Many, each to be checked by [`Receiver::accept_frame`].
     Bundle(Entries<'a>),
+    /// A piece of what [`Payload::open`] makes one of the above, once it is whole.
+    Piece(Flags, Piece<'a>),
+}
+
+impl<'a> Payload<'a> {
+    /// What follows an encapsulation header with these flags, F excepted.
+    ///
+    /// # Errors
+    /// The name of the drop.
+    pub fn open(flags: Flags, payload: &'a [u8]) -> Result<Self, VifCounter> {
+        match flags {
+            Flags::NONE => Ok(Self::Frame(Entry { frame: payload, is_partial: false })),
+            Flags::PARTIAL_CHECKSUM => Ok(Self::Frame(Entry { frame: payload, is_partial: true })),
+            Flags::BUNDLE => Ok(Self::Bundle(Entries::new(payload))),
+            // A combination that has no meaning: in a bundle each entry has a C of its own.
+            _ => Err(VifCounter::rx_drop_flags),
+        }
+    }
 }
 
 impl Receiver {
@@ -66,15 +85,12 @@ impl Receiver {
         if !flags.understood_by(self.capabilities) || port == Port::Group && flags != Flags::NONE {
             return Err(VifCounter::rx_drop_flags);
         }
-        match flags {
-            Flags::NONE => Ok(Payload::Frame(Entry { frame: payload, is_partial: false })),
-            Flags::PARTIAL_CHECKSUM => {
-                Ok(Payload::Frame(Entry { frame: payload, is_partial: true }))
-            }
-            Flags::BUNDLE => Ok(Payload::Bundle(Entries::new(payload))),
-            // A combination that has no meaning: in a bundle each entry has a C of its own.
-            _ => Err(VifCounter::rx_drop_flags),
+        let whole = Payload::open(flags.without(Flags::FRAGMENT), payload)?;
+        if !flags.contains(Flags::FRAGMENT) {
+            return Ok(whole);
         }
+        let piece = Piece::parse(payload).map_err(|_| VifCounter::rx_drop_fragment)?;
+        Ok(Payload::Piece(flags.without(Flags::FRAGMENT), piece))
     }
 
     /// Checks the addresses of a frame; returns whether it is for a group.
@@ -131,7 +147,7 @@ mod tests {
         let receiver = receiver();
         match receiver.accept(port, ([192, 0, 2, 2], 5000).into(), bytes)? {
             Payload::Frame(entry) => receiver.accept_frame(port, entry.frame),
-            Payload::Bundle(_) => panic!("nobody announced to understand bundles"),
+            other => panic!("nobody announced to understand {other:?}"),
         }
     }
 
@@ -181,7 +197,7 @@ mod tests {
             bytes[1] = flags;
             match capable.accept(port, ([192, 0, 2, 2], 5000).into(), &bytes) {
                 Ok(Payload::Frame(entry)) => Ok(entry.is_partial),
-                Ok(Payload::Bundle(entries)) => panic!("{}", entries.count()),
+                Ok(other) => panic!("{other:?}"),
                 Err(counter) => Err(counter),
             }
         };
@@ -198,6 +214,27 @@ mod tests {
             panic!("a bundle")
         };
         assert_eq!(entries.flatten().filter(|e| e.frame == frame).count(), 3);
+    }
+
+    #[test]
+    fn pieces_are_told_with_the_flags_of_the_whole() {
+        let capable = Receiver { capabilities: Capabilities(7), ..receiver() };
+        let from = ([192, 0, 2, 2], 5000).into();
+        let accept = |port, flags, payload: &[u8]| {
+            let bytes = [&[0x40, flags, 0, 0, 0, 0, 0, 42][..], payload].concat();
+            match capable.accept(port, from, &bytes) {
+                Ok(Payload::Piece(flags, piece)) => Ok((flags, piece.offset, piece.bytes.len())),
+                Ok(other) => panic!("{other:?}"),
+                Err(counter) => Err(counter),
+            }
+        };
+        let payload = [0, 0, 0, 9, 0, 0, 1, 0, 5, 5, 5];
+        assert_eq!(accept(Port::Own, 4, &payload), Ok((Flags::NONE, 256, 3)));
+        assert_eq!(accept(Port::Own, 5, &payload), Ok((Flags::PARTIAL_CHECKSUM, 256, 3)));
+        assert_eq!(accept(Port::Own, 6, &payload), Ok((Flags::BUNDLE, 256, 3)));
+        assert_eq!(accept(Port::Own, 7, &payload), Err(VifCounter::rx_drop_flags));
+        assert_eq!(accept(Port::Group, 4, &payload), Err(VifCounter::rx_drop_flags));
+        assert_eq!(accept(Port::Own, 4, &payload[..8]), Err(VifCounter::rx_drop_fragment));
     }
 
     #[test]

@@ -16,13 +16,17 @@ use thiserror::Error;
 
 use super::link::{CAPABILITIES, Link};
 use super::nic::Nic;
+use super::outgoing::pieces::FrameIds;
 use super::rx::Receiver;
+use super::throttle::{Limits, Throttle};
 use super::tx::SourceMac;
 use super::worker::{Place, Worker};
 use crate::metrics::VifCounters;
 use crate::sys::clock;
 use crate::sys::event::{Interest, Poller};
 use crate::sys::mmsg::MAX_MESSAGE_LEN;
+use crate::sys::process;
+use crate::sys::sandbox::{Confinement, Profile, Reach, SandboxError};
 use crate::sys::seqpacket::Connection;
 use crate::sys::signal::Termination;
 use crate::time::Instant;
@@ -56,6 +60,10 @@ pub struct Options {
     pub mtu: Option<u16>,
     /// What happens to frames with a foreign source MAC.
     pub source_mac: SourceMac,
+    /// Whether the process gives up what it does not need once it has started.
+    pub sandbox: bool,
+    /// Rate limits.
+    pub limits: Limits,
 }
 
 /// Why a backend can't start, or ended.
@@ -83,9 +91,15 @@ pub enum ServeError {
         /// The largest that fits.
         most: u16,
     },
+    /// Rate limits that contradict each other, in words.
+    #[error("{0}")]
+    Limits(String),
     /// The frontend's socket.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// The process can't be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The system refused something.
     #[error("{0}: {1}")]
     System(&'static str, #[source] io::Error),
@@ -110,6 +124,7 @@ struct Registration {
 /// What prevented the start, each in one line.
 pub fn serve(options: Options) -> Result<(), ServeError> {
     let termination = Termination::new().map_err(doing("cannot handle signals"))?;
+    let throttle = Throttle::new(&options.limits).map_err(ServeError::Limits)?;
     let varpd = connect(&options.varpd)?;
     let register = Request::Register {
         key: options.key,
@@ -121,10 +136,18 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let registration = register_with(&varpd, &register, &[], options.queue_pairs, START_TIMEOUT)?;
     let mtu = guest_mtu(options.mtu, &registration)?;
     let coa = registration.coa;
-    let nic = Arc::new(new_nic(&options, registration, mtu)?);
+    let nic = Arc::new(new_nic(&options, registration, mtu, &throttle)?);
+    let confinement = options.sandbox.then(|| confinement(&options.attach));
     let endpoint = Endpoint::open(options.attach)?;
     // Not before: who can't start says why, and nothing else.
     log::info!("vif {} at {coa}, MTU {mtu}", options.key);
+    if options.limits != Limits::default() {
+        log::info!("limits: {}", options.limits);
+    }
+    match confinement {
+        Some(confinement) => confinement.enter()?,
+        None => log::warn!("--no-sandbox: a guest that takes over this process has all its rights"),
+    }
     let frontend = Frontend::start(endpoint, Arc::clone(&nic))?;
     let mut serving = Serving {
         key: options.key,
@@ -140,6 +163,15 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     };
     let result = serving.run(&termination, &frontend);
     frontend.stop().and(result)
+}
+
+/// What is left to this process: it removes the socket that it listens on when it ends.
+fn confinement(attach: &Attach) -> Confinement {
+    let files = match attach {
+        Attach::Listen { path, .. } => vec![Reach::remove_socket(path)],
+        Attach::Connect { .. } | Attach::Fd(_) => Vec::new(),
+    };
+    Confinement { profile: Profile::Backend, files, capabilities: Vec::new() }
 }
 
 fn connect(path: &std::path::Path) -> Result<Connection, ServeError> {
@@ -224,15 +256,26 @@ fn place(key: VifKey, registration: &Registration) -> Place {
     }
 }
 
-fn new_nic(options: &Options, registration: Registration, mtu: u16) -> Result<Nic, ServeError> {
+fn new_nic(
+    options: &Options,
+    registration: Registration,
+    mtu: u16,
+    throttle: &Throttle,
+) -> Result<Nic, ServeError> {
     let counters = Arc::new(VifCounters::default());
     let place = place(options.key, &registration);
-    let worker = |underlay| {
+    // Others may still hold pieces of a backend that was at this address before.
+    let [a, b, c, d, ..] = process::random().map_err(doing("no random numbers"))?;
+    let first_id = u32::from_ne_bytes([a, b, c, d]);
+    let worker = |(pair, underlay): (u32, UdpUnderlay)| {
         let counters = Arc::clone(&counters);
-        Worker::new(place, options.source_mac, counters, underlay)
+        let mut worker = Worker::new(place, options.source_mac, counters, underlay)
+            .with_throttle(throttle.clone());
+        worker.set_frame_ids(FrameIds::from(first_id.wrapping_add(pair << 28)));
+        worker
     };
-    let workers = registration.underlays.into_iter().map(worker).collect();
-    Nic::new(workers, Arc::clone(&counters), mtu).map_err(doing("cannot create an eventfd"))
+    let workers = (0_u32..).zip(registration.underlays).map(worker).collect();
+    Nic::new(workers, Arc::clone(&counters), mtu).map_err(doing("cannot create a descriptor"))
 }
 
 fn new_event() -> Result<EventFd, ServeError> {

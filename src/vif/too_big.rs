@@ -14,6 +14,8 @@ use etherparse::PacketBuilder;
 use etherparse::icmpv4::DestUnreachableHeader;
 use etherparse::{Icmpv4Type, Icmpv6Type, IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice};
 
+use super::told::Flow;
+use crate::wire::Mac;
 use crate::wire::frame::{ADDRESSES_LEN, HEADER_LEN};
 
 /// How much of an IPv4 packet comes back, in bytes: its header and enough of its data.
@@ -21,19 +23,36 @@ const QUOTED: usize = 128;
 /// TTL or hop limit of the answer.
 const HOPS: u8 = 64;
 
-/// The frame that tells the sender of `lead`, the beginning of a frame of its own, that only IP
-/// packets of up to so many bytes pass, `max_frame` being the longest frame that does. `None` where
-/// no answer is due: not IP, a fragment that may be fragmented, an error message itself, a group.
-pub fn answer(lead: &[u8], max_frame: usize) -> Option<Vec<u8>> {
+/// The least MTU of IPv6, in bytes (RFC 8200, section 5): its hosts rely on it, and do not heed a
+/// message that says less.
+const MIN_MTU_V6: usize = 1280;
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The frame for the sender.
+    pub frame: Vec<u8>,
+    /// Source and destination of the packet that was too long.
+    pub flow: Flow,
+}
+
+/// Tells the sender of `lead`, the beginning of a frame of its own, that only IP packets of up to so
+/// many bytes pass, `max_frame` being the longest frame that does. `None` where no answer is due:
+/// not IP, a packet that may be fragmented or that every path of IPv6 has to take, an error message
+/// itself, a group.
+pub fn answer(lead: &[u8], max_frame: usize) -> Option<Answer> {
     let network_at = network_at(lead)?;
     let mtu = max_frame.checked_sub(network_at)?;
     let packet = lead.get(network_at..)?;
     let quote = packet.get(..packet.len().min(QUOTED))?;
     let (to, from) = lead.get(..ADDRESSES_LEN)?.split_at(6);
     let (to, from): ([u8; 6], [u8; 6]) = (to.try_into().ok()?, from.try_into().ok()?);
+    if Mac(to).is_group() {
+        return None;
+    }
     let builder = PacketBuilder::ethernet2(to, from);
     let mut frame = Vec::with_capacity(HEADER_LEN + 48 + QUOTED);
-    match packet.first()? >> 4 {
+    let flow = match packet.first()? >> 4 {
         4 => {
             let header = Ipv4HeaderSlice::from_slice(packet).ok()?;
             let (source, destination) = (header.source_addr(), header.destination_addr());
@@ -49,27 +68,30 @@ pub fn answer(lead: &[u8], max_frame: usize) -> Option<Vec<u8>> {
                 .icmpv4(Icmpv4Type::DestinationUnreachable(what))
                 .write(&mut frame, quote)
                 .ok()?;
+            (source.into(), destination.into())
         }
         6 => {
             let header = Ipv6HeaderSlice::from_slice(packet).ok()?;
             let (source, destination) = (header.source_addr(), header.destination_addr());
             let is_error = is_icmp_error(header.next_header(), packet.get(40..)?);
-            if destination.is_multicast() || is_error {
+            let len = 40 + usize::from(header.payload_length());
+            if destination.is_multicast() || is_error || len <= MIN_MTU_V6 {
                 return None;
             }
-            let mtu = u32::try_from(mtu).ok()?;
+            let mtu = u32::try_from(mtu.max(MIN_MTU_V6)).ok()?;
             builder
                 .ipv6(destination.octets(), source.octets(), HOPS)
                 .icmpv6(Icmpv6Type::PacketTooBig { mtu })
                 .write(&mut frame, quote)
                 .ok()?;
+            (source.into(), destination.into())
         }
         _ => return None,
-    }
+    };
     // The answer comes back on the VLAN that the packet was on.
     let tags = lead.get(ADDRESSES_LEN..network_at - 2)?;
     frame.splice(ADDRESSES_LEN..ADDRESSES_LEN, tags.iter().copied());
-    Some(frame)
+    Some(Answer { frame, flow })
 }
 
 /// Where the IP header is, behind up to two VLAN tags.
@@ -128,7 +150,8 @@ mod tests {
     #[test]
     fn the_sender_is_told_what_fits() {
         let sent = lead(&udp());
-        let answer = answer(&sent, 1464).unwrap();
+        let Answer { frame: answer, flow } = answer(&sent, 1464).unwrap();
+        assert_eq!(flow, ([10, 0, 0, 1].into(), [10, 0, 0, 2].into()));
         assert_eq!(told_mtu(&answer), Some(1450));
         assert_eq!(answer[..6], sent[6..12], "to the sender");
         assert_eq!(answer[6..12], sent[..6], "as if from the destination");
@@ -151,10 +174,20 @@ mod tests {
             let len = 4 * tags.len();
             let packet = Packet { is_v6: true, tags, ..udp() };
             let sent = lead(&packet);
-            let answer = answer(&sent, 1464).unwrap();
+            let answer = answer(&sent, 1464).unwrap().frame;
             assert_eq!(told_mtu(&answer), Some(1450 - len as u32));
             assert_eq!(answer[12..14 + len], sent[12..14 + len]);
         }
+    }
+
+    /// A path of an underlay of 1280 bytes has no room for that; such packets travel in pieces.
+    #[test]
+    fn nobody_is_told_that_ipv6_has_less_than_1280() {
+        let sent = lead(&Packet { is_v6: true, ..udp() });
+        let answered = answer(&sent, 1232).unwrap();
+        assert_eq!(told_mtu(&answered.frame), Some(1280));
+        let exact = Packet { is_v6: true, payload: vec![0; 1280 - 48], ..udp() };
+        assert_eq!(answer(&lead(&exact), 1232), None);
     }
 
     #[test]
@@ -167,6 +200,9 @@ mod tests {
         let mut to_all = lead(&udp());
         to_all[30..34].fill(0xff);
         assert_eq!(answer(&to_all, 1464), None);
+        let mut to_all_macs = lead(&udp());
+        to_all_macs[..6].fill(0xff);
+        assert_eq!(answer(&to_all_macs, 1464), None, "RFC 1122, 3.2.2");
         let mut error = lead(&udp());
         error[23] = 1;
         error[34] = 3;
@@ -185,7 +221,7 @@ mod tests {
                     let mut bytes = sent.clone();
                     bytes[at] = value;
                     if let Some(answer) = answer(&bytes, 1464) {
-                        assert!(answer.len() <= 14 + 8 + 48 + QUOTED);
+                        assert!(answer.frame.len() <= 14 + 8 + 48 + QUOTED);
                     }
                 }
             }

@@ -46,6 +46,7 @@ pub struct Judged {
 }
 
 /// Judges a frame by its copied Ethernet header.
+#[inline]
 pub fn judge(
     vif: VifKey,
     source_mac: SourceMac,

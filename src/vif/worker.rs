@@ -17,7 +17,9 @@
 //! frames that wait, while QEMU comes and goes.
 
 mod arrive;
+mod path;
 mod receive;
+mod resend;
 #[cfg(test)]
 mod tests;
 mod transmit;
@@ -31,14 +33,21 @@ use super::arrival::Arrival;
 use super::guest::{HeaderLayout, MODERN_HEADER_LEN};
 use super::incoming::Incoming;
 use super::neighbors::{Lookup, Neighbors, Question};
+use super::outgoing::pieces::FrameIds;
 use super::outgoing::{Batch, Stager};
 use super::park::Park;
+use super::paths::Paths;
 use super::rx::Receiver;
+use super::throttle::{Direction, Throttle};
+use super::told::Listeners;
 use super::tx::SourceMac;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
 use crate::offload::gro::Merger;
+use crate::quiet::Quiet;
+use crate::sys::iovec::IoVec;
 use crate::time::Instant;
+use crate::underlay::segmentation::Segmentation;
 use crate::underlay::{Port, Underlay};
 use crate::wire::{CareOf, Mac, Stamp};
 
@@ -87,6 +96,7 @@ pub struct Worker<U> {
     underlay: U,
     neighbors: Neighbors,
     park: Park,
+    throttle: Throttle,
     layout: HeaderLayout,
     offloads: Offloads,
     merger: Merger,
@@ -97,9 +107,17 @@ pub struct Worker<U> {
     arrival: Arrival,
     stager: Stager,
     batch: Batch<'static>,
+    parts: Vec<IoVec<'static>>,
+    segmentation: Segmentation,
     incoming: Incoming,
     /// Frames of ours for the guest: answers to what it sent.
     answers: Vec<Vec<u8>>,
+    frame_ids: FrameIds,
+    paths: Paths,
+    path_news: Quiet,
+    listeners: Listeners,
+    /// Whether the control side knows when to call [`Worker::handle_timeout`] for pieces.
+    timer_known: bool,
     overflow: u32,
     complain_after: Instant,
 }
@@ -113,6 +131,8 @@ impl<U: Underlay> Worker<U> {
         underlay: U,
     ) -> Self {
         let offloads = Offloads::NONE;
+        let mut stager = Stager::new(place.receiver.key.vnet);
+        stager.set_short_ends(underlay.needs_short_ends());
         Self {
             place,
             source_mac,
@@ -120,6 +140,7 @@ impl<U: Underlay> Worker<U> {
             underlay,
             neighbors: Neighbors::default(),
             park: Park::default(),
+            throttle: Throttle::default(),
             layout: HeaderLayout { len: MODERN_HEADER_LEN, mergeable: false },
             offloads,
             merger: Merger::new(offloads, MERGED_FRAMES, MERGED_LEN),
@@ -128,13 +149,40 @@ impl<U: Underlay> Worker<U> {
             starved: false,
             announcement_seen: false,
             arrival: Arrival::default(),
-            stager: Stager::new(place.receiver.key.vnet),
+            stager,
             batch: Batch::default(),
+            parts: Vec::new(),
+            segmentation: Segmentation::default(),
             incoming: Incoming::default(),
             answers: Vec::new(),
+            frame_ids: FrameIds::default(),
+            paths: Paths::default(),
+            path_news: Quiet::default(),
+            listeners: Listeners::default(),
+            timer_known: false,
             overflow: 0,
             complain_after: Instant::ZERO,
         }
+    }
+
+    /// The same with rate limits.
+    pub fn with_throttle(mut self, throttle: Throttle) -> Self {
+        if let Some(bytes) = throttle.read_ahead() {
+            self.incoming.bound(bytes);
+        }
+        self.throttle = throttle;
+        self
+    }
+
+    /// The rate limits: whether frames wait for credit, and until when.
+    pub fn throttle(&self) -> &Throttle {
+        &self.throttle
+    }
+
+    /// Numbers frames that leave in pieces: workers at one address must not use the same numbers at
+    /// the same time.
+    pub fn set_frame_ids(&mut self, ids: FrameIds) {
+        self.frame_ids = ids;
     }
 
     /// The sockets.
@@ -142,8 +190,15 @@ impl<U: Underlay> Worker<U> {
         &self.underlay
     }
 
+    /// The sockets, to be changed.
+    pub fn underlay_mut(&mut self) -> &mut U {
+        &mut self.underlay
+    }
+
     /// Other sockets, at another place (varpd's configuration changed).
     pub fn replace_underlay(&mut self, underlay: U, place: Place) {
+        self.stager.set_short_ends(underlay.needs_short_ends());
+        self.segmentation = Segmentation::default();
         self.underlay = underlay;
         self.place = place;
         self.incoming.clear();
@@ -167,6 +222,7 @@ impl<U: Underlay> Worker<U> {
     /// had where it was.
     pub fn set_running(&mut self, running: bool, now: Instant) {
         self.starved = false;
+        self.throttle.reset();
         if running {
             let was_long = |since: Option<Instant>, limit| since.is_some_and(|at| now - at > limit);
             let has_arrived = was_long(self.connected_at.take(), SETUP);
@@ -196,10 +252,10 @@ impl<U: Underlay> Worker<U> {
         self.incoming.clear();
     }
 
-    /// Whether frames were read that wait for the guest's receive buffers: sockets need not be
-    /// polled until the guest has added some.
-    pub fn is_starved(&self) -> bool {
-        self.starved
+    /// Whether frames were read that wait for the guest's receive buffers, or for credit: sockets
+    /// need not be polled until the guest has added some, or the time has come.
+    pub fn is_blocked(&self) -> bool {
+        self.starved || self.throttle.holds(Direction::In)
     }
 
     fn complain(&mut self, what: &str, error: &io::Error, now: Instant) {
@@ -214,9 +270,12 @@ impl<U: Underlay> Worker<U> {
         self.neighbors.questions()
     }
 
-    /// Whether the control side has something to do: questions, or a guest that announced itself.
+    /// Whether the control side has something to do: questions, a guest that announced itself, or
+    /// pieces to wait for.
     pub fn wants_attention(&self) -> bool {
-        self.neighbors.has_questions() || self.announcement_seen
+        self.neighbors.has_questions()
+            || self.announcement_seen
+            || !self.timer_known && !self.incoming.reassembly().is_empty()
     }
 
     /// Whether the guest has announced itself since the last call (gratuitous ARP and the like).
@@ -264,9 +323,13 @@ impl<U: Underlay> Worker<U> {
         self.neighbors.varpd_returned(now);
     }
 
-    /// Drops frames that have waited too long; says that the guest has arrived, if that is due.
+    /// Drops frames, and pieces of frames, that have waited too long; says that the guest has
+    /// arrived, if that is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.announce_arrival(now);
+        self.incoming.expire(&self.counters, now);
+        // Whoever calls asks for the next time afterwards. That of pieces only moves forward.
+        self.timer_known = !self.incoming.reassembly().is_empty();
         let mut abandoned = Vec::new();
         let expired = self.park.expire(now, &mut abandoned);
         self.counters.add(VifCounter::tx_drop_park_expired, expired);
@@ -277,6 +340,8 @@ impl<U: Underlay> Worker<U> {
 
     /// When [`Worker::handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.park.poll_timeout().into_iter().chain(self.arrival.poll_timeout()).min()
+        let pieces = self.incoming.reassembly().poll_timeout();
+        let waits = [self.park.poll_timeout(), pieces, self.arrival.poll_timeout()];
+        waits.into_iter().flatten().min()
     }
 }

@@ -16,9 +16,10 @@
 //!
 //! * `C`: the inner L4 checksum is partial (virtio's NEEDS_CSUM).
 //! * `B`: a bundle of frames instead of one.
-//! * `F`: a piece of a frame that is too large for the path.
+//! * `F`: a piece of what is too large for the path, see [`super::fragment`].
 //!
-//! A sender sets a flag only towards a care-of address whose [`Capabilities`] name it.
+//! C and B exclude each other (in a bundle each frame has a C of its own); F stands alone or with one
+//! of them. A sender sets a flag only towards a care-of address whose [`Capabilities`] name it.
 //!
 //! The first octet tells what a datagram is, before anything else is believed: a first nibble of 4
 //! is this header, a first bit of 1 is an ESP SPI (SPIs are chosen that way), the rest is not ours.
@@ -49,6 +50,21 @@ impl Flags {
     /// Flag F.
     pub const FRAGMENT: Self = Self(4);
     const KNOWN: u16 = 7;
+
+    /// These and others.
+    pub const fn with(self, others: Self) -> Self {
+        Self(self.0 | others.0)
+    }
+
+    /// These but not others.
+    pub const fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
+    }
+
+    /// Whether all of `others` are set.
+    pub const fn contains(self, others: Self) -> bool {
+        self.0 & others.0 == others.0
+    }
 
     /// Whether a receiver with these capabilities understands all flags that are set.
     pub const fn understood_by(self, capabilities: Capabilities) -> bool {

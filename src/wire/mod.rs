@@ -7,6 +7,7 @@
 //! | File | Format |
 //! |---|---|
 //! | [`encap`] | the header in front of every tunnelled frame |
+//! | [`fragment`] | pieces of what is larger than the path |
 //! | [`frame`] | the Ethernet header of guests' frames |
 //! | [`varp`] | VARP messages between hosts |
 //! | [`control`] | messages between a host's own processes |
@@ -17,6 +18,7 @@
 
 pub mod control;
 pub mod encap;
+pub mod fragment;
 pub mod frame;
 pub mod varp;
 

@@ -29,14 +29,14 @@ const WINDOW: u64 = 16_384;
 const BURST: u64 = 8192;
 
 /// The attacker's registration, and the socket that came with it.
-struct Attacker {
+pub(crate) struct Attacker {
     socket: UdpSocket,
     group: SocketAddr,
     _registration: Connection,
 }
 
 impl Attacker {
-    fn register(varpd: &Varpd) -> Self {
+    pub(crate) fn register(varpd: &Varpd) -> Self {
         let varpd = Connection::open(&varpd.socket).unwrap();
         let key = VifKey { vnet: VnetId::new(99).unwrap(), mac: Mac(mac(66)) };
         let capabilities = Capabilities::NONE;
@@ -52,6 +52,11 @@ impl Attacker {
         let socket = UdpSocket::from(got.fds.pop().unwrap());
         socket.set_nonblocking(false).unwrap();
         Self { socket, group, _registration: varpd }
+    }
+
+    /// Sends a datagram.
+    pub(crate) fn send(&self, datagram: &[u8], to: SocketAddr) {
+        self.socket.send_to(datagram, to).unwrap();
     }
 }
 
@@ -113,7 +118,11 @@ const KINDS: &[Kind] = &[
         ][n as usize % 4];
         altered(at, bits[n as usize / 4 % bits.len()])
     }),
-    some("flag F, or several", VifCounter::rx_drop_flags, |n| altered(1, 3 + n as u8 % 5)),
+    some("flags that exclude each other", VifCounter::rx_drop_flags, |n| {
+        altered(1, [3, 7][n as usize % 2])
+    }),
+    // Read as a piece, its offset is beyond that of any frame.
+    some("flag F without a piece", VifCounter::rx_drop_fragment, |n| altered(1, 4 + n as u8 % 3)),
     some("flag C without a transport header", VifCounter::rx_drop_checksum, |_| altered(1, 1)),
     some("flag B without a bundle", VifCounter::rx_drop_bundle, |_| altered(1, 2)),
     some("truncated", VifCounter::rx_drop_truncated, |n| good()[..n as usize % 22].to_vec()),

@@ -18,15 +18,18 @@
 
 #[path = "../support/abuse.rs"]
 mod abuse;
+mod confined;
 #[path = "../support/driver.rs"]
 mod driver;
 mod idle;
 mod injection;
 mod lan;
 mod launch;
+mod limits;
 mod migration;
 mod moves;
 mod nic;
+mod paths;
 mod queues;
 mod resolution;
 mod restarts;

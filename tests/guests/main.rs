@@ -13,6 +13,7 @@
 //!
 //! Without root or QEMU, the tests are skipped and say so. One runs at a time.
 
+#[expect(dead_code, reason = "other tests use the rest")]
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -21,6 +22,7 @@ mod driver;
 mod isolation;
 mod launch;
 mod migration;
+mod paths;
 mod ping;
 mod probe;
 mod reach;
@@ -44,22 +46,27 @@ struct Site {
     varpds: Vec<Varpd>,
     underlay: Underlay,
     directory: TempDir,
-    /// What fits into the underlay's 1500 bytes; `None` for guests that are not told.
+    /// What fits into the underlay's MTU; `None` for guests that are not told.
     guest_mtu: Option<u32>,
 }
 
 impl Site {
     fn new(hosts: u8, family: Family) -> Self {
+        Self::with_mtu(hosts, family, 1500)
+    }
+
+    /// The same with another MTU of the underlay, in bytes.
+    fn with_mtu(hosts: u8, family: Family, mtu: u32) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let underlay = Underlay::new(hosts, 1500);
+        let underlay = Underlay::new(hosts, mtu);
         let start = |number: u8| {
             let host = underlay.host(number.into());
             Varpd::start(host, host.address(family), directory.path())
         };
         let varpds = (0..hosts).map(start).collect();
         let guest_mtu = match family {
-            Family::V4 => 1450,
-            Family::V6 => 1430,
+            Family::V4 => mtu - 50,
+            Family::V6 => mtu - 70,
         };
         Self { varpds, underlay, directory, guest_mtu: Some(guest_mtu) }
     }

@@ -8,6 +8,7 @@ pub(crate) mod guest;
 pub(crate) mod netns;
 pub(crate) mod process;
 pub(crate) mod qmp;
+pub(crate) mod routed;
 pub(crate) mod vnet;
 
 use std::fs::OpenOptions;

@@ -18,10 +18,11 @@ use nix::sched::{CloneFlags, setns};
 
 /// Hosts joined by an underlay; all namespaces are deleted when it is dropped.
 pub(crate) struct Underlay {
-    prefix: String,
     switch: Namespace,
     hosts: Vec<Host>,
     mtu: u32,
+    /// What the names of all its namespaces begin with.
+    pub(super) prefix: String,
 }
 
 /// A host: a namespace with one interface, `eth0`.
@@ -32,7 +33,7 @@ pub(crate) struct Host {
     pub(crate) ipv4: Ipv4Addr,
     /// Its IPv6 address on the underlay.
     pub(crate) ipv6: Ipv6Addr,
-    namespace: Namespace,
+    pub(super) namespace: Namespace,
 }
 
 impl Underlay {
@@ -45,7 +46,7 @@ impl Underlay {
         let bridge = "link add bridge mtu MTU type bridge forward_delay 0 mcast_snooping 0";
         switch.ip(&bridge.replace("MTU", &mtu.to_string()));
         switch.ip("link set bridge up");
-        let mut underlay = Self { prefix, switch, hosts: Vec::new(), mtu };
+        let mut underlay = Self { switch, hosts: Vec::new(), mtu, prefix };
         for number in 1..=hosts {
             underlay.add_host(number);
         }
@@ -129,11 +130,11 @@ pub(crate) enum Family {
 
 /// A network namespace, deleted when it is dropped.
 pub(crate) struct Namespace {
-    name: String,
+    pub(super) name: String,
 }
 
 impl Namespace {
-    fn new(name: String) -> Self {
+    pub(super) fn new(name: String) -> Self {
         ip(&["netns", "add", &name]);
         let namespace = Self { name };
         namespace.ip("link set lo up");

@@ -39,12 +39,14 @@ fn a_plain_frame_asks_for_nothing() {
 fn a_partial_checksum_in_its_usual_place() {
     let frame = Packet::udp(10).build_partial();
     let header = header(1, 0, 0, 34, 6);
-    let layout = Layout::parse(&frame, frame.len()).ok();
     let place = PartialChecksum { start: 34, offset: 6 };
-    assert_eq!(parse(&header, &frame, Offloads::ALL), Ok(Request::Checksum { place, layout }));
+    assert_eq!(
+        parse(&header, &frame, Offloads::ALL),
+        Ok(Request::Checksum { place, is_transport: true })
+    );
     assert_eq!(
         parse(&header[..10], &frame, Offloads::CSUM),
-        Ok(Request::Checksum { place, layout })
+        Ok(Request::Checksum { place, is_transport: true })
     );
     let fault = HeaderFault::ChecksumNotNegotiated;
     assert_eq!(parse(&header, &frame, Offloads::NONE), Err(fault));
@@ -56,11 +58,11 @@ fn a_partial_checksum_elsewhere_is_ours_to_complete() {
     // A tunnel of the guest's own: the inner TCP checksum.
     let place = PartialChecksum { start: 84, offset: 16 };
     let found = parse(&header(1, 0, 0, 84, 16), &frame, Offloads::ALL);
-    assert_eq!(found, Ok(Request::Checksum { place, layout: None }));
+    assert_eq!(found, Ok(Request::Checksum { place, is_transport: false }));
     // Not IP at all.
     let place = PartialChecksum { start: 14, offset: 0 };
     let found = parse(&header(1, 0, 0, 14, 0), &[0; 60], Offloads::ALL);
-    assert_eq!(found, Ok(Request::Checksum { place, layout: None }));
+    assert_eq!(found, Ok(Request::Checksum { place, is_transport: false }));
 }
 
 #[test]
@@ -144,8 +146,7 @@ proptest! {
         prop_assert_eq!(parse(&header, &frame, Offloads::ALL), Ok(Request::Segment { layout, size }));
         let header = Header::partial(&layout).emit(1);
         let place = PartialChecksum { start: layout.transport_at, offset: layout.transport.checksum_offset() };
-        let layout = Some(layout);
-        prop_assert_eq!(parse(&header, &frame, Offloads::ALL), Ok(Request::Checksum { place, layout }));
+        prop_assert_eq!(parse(&header, &frame, Offloads::ALL), Ok(Request::Checksum { place, is_transport: true }));
     }
 
     #[test]

@@ -337,11 +337,12 @@ fn transmit_fast(bed: &mut Bed, header_len: usize) -> Sent {
             Ok(None) => break false,
             Err(_) => break true,
         };
-        let frame = guest::read_frame(&mut ring, head, header_len, &mut pieces);
-        sent.push(frame.map(|frame| {
+        let mut frame = guest::TransmitFrame::EMPTY;
+        let read = guest::read_frame(&mut ring, head, header_len, &mut pieces, &mut frame);
+        sent.push(read.map(|()| {
             let mut bytes = vec![0; frame.len];
-            assert!(Gather::new(&pieces[frame.pieces], frame.skip).copy_to(&mut bytes));
-            assert_eq!(bytes[..14], frame.ethernet);
+            assert!(Gather::new(&pieces[frame.pieces.clone()], frame.skip).copy_to(&mut bytes));
+            assert_eq!(bytes[..14], *frame.ethernet());
             bytes
         }));
         ring.push_used(head, 0).unwrap();

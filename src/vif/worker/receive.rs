@@ -13,6 +13,7 @@ use crate::underlay::{Port, Underlay};
 use crate::vhost_user::vring::{GuestMemory, RingError};
 use crate::vif::guest::{Deliverer, Delivery};
 use crate::vif::ring::RingView;
+use crate::vif::throttle::Allowance;
 
 /// Times that a batch may go back to a receive ring without a frame delivered, before others get
 /// their turn: a guest that adds useless chains as fast as they are given back must not hold us.
@@ -25,6 +26,8 @@ enum Outcome {
     All,
     /// The guest has no buffers for the rest, and kicks when it has.
     Starved,
+    /// The rest waits for credit, and a timer.
+    Held,
     /// The guest keeps adding chains that no frame fits.
     Interrupted,
 }
@@ -32,7 +35,7 @@ enum Outcome {
 impl From<Outcome> for Progress {
     fn from(outcome: Outcome) -> Self {
         match outcome {
-            Outcome::All | Outcome::Starved => Self::Idle,
+            Outcome::All | Outcome::Starved | Outcome::Held => Self::Idle,
             Outcome::Interrupted => Self::More,
         }
     }
@@ -51,13 +54,20 @@ impl<U: Underlay> Worker<U> {
         now: Instant,
     ) -> Result<Progress, RingError> {
         let mut ring = RingView::new(queue, memory)?;
-        for _ in 0..BUDGET {
-            let outcome = self.deliver_incoming(&mut ring)?;
-            if outcome != Outcome::All || !self.fill(port, now) {
+        for turn in 0..BUDGET {
+            let outcome = self.deliver_incoming(&mut ring, now)?;
+            if outcome != Outcome::All {
+                return Ok(outcome.into());
+            }
+            if !self.fill(port, now) {
+                // Woken for nothing to read: reports make a socket poll, too, until they are read.
+                if turn == 0 {
+                    self.heed_reports(now);
+                }
                 return Ok(outcome.into());
             }
         }
-        self.deliver_incoming(&mut ring).map(Progress::from)
+        self.deliver_incoming(&mut ring, now).map(Progress::from)
     }
 
     /// Delivers frames that were read before but not delivered.
@@ -68,9 +78,10 @@ impl<U: Underlay> Worker<U> {
         &mut self,
         queue: &mut Queue,
         memory: &GuestMemory,
+        now: Instant,
     ) -> Result<Progress, RingError> {
         let mut ring = RingView::new(queue, memory)?;
-        self.deliver_incoming(&mut ring).map(Progress::from)
+        self.deliver_incoming(&mut ring, now).map(Progress::from)
     }
 
     /// Whether [`Worker::answer`] has something to say to the guest.
@@ -99,8 +110,8 @@ impl<U: Underlay> Worker<U> {
     /// Reads the next batch from a socket; false when nothing waits.
     pub(super) fn fill(&mut self, port: Port, now: Instant) -> bool {
         let Self { incoming, underlay, place, counters, .. } = self;
-        if let Err(error) = incoming.fill(port, underlay, &place.receiver, counters) {
-            if error.kind() != io::ErrorKind::WouldBlock {
+        if let Err(error) = incoming.fill(port, underlay, &place.receiver, counters, now) {
+            if error.kind() != io::ErrorKind::WouldBlock && self.heed_reports(now).is_empty() {
                 self.complain("cannot receive from the underlay", &error, now);
             }
             return false;
@@ -116,19 +127,34 @@ impl<U: Underlay> Worker<U> {
 
     /// Delivers what was read. The guest sees what was delivered also when the ring turns out to be
     /// broken after it.
-    fn deliver_incoming(&mut self, ring: &mut RingView<'_, '_>) -> Result<Outcome, RingError> {
-        let outcome = self.deliver_batch(ring);
+    fn deliver_incoming(
+        &mut self,
+        ring: &mut RingView<'_, '_>,
+        now: Instant,
+    ) -> Result<Outcome, RingError> {
+        let mut allowance = self.throttle.incoming.open(now);
+        let outcome = self.deliver_batch(ring, &mut allowance);
+        if self.throttle.incoming.close(allowance) {
+            self.counters.inc(VifCounter::rx_throttled);
+        }
         ring.publish()?;
         self.starved = matches!(outcome, Ok(Outcome::Starved));
         outcome
     }
 
-    fn deliver_batch(&mut self, ring: &mut RingView<'_, '_>) -> Result<Outcome, RingError> {
+    fn deliver_batch(
+        &mut self,
+        ring: &mut RingView<'_, '_>,
+        allowance: &mut Allowance,
+    ) -> Result<Outcome, RingError> {
         let mut attempts = 0;
         let mut most = usize::MAX;
         let Self { incoming, merger, counters, layout, .. } = self;
         let mut deliverer = Deliverer::default();
         while let Some(merged) = merger.merge(|n| if n < most { incoming.get(n) } else { None }) {
+            if !allowance.admits() {
+                return Ok(Outcome::Held);
+            }
             let Ok(merged) = merged else {
                 counters.inc(VifCounter::rx_drop_checksum);
                 incoming.take(1);
@@ -148,7 +174,8 @@ impl<U: Underlay> Worker<U> {
             match delivery {
                 Delivery::Done => {
                     counters.inc(VifCounter::rx_frames);
-                    counters.add(VifCounter::rx_bytes, len);
+                    counters.add(VifCounter::rx_bytes, len as u64);
+                    allowance.charge(len);
                     counters.add(VifCounter::rx_group_frames, incoming.is_group().into());
                     incoming.take(count);
                 }
@@ -178,6 +205,6 @@ impl<U: Underlay> Worker<U> {
     }
 }
 
-fn total_len(parts: &[&[u8]]) -> u64 {
-    parts.iter().map(|part| part.len() as u64).sum()
+fn total_len(parts: &[&[u8]]) -> usize {
+    parts.iter().map(|part| part.len()).sum()
 }

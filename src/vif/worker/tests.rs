@@ -1,6 +1,11 @@
 //! The data path against a driver of twenty lines, without a device or sockets.
 
+mod limits;
+mod sending;
+
 use std::mem;
+
+mod paths;
 
 use super::receive::ATTEMPTS;
 use super::*;
@@ -278,15 +283,15 @@ fn frames_without_buffers_wait_and_are_delivered_in_order() {
     }
     driver.offer(&[(&[], 40, WRITE)]);
     receive(&mut worker, &mut driver);
-    assert!(worker.is_starved());
+    assert!(worker.is_blocked());
     assert_eq!(driver.used(), [], "a frame that does not fit is not begun");
     let mut addresses = Vec::new();
     for _ in 0..5 {
         addresses.extend(driver.offer(&[(&[], 40, WRITE)]));
     }
     let Driver { queue, memory, .. } = &mut driver;
-    worker.retry(queue, memory).unwrap();
-    assert!(!worker.is_starved());
+    worker.retry(queue, memory, Instant::ZERO).unwrap();
+    assert!(!worker.is_blocked());
     assert_eq!(driver.used().len(), 6);
     assert_eq!(worker.counters.get(VifCounter::rx_frames), 3);
     // The second buffer of each frame holds bytes 28.. of it, its payload from 14 on.
@@ -348,7 +353,7 @@ fn a_frame_longer_than_a_whole_ring_holds_up_nobody() {
         driver.offer(&[(&[], 60, WRITE)]);
     }
     receive(&mut worker, &mut driver);
-    assert!(!worker.is_starved());
+    assert!(!worker.is_blocked());
     assert_eq!(worker.counters.get(VifCounter::rx_drop_no_buffer), 1);
     assert_eq!(driver.used(), [(0, 36)]);
 }
@@ -364,13 +369,13 @@ fn after_some_bad_chains_others_get_their_turn() {
     let Driver { queue, memory, .. } = &mut driver;
     let progress = worker.receive(Port::Own, queue, memory, Instant::ZERO).unwrap();
     assert_eq!(progress, Progress::More);
-    assert!(!worker.is_starved());
-    assert_eq!(worker.retry(queue, memory).unwrap(), Progress::Idle);
-    assert!(worker.is_starved());
+    assert!(!worker.is_blocked());
+    assert_eq!(worker.retry(queue, memory, Instant::ZERO).unwrap(), Progress::Idle);
+    assert!(worker.is_blocked());
     assert_eq!(worker.counters.get(VifCounter::rx_drop_malformed), ATTEMPTS as u64);
     driver.offer(&[(&[], 60, WRITE)]);
     let Driver { queue, memory, .. } = &mut driver;
-    assert_eq!(worker.retry(queue, memory).unwrap(), Progress::Idle);
+    assert_eq!(worker.retry(queue, memory, Instant::ZERO).unwrap(), Progress::Idle);
     assert_eq!(worker.counters.get(VifCounter::rx_frames), 1, "the frame was kept");
 }
 
@@ -666,7 +671,7 @@ fn segments_stay_apart_for_a_ring_that_holds_only_one() {
     let before = receiver.counters.get(VifCounter::rx_frames);
     assert_eq!(before, 5, "three buffers each");
     assert_eq!(receiver.counters.get(VifCounter::rx_drop_no_buffer), 0);
-    assert!(receiver.is_starved() && count == 8);
+    assert!(receiver.is_blocked() && count == 8);
 }
 
 #[test]

@@ -9,23 +9,23 @@ use super::{BUDGET, Progress, Worker};
 use crate::metrics::VifCounter;
 use crate::offload::LEAD_LEN;
 use crate::offload::header::Request;
-use crate::sys::iovec::{Gather, IoVec};
+use crate::sys::iovec::{self, Gather, IoVec};
 use crate::sys::mmsg::{BATCH, Message};
 use crate::time::Instant;
 use crate::underlay::Underlay;
 use crate::vhost_user::vring::{GuestMemory, RingError};
 use crate::vif::guest::{self, MODERN_HEADER_LEN, TransmitFrame};
-use crate::vif::outgoing::{AddressBytes, Batch, Outgoing, Route, Staged, Stager, Step};
+use crate::vif::outgoing::{AddressBytes, Batch, Lead, Route, Staged, Stager, Step};
 use crate::vif::ring::RingView;
-use crate::vif::too_big;
+use crate::vif::throttle::{Allowance, Direction};
 use crate::vif::tx::{self, SourceMac, Verdict};
 use crate::wire::{Capabilities, CareOf, encap, frame};
 
 /// Frames of one batch at most, and bytes after which it is large enough.
 const BATCH_FRAMES: usize = 256;
 const BATCH_BYTES: usize = 256 << 10;
-/// Answers to the guest that wait at most; more say nothing new.
-const MAX_ANSWERS: usize = 16;
+/// Times in one flush that an error of an earlier datagram is taken for that, and the call made again.
+const MAX_STALE: usize = 64;
 /// Longest frame that is looked into for an announcement of its sender, in bytes.
 const ANNOUNCEMENT_LEN: usize = 128;
 
@@ -44,6 +44,9 @@ impl<U: Underlay> Worker<U> {
         for _ in 0..BUDGET {
             ring.disable_kicks()?;
             let is_empty = self.transmit_batch(&mut ring, now)? == 0;
+            if self.throttle.holds(Direction::Out) {
+                return Ok(Progress::Idle); // Without kicks: a timer wakes us.
+            }
             if is_empty && !ring.enable_kicks()? {
                 return Ok(Progress::Idle);
             }
@@ -59,27 +62,38 @@ impl<U: Underlay> Worker<U> {
         now: Instant,
     ) -> Result<usize, RingError> {
         let mut batch = mem::take(&mut self.batch).recycle();
-        let taken = self.take_batch(ring, &mut batch, now);
+        let mut allowance = self.throttle.out.open(now);
+        let taken = self.take_batch(ring, &mut batch, &mut allowance, now);
+        if self.throttle.out.close(allowance) {
+            self.counters.inc(VifCounter::tx_throttled);
+        }
         self.send(&batch, now);
         self.batch = batch.recycle();
         ring.publish()?;
         taken
     }
 
-    /// Takes frames from the ring until the batch is full or there are no more.
+    /// Takes frames from the ring until the batch is full, there are no more, or the rest must wait.
     fn take_batch<'m>(
         &mut self,
         ring: &mut RingView<'_, 'm>,
         batch: &mut Batch<'m>,
+        allowance: &mut Allowance,
         now: Instant,
     ) -> Result<usize, RingError> {
         let (mut taken, mut bytes) = (0, 0);
+        let mut frame = TransmitFrame::EMPTY;
         while taken < BATCH_FRAMES && bytes < BATCH_BYTES {
+            let position = ring.position();
             let Some(head) = ring.pop()? else { break };
-            match guest::read_frame(ring, head, self.layout.len, &mut batch.pieces) {
-                Ok(frame) => {
+            if !allowance.admits() {
+                ring.rewind_to(position);
+                break;
+            }
+            match guest::read_frame(ring, head, self.layout.len, &mut batch.pieces, &mut frame) {
+                Ok(()) => {
                     bytes += frame.len;
-                    self.dispatch(frame, batch, now);
+                    allowance.charge(self.dispatch(&frame, batch, now));
                 }
                 Err(guest::Malformed) => self.counters.inc(VifCounter::tx_drop_malformed),
             }
@@ -89,22 +103,26 @@ impl<U: Underlay> Worker<U> {
         Ok(taken)
     }
 
-    /// Judges a frame and puts it where it belongs; its pieces stay only if it leaves now.
-    fn dispatch(&mut self, frame: TransmitFrame, batch: &mut Batch<'_>, now: Instant) {
+    /// Judges a frame and puts it where it belongs; its pieces stay only if it leaves now. Returns
+    /// its length, or 0 if it was dropped.
+    fn dispatch(&mut self, frame: &TransmitFrame, batch: &mut Batch<'_>, now: Instant) -> usize {
         let key = self.place.receiver.key;
-        let judged = tx::judge(key, self.source_mac, &frame.ethernet, &mut self.neighbors, now);
+        let judged = tx::judge(key, self.source_mac, frame.ethernet(), &mut self.neighbors, now);
         if judged.is_stamped && self.source_mac == SourceMac::Stamp {
             self.counters.inc(VifCounter::tx_stamped);
         }
-        let start = frame.pieces.start;
-        let outgoing = match judged.verdict {
-            Verdict::Unicast(coa) => self.prepare(frame, judged.addresses, to_vif(coa), batch),
+        let (start, len) = (frame.pieces.start, frame.len);
+        let prepared = match judged.verdict {
+            Verdict::Unicast(coa) => self.prepare(frame, judged.addresses, to_vif(coa), batch, now),
+            Verdict::Group if !self.throttle.admits_group(len, now) => {
+                Err(VifCounter::tx_drop_group_rate)
+            }
             Verdict::Group => {
-                self.look_for_announcement(&frame, batch);
-                self.prepare(frame, judged.addresses, self.to_group(), batch)
+                self.look_for_announcement(frame, batch);
+                self.prepare(frame, judged.addresses, self.to_group(), batch, now)
             }
             Verdict::Wait(mac) => {
-                let parked = parked(&frame, judged.addresses, batch);
+                let parked = parked(frame, judged.addresses, batch);
                 Err(match self.park.push(mac, parked, now) {
                     Ok(()) => VifCounter::tx_parked,
                     Err(_) => VifCounter::tx_drop_park_full,
@@ -112,11 +130,12 @@ impl<U: Underlay> Worker<U> {
             }
             Verdict::Drop(counter) => Err(counter),
         };
-        match outgoing {
-            Ok(outgoing) => batch.frames.push(outgoing),
+        match prepared {
+            Ok(()) => len,
             Err(counter) => {
                 self.counters.inc(counter);
                 batch.pieces.truncate(start);
+                if counter == VifCounter::tx_parked { len } else { 0 }
             }
         }
     }
@@ -126,35 +145,44 @@ impl<U: Underlay> Worker<U> {
         Route { to: self.place.group, is_group: true, capabilities }
     }
 
-    /// Looks at what the guest wants done to a frame; copies its headers first if anything.
+    /// Looks at what the guest wants done to a frame and adds it to the batch; copies all of its
+    /// headers if it is to be cut.
     fn prepare(
         &self,
-        frame: TransmitFrame,
+        frame: &TransmitFrame,
         addresses: AddressBytes,
         route: Route,
         batch: &mut Batch<'_>,
-    ) -> Result<Outgoing, VifCounter> {
-        let TransmitFrame { header, len, pieces, skip, .. } = frame;
-        let fits = encap::LEN + len <= self.place.max_datagram;
-        let mut outgoing =
-            Outgoing { route, addresses, request: Request::Plain, len, pieces, skip, lead: None };
-        let [flags, gso_type, ..] = header;
-        if flags == 0 && gso_type == 0 && fits {
-            return Ok(outgoing);
+        now: Instant,
+    ) -> Result<(), VifCounter> {
+        let fits = encap::LEN + frame.len <= self.max_datagram(&route, now);
+        let [flags, gso_type, ..] = *frame.header() else {
+            return Err(VifCounter::tx_drop_header);
+        };
+        let (mut request, mut lead) = (Request::Plain, None);
+        if gso_type != 0 || !fits {
+            let copied = whole_lead(frame, addresses, batch);
+            request = self.parse(frame, copied.get(..frame.len).unwrap_or(&copied))?;
+            lead = Some(batch.leads.len());
+            batch.leads.push(copied);
+        } else if flags != 0 {
+            request = self.parse(frame, frame.lead())?;
         }
-        let mut lead = [0; LEAD_LEN];
-        let copied = lead.get_mut(..len.min(LEAD_LEN)).unwrap_or_default();
-        batch.gather(&outgoing, 0).copy_to(copied);
-        if let Some(place) = copied.first_chunk_mut() {
-            *place = addresses;
+        if let Some(outgoing) = batch.add() {
+            outgoing.route = route;
+            outgoing.addresses = addresses;
+            outgoing.request = request;
+            outgoing.len = frame.len;
+            outgoing.pieces = frame.pieces.clone();
+            outgoing.skip = frame.skip;
+            outgoing.lead = lead;
         }
-        outgoing.request = Request::parse(&header, copied, len, self.offloads)
-            .map_err(|_| VifCounter::tx_drop_header)?;
-        if !fits || matches!(outgoing.request, Request::Segment { .. }) {
-            outgoing.lead = Some(batch.leads.len());
-            batch.leads.push(lead);
-        }
-        Ok(outgoing)
+        Ok(())
+    }
+
+    fn parse(&self, frame: &TransmitFrame, lead: &[u8]) -> Result<Request, VifCounter> {
+        let request = Request::parse(frame.header(), lead, frame.len, self.offloads);
+        request.map_err(|_| VifCounter::tx_drop_header)
     }
 
     fn look_for_announcement(&mut self, frame: &TransmitFrame, batch: &Batch<'_>) {
@@ -170,17 +198,15 @@ impl<U: Underlay> Worker<U> {
     pub(super) fn send_parked(&mut self, frames: &[Vec<u8>], coa: CareOf, now: Instant) {
         let mut batch = Batch::default();
         for bytes in frames {
-            let Some((header, frame)) = bytes.split_first_chunk() else { continue };
-            let Some(ethernet) = frame.first_chunk() else { continue };
-            let Some(addresses) = frame.first_chunk() else { continue };
             let at = batch.pieces.len();
-            batch.pieces.push(IoVec::from_slice(bytes));
-            let pieces = at..at + 1;
-            let (header, ethernet, len) = (*header, *ethernet, frame.len());
-            let parked = TransmitFrame { header, ethernet, len, pieces, skip: header.len() };
-            match self.prepare(parked, *addresses, to_vif(coa), &mut batch) {
-                Ok(frame) => batch.frames.push(frame),
-                Err(counter) => self.counters.inc(counter),
+            let piece = IoVec::from_slice(bytes);
+            let mut parked = TransmitFrame::EMPTY;
+            let read = parked.read(&[piece], bytes.len(), MODERN_HEADER_LEN, at..at + 1);
+            let Some(()) = read else { continue };
+            let Some(addresses) = parked.ethernet().first_chunk() else { continue };
+            batch.pieces.push(piece);
+            if let Err(counter) = self.prepare(&parked, *addresses, to_vif(coa), &mut batch, now) {
+                self.counters.inc(counter);
             }
         }
         self.send(&batch, now);
@@ -188,120 +214,115 @@ impl<U: Underlay> Worker<U> {
 
     /// Sends a batch in order.
     fn send(&mut self, batch: &Batch<'_>, now: Instant) {
+        self.segmentation.handle_timeout(now);
         let mut at = 0;
-        while at < batch.frames.len() {
-            match self.stager.stage(batch, at, self.place.max_datagram) {
+        while let Some(frame) = batch.frames.get(at) {
+            let max_datagram = self.max_datagram(&frame.route, now);
+            self.stager.limit_segments(self.segmentation.most(frame.route.to.ip()));
+            match self.stager.stage(batch, at, max_datagram) {
                 Step::Done(count) => at += count,
-                Step::Full if !self.stager.staged().is_empty() => self.flush(now),
+                Step::Full if !self.stager.staged().is_empty() => self.flush(batch, now),
                 // Larger than the empty buffer.
                 Step::Full => {
                     self.counters.inc(VifCounter::tx_drop_too_big);
                     at += 1;
                 }
+                Step::Refused(VifCounter::tx_drop_too_big) => {
+                    self.send_too_long(batch, at, now);
+                    at += 1;
+                }
                 Step::Refused(counter) => {
                     self.counters.inc(counter);
-                    if counter == VifCounter::tx_drop_too_big {
-                        self.answer_too_big(batch, at);
-                    }
                     at += 1;
                 }
             }
         }
-        self.flush(now);
+        self.flush(batch, now);
     }
 
-    /// Tells the guest, as a router would, what does fit.
-    fn answer_too_big(&mut self, batch: &Batch<'_>, at: usize) {
-        let Some(frame) = batch.frames.get(at) else { return };
-        let max_frame = self.place.max_datagram.saturating_sub(encap::LEN);
-        let answer = batch.lead(frame).and_then(|lead| too_big::answer(lead, max_frame));
-        if let Some(answer) = answer
-            && self.answers.len() < MAX_ANSWERS
-        {
-            self.answers.push(answer);
-        }
-    }
-
-    /// Sends what is staged. What the kernel refuses is counted by reason and the next one tried.
-    fn flush(&mut self, now: Instant) {
+    /// Sends what is staged of a batch. What the kernel refuses is counted by reason and the next one
+    /// tried.
+    pub(super) fn flush(&mut self, batch: &Batch<'_>, now: Instant) {
         let stager = mem::replace(&mut self.stager, Stager::empty());
-        for batch in stager.staged().chunks(BATCH) {
-            let mut parts = [const { IoVec::EMPTY }; BATCH];
-            for (staged, part) in batch.iter().zip(&mut parts) {
-                *part = IoVec::from_slice(stager.bytes(staged));
+        let mut parts = iovec::recycle(mem::take(&mut self.parts));
+        for staged in stager.staged().chunks(BATCH) {
+            parts.clear();
+            let mut ends = [0; BATCH];
+            for (staged, end) in staged.iter().zip(&mut ends) {
+                stager.parts(staged, batch, &mut parts);
+                *end = parts.len();
             }
             let mut messages = [Message { to: self.place.group, parts: &[], segment: 0 }; BATCH];
-            for ((staged, part), message) in batch.iter().zip(&parts).zip(&mut messages) {
+            let mut start = 0;
+            for ((staged, end), message) in staged.iter().zip(ends).zip(&mut messages) {
                 let (to, segment) = (staged.route.to, staged.segment);
-                *message = Message { to, parts: std::slice::from_ref(part), segment };
+                let parts = parts.get(start..end).unwrap_or_default();
+                *message = Message { to, parts, segment };
+                start = end;
             }
-            self.send_messages(batch, messages.get(..batch.len()).unwrap_or_default(), now);
+            self.send_messages(staged, messages.get(..staged.len()).unwrap_or_default(), now);
         }
+        self.parts = iovec::recycle(parts);
         self.stager = stager;
         self.stager.clear();
     }
 
-    fn send_messages(&mut self, mut staged: &[Staged], mut messages: &[Message<'_>], now: Instant) {
-        while let [first, ..] = messages {
+    /// Sends messages in order; returns whether the first has left.
+    pub(super) fn send_messages(
+        &mut self,
+        mut staged: &[Staged],
+        mut messages: &[Message<'_>],
+        now: Instant,
+    ) -> bool {
+        let (all, mut has_left, mut stale) = (messages.len(), false, 0);
+        while let ([message, ..], [first, ..]) = (messages, staged) {
             let settled = match self.underlay.send(messages) {
                 Ok(count) => {
                     staged.iter().take(count).for_each(|staged| self.count_sent(staged));
+                    has_left |= messages.len() == all;
                     count
                 }
-                Err(error) if first.segment != 0 && is_segmentation_refused(&error) => {
-                    self.complain(
-                        "the kernel refuses UDP_SEGMENT; sending one by one",
-                        &error,
-                        now,
-                    );
-                    self.send_one_by_one(staged.first(), first, now);
-                    1
+                Err(_) if stale < MAX_STALE && self.heed_reports(now).are_stale() => {
+                    stale += 1;
+                    continue;
                 }
-                Err(error) => self.count_refused(&error, staged, now),
+                Err(error) => match self.remedy(&error, first, now) {
+                    Some(remedy) => {
+                        self.send_again(first, message, remedy, now);
+                        1
+                    }
+                    None if self.split_refused(&error, first, message, now) => 1,
+                    None => self.count_refused(&error, staged, now),
+                },
             };
             // At least one is settled in each round, whatever the kernel answers.
             let settled = settled.clamp(1, messages.len());
             staged = staged.get(settled..).unwrap_or_default();
             messages = messages.get(settled..).unwrap_or_default();
         }
+        has_left
     }
 
-    /// The datagrams of a message each by itself: slow, but it works everywhere.
-    fn send_one_by_one(&mut self, staged: Option<&Staged>, message: &Message<'_>, now: Instant) {
-        let (Some(staged), [bytes]) = (staged, message.parts) else { return };
-        let segment = usize::from(message.segment).max(1);
-        let mut is_first = true;
-        for start in (0..bytes.len()).step_by(segment) {
-            let part = bytes.skip(start).first(segment);
-            let datagram = Message { parts: std::slice::from_ref(&part), segment: 0, ..*message };
-            // The frames of the message are counted with its first datagram.
-            let one = Staged {
-                range: 0..part.len(),
-                segment: 0,
-                frames: if is_first { staged.frames } else { 0 },
-                frame_bytes: if is_first { staged.frame_bytes } else { 0 },
-                ..staged.clone()
-            };
-            is_first = false;
-            match self.underlay.send(&[datagram]) {
-                Ok(_) => self.count_sent(&one),
-                Err(error) => drop(self.count_refused(&error, &[one], now)),
-            }
-        }
-    }
-
-    fn count_sent(&self, staged: &Staged) {
+    pub(super) fn count_sent(&self, staged: &Staged) {
         let counters = &self.counters;
         counters.add(VifCounter::tx_frames, staged.frames);
         counters.add(VifCounter::tx_bytes, staged.frame_bytes);
-        counters.add(VifCounter::tx_datagrams, staged.datagrams() as u64);
+        counters.add(VifCounter::tx_datagrams, staged.datagrams as u64);
+        if self.segmentation.is_refused(staged.route.to.ip()) {
+            counters.add(VifCounter::tx_unsegmented, staged.datagrams as u64);
+        }
         if staged.route.is_group {
             counters.add(VifCounter::tx_group_frames, staged.frames);
         }
     }
 
     /// Counts what an error says of the first of the messages; returns how many it settles.
-    fn count_refused(&mut self, error: &io::Error, waiting: &[Staged], now: Instant) -> usize {
+    pub(super) fn count_refused(
+        &mut self,
+        error: &io::Error,
+        waiting: &[Staged],
+        now: Instant,
+    ) -> usize {
         let (counter, settled) = match error.raw_os_error() {
             Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => {
                 (VifCounter::tx_drop_backpressure, waiting.len())
@@ -326,24 +347,30 @@ impl<U: Underlay> Worker<U> {
     }
 }
 
+/// The beginning of a frame, with our addresses.
+fn whole_lead(frame: &TransmitFrame, addresses: AddressBytes, batch: &Batch<'_>) -> Lead {
+    let mut lead = [0; LEAD_LEN];
+    let pieces = batch.pieces.get(frame.pieces.clone()).unwrap_or_default();
+    let len = frame.len.min(LEAD_LEN);
+    Gather::new(pieces, frame.skip).copy_to(lead.get_mut(..len).unwrap_or_default());
+    if let Some(place) = lead.first_chunk_mut() {
+        *place = addresses;
+    }
+    lead
+}
+
 /// A frame to wait: its virtio-net header at full length, and its bytes with our addresses.
 fn parked(frame: &TransmitFrame, addresses: AddressBytes, batch: &Batch<'_>) -> Vec<u8> {
     let mut bytes = vec![0; MODERN_HEADER_LEN + frame.len];
     let pieces = batch.pieces.get(frame.pieces.clone()).unwrap_or_default();
-    if let Some((header, rest)) = bytes.split_first_chunk_mut() {
-        *header = frame.header;
+    if let Some((header, rest)) = bytes.split_first_chunk_mut::<MODERN_HEADER_LEN>() {
+        header.iter_mut().zip(frame.header()).for_each(|(to, from)| *to = *from);
         Gather::new(pieces, frame.skip).copy_to(rest);
         if let Some(place) = rest.first_chunk_mut() {
             *place = addresses;
         }
     }
     bytes
-}
-
-/// Whether the kernel or the link can't cut a message into datagrams (udp(7)): no checksum offload
-/// on the link, segments too long for it, too many of them.
-fn is_segmentation_refused(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE))
 }
 
 fn to_vif(coa: CareOf) -> Route {

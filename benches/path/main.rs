@@ -1,0 +1,196 @@
+//! What a worker spends on a frame in user space: rings on one side, an underlay that costs nothing
+//! on the other.
+//!
+//! `cargo bench --bench path` prints the least nanoseconds per frame of many rounds, which other
+//! load on the machine hardly changes; `valgrind --tool=callgrind` on the program it names with
+//! `--no-run` counts instructions. What the kernel and the guest's processor add is told by
+//! `benches/run`.
+
+mod ring;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use etherparse::PacketBuilder;
+use vnet::metrics::{VifCounter, VifCounters};
+use vnet::offload::features::Offloads;
+use vnet::offload::header::Header;
+use vnet::offload::layout::Layout;
+use vnet::sys::clock;
+use vnet::sys::mmsg::{Message, ReceiveBatch};
+use vnet::time::Instant;
+use vnet::underlay::{Port, Underlay};
+use vnet::vif::guest::HeaderLayout;
+use vnet::vif::rx::Receiver;
+use vnet::vif::tx::SourceMac;
+use vnet::vif::worker::{Place, Worker};
+use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, Stamp, VifKey, VnetId};
+
+use ring::{Driver, VIRTIO_LEN};
+
+const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
+const PEER: Mac = Mac([2, 0, 0, 0, 0, 2]);
+const CAPABLE: Capabilities =
+    Capabilities(Capabilities::PARTIAL_CHECKSUM.0 | Capabilities::BUNDLE.0);
+const ROUNDS: usize = 2000;
+
+/// Keeps what is sent the first time, and hands it over again and again.
+#[derive(Default)]
+struct Loop {
+    kept: Vec<(Vec<u8>, usize)>,
+    is_recording: bool,
+    is_full: bool,
+}
+
+impl Underlay for Loop {
+    fn send(&mut self, messages: &[Message<'_>]) -> io::Result<usize> {
+        if self.is_recording {
+            for message in messages {
+                let mut bytes = Vec::new();
+                message.parts.iter().for_each(|part| part.append_to(&mut bytes));
+                let segment = usize::from(message.segment);
+                let segment = if segment == 0 { bytes.len() } else { segment };
+                self.kept.push((bytes, segment));
+            }
+        }
+        Ok(messages.len())
+    }
+
+    fn receive(&mut self, _: Port, batch: &mut ReceiveBatch) -> io::Result<()> {
+        if !std::mem::take(&mut self.is_full) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        // Once: it stays where it was received.
+        if batch.is_empty() {
+            for (bytes, segment) in &self.kept {
+                assert!(batch.push(addr(2), bytes, *segment), "room for a batch");
+            }
+        }
+        Ok(())
+    }
+
+    fn descriptor(&self, _: Port) -> Option<RawFd> {
+        None
+    }
+}
+
+fn addr(host: u8) -> SocketAddr {
+    ([192, 0, 2, host], 4000).into()
+}
+
+fn worker(own: Mac, peer: Mac, underlay: Loop) -> (Worker<Loop>, Arc<VifCounters>) {
+    let vnet = VnetId::new(42).expect("an id");
+    let key = VifKey { vnet, mac: own };
+    let receiver = Receiver { key, own: addr(1), capabilities: CAPABLE };
+    let place = Place { receiver, group: addr(9), max_datagram: 1472 };
+    let counters = Arc::new(VifCounters::default());
+    let mut worker = Worker::new(place, SourceMac::Stamp, counters.clone(), underlay);
+    worker.set_features(HeaderLayout { len: VIRTIO_LEN, mergeable: true }, Offloads::ALL);
+    let coa = CareOf { addr: addr(2), kinds: EncapKinds::UDP, capabilities: CAPABLE };
+    let lifetime = Duration::from_secs(1 << 20);
+    worker.handle_mapping(peer, coa, Stamp(1), lifetime, Instant::ZERO);
+    (worker, counters)
+}
+
+/// A frame of `len` bytes with its virtio-net header: UDP, or TCP to be cut.
+fn frame(len: usize, segment: Option<u16>) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2(OWN.0, PEER.0).ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
+    let mut frame = Vec::new();
+    let written = match segment {
+        Some(_) => {
+            let mut tcp = builder.tcp(1000, 2000, 1, 65_535);
+            tcp = tcp.ack(1);
+            tcp.write(&mut frame, &vec![7; len - 54])
+        }
+        None => builder.udp(1000, 2000).write(&mut frame, &vec![7; len - 42]),
+    };
+    written.expect("a frame");
+    frame[..6].copy_from_slice(&PEER.0);
+    frame[6..12].copy_from_slice(&OWN.0);
+    let layout = Layout::parse(&frame, frame.len()).expect("headers");
+    // The sum of the pseudo-header: what a partial checksum's field holds.
+    let partial = layout.pseudo_header(&frame, frame.len() - layout.transport_at).fold();
+    let at = layout.checksum_at();
+    frame[at..at + 2].copy_from_slice(&partial.to_be_bytes());
+    let header = match segment {
+        Some(size) => Header::merged(&layout, size, false),
+        None => Header::partial(&layout),
+    };
+    [&header.emit(0)[..], &frame].concat()
+}
+
+/// The least time of a step, in nanoseconds; `again` comes between steps.
+fn least(rounds: usize, mut again: impl FnMut(), mut step: impl FnMut()) -> f64 {
+    let mut least = f64::MAX;
+    // The clock counts microseconds.
+    const AT_ONCE: usize = 16;
+    for _ in 0..rounds / AT_ONCE {
+        let mut spent = Duration::ZERO;
+        for _ in 0..AT_ONCE {
+            again();
+            let begin = clock::mono();
+            step();
+            spent += clock::mono() - begin;
+        }
+        least = least.min(spent.as_nanos() as f64 / AT_ONCE as f64);
+    }
+    least
+}
+
+fn measure(name: &str, rounds: usize, bytes: &[u8], pieces: &[usize], count: u16) {
+    let mut driver = Driver::new();
+    driver.fill_tx(bytes, pieces, count);
+    let (mut sender, counters) = worker(OWN, PEER, Loop { is_recording: true, ..Loop::default() });
+    let transmit = |sender: &mut Worker<Loop>, driver: &mut Driver| {
+        driver.offer_tx(count);
+        let Driver { tx, memory, .. } = driver;
+        sender.transmit(tx, memory, Instant::ZERO).expect("a sound ring");
+    };
+    transmit(&mut sender, &mut driver);
+    assert_eq!(counters.get(VifCounter::tx_frames), u64::from(count), "{name}");
+    let kept = sender.underlay().kept.clone();
+    let (mut sender, _) = worker(OWN, PEER, Loop::default());
+    let driver = std::cell::RefCell::new(driver);
+    let sent = least(
+        rounds,
+        || driver.borrow_mut().offer_tx(count),
+        || {
+            let Driver { tx, memory, .. } = &mut *driver.borrow_mut();
+            sender.transmit(tx, memory, Instant::ZERO).expect("a sound ring");
+        },
+    );
+    let received = receive(name, rounds, kept, count);
+    let each = |time: f64| time / f64::from(count);
+    println!("{name:12} sending {:7.1} ns, receiving {:7.1} ns", each(sent), each(received));
+}
+
+fn receive(name: &str, rounds: usize, kept: Vec<(Vec<u8>, usize)>, count: u16) -> f64 {
+    let mut driver = Driver::new();
+    driver.fill_rx();
+    let (worker, counters) = worker(PEER, OWN, Loop { kept, is_full: true, ..Loop::default() });
+    let worker = std::cell::RefCell::new(worker);
+    let mut step = |worker: &mut Worker<Loop>| {
+        let Driver { rx, memory, .. } = &mut driver;
+        worker.receive(Port::Own, rx, memory, Instant::ZERO).expect("a sound ring");
+        driver.offer_rx();
+    };
+    step(&mut worker.borrow_mut());
+    assert!(counters.get(VifCounter::rx_frames) > 0, "{name}");
+    assert!(counters.get(VifCounter::rx_bytes) >= u64::from(count) * 20, "{name}");
+    let mut underlay = || {
+        let mut worker = worker.borrow_mut();
+        worker.underlay_mut().is_full = true;
+    };
+    least(rounds, &mut underlay, || step(&mut worker.borrow_mut()))
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let rounds = arguments.iter().find_map(|text| text.parse().ok()).unwrap_or(ROUNDS);
+    measure("64", rounds, &frame(64, None), &[], 256);
+    measure("1400", rounds, &frame(1400, None), &[12 + 42], 128);
+    measure("64 KiB TSO", rounds, &frame(62_000, Some(1398)), &[12 + 54, 32 << 10], 4);
+}

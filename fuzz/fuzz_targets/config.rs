@@ -1,0 +1,8 @@
+//! See `targets::config`: configuration files.
+
+#![no_main]
+
+#[path = "../targets/mod.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::config::run(data));

@@ -1,0 +1,8 @@
+//! See `targets::control`: the control protocol, both directions.
+
+#![no_main]
+
+#[path = "../targets/mod.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::control::run(data));

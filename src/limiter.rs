@@ -1,0 +1,181 @@
+//! Token buckets: how many bits, or frames, may pass until now.
+//!
+//! A [`Bucket`] fills at a rate up to its burst. Who wants to pass takes credit out of it; while it
+//! is empty, frames wait or are dropped, as its user decides. It may be shared by threads, and is
+//! nothing but one number, of what has been spent:
+//!
+//! ```text
+//!   earned(now) = rate * now           what has flowed in since the clock's origin
+//!   level       = earned - spent       at most the burst: what is more has flowed over
+//! ```
+//!
+//! What was earned is computed anew from the clock each time, so nothing is rounded twice and
+//! nothing drifts. All of it is modulo 2^64.
+//!
+//! While it is empty, credit can be booked: the level falls below zero at once, and the booked may be
+//! used when it is back at zero. Who books later gets it later.
+//!
+//! A frame passes as soon as the level is above zero, and is charged as a whole: the level may go
+//! below zero by one frame (of each thread), which is paid back before the next. So a burst need not
+//! have room for the largest frame, and within any time no more passes than the rate yields, the
+//! burst and one frame.
+//!
+//! Units are the caller's: here a cost is in bits for [`Limit::bits`] and one per frame for
+//! [`Limit::frames`].
+
+#![forbid(unsafe_code)]
+
+pub mod units;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::time::Instant;
+use units::{Rate, Size};
+
+/// Microseconds in a second: the clock's resolution.
+const MICROS: u64 = 1_000_000;
+/// What a burst holds at least, as time at the rate: who waits for credit wakes up some tenths of a
+/// millisecond late, and what flows over meanwhile is lost.
+const MIN_BURST_TIME: Duration = Duration::from_millis(2);
+/// More than all threads together can owe for their last frames, in bits. They never book more
+/// than the rate yields in a second.
+const MAX_OVERDRAFT: u64 = 1 << 24;
+
+/// A rate and how much of it may pass at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Bits or frames per second, 1 to 10^12.
+    per_second: u64,
+    /// Bits or frames, at least 1.
+    burst: u64,
+}
+
+impl Limit {
+    /// Bits per second. Without a burst it is what the rate yields in `time`, but one frame of
+    /// `least` bytes at least.
+    ///
+    /// # Errors
+    /// The burst is too small to keep up the rate: the least that is enough.
+    pub fn bits(rate: Rate, burst: Option<Size>, time: Duration, least: u64) -> Result<Self, Size> {
+        let per_second = rate.bits_per_second();
+        let smallest = yield_of(per_second, MIN_BURST_TIME).div_ceil(8).max(1);
+        let burst = match burst {
+            Some(burst) if burst.bytes() < smallest => return Err(Size::from_bytes(smallest)),
+            Some(burst) => burst.bytes() * 8,
+            None => yield_of(per_second, time).max(8 * least),
+        };
+        Ok(Self { per_second, burst })
+    }
+
+    /// Frames per second, and as many at once as that is in `time`, but `least` at least.
+    pub fn frames(per_second: u32, time: Duration, least: u64) -> Self {
+        let per_second = u64::from(per_second).max(1);
+        Self { per_second, burst: yield_of(per_second, time).max(least).max(1) }
+    }
+
+    /// Bits or frames that may pass at once.
+    pub fn burst(self) -> u64 {
+        self.burst
+    }
+
+    /// What the rate yields in some milliseconds.
+    pub fn yields(self, time: Duration) -> u64 {
+        yield_of(self.per_second, time)
+    }
+}
+
+fn yield_of(per_second: u64, time: Duration) -> u64 {
+    per_second.saturating_mul(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)) / 1000
+}
+
+/// How full a bucket is.
+enum Level {
+    /// Not more than its burst.
+    Credit(u64),
+    /// Below zero.
+    Debt(u64),
+}
+
+/// A token bucket, full at the clock's origin.
+#[derive(Debug)]
+pub struct Bucket {
+    limit: Limit,
+    /// Of what has been earned, what has been taken or has flowed over.
+    spent: AtomicU64,
+    /// More than can be owed: a debt beyond it means that the bucket has been left alone for so long
+    /// that the numbers have come round, or that the clock was set back.
+    most_owed: u64,
+}
+
+impl Bucket {
+    /// A full bucket.
+    pub fn new(limit: Limit) -> Self {
+        let spent = AtomicU64::new(0_u64.wrapping_sub(limit.burst));
+        Self { limit, spent, most_owed: limit.per_second + limit.burst + MAX_OVERDRAFT }
+    }
+
+    /// Its rate and size.
+    pub fn limit(&self) -> Limit {
+        self.limit
+    }
+
+    /// Takes up to `most` of what is there; 0 if nothing is. The loan is ended by
+    /// [`Bucket::settle`].
+    pub fn lease(&self, most: u64, now: Instant) -> u64 {
+        self.update(now, |credit| credit.min(most))
+    }
+
+    /// Ends a loan: what was used less is given back, what was used more is owed.
+    pub fn settle(&self, leased: u64, used: u64) {
+        self.spent.fetch_add(used.wrapping_sub(leased), Ordering::Relaxed);
+    }
+
+    /// Charges `cost` if there is any credit; false if not.
+    pub fn admit(&self, cost: u64, now: Instant) -> bool {
+        self.update(now, |_| cost) != 0
+    }
+
+    /// Takes what `wanted` says of the credit, which it is asked for only if there is some.
+    fn update(&self, now: Instant, wanted: impl Fn(u64) -> u64) -> u64 {
+        let mut spent = self.spent.load(Ordering::Relaxed);
+        loop {
+            let Level::Credit(credit @ 1..) = self.level(spent, now) else { return 0 };
+            let taken = wanted(credit);
+            // What flowed over is spent, too.
+            let after = self.earned(now).wrapping_sub(credit).wrapping_add(taken);
+            let order = Ordering::Relaxed;
+            match self.spent.compare_exchange_weak(spent, after, order, order) {
+                Ok(_) => return taken,
+                Err(changed) => spent = changed,
+            }
+        }
+    }
+
+    /// Takes `amount` that may not be there yet; returns when it is earned.
+    pub fn book(&self, amount: u64, now: Instant) -> Instant {
+        let spent = self.spent.fetch_add(amount, Ordering::Relaxed).wrapping_add(amount);
+        let Level::Debt(debt) = self.level(spent, now) else { return now };
+        let micros = (u128::from(debt) * u128::from(MICROS)).div_ceil(self.limit.per_second.into());
+        now + Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
+    }
+
+    fn level(&self, spent: u64, now: Instant) -> Level {
+        let earned = self.earned(now);
+        match spent.wrapping_sub(earned) {
+            0 => Level::Credit(0),
+            debt if debt <= self.most_owed => Level::Debt(debt),
+            _ => Level::Credit(earned.wrapping_sub(spent).min(self.limit.burst)),
+        }
+    }
+
+    /// Modulo 2^64; the product of rate and part of a second is below 2^60.
+    fn earned(&self, now: Instant) -> u64 {
+        let (seconds, part) = (now.as_micros() / MICROS, now.as_micros() % MICROS);
+        let whole = self.limit.per_second.wrapping_mul(seconds);
+        whole.wrapping_add(self.limit.per_second * part / MICROS)
+    }
+}
+
+#[cfg(test)]
+mod tests;

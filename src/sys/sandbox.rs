@@ -1,0 +1,159 @@
+//! After its start, a process gives up what it no longer needs, so that whoever takes it over (a
+//! guest through a bug in its backend, say) gains nothing.
+//!
+//! | Layer | What is left |
+//! |---|---|
+//! | no-new-privs (prctl(2)) | no program started from here ever gains a privilege |
+//! | capabilities (capabilities(7)) | none, also for root; varpd keeps what [`Confinement::capabilities`] says |
+//! | Landlock (landlock(7)) | no file is opened, made or removed beyond [`Confinement::files`]; no TCP; no signal or abstract socket beyond this process |
+//! | seccomp (seccomp(2)) | the system calls of [`calls`]; any other kills the process |
+//!
+//! The layers are put on in this order, by the only thread that there is; threads that are started
+//! later inherit them. A kernel without Landlock is told of and lived with: seccomp forbids the
+//! same calls to a backend. A kernel without seccomp is an error.
+
+mod calls;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use caps::Capability;
+use caps::{CapSet, CapsHashSet};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
+};
+use seccompiler::BpfProgram;
+use thiserror::Error;
+
+pub use calls::Profile;
+
+/// The newest Landlock that this knows; of an older kernel's, what there is.
+const LANDLOCK: ABI = ABI::V7;
+
+/// A file or directory that stays reachable, with all that is in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// What is in this directory may be removed: the socket that is listened on, at the end.
+    RemoveSocket(PathBuf),
+    /// It may be read.
+    Read(PathBuf),
+}
+
+impl Reach {
+    /// The socket at `path` may be removed; Landlock knows rights on directories only.
+    pub fn remove_socket(path: &Path) -> Self {
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        Self::RemoveSocket(directory.unwrap_or(Path::new(".")).into())
+    }
+}
+
+/// What a process keeps.
+#[derive(Clone, Debug)]
+pub struct Confinement {
+    /// Which system calls.
+    pub profile: Profile,
+    /// Which files.
+    pub files: Vec<Reach>,
+    /// Which capabilities, if it has them.
+    pub capabilities: Vec<Capability>,
+}
+
+/// Why a process can't be confined. It must not go on then.
+#[derive(Debug, Error)]
+pub enum SandboxError {
+    /// prctl(2) failed.
+    #[error("cannot set no-new-privs: {0}")]
+    NoNewPrivs(#[source] io::Error),
+    /// Capabilities stay.
+    #[error("cannot drop capabilities: {0}")]
+    Capabilities(String),
+    /// Landlock is there but does not do it.
+    #[error("cannot restrict the files in reach: {0}")]
+    Landlock(String),
+    /// The kernel takes no filter.
+    #[error("cannot restrict system calls: {0}")]
+    Seccomp(#[from] seccompiler::Error),
+    /// The filter can't be made.
+    #[error("cannot make the filter of system calls: {0}")]
+    Filter(#[from] seccompiler::BackendError),
+}
+
+impl Confinement {
+    /// Confines this process, for ever. To be called while it has one thread.
+    ///
+    /// # Errors
+    /// What stays open. Some of it may be closed already: the process should end.
+    pub fn enter(&self) -> Result<(), SandboxError> {
+        nix::sys::prctl::set_no_new_privs().map_err(|e| SandboxError::NoNewPrivs(e.into()))?;
+        self.drop_capabilities()?;
+        self.restrict_files()?;
+        for program in self.programs()? {
+            seccompiler::apply_filter(&program)?;
+        }
+        Ok(())
+    }
+
+    fn drop_capabilities(&self) -> Result<(), SandboxError> {
+        let failed = |error: caps::errors::CapsError| SandboxError::Capabilities(error.to_string());
+        let held = caps::read(None, CapSet::Permitted).map_err(failed)?;
+        // Only who may change the bounding set can do so; without it, no-new-privs still holds.
+        if held.contains(&Capability::CAP_SETPCAP) {
+            caps::clear(None, CapSet::Bounding).map_err(failed)?;
+        }
+        let kept: CapsHashSet =
+            self.capabilities.iter().copied().filter(|cap| held.contains(cap)).collect();
+        for set in [CapSet::Ambient, CapSet::Inheritable] {
+            caps::clear(None, set).map_err(failed)?;
+        }
+        caps::set(None, CapSet::Effective, &kept).map_err(failed)?;
+        caps::set(None, CapSet::Permitted, &kept).map_err(failed)
+    }
+
+    fn restrict_files(&self) -> Result<(), SandboxError> {
+        match self.landlock() {
+            Ok(RulesetStatus::NotEnforced) => {
+                log::warn!("this kernel has no Landlock: files are out of reach by seccomp alone");
+                Ok(())
+            }
+            Ok(status) => {
+                log::debug!("Landlock: {status:?}");
+                Ok(())
+            }
+            Err(error) => Err(SandboxError::Landlock(error)),
+        }
+    }
+
+    fn landlock(&self) -> Result<RulesetStatus, String> {
+        let describe = |error: &dyn std::error::Error| error.to_string();
+        let mut rules = Ruleset::default()
+            .set_compatibility(CompatLevel::BestEffort)
+            .handle_access(AccessFs::from_all(LANDLOCK))
+            .and_then(|rules| rules.handle_access(AccessNet::from_all(LANDLOCK)))
+            .and_then(|rules| rules.scope(Scope::from_all(LANDLOCK)))
+            .and_then(Ruleset::create)
+            .map_err(|error| describe(&error))?;
+        for reach in &self.files {
+            let (path, access) = match reach {
+                Reach::RemoveSocket(path) => (path, AccessFs::RemoveFile.into()),
+                Reach::Read(path) => (path, AccessFs::from_read(LANDLOCK)),
+            };
+            let opened = PathFd::new(path).map_err(|error| describe(&error))?;
+            // What means something for directories only is left out for a file.
+            rules = rules
+                .add_rule(
+                    PathBeneath::new(opened, access).set_compatibility(CompatLevel::BestEffort),
+                )
+                .map_err(|error| describe(&error))?;
+        }
+        rules.restrict_self().map(|status| status.ruleset).map_err(|error| describe(&error))
+    }
+
+    fn programs(&self) -> Result<[BpfProgram; 2], SandboxError> {
+        let removes = self.files.iter().any(|reach| matches!(reach, Reach::RemoveSocket(_)));
+        let reads = self.files.iter().any(|reach| matches!(reach, Reach::Read(_)));
+        Ok([calls::refused()?, calls::allowed(self.profile, calls::Files { removes, reads })?])
+    }
+}

@@ -1,0 +1,183 @@
+//! The system calls that a process makes after its start, and who makes them.
+//!
+//! A call that is missing here kills the process, so a new one belongs into the same commit as the
+//! code that makes it. The list is what this code, its crates, Rust's standard library and glibc or
+//! musl use; `strace -fc` shows them.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch,
+};
+
+/// Which program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// `vhost-user-vnet`.
+    Backend,
+    /// `varpd`.
+    Varpd,
+}
+
+/// What is done with files.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Files {
+    pub(super) removes: bool,
+    pub(super) reads: bool,
+}
+
+/// Calls that both programs make, whatever the arguments.
+const COMMON: &[libc::c_long] = &[
+    // sys::event, the crates' epoll loops, sys::signal.
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_eventfd2,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_write,
+    libc::SYS_writev,
+    // Sockets. A backend binds none but those of the socket pair to the vhost-user daemon, and
+    // Landlock lets nobody make a socket file.
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_getpeername,
+    libc::SYS_getsockname,
+    libc::SYS_getsockopt,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_setsockopt,
+    libc::SYS_shutdown,
+    // Descriptors.
+    libc::SYS_close,
+    libc::SYS_dup,
+    libc::SYS_fcntl,
+    libc::SYS_fstat,
+    libc::SYS_lseek,
+    // Memory: the allocator, stacks of threads.
+    libc::SYS_brk,
+    libc::SYS_madvise,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    // Threads, locks and their end.
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_rseq,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_yield,
+    libc::SYS_set_robust_list,
+    libc::SYS_sigaltstack,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_restart_syscall,
+    // An abort raises its signal so; Landlock keeps it within the process.
+    libc::SYS_tgkill,
+    // Time and randomness.
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_getrandom,
+    libc::SYS_timerfd_settime,
+];
+
+/// Old forms of the same, which only this architecture has.
+#[cfg(target_arch = "x86_64")]
+const OLD: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_dup2];
+#[cfg(not(target_arch = "x86_64"))]
+const OLD: &[libc::c_long] = &[];
+
+/// Removal of a socket's file, and the look at it before.
+#[cfg(target_arch = "x86_64")]
+const REMOVAL: &[libc::c_long] =
+    &[libc::SYS_statx, libc::SYS_newfstatat, libc::SYS_lstat, libc::SYS_unlink, libc::SYS_unlinkat];
+#[cfg(not(target_arch = "x86_64"))]
+const REMOVAL: &[libc::c_long] = &[libc::SYS_statx, libc::SYS_newfstatat, libc::SYS_unlinkat];
+
+/// Reading files anew, those that Landlock leaves in reach.
+const READING: &[libc::c_long] =
+    &[libc::SYS_openat, libc::SYS_statx, libc::SYS_newfstatat, libc::SYS_getdents64];
+
+/// The allow-list.
+pub(super) fn allowed(profile: Profile, files: Files) -> Result<BpfProgram, BackendError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    let mut allow = |calls: &[libc::c_long]| {
+        rules.extend(calls.iter().map(|call| (*call, Vec::new())));
+    };
+    allow(COMMON);
+    allow(OLD);
+    if files.removes {
+        allow(REMOVAL);
+    }
+    if files.reads {
+        allow(READING);
+    }
+    let domains: &[i32] = match profile {
+        Profile::Backend => &[libc::AF_UNIX],
+        Profile::Varpd => &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6],
+    };
+    let of_domain = |domain: &i32| when(0, SeccompCmpOp::Eq, unsigned(*domain));
+    rules.insert(libc::SYS_socket, domains.iter().map(of_domain).collect::<Result<_, _>>()?);
+    rules.insert(libc::SYS_socketpair, vec![when(0, SeccompCmpOp::Eq, unsigned(libc::AF_UNIX))?]);
+    // No code is ever loaded or written.
+    let not_executable = SeccompCmpOp::MaskedEq(unsigned(libc::PROT_EXEC));
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        rules.insert(call, vec![when(2, not_executable.clone(), 0)?]);
+    }
+    // Threads yes, processes and namespaces no.
+    let thread = unsigned(libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND);
+    rules.insert(libc::SYS_clone, vec![when(0, SeccompCmpOp::MaskedEq(thread), thread)?]);
+    // What `refused` answers instead.
+    rules.insert(libc::SYS_clone3, Vec::new());
+    let naming = [libc::PR_SET_NAME, libc::PR_SET_VMA]
+        .map(|option| when(0, SeccompCmpOp::Eq, unsigned(option)));
+    rules.insert(libc::SYS_prctl, naming.into_iter().collect::<Result<_, _>>()?);
+    let mut requests = vec![libc::FIONBIO, libc::FIONREAD, libc::TCGETS];
+    if profile == Profile::Varpd {
+        // sys::link: an interface's MTU.
+        requests.push(libc::SIOCGIFMTU);
+    }
+    let requests = requests.into_iter().map(|request| when(1, SeccompCmpOp::Eq, request));
+    rules.insert(libc::SYS_ioctl, requests.collect::<Result<_, _>>()?);
+    filter(rules, SeccompAction::KillProcess, SeccompAction::Allow)
+}
+
+/// Calls that are said not to exist: glibc then makes threads with clone(2), whose flags, other
+/// than those of clone3(2), a filter can see.
+pub(super) fn refused() -> Result<BpfProgram, BackendError> {
+    let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    filter(rules, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS.unsigned_abs()))
+}
+
+fn filter(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    otherwise: SeccompAction,
+    listed: SeccompAction,
+) -> Result<BpfProgram, BackendError> {
+    let architecture: TargetArch = std::env::consts::ARCH.try_into()?;
+    SeccompFilter::new(rules, otherwise, listed, architecture)?.try_into()
+}
+
+/// A call whose argument `index` compares so.
+fn when(index: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
+    let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)?;
+    SeccompRule::new(vec![condition])
+}
+
+/// Constants of libc are signed where the kernel's are not.
+fn unsigned(constant: libc::c_int) -> u64 {
+    u64::from(constant.cast_unsigned())
+}

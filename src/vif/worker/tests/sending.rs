@@ -1,0 +1,269 @@
+//! How frames are handed to the kernel, and what becomes of them when it refuses.
+
+use super::*;
+use crate::offload::bundle::Entries;
+use crate::sys::iovec::IoVec;
+use crate::sys::mmsg::{MAX_PARTS, MAX_SEGMENTS, Message};
+
+/// Datagrams that the worker sent since the last call.
+fn sent(worker: &mut Worker<MemoryUnderlay>) -> Vec<(SocketAddr, Vec<u8>)> {
+    worker.underlay.messages = 0;
+    mem::take(&mut worker.underlay.sent)
+}
+
+fn len_of(message: &Message<'_>) -> usize {
+    message.parts.iter().map(IoVec::len).sum()
+}
+
+fn datagrams_of(message: &Message<'_>) -> usize {
+    len_of(message).div_ceil(usize::from(message.segment).max(1)).max(1)
+}
+
+/// Offers a frame in pieces of these lengths, the last as long as it takes.
+fn offer_in_pieces(driver: &mut Driver, header: [u8; 12], frame: &[u8], lens: &[usize]) {
+    let bytes = [&header[..], frame].concat();
+    let mut rest = bytes.as_slice();
+    let mut buffers = Vec::new();
+    for &len in lens {
+        let (piece, more) = rest.split_at(len);
+        buffers.push((piece, piece.len(), 0));
+        rest = more;
+    }
+    buffers.push((rest, rest.len(), 0));
+    // A buffer has room for a page; what is longer goes on behind it, so only the last may be.
+    driver.offer(&buffers);
+    driver.data += rest.len() as u64;
+}
+
+/// What leaves at a large MTU, with payload scattered from so many bytes on.
+fn leaves(scatter_from: usize, capabilities: Capabilities) -> (Vec<(SocketAddr, Vec<u8>)>, usize) {
+    let (mut worker, mut driver) = (offloading_worker(capabilities), Driver::new());
+    worker.place.max_datagram = 8972;
+    worker.stager.scatter_from(scatter_from);
+    let large = tcp_frame(60_000);
+    for lens in [&[][..], &[12], &[12, 66], &[5, 30, 100, 4000, 1]] {
+        offer_in_pieces(&mut driver, tso_header(&large, 8000), &large, lens);
+    }
+    transmit(&mut worker, &mut driver);
+    for len in [8000, 8000, 7000, 8000] {
+        let long = tcp_frame(len);
+        offer_in_pieces(&mut driver, partial_header(&long), &long, &[12, 66]);
+    }
+    transmit(&mut worker, &mut driver);
+    assert_eq!(worker.counters.get(VifCounter::tx_frames), 8);
+    let messages = worker.underlay.messages;
+    (sent(&mut worker), messages)
+}
+
+#[test]
+fn what_is_scattered_leaves_as_what_is_staged() {
+    for capabilities in [CAPABLE, Capabilities::NONE] {
+        let (staged, messages) = leaves(usize::MAX, capabilities);
+        assert_eq!(staged.len(), 4 * 8 + 4);
+        assert_eq!(messages, 4 + 2);
+        for scatter_from in [0, 1000, 7990, 8001] {
+            let (scattered, as_many) = leaves(scatter_from, capabilities);
+            assert!(scattered == staged, "from {scatter_from}");
+            // Frames that are scattered and those that are not are in messages of their own.
+            assert!(as_many <= messages + 1);
+        }
+    }
+}
+
+#[test]
+fn payload_is_not_copied_where_the_receiver_completes_checksums() {
+    fn is_copied(message: &Message<'_>) -> Option<i32> {
+        (message.parts.len() == 1).then_some(libc::EPERM)
+    }
+    for (capabilities, copied) in [(CAPABLE, 0), (Capabilities::NONE, 1)] {
+        let (mut worker, mut driver) = (offloading_worker(capabilities), Driver::new());
+        worker.place.max_datagram = 8972;
+        worker.underlay.refuse = Some(is_copied);
+        let large = tcp_frame(30_000);
+        offer_with_header(&mut driver, tso_header(&large, 8900), &large);
+        transmit(&mut worker, &mut driver);
+        assert_eq!(worker.counters.get(VifCounter::tx_drop_error), copied);
+        assert_eq!(worker.counters.get(VifCounter::tx_frames), 1 - copied);
+    }
+}
+
+#[test]
+fn a_message_never_has_more_than_the_kernel_takes() {
+    fn is_too_much(message: &Message<'_>) -> Option<i32> {
+        let fits = message.parts.len() <= MAX_PARTS
+            && datagrams_of(message) <= MAX_SEGMENTS
+            && len_of(message) <= 65_507;
+        (!fits).then_some(libc::EPERM)
+    }
+    for size in [48, 500, 1000, 8900] {
+        for pieces in [0, 1, 13] {
+            let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+            worker.place.max_datagram = 8972;
+            worker.stager.scatter_from(0);
+            worker.underlay.refuse = Some(is_too_much);
+            let large = tcp_frame(60_000);
+            let lens = vec![1; pieces];
+            offer_in_pieces(&mut driver, tso_header(&large, size), &large, &lens);
+            transmit(&mut worker, &mut driver);
+            assert_eq!(worker.counters.get(VifCounter::tx_drop_error), 0, "{size}");
+            let count = 60_000_usize.div_ceil(size.into());
+            assert_eq!(worker.underlay.sent.len(), count, "{size}");
+        }
+    }
+}
+
+fn refuses_segments(message: &Message<'_>) -> Option<i32> {
+    (message.segment != 0).then_some(libc::EIO)
+}
+
+#[test]
+fn a_refusal_is_remembered_for_a_while() {
+    let large = tcp_frame(20_000);
+    let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    worker.underlay.refuse = Some(refuses_segments);
+    let mut send = |worker: &mut Worker<MemoryUnderlay>, now| {
+        offer_with_header(&mut driver, tso_header(&large, 1398), &large);
+        let Driver { queue, memory, .. } = &mut driver;
+        worker.underlay.calls = 0;
+        worker.transmit(queue, memory, now).unwrap();
+        (sent(worker), worker.underlay.calls)
+    };
+    let (first, calls) = send(&mut worker, Instant::ZERO);
+    assert_eq!((first.len(), calls), (15, 2), "refused, then all at once");
+    let (second, calls) = send(&mut worker, Instant::from_millis(1));
+    assert_eq!(calls, 1, "many datagrams in one call, and no vain attempt");
+    assert!(first == second);
+    assert_eq!(worker.counters.get(VifCounter::tx_unsegmented), 30);
+    assert_eq!(worker.counters.get(VifCounter::tx_datagrams), 30);
+    assert_eq!(worker.counters.get(VifCounter::tx_frames), 2);
+    worker.underlay.refuse = None;
+    let peer = CareOf { capabilities: CAPABLE, ..coa(7) };
+    let lifetime = Duration::from_secs(100);
+    worker.handle_mapping(Mac(PEER), peer, Stamp(2), lifetime, Instant::ZERO);
+    let (third, calls) = send(&mut worker, Instant::from_millis(60_000));
+    assert!(first == third);
+    assert_eq!(calls, 1);
+    assert_eq!(worker.counters.get(VifCounter::tx_unsegmented), 30, "it was tried again");
+}
+
+#[test]
+fn scattered_messages_can_be_sent_one_by_one_too() {
+    let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    worker.place.max_datagram = 8972;
+    worker.underlay.refuse = Some(refuses_segments);
+    let large = tcp_frame(60_000);
+    for _ in 0..2 {
+        offer_in_pieces(&mut driver, tso_header(&large, 8000), &large, &[40, 2000]);
+        transmit(&mut worker, &mut driver);
+    }
+    assert_eq!(worker.underlay.sent.len(), 16);
+    let (first, second) = worker.underlay.sent.split_at(8);
+    assert!(first == second);
+    let payload = first.iter().flat_map(|(_, datagram)| &datagram[8 + TCP_HEADERS..]);
+    assert!(payload.eq(&large[TCP_HEADERS..]));
+}
+
+#[test]
+fn a_kernel_that_takes_64_at_a_time_gets_no_more() {
+    fn takes_64(message: &Message<'_>) -> Option<i32> {
+        (datagrams_of(message) > 64).then_some(libc::EINVAL)
+    }
+    let large = tcp_frame(50_000);
+    let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    worker.underlay.refuse = Some(takes_64);
+    let mut counts = Vec::new();
+    for _ in 0..2 {
+        offer_with_header(&mut driver, tso_header(&large, 400), &large);
+        worker.underlay.calls = 0;
+        transmit(&mut worker, &mut driver);
+        let messages = worker.underlay.messages;
+        counts.push((worker.underlay.calls, messages, sent(&mut worker).len()));
+    }
+    assert_eq!(counts, [(2, 2, 125), (1, 2, 125)]);
+    assert_eq!(worker.counters.get(VifCounter::tx_unsegmented), 0);
+    assert_eq!(worker.counters.get(VifCounter::tx_frames), 2);
+}
+
+#[test]
+fn what_is_too_long_for_the_path_does_not_give_up_segmentation() {
+    fn path_of_1000(message: &Message<'_>) -> Option<i32> {
+        let longest = if message.segment == 0 { len_of(message) } else { message.segment.into() };
+        (longest > 1000).then_some(libc::EMSGSIZE)
+    }
+    let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    worker.underlay.refuse = Some(path_of_1000);
+    let large = tcp_frame(1398 * 3 + 100);
+    offer_with_header(&mut driver, tso_header(&large, 1398), &large);
+    transmit(&mut worker, &mut driver);
+    assert_eq!(sent(&mut worker).len(), 1, "the short one at the end");
+    assert_eq!(worker.counters.get(VifCounter::tx_drop_too_big), 3);
+    let fits = tcp_frame(5000);
+    offer_with_header(&mut driver, tso_header(&fits, 500), &fits);
+    transmit(&mut worker, &mut driver);
+    assert_eq!(worker.underlay.messages, 1);
+    assert_eq!(worker.underlay.sent.len(), 10);
+    assert_eq!(worker.counters.get(VifCounter::tx_unsegmented), 0);
+}
+
+// ---- kernels that damage messages of equal datagrams -------------------------------------------
+
+fn is_damaged(message: &Message<'_>) -> Option<i32> {
+    let segment = usize::from(message.segment);
+    let last = len_of(message) % segment.max(1);
+    let is_fine = segment == 0 || (64.min(segment - 1)..segment).contains(&last);
+    (!is_fine).then_some(libc::EPERM)
+}
+
+#[test]
+fn where_equal_datagrams_are_damaged_each_message_ends_with_a_shorter_one() {
+    for scatter_from in [0, usize::MAX] {
+        let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+        worker.stager.set_short_ends(true);
+        worker.stager.scatter_from(scatter_from);
+        worker.underlay.refuse = Some(is_damaged);
+        let large = tcp_frame(60_000);
+        offer_with_header(&mut driver, tso_header(&large, 1000), &large);
+        for _ in 0..3 {
+            driver.offer_frame(&frame(PEER, OWN, &[7; 1000]));
+        }
+        transmit(&mut worker, &mut driver);
+        assert_eq!(worker.counters.get(VifCounter::tx_drop_error), 0);
+        assert_eq!(worker.counters.get(VifCounter::tx_frames), 4);
+        let is_padding = |datagram: &[u8]| {
+            datagram[..2] == [0x40, 2] && Entries::new(&datagram[8..]).next().is_none()
+        };
+        let (ends, frames): (Vec<_>, Vec<_>) =
+            sent(&mut worker).into_iter().partition(|(_, datagram)| is_padding(datagram));
+        assert_eq!(ends.len(), 2, "one for the segments, one for the three");
+        assert!(ends.iter().all(|(_, datagram)| (64..1000).contains(&datagram.len())));
+        assert_eq!(frames.len(), 63);
+        let payload = frames[..60].iter().flat_map(|(_, datagram)| &datagram[8 + TCP_HEADERS..]);
+        assert!(payload.eq(&large[TCP_HEADERS..]));
+    }
+}
+
+#[test]
+fn receivers_that_know_no_padding_get_single_datagrams_there() {
+    let (mut worker, mut driver) = (offloading_worker(Capabilities::NONE), Driver::new());
+    worker.stager.set_short_ends(true);
+    let large = tcp_frame(10_000);
+    offer_with_header(&mut driver, tso_header(&large, 1000), &large);
+    transmit(&mut worker, &mut driver);
+    assert_eq!(worker.underlay.messages, 10);
+    assert_eq!(worker.underlay.calls, 1);
+    assert_eq!(worker.underlay.sent.len(), 10);
+}
+
+#[test]
+fn such_padding_is_nothing_to_a_receiver() {
+    let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    let padding = [&[0x40, 2, 0, 0, 0, 0, 0, 42][..], &[0; 500]].concat();
+    worker.underlay.own.push_back((addr(9), padding));
+    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, b"next")));
+    driver.offer(&[(&[], 100, WRITE)]);
+    receive(&mut worker, &mut driver);
+    assert_eq!(driver.used().len(), 1);
+    let values = worker.counters.snapshot();
+    let dropped = values.iter().filter(|(name, _)| name.contains("drop")).map(|(_, n)| n);
+    assert_eq!(dropped.sum::<u64>(), 0);
+}

@@ -1,0 +1,128 @@
+//! A path between two hosts that becomes narrow while guests use it. "Ping works, ssh hangs" must not
+//! happen.
+
+use super::ping::assert_all_answered;
+use super::support::guest::{Guest, Qemu, Running};
+use super::support::netns::Family;
+use super::support::routed::Routed;
+use super::support::vnet::{Listener, Vif};
+use super::support::{can_boot_guests, step, take_turn, wait_until};
+use super::{Machine, Site, newest_qemu, transfer};
+
+use std::time::Duration;
+
+const G1: Vif = Vif { vnet: 42, mac: 1 };
+const G2: Vif = Vif { vnet: 42, mac: 2 };
+/// What is sent in each direction while the path becomes narrow, in MiB.
+const MIB: u32 = 24;
+/// How much of it has arrived by then, at least.
+const BEFORE: u64 = 1 << 20;
+/// MTU of the narrow path.
+const NARROW: u32 = 1280;
+
+/// Guests that were told 8950, and were not told and believe in 1500.
+#[test]
+fn guests_on_a_path_that_shrinks_from_9000() {
+    path_shrinks(Family::V4, 9000, 8950);
+}
+
+#[test]
+fn guests_on_an_ipv6_path_that_shrinks_from_1500() {
+    path_shrinks(Family::V6, 1500, 1430);
+}
+
+fn path_shrinks(family: Family, mtu: u32, guest_mtu: u32) {
+    let what = format!("guests on a path that shrinks from {mtu}, {family:?}");
+    if !can_boot_guests(&what) {
+        return;
+    }
+    let _turn = take_turn();
+    step(&what);
+    let mut site = Site::with_mtu(2, family, mtu);
+    let routed = Routed::between(&site.underlay, mtu);
+    site.guest_mtu = Some(guest_mtu);
+    let mut m1 = site.start("g1", 0, G1, Listener::Backend, Qemu::Installed);
+    site.guest_mtu = None;
+    let mut m2 = site.start("g2", 1, G2, Listener::Backend, newest_qemu());
+    m1.bring_up("10.0.0.1/24");
+    m2.bring_up("10.0.0.2/24");
+    for (machine, mtu) in [(&mut m1, guest_mtu), (&mut m2, 1500)] {
+        assert_eq!(machine.guest.number("cat /sys/class/net/eth0/mtu"), u64::from(mtu));
+    }
+
+    step(&format!("TCP in both directions, on {mtu}"));
+    transfer(&mut m1.guest, &mut m2.guest, "10.0.0.2", 8);
+    transfer(&mut m2.guest, &mut m1.guest, "10.0.0.1", 8);
+
+    step("both at the same time, and the path becomes narrow");
+    let forth = Transfer::start(&mut m1.guest, &mut m2.guest, "10.0.0.2");
+    let back = Transfer::start(&mut m2.guest, &mut m1.guest, "10.0.0.1");
+    for (machine, transfer) in [(&mut m2, &forth), (&mut m1, &back)] {
+        wait_until("both are well under way", Duration::from_secs(60), || {
+            received(&mut machine.guest) > transfer.begin + BEFORE
+        });
+    }
+    routed.narrow(NARROW);
+    let left = [(&mut m2, &forth), (&mut m1, &back)].map(|(machine, transfer)| {
+        let arrived = received(&mut machine.guest) - transfer.begin;
+        (u64::from(MIB) << 20).saturating_sub(arrived)
+    });
+    step(&format!("  {left:?} bytes are still to come"));
+    assert!(left.iter().all(|left| *left > 0), "in mid-flow");
+    forth.finish(&mut m1.guest);
+    back.finish(&mut m2.guest);
+    transfer(&mut m1.guest, &mut m2.guest, "10.0.0.2", 4);
+    transfer(&mut m2.guest, &mut m1.guest, "10.0.0.1", 4);
+
+    step("long datagrams");
+    for (machine, to, size) in [(&mut m1, "10.0.0.2", 1390), (&mut m2, "10.0.0.1", 1390)] {
+        // The first are lost: the guest learns from them.
+        machine
+            .guest
+            .run(&format!("until ping -q -c 1 -W 1 -s {size} {to}; do usleep 50000; done"));
+        assert_all_answered(&mut machine.guest, 20, &format!("-i 0.05 -s {size} {to}"));
+    }
+    step("the path grows again");
+    routed.widen(&site.underlay, mtu);
+    transfer(&mut m1.guest, &mut m2.guest, "10.0.0.2", 4);
+    transfer(&mut m2.guest, &mut m1.guest, "10.0.0.1", 4);
+    assert!(routed.told(family) > 0, "the routers had something to say");
+    assert_eq!(routed.ip_fragments(&site.underlay), 0, "nothing was ever fragmented by IP");
+    for Machine { guest, .. } in [&mut m1, &mut m2] {
+        guest.assert_not_rebooted();
+        guest.assert_no_complaints();
+    }
+}
+
+fn received(guest: &mut Guest) -> u64 {
+    guest.number("cat /sys/class/net/eth0/statistics/rx_bytes")
+}
+
+/// A TCP transfer that is under way.
+struct Transfer {
+    running: Running,
+    /// Bytes that the receiver's interface had received before.
+    begin: u64,
+}
+
+impl Transfer {
+    fn start(from: &mut Guest, to: &mut Guest, address: &str) -> Self {
+        // The receiver sends back the checksum of what it has got, the sender makes one on the way.
+        to.run("nc -l -p 5001 -e sha256sum </dev/null >/dev/null 2>&1 &");
+        to.run("until netstat -ltn | grep -q :5001; do usleep 10000; done");
+        from.run("mkfifo /tmp/copy");
+        let begin = received(to);
+        let running = from.spawn(&format!(
+            "sha256sum </tmp/copy >/tmp/sum & \
+             head -c {} /dev/urandom | tee /tmp/copy | nc {address} 5001; wait; cat /tmp/sum",
+            MIB << 20
+        ));
+        Self { running, begin }
+    }
+
+    fn finish(self, from: &mut Guest) {
+        let (status, output) = from.wait(self.running);
+        let sums: Vec<&str> = output.lines().collect();
+        assert!(status == 0 && sums.len() == 2 && sums[0] == sums[1], "{status}: {output}");
+    }
+}

@@ -34,6 +34,14 @@ impl Work {
             Self::Beside => "rtt-beside-bulk".to_owned(),
         }
     }
+
+    /// Who does it: polling is for round trips.
+    pub(crate) fn subjects(self) -> &'static [Kind] {
+        match self {
+            Self::Idle => &[Kind::Vnet, Kind::Polling, Kind::Kernel],
+            Self::Bulk | Self::Frames(_) | Self::Beside => &[Kind::Vnet, Kind::Kernel],
+        }
+    }
 }
 
 /// Conditions and what is done under them.
@@ -93,7 +101,7 @@ pub(crate) struct Windows {
     pub(crate) tried: Vec<(Window, f64)>,
 }
 
-/// Runs the cases of a group that are wanted, both subjects in turn.
+/// Runs the cases of a group that are wanted, all subjects in turn.
 pub(crate) fn run(
     group: &Group,
     options: &Options,
@@ -109,7 +117,10 @@ pub(crate) fn run(
     let directory = tempfile::tempdir_in(directory)?;
     let hosts = Hosts::new(prefix, conditions.mtu, conditions.link)?;
     let mut subjects = Vec::new();
-    for kind in [Kind::Vnet, Kind::Kernel] {
+    for kind in [Kind::Vnet, Kind::Polling, Kind::Kernel] {
+        if !works.iter().any(|work| work.subjects().contains(&kind)) {
+            continue;
+        }
         let mut subject = Subject::start(kind, conditions, &hosts, directory.path())?;
         measure::introduce(&mut subject)?;
         subjects.push(subject);
@@ -118,7 +129,8 @@ pub(crate) fn run(
     for work in works {
         let name = group.case_name(work);
         eprintln!("{name}");
-        let more = run_case(work, &name, options, &mut subjects);
+        let doing = subjects.iter_mut().filter(|subject| work.subjects().contains(&subject.kind));
+        let more = run_case(work, &name, options, doing.collect());
         rows.extend(more.map_err(|error| io::Error::other(format!("{name}: {error}")))?);
     }
     Ok(rows)
@@ -128,10 +140,10 @@ fn run_case(
     work: Work,
     name: &str,
     options: &Options,
-    subjects: &mut [Subject],
+    mut subjects: Vec<&mut Subject>,
 ) -> io::Result<Vec<Row>> {
     let mut windows = Vec::new();
-    for subject in subjects.iter_mut() {
+    for subject in &mut subjects {
         windows.push(try_windows(work, options, subject)?);
     }
     let mut samples = vec![Samples::default(); subjects.len()];

@@ -63,10 +63,15 @@ fn run(options: &Options) -> io::Result<()> {
     }
     let machine = Machine::this()?;
     let rows = measure(options, &groups)?;
-    let expected = groups.iter().flat_map(|group| {
-        group.works.iter().map(|&work| group.case_name(work)).filter(|name| options.wants(name))
-    });
-    let expected: Vec<String> = expected.collect();
+    let mut expected = Vec::new();
+    for group in &groups {
+        for work in &group.works {
+            let name = group.case_name(*work);
+            if options.wants(&name) {
+                expected.extend(work.subjects().iter().map(|kind| (name.clone(), kind.name())));
+            }
+        }
+    }
     if expected.is_empty() {
         return Err(io::Error::other("there is no such case, see --list"));
     }
@@ -89,18 +94,16 @@ fn measure(options: &Options, groups: &[Group]) -> io::Result<Vec<Row>> {
 }
 
 /// A case that has passed nothing, or that is missing in the file, is a failure, not a figure.
-fn check(expected: &[String], results: &Value) -> io::Result<()> {
+fn check(expected: &[(String, &str)], results: &Value) -> io::Result<()> {
     let rows = results["rows"].as_array().map_or(&[][..], Vec::as_slice);
-    for name in expected {
-        for subject in ["vnet", "kernel"] {
-            let row = rows.iter().find(|row| row["case"] == **name && row["subject"] == subject);
-            let passed = row.is_some_and(|row| {
-                let figures = [&row["goodput_gbit_s"]["median"], &row["rtt_p50_us"]["median"]];
-                figures.iter().any(|figure| figure.as_f64().is_some_and(|figure| figure > 0.0))
-            });
-            if !passed {
-                return Err(io::Error::other(format!("{name}: {subject} has passed nothing")));
-            }
+    for (name, subject) in expected {
+        let row = rows.iter().find(|row| row["case"] == **name && row["subject"] == *subject);
+        let passed = row.is_some_and(|row| {
+            let figures = [&row["goodput_gbit_s"]["median"], &row["rtt_p50_us"]["median"]];
+            figures.iter().any(|figure| figure.as_f64().is_some_and(|figure| figure > 0.0))
+        });
+        if !passed {
+            return Err(io::Error::other(format!("{name}: {subject} has passed nothing")));
         }
     }
     Ok(())

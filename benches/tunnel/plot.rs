@@ -1,4 +1,4 @@
-//! The plot: bars, two for each case, in panels of one unit each. SVG, without a library.
+//! The plot: bars, one for each subject of a case, in panels of one unit each. SVG, without a library.
 
 use std::fmt::Write;
 
@@ -33,6 +33,7 @@ const PANELS: [Panel; 5] = [
 fn colour(kind: Kind) -> &'static str {
     match kind {
         Kind::Vnet => "#2563a8",
+        Kind::Polling => "#7fb2e5",
         Kind::Kernel => "#b8b8b8",
     }
 }
@@ -95,12 +96,13 @@ fn bar(body: &mut String, y: usize, colour: &str, figure: Figure, scale: f64) {
 fn legend(body: &mut String, y: usize, below: &str) -> usize {
     for (n, (kind, name)) in [
         (Kind::Vnet, "vnet: vhost-user-vnet and varpd"),
+        (Kind::Polling, "vnet-poll: the same with --busy-poll 50"),
         (Kind::Kernel, "kernel: taps and bridges, with VXLAN between hosts"),
     ]
     .into_iter()
     .enumerate()
     {
-        let x = MARGIN + n * 260;
+        let x = MARGIN + n * 270;
         let fill = colour(kind);
         let _ = writeln!(
             body,

@@ -140,7 +140,7 @@ fn cells(row: &Row) -> [String; TITLES.len()] {
     let has_window = row.goodput_gbit_s.is_some();
     [
         row.case.clone(),
-        format!("{:?}", row.subject).to_lowercase(),
+        row.subject.name().to_owned(),
         row.frames.clone(),
         show(row.goodput_gbit_s, 2),
         show(row.cpu_s_per_gb, 2),

@@ -12,18 +12,39 @@ use crate::topology::{Host, Hosts, Link};
 
 /// Bytes that each encapsulation adds on IPv4: Ethernet, IP, UDP and a header of 8 bytes.
 const OVERHEAD: usize = 50;
+/// What the backends of [`Kind::Polling`] are given for `--busy-poll`, in microseconds.
+const BUSY_POLL: &str = "50";
 /// Where the programs under test are.
 const VARPD: &str = env!("CARGO_BIN_EXE_varpd");
 const BACKEND: &str = env!("CARGO_BIN_EXE_vhost-user-vnet");
 
-/// Which of the two.
+/// Which of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Kind {
     /// `vhost-user-vnet` and varpd.
     Vnet,
+    /// The same with `--busy-poll`.
+    #[serde(rename = "vnet-poll")]
+    Polling,
     /// Taps, bridges, and between hosts VXLAN.
     Kernel,
+}
+
+impl Kind {
+    /// As it is called in tables and files.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Vnet => "vnet",
+            Self::Polling => "vnet-poll",
+            Self::Kernel => "kernel",
+        }
+    }
+
+    /// UDP port of the subject's varpds: those of two subjects share hosts.
+    fn port(self) -> u16 {
+        if self == Self::Polling { 1799 } else { 1798 }
+    }
 }
 
 /// Where the stations are.
@@ -77,11 +98,13 @@ impl Subject {
         hosts: &Hosts,
         directory: &Path,
     ) -> io::Result<Self> {
-        let directory = directory.join(format!("{kind:?}").to_lowercase());
+        let directory = directory.join(kind.name());
         std::fs::create_dir(&directory)?;
         let mut programs = Vec::new();
         let attachments = match kind {
-            Kind::Vnet => start_vnet(conditions, hosts, &directory, &mut programs)?,
+            Kind::Vnet | Kind::Polling => {
+                start_vnet(kind, conditions, hosts, &directory, &mut programs)?
+            }
             Kind::Kernel => start_kernel(conditions, hosts)?,
         };
         let mut stations = Vec::new();
@@ -128,6 +151,7 @@ impl Subject {
 }
 
 fn start_vnet(
+    kind: Kind,
     conditions: Conditions,
     hosts: &Hosts,
     directory: &Path,
@@ -141,7 +165,8 @@ fn start_vnet(
     for host in used {
         let socket = control(host);
         let mut command = host.command(VARPD);
-        command.args(["--address", host.address, "--socket"]).arg(&socket);
+        command.args(["--address", host.address, "--port", &kind.port().to_string()]);
+        command.arg("--socket").arg(&socket);
         let mut varpd = Process::start(&format!("varpd-{}", host.name), directory, &mut command)?;
         varpd.wait_socket(&socket)?;
         programs.push(varpd);
@@ -154,6 +179,9 @@ fn start_vnet(
         command.arg("--socket-path").arg(&socket).arg("--varpd").arg(control(host));
         command.args(["--vnet", "42", "--mac", &Flow::mac_text(station)]);
         command.args(["--queue-pairs", &conditions.queue_pairs.to_string()]);
+        if kind == Kind::Polling {
+            command.args(["--busy-poll", BUSY_POLL]);
+        }
         let mut backend = Process::start(&format!("backend-{station}"), directory, &mut command)?;
         backend.wait_socket(&socket)?;
         programs.push(backend);

@@ -39,7 +39,7 @@ fn drive(mut input: Input<'_>) {
     mapper.set_active(vif, true, None, now(mono));
     while !input.0.is_empty() {
         let (what, wait) = (input.u8(), input.u16());
-        mono = mono + Duration::from_millis(wait.into());
+        mono += Duration::from_millis(wait.into());
         if mapper.poll_timeout().is_some_and(|at| at <= mono) {
             mapper.handle_timeout(now(mono));
         }

@@ -167,6 +167,10 @@ pub struct Limits {
     pub kept_vifs: usize,
     /// Vifs.
     pub vifs: usize,
+    /// MACs behind one vif (its backend's `--learn`).
+    pub learnt_per_vif: usize,
+    /// MACs behind all vifs.
+    pub learnt: usize,
     /// Cached mappings.
     pub entries: usize,
     /// Of these, of one vnet.
@@ -189,6 +193,8 @@ impl Default for Limits {
             clients_per_user: 512,
             kept_vifs: 256,
             vifs: mapper.vifs,
+            learnt_per_vif: crate::wire::control::MAX_MACS,
+            learnt: mapper.learnt,
             entries: mapper.entries,
             entries_per_vnet: mapper.entries_per_vnet,
             pending: mapper.pending,

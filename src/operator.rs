@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +15,8 @@ use crate::wire::control::{ErrorCode, Event, MAX_LEN, Request, Table};
 
 /// varpd answers at once, or after it has waited 300 ms for backends.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// An answer that makes no sense.
+const UNKNOWN: &str = "unknown answer (is it of another version?)";
 
 /// Why a command failed; each has its exit code.
 #[derive(Debug, Error)]
@@ -61,9 +63,21 @@ impl OperatorError {
     }
 }
 
-/// Does what the command line says; returns what is to be printed.
-pub fn run(args: &Args) -> Result<String, OperatorError> {
+/// Does what the command line says, and prints.
+pub fn run(args: &Args, out: &mut impl Write) -> Result<(), OperatorError> {
+    if let Action::Monitor { filter } = &args.action {
+        return monitor(args, *filter, out);
+    }
+    let text = answer(args)?;
+    // A reader that has seen enough (`vnet show varp | head`) is no failure.
+    let _ = out.write_all(text.as_bytes());
+    Ok(())
+}
+
+/// What is to be printed by commands that end by themselves.
+fn answer(args: &Args) -> Result<String, OperatorError> {
     match &args.action {
+        Action::Monitor { .. } => Ok(String::new()),
         Action::Show { table, filter } => {
             if *table == ShowTable::Vnets && filter.mac.is_some() {
                 let text = "the vnets have no MAC addresses: --mac selects vifs, varp and stats";
@@ -96,8 +110,34 @@ fn select(
     Ok(rows)
 }
 
-/// Sends a request and collects the rows of the answer.
-fn ask(path: &Path, request: &Request) -> Result<Vec<Vec<String>>, OperatorError> {
+/// Prints events as they come, until nobody reads them or varpd ends.
+fn monitor(args: &Args, filter: Filter, out: &mut impl Write) -> Result<(), OperatorError> {
+    let failed = |source| OperatorError::Io { path: args.socket.clone(), source };
+    let Filter { vnet, mac } = filter;
+    let filter = show::Filter { vnet, mac };
+    let connection = call(&args.socket, &Request::Monitor)?;
+    let mut buffer = vec![0; MAX_LEN];
+    loop {
+        if !connection.wait_readable(PATIENCE).map_err(failed)? {
+            continue;
+        }
+        let cells = match receive(&connection, &args.socket, &mut buffer)? {
+            Event::Row { cells } => cells,
+            Event::End => continue,
+            _ => return Err(OperatorError::Answer(UNKNOWN)),
+        };
+        let is_missed = cells.get(1).is_some_and(|event| event == show::MISSED);
+        if is_missed || filter.selects_among(show::MONITOR, &cells) {
+            let format = if args.json { show::event_as_json } else { show::event_as_text };
+            if out.write_all(format(&cells).as_bytes()).and_then(|()| out.flush()).is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Connects and sends a request.
+fn call(path: &Path, request: &Request) -> Result<Connection, OperatorError> {
     let failed = |source| OperatorError::Io { path: path.to_owned(), source };
     let connection = Connection::open(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -107,27 +147,44 @@ fn ask(path: &Path, request: &Request) -> Result<Vec<Vec<String>>, OperatorError
     })?;
     // varpd may have refused the connection and closed it: then its word waits to be read.
     match connection.send(&request.emit(), &[]) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(failed(e)),
-        _ => {}
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(failed(e)),
+        _ => Ok(connection),
     }
+}
+
+/// The next event.
+fn receive(
+    connection: &Connection,
+    path: &Path,
+    buffer: &mut [u8],
+) -> Result<Event, OperatorError> {
+    let failed = |source| OperatorError::Io { path: path.to_owned(), source };
+    let got = connection.recv(buffer).map_err(failed)?;
+    if got.len == 0 {
+        return Err(OperatorError::Answer("closed the connection"));
+    }
+    match buffer.get(..got.len).map(Event::parse) {
+        Some(Ok(Event::Error { code: ErrorCode::NotFound, .. })) => Err(OperatorError::NotFound),
+        Some(Ok(Event::Error { text, .. })) => Err(OperatorError::Refused(text)),
+        Some(Ok(event)) => Ok(event),
+        _ => Err(OperatorError::Answer(UNKNOWN)),
+    }
+}
+
+/// Sends a request and collects the rows of the answer.
+fn ask(path: &Path, request: &Request) -> Result<Vec<Vec<String>>, OperatorError> {
+    let failed = |source| OperatorError::Io { path: path.to_owned(), source };
+    let connection = call(path, request)?;
     let mut rows = Vec::new();
     let mut buffer = vec![0; MAX_LEN];
     loop {
         if !connection.wait_readable(PATIENCE).map_err(failed)? {
             return Err(OperatorError::Answer("no answer"));
         }
-        let got = connection.recv(&mut buffer).map_err(failed)?;
-        if got.len == 0 {
-            return Err(OperatorError::Answer("closed the connection"));
-        }
-        match buffer.get(..got.len).map(Event::parse) {
-            Some(Ok(Event::Row { cells })) => rows.push(cells),
-            Some(Ok(Event::End)) => return Ok(rows),
-            Some(Ok(Event::Error { code: ErrorCode::NotFound, .. })) => {
-                return Err(OperatorError::NotFound);
-            }
-            Some(Ok(Event::Error { text, .. })) => return Err(OperatorError::Refused(text)),
-            _ => return Err(OperatorError::Answer("unknown answer (is it of another version?)")),
+        match receive(&connection, path, &mut buffer)? {
+            Event::Row { cells } => rows.push(cells),
+            Event::End => return Ok(rows),
+            _ => return Err(OperatorError::Answer(UNKNOWN)),
         }
     }
 }
@@ -138,7 +195,7 @@ mod tests {
     use clap::Parser;
 
     fn fails(args: &[&str]) -> OperatorError {
-        run(&Args::parse_from(["vnet"].iter().chain(args))).unwrap_err()
+        run(&Args::parse_from(["vnet"].iter().chain(args)), &mut io::sink()).unwrap_err()
     }
 
     #[test]
@@ -148,6 +205,8 @@ mod tests {
         assert!(down.to_string().contains("is varpd running?"), "{down}");
         let usage = fails(&["show", "vnets", "--mac", "52:54:00:00:00:01"]);
         assert_eq!(usage.exit_code(), 2);
+        let down = fails(&["--socket", "/nonexistent/s", "monitor"]);
+        assert_eq!(down.exit_code(), 4);
         assert_eq!(OperatorError::NotFound.exit_code(), 3);
         assert_eq!(OperatorError::Refused(String::new()).exit_code(), 1);
     }

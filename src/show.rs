@@ -60,7 +60,53 @@ const VARP: &[Column] = &[
     number("age"),
     number("expires"),
 ];
+/// The columns of an event of `vnet monitor`. `detail` is how many events were missed.
+pub const MONITOR: &[Column] = &[
+    text("time"),
+    text("event"),
+    number("vnet"),
+    text("mac"),
+    text("coa"),
+    text("stamp"),
+    text("from"),
+    number("missed"),
+];
+/// The event of one who missed events.
+pub const MISSED: &str = "missed";
+
 const STATS: &[Column] = &[text("scope"), text("counter"), number("value")];
+
+/// An event as a line for people: only what it has.
+pub fn event_as_text(cells: &[String]) -> String {
+    let cell = |name: &str| {
+        let at = MONITOR.iter().position(|column| column.name == name)?;
+        let cell = cells.get(at).filter(|cell| *cell != NONE)?;
+        Some(cell.replace(char::is_control, "?"))
+    };
+    let vif = cell("vnet").zip(cell("mac")).map(|(vnet, mac)| format!("{vnet}/{mac}"));
+    let named = |name: &str, word: &str| cell(name).map(|cell| format!("{word} {cell}"));
+    let parts = [
+        cell("time"),
+        cell("event").map(|event| format!("{event:<11}")),
+        vif,
+        named("coa", "at"),
+        named("from", "from"),
+        named("stamp", "stamp"),
+        cell("missed").map(|count| format!("{count} events: this monitor is too slow")),
+    ];
+    let line: Vec<String> = parts.into_iter().flatten().collect();
+    line.join(" ").trim_end().to_owned() + "\n"
+}
+
+/// An event as a JSON object on a line of its own; what it doesn't have is null.
+pub fn event_as_json(cells: &[String]) -> String {
+    let value = |(column, cell): (&Column, &String)| {
+        let value = if cell == NONE { Value::Null } else { json_value(column, cell) };
+        (column.name.to_owned(), value)
+    };
+    let fields: Map<String, Value> = MONITOR.iter().zip(cells).map(value).collect();
+    Value::Object(fields).to_string() + "\n"
+}
 
 /// Selects rows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -75,8 +121,13 @@ impl Filter {
     /// Whether a row of the table is selected. A row without a vnet or MAC is not, if it is asked
     /// for.
     pub fn selects(&self, table: Table, row: &[String]) -> bool {
+        self.selects_among(columns(table), row)
+    }
+
+    /// The same for a row with these columns.
+    pub fn selects_among(&self, columns: &[Column], row: &[String]) -> bool {
         let cell = |name| {
-            let at = columns(table).iter().position(|c| c.name == name);
+            let at = columns.iter().position(|c| c.name == name);
             at.and_then(|at| row.get(at)).map(String::as_str)
         };
         let (vnet, mac) = match cell("scope") {
@@ -122,20 +173,23 @@ pub fn as_text(table: Table, rows: &[Vec<String>]) -> String {
 
 /// The table as a JSON array of objects, one per line. An absent number is null.
 pub fn as_json(table: Table, rows: &[Vec<String>]) -> String {
-    let value = |column: &Column, cell: &str| match (column.number, cell) {
-        (true, NONE) => Value::Null,
-        (true, cell) => serde_json::from_str::<serde_json::Number>(cell)
-            .map_or_else(|_| Value::from(cell), Value::Number),
-        (false, cell) => Value::from(cell),
-    };
     let object = |row: &Vec<String>| {
         let cells = columns(table).iter().zip(row);
         let fields: Map<String, Value> =
-            cells.map(|(c, cell)| (c.name.to_owned(), value(c, cell))).collect();
+            cells.map(|(c, cell)| (c.name.to_owned(), json_value(c, cell))).collect();
         Value::Object(fields).to_string()
     };
     let lines: Vec<String> = rows.iter().map(object).collect();
     if lines.is_empty() { "[]\n".into() } else { format!("[{}]\n", lines.join(",\n ")) }
+}
+
+fn json_value(column: &Column, cell: &str) -> Value {
+    match (column.number, cell) {
+        (true, NONE) => Value::Null,
+        (true, cell) => serde_json::from_str::<serde_json::Number>(cell)
+            .map_or_else(|_| Value::from(cell), Value::Number),
+        (false, cell) => Value::from(cell),
+    }
 }
 
 /// A stamp as the time of its claim (UTC); as a number if it's not a time of these millennia.
@@ -200,6 +254,26 @@ varpd                 requests       7
             "state": "valid", "age": 1.5, "expires": null}]);
         assert_eq!(value, want);
         assert_eq!(as_json(Table::Varp, &[]), "[]\n");
+    }
+
+    #[test]
+    fn events_are_lines() {
+        let row = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let moved = row("12:00 moved 42 m 192.0.2.1:5 s 192.0.2.2:5 -");
+        assert_eq!(
+            event_as_text(&moved),
+            "12:00 moved       42/m at 192.0.2.1:5 from 192.0.2.2:5 stamp s\n"
+        );
+        let value: Value = serde_json::from_str(&event_as_json(&moved)).unwrap();
+        let want = serde_json::json!({"time": "12:00", "event": "moved", "vnet": 42, "mac": "m",
+            "coa": "192.0.2.1:5", "stamp": "s", "from": "192.0.2.2:5", "missed": null});
+        assert_eq!(value, want);
+        let missed = row("12:00 missed - - - - - 17");
+        assert_eq!(
+            event_as_text(&missed),
+            "12:00 missed      17 events: this monitor is too slow\n"
+        );
+        assert!(event_as_json(&missed).contains("\"missed\":17"));
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl<'a> Sender<'a> {
         let mut stager = Stager::new(vnet);
         stager.scatter_from(scatter_from);
         let capabilities = Capabilities::PARTIAL_CHECKSUM;
-        let route = Route { to, is_group: false, capabilities };
+        let route = Route { to, is_group: false, is_redirected: false, capabilities };
         let request = Request::Segment { layout, size };
         Ok(Self { socket, route, memory, at: 0, headers, request, stager })
     }

@@ -48,6 +48,7 @@ fn options(arguments: Backend) -> Result<Options, String> {
         source_mac: arguments.source_mac,
         sandbox: !arguments.no_sandbox,
         busy_poll: Duration::from_micros(arguments.busy_poll.into()),
+        learn: arguments.learn.into(),
     })
 }
 

@@ -52,7 +52,14 @@ pub struct Backend {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(68..))]
     pub mtu: Option<u16>,
 
-    /// What happens to frames whose source MAC is not the NIC's.
+    /// Let the guest be a bridge or router: it may send from so many other MACs, at most 256, too.
+    ///
+    /// Each is found by the others as if it were a NIC of its own, as long as it is used; one that is not used for 300 seconds is
+    /// forgotten. A MAC that is seen behind another NIC later, follows.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=256))]
+    pub learn: u16,
+
+    /// What happens to frames whose source MAC is not the NIC's, nor one of --learn.
     #[arg(long, value_name = "ACTION", value_enum, default_value_t)]
     pub source_mac: SourceMac,
 

@@ -17,7 +17,7 @@ pub struct Args {
     /// varpd's control socket
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
-    /// Print JSON: an array of objects
+    /// Print JSON: an array of objects; for monitor an object per line
     #[arg(short, long)]
     pub json: bool,
     /// What to do
@@ -34,6 +34,15 @@ pub enum Action {
         #[arg(value_name = "TABLE")]
         table: ShowTable,
         /// Only what belongs to this vnet or vif
+        #[command(flatten)]
+        filter: Filter,
+    },
+    /// Print what happens to addresses, as it happens
+    ///
+    /// One line per event, until interrupted: resolved, unresolved, moved, expired, evicted (addresses of others), claimed, lost
+    /// (vifs of this host), conflict, damped, implausible (look after these), missed (this monitor was too slow).
+    Monitor {
+        /// Only of this vnet or vif
         #[command(flatten)]
         filter: Filter,
     },

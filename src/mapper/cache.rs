@@ -6,6 +6,7 @@
 //! the guests of one vnet do, another keeps its share.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeBounds;
 use std::time::Duration;
 
 use super::config::Limits;
@@ -34,6 +35,7 @@ pub(super) enum Known {
 /// One entry.
 #[derive(Debug)]
 pub(super) struct Entry {
+    /// An owner stays one until the entry is taken out.
     pub(super) known: Known,
     /// Since when this is known.
     pub(super) since: Instant,
@@ -91,6 +93,8 @@ pub(super) struct Cache {
     entries: BTreeMap<VifKey, Entry>,
     /// The entries of each vnet in the order of their ends. No vnet in it is empty.
     by_vnet: BTreeMap<VnetId, BTreeSet<(Instant, Mac)>>,
+    /// How many entries of each vnet name an owner.
+    known: BTreeMap<VnetId, usize>,
 }
 
 impl Cache {
@@ -102,8 +106,17 @@ impl Cache {
         self.entries.get_mut(key)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&VifKey, &Entry)> {
-        self.entries.iter()
+    /// The entries whose keys are in this range.
+    pub(super) fn range(
+        &self,
+        keys: impl RangeBounds<VifKey>,
+    ) -> impl Iterator<Item = (&VifKey, &Entry)> {
+        self.entries.range(keys)
+    }
+
+    /// Number of owners known on a vnet.
+    pub(super) fn known_on(&self, vnet: VnetId) -> usize {
+        self.known.get(&vnet).copied().unwrap_or(0)
     }
 
     /// Number of entries.
@@ -136,6 +149,9 @@ impl Cache {
             false => None,
         };
         self.by_vnet.entry(key.vnet).or_default().insert((entry.expires, key.mac));
+        if entry.claim().is_some() {
+            *self.known.entry(key.vnet).or_default() += 1;
+        }
         self.entries.insert(key, entry);
         evicted.map_or(Stored::Free, |(key, entry)| Stored::Evicted(key, Box::new(entry)))
     }
@@ -157,6 +173,14 @@ impl Cache {
     /// Takes an entry out.
     pub(super) fn remove(&mut self, key: &VifKey) -> Option<Entry> {
         let entry = self.entries.remove(key)?;
+        if entry.claim().is_some()
+            && let Some(known) = self.known.get_mut(&key.vnet)
+        {
+            *known -= 1;
+            if *known == 0 {
+                self.known.remove(&key.vnet);
+            }
+        }
         if let Some(set) = self.by_vnet.get_mut(&key.vnet) {
             set.remove(&(entry.expires, key.mac));
             if set.is_empty() {

@@ -130,9 +130,13 @@ impl Mapper {
     /// A claim was beaten: its vif is told, and the new place is noted.
     fn lost(&mut self, vif: LocalVif, ours: Claim, theirs: Claim, now: Now) {
         let Some(state) = self.vifs.get(vif) else { return };
-        let key = state.key;
+        let (key, conflict) = (state.key, state.active && !state.learnt);
         self.count(MapperCounter::losses);
-        self.event(Event::Conflict { key, ours, theirs });
+        if conflict {
+            self.count(MapperCounter::conflicts);
+            self.event(Event::Conflict { key, ours, theirs });
+        }
+        self.event(Event::Lost { key, ours, theirs });
         self.notify(vif, Notice::Lost { stamp: theirs.stamp, coa: theirs.coa });
         self.note(key, ours, Some(theirs), now.mono);
         self.watch(vif, now.mono + self.config.lifetime);
@@ -144,7 +148,7 @@ impl Mapper {
         if self.config.announce_interval.is_zero() {
             return;
         }
-        if let Some(state) = self.vifs.get_mut(vif).filter(|v| v.active) {
+        if let Some(state) = self.vifs.get_mut(vif).filter(|v| v.active && !v.learnt) {
             state.watch = Some(at);
             self.timers.set(at, Timer::Watch(vif));
         }
@@ -173,7 +177,7 @@ impl Mapper {
 
     /// Nobody answers for a key. If a vif here runs and had lost it, it takes it back.
     pub(super) fn abandoned(&mut self, key: VifKey, now: Now) -> bool {
-        let runs = |vif: &LocalVif| self.vifs.get(*vif).is_some_and(|v| v.active);
+        let runs = |vif: &LocalVif| self.vifs.get(*vif).is_some_and(|v| v.active && !v.learnt);
         let Some(vif) = self.vifs.with_key(key).find(runs) else { return false };
         let may = self.may_reclaim(vif, now.mono);
         if may {
@@ -198,6 +202,9 @@ impl Mapper {
         if !outranks(&theirs, &ours, now.wall_ms) {
             // A copy of our own claim is no news, nor is one that our clock says can't be.
             let older = ours.beats(&theirs) && !ours.same_owner(&theirs);
+            if older && confirmed.is_none() {
+                self.contested(vif, key, ours, theirs, now.mono);
+            }
             return older.then_some(ours);
         }
         if theirs.same_owner(&ours) {
@@ -220,6 +227,21 @@ impl Mapper {
         None
     }
 
+    /// Somebody else still has an older claim to a vif that has been here for a while: shown once in
+    /// a lifetime.
+    fn contested(&mut self, vif: LocalVif, key: VifKey, ours: Claim, theirs: Claim, now: Instant) {
+        let (grace, interval) = (self.config.reclaim_grace, self.config.lifetime);
+        let Some(state) = self.vifs.get_mut(vif).filter(|state| !state.learnt) else { return };
+        let Some(own) = state.own.as_mut() else { return };
+        let lately = |at| now.saturating_since(at) < interval;
+        if now.saturating_since(own.since) < grace || own.contested.is_some_and(lately) {
+            return;
+        }
+        own.contested = Some(now);
+        self.count(MapperCounter::conflicts);
+        self.event(Event::Conflict { key, ours, theirs });
+    }
+
     /// Claims again, above all stamps seen.
     fn reclaim(&mut self, vif: LocalVif, now: Now) {
         self.count(MapperCounter::reclaims);
@@ -229,12 +251,15 @@ impl Mapper {
 
     /// A claim from elsewhere for a vif that was owned here until lately.
     pub(super) fn follow(&mut self, key: VifKey, theirs: Claim, now: Now) {
-        let Some(note) = self.notes.get(&key).copied() else { return };
-        let last = note.moved.unwrap_or(note.ours);
-        if !outranks(&theirs, &last, now.wall_ms) || theirs.same_owner(&note.ours) {
+        let Some((ours, moved)) = self.notes.get(&key).map(|note| (note.ours, note.moved)) else {
+            return;
+        };
+        let last = moved.unwrap_or(ours);
+        if !outranks(&theirs, &last, now.wall_ms) || theirs.same_owner(&ours) {
             return;
         }
-        self.note(key, note.ours, Some(theirs), now.mono);
+        self.note(key, ours, Some(theirs), now.mono);
+        self.event(Event::Lost { key, ours, theirs });
         let left: Vec<LocalVif> = self.vifs.with_key(key).collect();
         for vif in left {
             self.notify(vif, Notice::Lost { stamp: theirs.stamp, coa: theirs.coa });

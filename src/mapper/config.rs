@@ -56,6 +56,8 @@ pub struct Config {
 pub struct Limits {
     /// Local vifs.
     pub vifs: usize,
+    /// MACs behind local vifs, in total.
+    pub learnt: usize,
     /// Cached mappings in total.
     pub entries: usize,
     /// Cached mappings of one vnet.
@@ -82,6 +84,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             vifs: 4096,
+            learnt: 16_384,
             entries: 65_536,
             entries_per_vnet: 16_384,
             pending: 16_384,

@@ -22,6 +22,7 @@ counters! {
         uncached = "answers passed on but not kept, because the cache was full",
         claims = "claims made for local vifs",
         reclaims = "of claims, those repeated above a stale stamp of a clock that was ahead",
+        conflicts = "claims of others to a vif whose rings run here: two guests with one MAC, a network that was split, or a guest that moved while it ran",
         losses = "local claims that a newer one ended",
         tx_requests = "requests sent to the group",
         tx_refreshes = "requests sent to one host",

@@ -201,7 +201,7 @@ impl Mapper {
             self.drop_note(&oldest);
         }
         let until = now + self.config.lifetime;
-        self.notes.insert(key, Note { ours, moved, until });
+        self.notes.insert(key, Note::new(ours, moved, until));
         self.timers.set(until, Timer::Note(key));
     }
 

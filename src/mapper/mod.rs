@@ -99,6 +99,9 @@ use crate::wire::Stamp;
 use crate::wire::varp::{Body, Claim, Message};
 use crate::wire::{CareOf, VifKey};
 
+/// Timers handled at once.
+const TIMERS_AT_ONCE: usize = 1024;
+
 /// A vif of this host, by the number that varpd's registry gave it. A number is never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LocalVif(pub u64);
@@ -162,6 +165,26 @@ impl Mapper {
     /// Registers a vif, whose rings do not run yet. Several may have the same key: the guest
     /// migrates within the host, or its backend was restarted.
     pub fn add_vif(&mut self, vif: LocalVif, key: VifKey, coa: CareOf) -> Result<(), AddError> {
+        let room = self.vifs.len() < self.config.limits.vifs;
+        self.add(vif, key, coa, false, room)
+    }
+
+    /// Registers a MAC behind a vif with that care-of address: a bridge or router in the guest sends
+    /// from it. It is a vif of its own, except that it is told only of its own claim, and does not
+    /// claim its key again by itself once it was lost, but by [`Mapper::announce`].
+    pub fn add_learnt(&mut self, vif: LocalVif, key: VifKey, coa: CareOf) -> Result<(), AddError> {
+        let room = self.vifs.learnt_len() < self.config.limits.learnt;
+        self.add(vif, key, coa, true, room)
+    }
+
+    fn add(
+        &mut self,
+        vif: LocalVif,
+        key: VifKey,
+        coa: CareOf,
+        learnt: bool,
+        room: bool,
+    ) -> Result<(), AddError> {
         if self.vifs.get(vif).is_some() {
             return Err(AddError::Duplicate);
         }
@@ -171,13 +194,13 @@ impl Mapper {
         if !key.mac.is_individual() {
             return Err(AddError::Mac);
         }
-        let limits = &self.config.limits;
-        if self.vifs.len() >= limits.vifs {
+        if !room {
             return Err(AddError::Full);
         }
+        let limits = &self.config.limits;
         let bucket = TokenBucket::new(limits.requests_per_second, limits.request_burst);
         let (active, own, watch, asking, moves) = (false, None, None, 0, Moves::default());
-        self.vifs.insert(vif, Vif { key, coa, active, own, watch, asking, bucket, moves });
+        self.vifs.insert(vif, Vif { key, coa, learnt, active, own, watch, asking, bucket, moves });
         Ok(())
     }
 
@@ -198,9 +221,11 @@ impl Mapper {
         }
     }
 
-    /// Does what is due.
+    /// Does what is due: a bounded part of it, after which [`Mapper::poll_timeout`] is still in the
+    /// past. However many entries end at one moment, the caller gets its turn.
     pub fn handle_timeout(&mut self, now: Now) {
-        while let Some(timer) = self.timers.pop_due(now.mono) {
+        for _ in 0..TIMERS_AT_ONCE {
+            let Some(timer) = self.timers.pop_due(now.mono) else { return };
             match timer {
                 Timer::Request(key) => self.request_due(key, now),
                 Timer::Announce(vif) => self.announcement_due(vif, now),
@@ -258,7 +283,8 @@ impl Mapper {
                 }
             }
             None => {
-                for vif in self.vifs.on_vnet(key.vnet) {
+                let hears = |vif: &LocalVif| self.vifs.get(*vif).is_some_and(|v| !v.learnt);
+                for vif in self.vifs.on_vnet(key.vnet).filter(hears) {
                     self.outputs.push_back(Output::Notify { vif, notice });
                 }
             }

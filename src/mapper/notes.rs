@@ -2,13 +2,16 @@
 //! so that frames which still arrive can be forwarded and their senders told.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::ops::RangeBounds;
+use std::time::Duration;
 
 use crate::time::Instant;
 use crate::wire::VifKey;
 use crate::wire::varp::Claim;
 
 /// What is remembered of one vif.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Note {
     /// The claim that was made here.
     pub(super) ours: Claim,
@@ -16,6 +19,30 @@ pub(super) struct Note {
     pub(super) moved: Option<Claim>,
     /// The end of the note.
     pub(super) until: Instant,
+    /// Hosts that sent late frames, and when they were last told.
+    told: Vec<(IpAddr, Instant)>,
+}
+
+/// Hosts remembered by one note; more are told again sooner.
+const MOST_TOLD: usize = 32;
+
+impl Note {
+    pub(super) fn new(ours: Claim, moved: Option<Claim>, until: Instant) -> Self {
+        Self { ours, moved, until, told: Vec::new() }
+    }
+
+    /// Whether a host is to be told now, which it is at most once in `interval`.
+    pub(super) fn tell(&mut self, host: IpAddr, interval: Duration, now: Instant) -> bool {
+        self.told.retain(|&(_, at)| now.saturating_since(at) < interval);
+        if self.told.iter().any(|&(told, _)| told == host) {
+            return false;
+        }
+        if self.told.len() >= MOST_TOLD {
+            self.told.remove(0);
+        }
+        self.told.push((host, now));
+        true
+    }
 }
 
 /// All of them.
@@ -25,6 +52,10 @@ pub(super) struct Notes(BTreeMap<VifKey, Note>);
 impl Notes {
     pub(super) fn get(&self, key: &VifKey) -> Option<&Note> {
         self.0.get(key)
+    }
+
+    pub(super) fn get_mut(&mut self, key: &VifKey) -> Option<&mut Note> {
+        self.0.get_mut(key)
     }
 
     /// Puts in a note; returns the one it replaces.
@@ -41,8 +72,12 @@ impl Notes {
         self.0.iter().min_by_key(|(_, note)| note.until).map(|(key, _)| *key)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&VifKey, &Note)> {
-        self.0.iter()
+    /// Those whose keys are in this range.
+    pub(super) fn range(
+        &self,
+        keys: impl RangeBounds<VifKey>,
+    ) -> impl Iterator<Item = (&VifKey, &Note)> {
+        self.0.range(keys)
     }
 
     pub(super) fn len(&self) -> usize {

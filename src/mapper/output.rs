@@ -78,17 +78,22 @@ pub enum Notice {
     },
 }
 
-impl From<Notice> for control::Event {
-    fn from(notice: Notice) -> Self {
+impl Notice {
+    /// The message to the backend of the vif with the MAC `own`. `lifetime` is how long others may
+    /// still believe that a vif is here that is not.
+    pub fn event(self, own: Mac, lifetime: Duration) -> control::Event {
+        use control::Event;
         let millis = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
-        match notice {
-            Notice::Mapping { mac, coa, stamp, lifetime } => {
-                Self::Mapping { mac, coa, stamp, lifetime_ms: millis(lifetime) }
+        match self {
+            Self::Mapping { mac, coa, stamp, lifetime } => {
+                Event::Mapping { mac, coa, stamp, lifetime_ms: millis(lifetime) }
             }
-            Notice::Unresolved { mac, hold } => Self::Unresolved { mac, hold_ms: millis(hold) },
-            Notice::Invalidate { mac } => Self::Invalidate { mac },
-            Notice::Claimed { stamp } => Self::Claimed { stamp },
-            Notice::Lost { stamp, coa } => Self::Lost { stamp, coa },
+            Self::Unresolved { mac, hold } => Event::Unresolved { mac, hold_ms: millis(hold) },
+            Self::Invalidate { mac } => Event::Invalidate { mac },
+            Self::Claimed { stamp } => Event::Claimed { mac: own, stamp },
+            Self::Lost { stamp, coa } => {
+                Event::Lost { mac: own, stamp, coa, lifetime_ms: millis(lifetime) }
+            }
         }
     }
 }
@@ -124,13 +129,23 @@ pub enum Event {
         /// The claim.
         claim: Claim,
     },
-    /// A vif whose rings run here was claimed elsewhere: it has moved, or two vifs share a MAC.
+    /// A vif whose rings run here is claimed elsewhere, too: it has moved, two vifs share its MAC, or
+    /// the network was split and is whole again.
     Conflict {
         /// The vif.
         key: VifKey,
-        /// The claim that lost.
+        /// The claim of this host.
         ours: Claim,
-        /// The one that won.
+        /// The other one. The one with the higher stamp wins.
+        theirs: Claim,
+    },
+    /// A vif that was here, or a MAC behind one, is now elsewhere.
+    Lost {
+        /// The vif.
+        key: VifKey,
+        /// The claim that was made here.
+        ours: Claim,
+        /// The newer one.
         theirs: Claim,
     },
     /// A mapping came to its end unconfirmed.
@@ -157,26 +172,75 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// What happened, in a word.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Resolved { .. } => "resolved",
+            Self::Unresolved { .. } => "unresolved",
+            Self::Moved { .. } => "moved",
+            Self::Claimed { .. } => "claimed",
+            Self::Conflict { .. } => "conflict",
+            Self::Lost { .. } => "lost",
+            Self::Expired { .. } => "expired",
+            Self::Evicted { .. } => "evicted",
+            Self::Damped { .. } => "damped",
+            Self::Implausible { .. } => "implausible",
+        }
+    }
+
+    /// To which vif.
+    pub const fn key(&self) -> VifKey {
+        match *self {
+            Self::Resolved { key, .. }
+            | Self::Unresolved { key }
+            | Self::Moved { key, .. }
+            | Self::Claimed { key, .. }
+            | Self::Conflict { key, .. }
+            | Self::Lost { key, .. }
+            | Self::Expired { key }
+            | Self::Evicted { key }
+            | Self::Damped { key }
+            | Self::Implausible { key, .. } => key,
+        }
+    }
+
+    /// The claim that it is about: where the vif is now.
+    pub const fn claim(&self) -> Option<Claim> {
+        match *self {
+            Self::Resolved { claim, .. }
+            | Self::Claimed { claim, .. }
+            | Self::Implausible { claim, .. } => Some(claim),
+            Self::Moved { to, .. } => Some(to),
+            Self::Conflict { theirs, .. } | Self::Lost { theirs, .. } => Some(theirs),
+            _ => None,
+        }
+    }
+
+    /// The claim before it, or beside it: where the vif was.
+    pub const fn before(&self) -> Option<Claim> {
+        match *self {
+            Self::Moved { from, .. } => Some(from),
+            Self::Conflict { ours, .. } | Self::Lost { ours, .. } => Some(ours),
+            _ => None,
+        }
+    }
+
+    /// Whether somebody should look after it.
+    pub const fn is_alarm(&self) -> bool {
+        matches!(self, Self::Conflict { .. } | Self::Damped { .. } | Self::Implausible { .. })
+    }
+}
+
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Resolved { key, claim } => write!(f, "resolved {key} at {}", claim.coa),
-            Self::Unresolved { key } => write!(f, "unresolved {key}"),
-            Self::Moved { key, from, to } => {
-                write!(f, "moved {key} from {} to {}", from.coa, to.coa)
-            }
-            Self::Claimed { key, claim } => {
-                write!(f, "claimed {key} at {} stamp {}", claim.coa, claim.stamp.0)
-            }
-            Self::Conflict { key, ours, theirs } => {
-                write!(f, "conflict {key} from {} to {}", ours.coa, theirs.coa)
-            }
-            Self::Expired { key } => write!(f, "expired {key}"),
-            Self::Evicted { key } => write!(f, "evicted {key}"),
-            Self::Damped { key } => write!(f, "damped {key}"),
-            Self::Implausible { key, claim } => {
-                write!(f, "implausible {key} at {} stamp {}", claim.coa, claim.stamp.0)
-            }
+        write!(f, "{} {}", self.name(), self.key())?;
+        if let Some(before) = self.before() {
+            write!(f, " from {}", before.coa)?;
         }
+        if let Some(claim) = self.claim() {
+            write!(f, " at {} stamp {}", claim.coa, claim.stamp.0)?;
+        }
+        Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeBounds;
 
 use super::LocalVif;
 use super::interest::Interest;
@@ -54,8 +55,12 @@ impl PendingTable {
         self.map.get_mut(key)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&VifKey, &Pending)> {
-        self.map.iter()
+    /// Those whose keys are in this range.
+    pub(super) fn range(
+        &self,
+        keys: impl RangeBounds<VifKey>,
+    ) -> impl Iterator<Item = (&VifKey, &Pending)> {
+        self.map.range(keys)
     }
 
     /// Puts in one for a key that has none.

@@ -298,16 +298,22 @@ impl Mapper {
     }
 
     /// A frame arrived for a vif that has left: its sender's host, which `sender` is an address
-    /// of, is told where the vif is now, if that is known.
+    /// of, is told where the vif is now, if that is known; a host is told at most once a second. Vifs
+    /// of this host need not be: they heard it when it was learnt.
     pub fn correct(&mut self, key: VifKey, sender: SocketAddr, now: Now) {
+        let host = sender.ip().to_canonical();
         let Some(claim) = self.forwarding(key).filter(|_| self.vifs.owner(&key).is_none()) else {
             return;
         };
+        let note = self.notes.get_mut(&key).filter(|_| host != self.own.ip());
+        if !note.is_some_and(|note| note.tell(host, CORRECTION_INTERVAL, now.mono)) {
+            return;
+        }
         if !self.corrections.take(now.mono) {
             self.count(MapperCounter::limit_corrections);
             return;
         }
-        let to = Destination::Unicast(self.varp_address(sender.ip().to_canonical()));
+        let to = Destination::Unicast(self.varp_address(host));
         let body = Body::Correction { claim, lifetime_ms: self.lifetime_ms() };
         self.send(to, key, 0, false, body);
     }

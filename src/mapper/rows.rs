@@ -1,6 +1,7 @@
 //! What the mapper knows, as rows of `vnet show varp`.
 
 use std::fmt;
+use std::ops::Bound;
 use std::time::Duration;
 
 use super::Mapper;
@@ -8,8 +9,8 @@ use super::cache::Known;
 use super::interest::Interest;
 use super::pending::Stage;
 use crate::time::{Instant, Now};
-use crate::wire::VifKey;
 use crate::wire::varp::Claim;
+use crate::wire::{VifKey, VnetId};
 
 /// What is known about one vif.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,19 +59,38 @@ impl fmt::Display for State {
     }
 }
 
+/// A range of keys.
+type Keys = (Bound<VifKey>, Bound<VifKey>);
+
 impl Mapper {
     /// All that is known, in the order of the keys.
     pub fn rows(&self, now: Now) -> Vec<Row> {
-        let mut rows = self.local_rows(now.mono);
-        rows.extend(self.cached_rows(now.mono));
-        rows.extend(self.asked_rows(now.mono));
-        rows.extend(self.departed_rows(now.mono));
+        self.rows_after(None, usize::MAX, now)
+    }
+
+    /// The first `most` of the rows whose keys come after this one (a few more if the last key has
+    /// several), so that a long table can be shown a page at a time.
+    pub fn rows_after(&self, after: Option<VifKey>, most: usize, now: Now) -> Vec<Row> {
+        let keys = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let mut rows: Vec<Row> = self.local_rows(keys, now.mono).take(most).collect();
+        rows.extend(self.cached_rows(keys, now.mono).take(most));
+        rows.extend(self.asked_rows(keys, now.mono).take(most));
+        rows.extend(self.departed_rows(keys, now.mono).take(most));
         rows.sort_by_key(|row| row.key);
+        // Behind the last key there may be others that were not taken.
+        if let Some(last) = most.checked_sub(1).and_then(|at| rows.get(at)).map(|row| row.key) {
+            rows.retain(|row| row.key <= last);
+        }
         rows
     }
 
-    fn local_rows(&self, now: Instant) -> Vec<Row> {
-        let row = |(_, vif): (_, &super::Vif)| {
+    /// How many vifs of a vnet are known to be elsewhere.
+    pub fn known_on(&self, vnet: VnetId) -> usize {
+        self.cache.known_on(vnet)
+    }
+
+    fn local_rows(&self, keys: Keys, now: Instant) -> impl Iterator<Item = Row> {
+        let row = move |vif: &super::Vif| {
             let own = vif.own.as_ref()?;
             Some(Row {
                 key: vif.key,
@@ -81,11 +101,11 @@ impl Mapper {
                 users: users(&own.interest),
             })
         };
-        self.vifs.iter().filter_map(row).collect()
+        self.vifs.owners(keys).filter_map(row)
     }
 
-    fn cached_rows(&self, now: Instant) -> impl Iterator<Item = Row> {
-        self.cache.iter().map(move |(key, entry)| Row {
+    fn cached_rows(&self, keys: Keys, now: Instant) -> impl Iterator<Item = Row> {
+        self.cache.range(keys).map(move |(key, entry)| Row {
             key: *key,
             state: match (&entry.known, self.pending.get(key)) {
                 (Known::Nobody, _) => State::Unresolved,
@@ -99,8 +119,8 @@ impl Mapper {
         })
     }
 
-    fn asked_rows(&self, now: Instant) -> impl Iterator<Item = Row> {
-        let unknown = self.pending.iter().filter(|(key, _)| self.cache.get(key).is_none());
+    fn asked_rows(&self, keys: Keys, now: Instant) -> impl Iterator<Item = Row> {
+        let unknown = self.pending.range(keys).filter(|(key, _)| self.cache.get(key).is_none());
         unknown.map(move |(key, pending)| Row {
             key: *key,
             state: match pending.stage {
@@ -115,9 +135,9 @@ impl Mapper {
     }
 
     /// Notes of keys that are known as remote again are in the cache's rows.
-    fn departed_rows(&self, now: Instant) -> impl Iterator<Item = Row> {
+    fn departed_rows(&self, keys: Keys, now: Instant) -> impl Iterator<Item = Row> {
         let left = |key: &VifKey| self.vifs.owner(key).is_none() && self.cache.get(key).is_none();
-        let notes = self.notes.iter().filter(move |(key, _)| left(key));
+        let notes = self.notes.range(keys).filter(move |(key, _)| left(key));
         notes.map(move |(key, note)| Row {
             key: *key,
             state: State::Departed,

@@ -1,6 +1,7 @@
 //! The local vifs: which there are, which of them own their key, and who of them are on a vnet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeBounds;
 
 use super::LocalVif;
 use super::interest::Interest;
@@ -14,6 +15,8 @@ use crate::wire::{CareOf, Mac, Stamp, VifKey, VnetId};
 pub(super) struct Vif {
     pub(super) key: VifKey,
     pub(super) coa: CareOf,
+    /// A MAC behind another vif: nobody runs under it here, so it is taken back only when it is seen.
+    pub(super) learnt: bool,
     /// Its rings run.
     pub(super) active: bool,
     /// Its claim, while that is the newest known. An active vif without one has lost it.
@@ -55,6 +58,8 @@ pub(super) struct Own {
     pub(super) due: Option<Instant>,
     /// When an unproven correction was last met with an announcement.
     pub(super) challenged: Option<Instant>,
+    /// When an older claim of somebody else was last shown.
+    pub(super) contested: Option<Instant>,
 }
 
 impl Own {
@@ -69,6 +74,7 @@ impl Own {
             announced: 0,
             due: None,
             challenged: None,
+            contested: None,
         }
     }
 }
@@ -79,6 +85,8 @@ pub(super) struct Vifs {
     map: BTreeMap<LocalVif, Vif>,
     by_key: BTreeSet<(VifKey, LocalVif)>,
     owners: BTreeMap<VifKey, LocalVif>,
+    /// How many are MACs behind others.
+    learnt: usize,
 }
 
 impl Vifs {
@@ -90,26 +98,35 @@ impl Vifs {
         self.map.get_mut(&vif)
     }
 
+    /// Number of vifs, without the MACs behind them.
     pub(super) fn len(&self) -> usize {
-        self.map.len()
+        self.map.len() - self.learnt
+    }
+
+    /// Number of MACs behind vifs.
+    pub(super) fn learnt_len(&self) -> usize {
+        self.learnt
     }
 
     pub(super) fn insert(&mut self, handle: LocalVif, vif: Vif) {
         self.by_key.insert((vif.key, handle));
+        self.learnt += usize::from(vif.learnt);
         self.map.insert(handle, vif);
     }
 
     pub(super) fn remove(&mut self, handle: LocalVif) -> Option<Vif> {
         let vif = self.map.remove(&handle)?;
         self.by_key.remove(&(vif.key, handle));
+        self.learnt -= usize::from(vif.learnt);
         if self.owners.get(&vif.key) == Some(&handle) {
             self.owners.remove(&vif.key);
         }
         Some(vif)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (LocalVif, &Vif)> {
-        self.map.iter().map(|(handle, vif)| (*handle, vif))
+    /// The vifs that own a key in this range.
+    pub(super) fn owners(&self, keys: impl RangeBounds<VifKey>) -> impl Iterator<Item = &Vif> {
+        self.owners.range(keys).filter_map(|(_, handle)| self.map.get(handle))
     }
 
     /// The local vif that owns a key.

@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -92,6 +93,29 @@ impl VifSockets {
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         let all = std::iter::once(&self.group).chain(&self.unicast).chain(&self.senders);
         all.map(AsFd::as_fd).collect()
+    }
+
+    /// Those at the vif's own address.
+    pub fn own(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.unicast.iter().map(AsFd::as_fd)
+    }
+
+    /// Drops unread what waits at the vif's own address, up to `budget` messages of each socket; returns
+    /// who sent them.
+    pub fn discard(&self, budget: usize) -> Vec<SocketAddr> {
+        let mut senders = Vec::new();
+        for socket in &self.unicast {
+            for _ in 0..budget {
+                let mut nothing: [MaybeUninit<u8>; 0] = [];
+                match socket.recv_from_with_flags(&mut nothing, libc::MSG_DONTWAIT) {
+                    Ok((_, from)) => senders.extend(from.as_socket()),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                    // An ICMP error for something sent before: the next message may be fine.
+                    Err(_) => {}
+                }
+            }
+        }
+        senders
     }
 }
 

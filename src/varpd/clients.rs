@@ -2,7 +2,8 @@
 //!
 //! varpd never waits for a client. What a backend doesn't take at once costs it its connection: its
 //! queue in the kernel holds hundreds of events, and it can come back with its sockets. An
-//! operator's table may be longer than that queue: its rows wait here until they are taken.
+//! operator's table may be longer than that queue: its rows wait here until they are taken. A monitor
+//! that is slow misses events, and hears how many.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -12,13 +13,18 @@ use std::time::Duration;
 use crate::mapper::LocalVif;
 use crate::sys::event::{Interest, Poller};
 use crate::sys::seqpacket::{Connection, Peer};
-use crate::time::Instant;
+use crate::time::{Instant, Now};
+use crate::wire::VifKey;
 use crate::wire::control::{ErrorCode, Event};
+
+use super::monitor::missed;
 
 /// Room in the kernel for events that a client has not yet read, in bytes: about 700 mappings.
 const QUEUE: usize = 512 << 10;
 /// An operator's command that takes no row for so long is gone or stopped.
 const ROWS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Events that wait for a monitor at most, beside those in the kernel.
+const MOST_EVENTS: usize = 1024;
 /// Root may always look: so many connections more than the limit are its own.
 const ROOT_RESERVE: usize = 8;
 
@@ -35,6 +41,8 @@ pub(super) enum Role {
     Backend(LocalVif),
     /// Asks for tables.
     Operator,
+    /// Watches events.
+    Monitor,
 }
 
 /// A connection.
@@ -45,8 +53,13 @@ pub(super) struct Client {
     pub(super) role: Role,
     /// Rows that wait for room in the kernel's queue.
     rows: VecDeque<Vec<u8>>,
+    /// The table goes on behind this key, when these rows are taken.
+    page: Option<Option<VifKey>>,
     /// When the client was last seen to take rows.
     took: Instant,
+    /// Events that it missed because too many waited, and the time of the last, milliseconds since
+    /// 1970.
+    missed: (u64, u64),
 }
 
 /// All connections.
@@ -96,8 +109,8 @@ impl Clients {
         let id = ClientId(self.next);
         poller.add(&connection, id.0, Interest::Read)?;
         self.next += 1;
-        let (role, rows) = (Role::Unknown, VecDeque::new());
-        self.clients.insert(id, Client { connection, peer, role, rows, took: now });
+        let (role, rows, page, missed) = (Role::Unknown, VecDeque::new(), None, (0, 0));
+        self.clients.insert(id, Client { connection, peer, role, rows, page, took: now, missed });
         Ok(Ok(id))
     }
 
@@ -121,9 +134,26 @@ impl Clients {
         self.clients.len()
     }
 
-    /// Number of clients with rows that wait.
+    /// Number of clients with rows of tables that wait.
     pub(super) fn with_rows(&self) -> usize {
-        self.clients.values().filter(|c| !c.rows.is_empty()).count()
+        self.clients.values().filter(|c| c.owes_rows()).count()
+    }
+
+    /// Those who watch events.
+    pub(super) fn monitors(&self) -> impl Iterator<Item = ClientId> {
+        self.clients.iter().filter(|(_, c)| c.role == Role::Monitor).map(|(&id, _)| id)
+    }
+
+    /// Sends an event to one who watches, if not too many wait for it already.
+    pub(super) fn offer(&mut self, id: ClientId, row: Vec<u8>, poller: &Poller, now: Now) -> Sent {
+        let Some(client) = self.clients.get_mut(&id) else { return Sent::Ok };
+        if client.rows.len() >= MOST_EVENTS {
+            client.missed = (client.missed.0 + 1, now.wall_ms);
+            return Sent::Ok;
+        }
+        client.tell_missed();
+        client.rows.push_back(row);
+        self.flush(id, poller, now)
     }
 
     /// Sends an event now or never.
@@ -138,35 +168,72 @@ impl Clients {
         }
     }
 
+    /// Begins a table that is made a page at a time: the client will be shown to be writable.
+    pub(super) fn begin_pages(&mut self, id: ClientId, poller: &Poller, now: Now) -> Sent {
+        if let Some(client) = self.clients.get_mut(&id) {
+            (client.page, client.took) = (Some(None), now.mono);
+        }
+        self.flush(id, poller, now)
+    }
+
+    /// The key behind which the client wants the next page of its table, if it does now.
+    pub(super) fn wants_page(&self, id: ClientId) -> Option<Option<VifKey>> {
+        self.clients.get(&id).filter(|client| client.rows.is_empty())?.page
+    }
+
+    /// Sends a page; `more` is where the table goes on, if it does.
+    pub(super) fn send_page(
+        &mut self,
+        id: ClientId,
+        rows: Vec<Vec<String>>,
+        more: Option<VifKey>,
+        poller: &Poller,
+        now: Now,
+    ) -> Sent {
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.rows.extend(rows.into_iter().map(|cells| Event::Row { cells }.emit()));
+            client.page = more.map(Some);
+            if more.is_none() {
+                client.rows.push_back(Event::End.emit());
+            }
+        }
+        self.flush(id, poller, now)
+    }
+
     /// Sends rows, as fast as the client takes them, and the end.
     pub(super) fn send_rows(
         &mut self,
         id: ClientId,
         rows: Vec<Vec<String>>,
         poller: &Poller,
-        now: Instant,
+        now: Now,
     ) -> Sent {
         let Some(client) = self.clients.get_mut(&id) else { return Sent::Ok };
-        client.took = now;
+        client.took = now.mono;
         client.rows.extend(rows.into_iter().map(|cells| Event::Row { cells }.emit()));
         client.rows.push_back(Event::End.emit());
         self.flush(id, poller, now)
     }
 
     /// The client has room again: sends rows that wait.
-    pub(super) fn flush(&mut self, id: ClientId, poller: &Poller, now: Instant) -> Sent {
+    pub(super) fn flush(&mut self, id: ClientId, poller: &Poller, now: Now) -> Sent {
         let Some(client) = self.clients.get_mut(&id) else { return Sent::Ok };
-        while let Some(row) = client.rows.front() {
+        loop {
+            if client.rows.is_empty() {
+                client.tell_missed();
+            }
+            let Some(row) = client.rows.front() else { break };
             match client.connection.send(row, &[]) {
                 Ok(()) => {
                     client.rows.pop_front();
-                    client.took = now;
+                    client.took = now.mono;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => return Sent::Stalled,
             }
         }
-        let interest = if client.rows.is_empty() { Interest::Read } else { Interest::ReadWrite };
+        let is_done = client.rows.is_empty() && client.page.is_none();
+        let interest = if is_done { Interest::Read } else { Interest::ReadWrite };
         match poller.change(&client.connection, id.0, interest) {
             Ok(()) => Sent::Ok,
             Err(_) => Sent::Stalled,
@@ -175,14 +242,29 @@ impl Clients {
 
     /// When to look for clients that don't take their rows.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
-        let waiting = self.clients.values().filter(|c| !c.rows.is_empty());
+        let waiting = self.clients.values().filter(|c| c.owes_rows());
         waiting.map(|c| c.took + ROWS_TIMEOUT).min()
     }
 
     /// The clients that don't take their rows.
     pub(super) fn stalled(&self, now: Instant) -> Vec<ClientId> {
-        let stalled = |c: &Client| !c.rows.is_empty() && c.took + ROWS_TIMEOUT <= now;
+        let stalled = |c: &Client| c.owes_rows() && c.took + ROWS_TIMEOUT <= now;
         self.clients.iter().filter(|(_, c)| stalled(c)).map(|(&id, _)| id).collect()
+    }
+}
+
+impl Client {
+    /// Whether rows of a table wait for it.
+    fn owes_rows(&self) -> bool {
+        self.role != Role::Monitor && !(self.rows.is_empty() && self.page.is_none())
+    }
+
+    /// Lets it know what it missed, if anything.
+    fn tell_missed(&mut self) {
+        if self.missed.0 > 0 {
+            self.rows.push_back(missed(self.missed.0, self.missed.1));
+            self.missed = (0, 0);
+        }
     }
 }
 
@@ -230,6 +312,10 @@ mod tests {
         }
     }
 
+    fn at(ms: u64) -> Now {
+        Now { mono: Instant::from_millis(ms), wall_ms: 1000 + ms }
+    }
+
     fn read(connection: &Connection) -> Option<Event> {
         let mut buffer = [0; 4096];
         let got = connection.recv(&mut buffer).ok()?;
@@ -257,7 +343,7 @@ mod tests {
         let (reader, id) = b.connect();
         let id = id.unwrap();
         let rows: Vec<Vec<String>> = (0..5000).map(|n| vec![n.to_string()]).collect();
-        let sent = b.clients.send_rows(id, rows, &b.poller, Instant::ZERO);
+        let sent = b.clients.send_rows(id, rows, &b.poller, at(0));
         assert_eq!(sent, Sent::Ok);
         assert_eq!(b.clients.with_rows(), 1, "more than the kernel holds");
         assert_eq!(b.clients.send(id, &Event::End, &[]), Sent::Stalled);
@@ -276,12 +362,47 @@ mod tests {
                     break;
                 }
                 None => {
-                    let now = Instant::from_millis(9000);
-                    assert_eq!(b.clients.flush(id, &b.poller, now), Sent::Ok);
+                    assert_eq!(b.clients.flush(id, &b.poller, at(9000)), Sent::Ok);
                 }
             }
         }
         assert_eq!(got, 5000);
         assert_eq!((b.clients.with_rows(), b.clients.next_timeout()), (0, None));
+    }
+
+    #[test]
+    fn a_slow_monitor_holds_up_nobody_and_hears_what_it_missed() {
+        const EVENTS: u64 = 100_000;
+        let mut b = bench(4, 4);
+        let (reader, id) = b.connect();
+        let id = id.unwrap();
+        b.clients.get_mut(id).unwrap().role = Role::Monitor;
+        for n in 0..EVENTS {
+            let row = Event::Row { cells: vec![n.to_string()] }.emit();
+            assert_eq!(b.clients.offer(id, row, &b.poller, at(n)), Sent::Ok);
+        }
+        assert!(b.clients.get(id).unwrap().rows.len() <= MOST_EVENTS);
+        assert_eq!(b.clients.with_rows(), 0, "it keeps no table from being read");
+        assert_eq!(
+            b.clients.stalled(Instant::from_millis(u64::MAX / 2000)),
+            [],
+            "nor is it dropped"
+        );
+        let (mut seen, mut missed) = (0, 0);
+        while seen + missed < EVENTS {
+            match read(&reader) {
+                Some(Event::Row { cells }) if cells.len() == 1 => {
+                    assert_eq!(cells, [(seen + missed).to_string()], "in order");
+                    seen += 1;
+                }
+                Some(Event::Row { cells }) => {
+                    assert_eq!(cells[1], "missed");
+                    missed += cells.last().unwrap().parse::<u64>().unwrap();
+                }
+                Some(other) => panic!("{other:?}"),
+                None => assert_eq!(b.clients.flush(id, &b.poller, at(0)), Sent::Ok),
+            }
+        }
+        assert!(seen >= MOST_EVENTS as u64 && missed > 0, "{seen} seen, {missed} missed");
     }
 }

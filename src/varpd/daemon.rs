@@ -19,6 +19,7 @@ use crate::underlay::sockets::{Opener, VifSockets};
 use crate::wire::VnetId;
 
 use super::clients::{ClientId, Clients, Sent};
+use super::learnt::LearntTable;
 use super::registry::{Owner, Registry};
 use super::stats::Runs;
 use super::varp::{Varp, Via};
@@ -33,24 +34,30 @@ const ACCEPT_BUDGET: usize = 16;
 /// How long no connection is accepted after the system refused one (too many open files).
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// What can be ready. Tokens from [`FIRST_CLIENT`] on are clients' ids.
+/// What can be ready. Tokens from [`FIRST_CLIENT`] on are clients' ids, from [`FIRST_LATE`] on kept
+/// vifs'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+pub(super) enum Source {
     Termination,
     Varp(Via),
     Listener,
+    /// Sockets of a vif that has moved, kept after its backend ended.
+    Late(LocalVif),
     Client(ClientId),
 }
 
 const FIRST_CLIENT: u64 = 16;
+/// Tokens from here on are kept vifs'.
+const FIRST_LATE: u64 = 1 << 63;
 
 impl Source {
-    fn token(self) -> u64 {
+    pub(super) fn token(self) -> u64 {
         match self {
             Self::Termination => 0,
             Self::Varp(Via::Unicast) => 1,
             Self::Varp(Via::Group) => 2,
             Self::Listener => 3,
+            Self::Late(LocalVif(id)) => FIRST_LATE | id,
             Self::Client(ClientId(id)) => id,
         }
     }
@@ -59,7 +66,10 @@ impl Source {
         let fixed =
             [Self::Termination, Self::Varp(Via::Unicast), Self::Varp(Via::Group), Self::Listener];
         let found = fixed.into_iter().find(|source| source.token() == token);
-        found.unwrap_or(Self::Client(ClientId(token)))
+        match token.checked_sub(FIRST_LATE) {
+            Some(id) => Self::Late(LocalVif(id)),
+            None => found.unwrap_or(Self::Client(ClientId(token))),
+        }
     }
 }
 
@@ -80,10 +90,13 @@ pub(super) struct Daemon {
     quiet_about_accepting: Quiet,
     /// About clients that are refused something.
     pub(super) quiet: Quiet,
+    /// About what the mapper finds wrong.
+    pub(super) alarms: Quiet,
     varp: Varp,
     pub(super) opener: Opener,
     pub(super) mapper: Mapper,
     pub(super) registry: Registry<VifSockets>,
+    pub(super) learnt: LearntTable,
     pub(super) clients: Clients,
     pub(super) runs: Runs,
     pub(super) counters: VarpdCounters,
@@ -123,10 +136,12 @@ impl Daemon {
             accept_again: None,
             quiet_about_accepting: Quiet::new(1),
             quiet: Quiet::new(20),
+            alarms: Quiet::new(20),
             varp,
             opener,
             mapper,
             registry: Registry::default(),
+            learnt: LearntTable::default(),
             runs: Runs::default(),
             counters: VarpdCounters::default(),
             config,
@@ -174,6 +189,7 @@ impl Daemon {
             },
             Source::Varp(via) => self.handle_varp(via, now),
             Source::Listener => self.accept(now),
+            Source::Late(id) => self.read_late(id, now),
             Source::Client(id) => self.handle_client(id, ready, now),
         }
         Turn::Next
@@ -224,13 +240,15 @@ impl Daemon {
                     self.varp.send(to, &message, now.mono, &self.counters);
                 }
                 Output::Notify { vif, notice } => self.notify(vif, notice, now),
-                Output::Event(event) => log::debug!("{event}"),
+                Output::Event(event) => self.show_event(&event, now),
             }
         }
     }
 
     fn notify(&mut self, id: LocalVif, notice: Notice, now: Now) {
-        let Some(vif) = self.registry.get_mut(id) else { return };
+        let Some(vif) = self.registry.get_mut(id) else {
+            return self.notify_learnt(id, notice, now);
+        };
         let before = vif.state();
         match notice {
             Notice::Claimed { stamp } => (vif.stamp, vif.moved) = (Some(stamp), false),
@@ -243,9 +261,13 @@ impl Daemon {
         if vif.state() != before {
             vif.since_ms = now.wall_ms;
         }
-        if let Owner::Live(client) = vif.owner {
-            let sent = self.clients.send(client, &notice.into(), &[]);
-            self.drop_if_stalled(client, sent, now);
+        match vif.owner {
+            Owner::Live(client) => {
+                let event = notice.event(vif.key.mac, self.config.timers.lifetime.duration());
+                let sent = self.clients.send(client, &event, &[]);
+                self.drop_if_stalled(client, sent, now);
+            }
+            Owner::Kept(_) => self.watch_late(id),
         }
     }
 
@@ -264,12 +286,13 @@ impl Daemon {
         for vif in self.registry.expired(now.mono) {
             self.forget_vif(vif, now);
         }
+        self.expire_learnt(now);
         for client in self.clients.stalled(now.mono) {
             self.drop_if_stalled(client, Sent::Stalled, now);
         }
         while let Some(run) = self.runs.poll_done(now.mono) {
             let rows = self.stats_rows(&run.answers);
-            let sent = self.clients.send_rows(run.client, rows, &self.poller, now.mono);
+            let sent = self.clients.send_rows(run.client, rows, &self.poller, now);
             self.drop_if_stalled(run.client, sent, now);
         }
         if self.accept_again.is_some_and(|at| at <= now.mono) {
@@ -286,6 +309,7 @@ impl Daemon {
         [
             self.mapper.poll_timeout(),
             self.registry.next_expiry(),
+            self.learnt.next_expiry(),
             self.clients.next_timeout(),
             self.runs.next_deadline(),
             self.accept_again,
@@ -336,6 +360,7 @@ fn mapper_config(config: &Config) -> mapper::Config {
         announce_interval: config.timers.announce_interval.duration(),
         limits: mapper::Limits {
             vifs: limits.vifs,
+            learnt: limits.learnt,
             entries: limits.entries,
             entries_per_vnet: limits.entries_per_vnet,
             pending: limits.pending,
@@ -365,6 +390,8 @@ mod tests {
             Source::Varp(Via::Unicast),
             Source::Varp(Via::Group),
             Source::Listener,
+            Source::Late(LocalVif(0)),
+            Source::Late(LocalVif(7)),
             client,
         ] {
             assert_eq!(Source::of(source.token()), source);

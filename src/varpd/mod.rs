@@ -17,8 +17,8 @@
 //! ```
 //!
 //! **Nobody can hold it up.** Sockets are non-blocking; a turn of the loop takes a bounded number of
-//! messages from each source; a backend that doesn't read loses its connection, and an operator's
-//! rows wait for a bounded time.
+//! messages from each source; a backend that doesn't read loses its connection, an operator's
+//! rows wait for a bounded time, and a monitor misses events.
 //!
 //! **A backend's end is not the vif's end.** varpd has duplicates of the vif's sockets. It keeps
 //! them, and the claim, for a while, in which a backend of the same user can come and find the same
@@ -29,6 +29,9 @@
 
 mod clients;
 mod daemon;
+mod late;
+mod learnt;
+mod monitor;
 mod register;
 mod registry;
 mod requests;

@@ -131,13 +131,19 @@ impl Daemon {
                 vif.stamp = None;
             }
             let Owner::Live(client) = vif.owner else { return };
+            let mac = vif.key.mac;
             if let Some(claim) = claim.filter(|_| active) {
-                let sent = self.clients.send(client, &Event::Claimed { stamp: claim.stamp }, &[]);
+                let sent =
+                    self.clients.send(client, &Event::Claimed { mac, stamp: claim.stamp }, &[]);
                 if !self.sent(client, sent, now) {
                     return;
                 }
             }
         }
+        if !active {
+            self.clear_learnt(id, now);
+        }
+        self.tell_learnt(id, now);
         self.mapper.set_active(id, active, prior, now);
     }
 
@@ -210,6 +216,7 @@ impl Daemon {
         client: ClientId,
         now: Now,
     ) -> Result<LocalVif, Failure> {
+        self.unwatch_late(kept);
         if let Some(vif) = self.registry.get_mut(kept)
             && vif.coa.capabilities == wanted.capabilities
         {
@@ -219,6 +226,7 @@ impl Daemon {
             return Ok(kept);
         }
         // The new backend's receiver understands something else: it's another care-of address.
+        self.clear_learnt(kept, now);
         self.mapper.remove_vif(kept, now);
         match self.registry.remove(kept) {
             Some(vif) => self.enter(wanted, peer, client, vif.sockets, now),
@@ -248,6 +256,7 @@ impl Daemon {
             active: wanted.active,
             stamp: None,
             moved: false,
+            watched: false,
             since_ms: now.wall_ms,
         });
         self.mapper.add_vif(id, key, coa).map_err(|e| {

@@ -42,6 +42,8 @@ pub(super) struct Vif<S> {
     pub(super) stamp: Option<Stamp>,
     /// Whether it has moved away since it was last claimed here: what arrives at its sockets is late.
     pub(super) moved: bool,
+    /// Whether varpd reads what arrives at its sockets: its backend is gone, and it has moved.
+    pub(super) watched: bool,
     /// When it came into its state, milliseconds since 1970.
     pub(super) since_ms: u64,
 }
@@ -95,6 +97,11 @@ impl<S> Registry<S> {
         }
     }
 
+    /// Whether the rings of a vif with this key run here.
+    pub(super) fn is_active(&self, key: VifKey) -> bool {
+        self.vifs.values().any(|vif| vif.key == key && vif.state() == "active")
+    }
+
     /// Whether a care-of address that a backend brings is free: no vif other than a kept one with
     /// the same key has it.
     pub(super) fn check_care_of(&self, key: VifKey, coa: CareOf) -> Result<(), Refusal> {
@@ -113,12 +120,18 @@ impl<S> Registry<S> {
         self.iter().find(|(_, vif)| kept(vif))
     }
 
-    /// Adds a vif under a handle that was never used before.
-    pub(super) fn insert(&mut self, vif: Vif<S>) -> LocalVif {
+    /// A handle that was never used before.
+    pub(super) fn next_id(&mut self) -> LocalVif {
         let id = self.next;
         self.next += 1;
-        self.vifs.insert(id, vif);
         LocalVif(id)
+    }
+
+    /// Adds a vif under a handle that was never used before.
+    pub(super) fn insert(&mut self, vif: Vif<S>) -> LocalVif {
+        let id = self.next_id();
+        self.vifs.insert(id.0, vif);
+        id
     }
 
     /// Takes a vif out.
@@ -225,6 +238,7 @@ mod tests {
             active: true,
             stamp: None,
             moved: false,
+            watched: false,
             since_ms: 0,
         }
     }

@@ -35,6 +35,11 @@ impl Failure {
         Self { code, text: text.into(), fatal: true }
     }
 
+    /// A limit that others keep busy.
+    pub(super) fn busy(text: &str) -> Self {
+        Self::passing(ErrorCode::Limit, format!("{text}; try again"))
+    }
+
     /// After which the client may go on.
     fn passing(code: ErrorCode, text: impl Into<String>) -> Self {
         Self { code, text: text.into(), fatal: false }
@@ -45,8 +50,9 @@ impl Daemon {
     /// A client has sent something, is gone, or has room again.
     pub(super) fn handle_client(&mut self, id: ClientId, ready: Ready, now: Now) {
         if ready.writable {
-            let sent = self.clients.flush(id, &self.poller, now.mono);
+            let sent = self.clients.flush(id, &self.poller, now);
             self.drop_if_stalled(id, sent, now);
+            self.send_next_page(id, now);
         }
         if !ready.readable {
             return;
@@ -111,6 +117,18 @@ impl Daemon {
                 self.mapper.resolve(vif, mac, refresh, now);
                 Ok(())
             }
+            (Role::Backend(vif), Request::Learn { macs }) => {
+                self.learn(vif, &macs, now);
+                Ok(())
+            }
+            (Role::Backend(vif), Request::Forget { macs }) => {
+                self.forget_learnt(vif, &macs, now);
+                Ok(())
+            }
+            (Role::Backend(vif), Request::Late { mac, sender }) => {
+                self.report_late(vif, mac, sender, now);
+                Ok(())
+            }
             (Role::Backend(vif), Request::Stats { xid, values }) => {
                 if !self.runs.answer(xid, vif, values) {
                     self.counters.inc(VarpdCounter::stats_late);
@@ -118,6 +136,7 @@ impl Daemon {
                 Ok(())
             }
             (Role::Unknown | Role::Operator, Request::Show { table }) => self.show(id, table, now),
+            (Role::Unknown, Request::Monitor) => self.begin_monitor(id, now),
             (Role::Unknown | Role::Operator, Request::Flush { vnet, mac }) => {
                 self.flush(id, vnet, mac, now);
                 Ok(())
@@ -134,6 +153,7 @@ impl Daemon {
         }
         if !active {
             vif.stamp = None;
+            self.clear_learnt(id, now);
         }
         self.mapper.set_active(id, active, None, now);
     }
@@ -142,18 +162,30 @@ impl Daemon {
         let Some(client) = self.clients.get_mut(id) else { return Ok(()) };
         client.role = Role::Operator;
         if self.clients.with_rows() >= MOST_TABLES {
-            let text = "too many tables are being read; try again";
-            return Err(Failure::passing(ErrorCode::Limit, text));
+            return Err(Failure::busy("too many tables are being read"));
         }
         let rows = match table {
-            Table::Vnets => self.vnet_rows(now),
+            Table::Vnets => self.vnet_rows(),
             Table::Vifs => self.vif_rows(),
-            Table::Varp => self.varp_rows(now),
+            Table::Varp => {
+                let sent = self.clients.begin_pages(id, &self.poller, now);
+                self.drop_if_stalled(id, sent, now);
+                return Ok(());
+            }
             Table::Stats => return self.begin_stats(id, now),
         };
-        let sent = self.clients.send_rows(id, rows, &self.poller, now.mono);
+        let sent = self.clients.send_rows(id, rows, &self.poller, now);
         self.drop_if_stalled(id, sent, now);
         Ok(())
+    }
+
+    /// One page of a long table in a turn of the loop: others are served between.
+    fn send_next_page(&mut self, id: ClientId, now: Now) {
+        if let Some(after) = self.clients.wants_page(id) {
+            let (rows, more) = self.varp_page(after, now);
+            let sent = self.clients.send_page(id, rows, more, &self.poller, now);
+            self.drop_if_stalled(id, sent, now);
+        }
     }
 
     /// Asks the backends; the rows follow when they have answered, or not.
@@ -164,8 +196,7 @@ impl Daemon {
         });
         let live: Vec<_> = live.collect();
         let Some(xid) = self.runs.begin(id, live.iter().map(|(vif, _)| *vif), now.mono) else {
-            let text = "too many clients are asking for counters; try again";
-            return Err(Failure::passing(ErrorCode::Limit, text));
+            return Err(Failure::busy("too many clients are asking for counters"));
         };
         for (_, client) in live {
             let sent = self.clients.send(client, &Event::StatsRequest { xid }, &[]);
@@ -214,6 +245,7 @@ impl Daemon {
         for gone in self.registry.keep(vif, until, self.config.limits.kept_vifs, now) {
             self.forget_vif(gone, now);
         }
+        self.watch_late(vif);
         if let Some(vif) = self.registry.get(vif) {
             log::info!("vif {}: its backend (process {}) {why}", vif.key, vif.peer.pid);
         }
@@ -221,9 +253,11 @@ impl Daemon {
 
     /// A vif that nobody came back for: its sockets are closed, its claim ends.
     pub(super) fn forget_vif(&mut self, id: LocalVif, now: Now) {
+        self.unwatch_late(id);
         if let Some(vif) = self.registry.remove(id) {
             log::info!("vif {} at {} is forgotten", vif.key, vif.coa);
             self.counters.inc(VarpdCounter::vifs_forgotten);
+            self.clear_learnt(id, now);
             self.mapper.remove_vif(id, now);
         }
     }

@@ -6,12 +6,15 @@ use std::time::Duration;
 use crate::mapper::{LocalVif, Row, State};
 use crate::show::{self, NONE};
 use crate::time::Now;
-use crate::wire::VnetId;
+use crate::wire::{VifKey, VnetId};
 
 use super::daemon::Daemon;
+use super::learnt::Learnt;
 use super::registry::Owner;
 use super::stats::Counters;
 
+/// Rows of the mapper's table that are made in one turn of the loop: less than a millisecond's work.
+const PAGE: usize = 512;
 /// The scope of varpd's own counters.
 const OWN_SCOPE: &str = "varpd";
 
@@ -19,12 +22,11 @@ type Rows = Vec<Vec<String>>;
 
 impl Daemon {
     /// The vnets that have vifs here.
-    pub(super) fn vnet_rows(&self, now: Now) -> Rows {
+    pub(super) fn vnet_rows(&self) -> Rows {
         #[derive(Default)]
         struct Sums {
             vifs: usize,
             active: usize,
-            cached: usize,
         }
         let mut vnets: BTreeMap<VnetId, Sums> = BTreeMap::new();
         for (_, vif) in self.registry.iter() {
@@ -32,18 +34,12 @@ impl Daemon {
             sums.vifs += 1;
             sums.active += usize::from(vif.state() == "active");
         }
-        let cached = |row: &Row| matches!(row.state, State::Resolved | State::Confirming);
-        for entry in self.mapper.rows(now).into_iter().filter(cached) {
-            if let Some(sums) = vnets.get_mut(&entry.key.vnet) {
-                sums.cached += 1;
-            }
-        }
         let row = |(vnet, sums): (VnetId, Sums)| {
             vec![
                 vnet.to_string(),
                 sums.vifs.to_string(),
                 sums.active.to_string(),
-                sums.cached.to_string(),
+                self.mapper.known_on(vnet).to_string(),
                 self.group_of(vnet).to_string(),
             ]
         };
@@ -52,10 +48,9 @@ impl Daemon {
 
     /// The vifs of this host, by vnet and MAC.
     pub(super) fn vif_rows(&self) -> Rows {
-        let mut vifs: Vec<_> = self.registry.iter().map(|(_, vif)| vif).collect();
-        vifs.sort_by_key(|vif| vif.key);
+        let mut rows = self.learnt_rows();
         let row = |vif: &super::registry::Vif<_>| {
-            vec![
+            let cells = vec![
                 vif.key.vnet.to_string(),
                 vif.key.mac.to_string(),
                 vif.peer.uid.to_string(),
@@ -67,15 +62,39 @@ impl Daemon {
                 vif.state().to_owned(),
                 vif.stamp.map_or_else(|| NONE.to_owned(), show::stamp),
                 show::time(vif.since_ms).unwrap_or_else(|| NONE.to_owned()),
-            ]
+            ];
+            (vif.key, cells)
         };
-        vifs.into_iter().map(row).collect()
+        rows.extend(self.registry.iter().map(|(_, vif)| row(vif)));
+        rows.sort_by_key(|(key, _)| *key);
+        rows.into_iter().map(|(_, cells)| cells).collect()
     }
 
-    /// The mapper's cache.
-    pub(super) fn varp_rows(&self, now: Now) -> Rows {
+    /// The MACs behind vifs.
+    fn learnt_rows(&self) -> Vec<(VifKey, Vec<String>)> {
+        let row = |vif: &super::registry::Vif<_>, learnt: &Learnt| {
+            let key = VifKey { mac: learnt.mac, ..vif.key };
+            let cells = vec![
+                key.vnet.to_string(),
+                key.mac.to_string(),
+                vif.peer.uid.to_string(),
+                vif.peer.pid.to_string(),
+                vif.coa.to_string(),
+                if learnt.stamp.is_some() { "learnt" } else { "lost" }.to_owned(),
+                learnt.stamp.map_or_else(|| NONE.to_owned(), show::stamp),
+                show::time(learnt.since_ms).unwrap_or_else(|| NONE.to_owned()),
+            ];
+            (key, cells)
+        };
+        let behind = |(id, vif)| self.learnt.of(id).map(move |(_, learnt)| row(vif, learnt));
+        self.registry.iter().flat_map(behind).collect()
+    }
+
+    /// A page of what the mapper knows: the rows behind a key, and the last key if there may be more.
+    pub(super) fn varp_page(&self, after: Option<VifKey>, now: Now) -> (Rows, Option<VifKey>) {
         let or_none = |text: Option<String>| text.unwrap_or_else(|| NONE.to_owned());
-        let rows = self.mapper.rows(now);
+        let rows = self.mapper.rows_after(after, PAGE, now);
+        let last = rows.last().map(|row| row.key).filter(|_| rows.len() >= PAGE);
         let row = |row: &Row| {
             vec![
                 row.key.vnet.to_string(),
@@ -91,7 +110,7 @@ impl Daemon {
                 },
             ]
         };
-        rows.iter().map(row).collect()
+        (rows.iter().map(row).collect(), last)
     }
 
     /// varpd's counters, then those that backends sent.

@@ -4,18 +4,24 @@
 //! this vif dropped and counted. What stays is a list of places in the received bytes, so that a
 //! guest without buffers costs nothing but patience, and neighbours can be merged by looking ahead.
 //! Pieces wait in [`Reassembly`]; what they make up joins the list in the place of the last of them.
+//! Frames for a MAC that has left are set aside, to be sent on.
 
 use std::io;
 
+use super::departed::{Departures, Verdict};
+use super::learnt::Learnt;
+use super::neighbors::Neighbors;
 use super::reassembly::Reassembly;
-use super::rx::{Payload, Receiver};
+use super::rx::{Addressee, Payload, Receiver};
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::bundle::Entry;
 use crate::offload::gro::Received;
 use crate::sys::mmsg::ReceiveBatch;
 use crate::time::Instant;
 use crate::underlay::{Port, Underlay};
+use crate::wire::CareOf;
 use crate::wire::encap::Flags;
+use crate::wire::frame::Addresses;
 
 /// Where a frame is.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +42,32 @@ enum Within {
     Joined(u16),
 }
 
+/// A frame for a MAC that has left.
+#[derive(Clone, Debug)]
+pub struct Detour {
+    /// Where it is now.
+    pub coa: CareOf,
+    /// The frame.
+    pub frame: Vec<u8>,
+    /// Whether its transport checksum is partial.
+    pub is_partial: bool,
+}
+
+/// Whose frames are taken here.
+#[derive(Debug)]
+pub struct Home<'a> {
+    /// The vif.
+    pub receiver: &'a Receiver,
+    /// Where others are.
+    pub neighbors: &'a Neighbors,
+    /// What is behind the vif.
+    pub learnt: &'a Learnt,
+    /// What has left.
+    pub departures: &'a mut Departures,
+    /// The time.
+    pub now: Instant,
+}
+
 /// The frames of one batch that have not been delivered.
 #[derive(Debug, Default)]
 pub struct Incoming {
@@ -43,6 +75,7 @@ pub struct Incoming {
     reassembly: Reassembly,
     joined: Vec<Vec<u8>>,
     places: Vec<Place>,
+    detours: Vec<Detour>,
     next: usize,
 }
 
@@ -55,24 +88,24 @@ impl Incoming {
         &mut self,
         port: Port,
         underlay: &mut impl Underlay,
-        receiver: &Receiver,
+        home: &mut Home<'_>,
         counters: &VifCounters,
-        now: Instant,
     ) -> io::Result<()> {
         self.clear();
         underlay.receive(port, &mut self.batch)?;
-        let Self { batch, reassembly, joined, places, .. } = self;
-        let unpack = Unpack { port, receiver, counters };
+        let now = home.now;
+        let Self { batch, reassembly, joined, places, detours, .. } = self;
         for message in (0..u16::MAX).take(batch.len()) {
             let Some(received) = batch.get(message.into()) else { break };
+            let (from, bytes) = (received.from, (Within::Message(message), received.bytes));
+            let mut unpack = Unpack { port, from, home, counters, places, detours };
             for datagram in received.datagrams() {
-                let bytes = (Within::Message(message), received.bytes);
-                match receiver.accept(port, received.from, datagram) {
+                match unpack.home.receiver.accept(port, from, datagram) {
                     Ok(Payload::Piece(flags, piece)) => {
-                        let whole = reassembly.add(received.from, flags, &piece, now);
-                        whole.into_iter().for_each(|w| unpack.joined(flags, w, joined, places));
+                        let whole = reassembly.add(from, flags, &piece, now);
+                        whole.into_iter().for_each(|whole| unpack.joined(flags, whole, joined));
                     }
-                    payload => unpack.payload(payload, bytes, places),
+                    payload => unpack.payload(payload, bytes),
                 }
             }
         }
@@ -111,6 +144,16 @@ impl Incoming {
     /// The kernel's count of datagrams lost for want of room, if this batch brought news of it.
     pub fn take_overflow(&mut self) -> Option<u32> {
         self.batch.overflow.take()
+    }
+
+    /// Whether the batch brought frames for MACs that have left.
+    pub fn has_detours(&self) -> bool {
+        !self.detours.is_empty()
+    }
+
+    /// Takes them.
+    pub fn take_detours(&mut self) -> Vec<Detour> {
+        std::mem::take(&mut self.detours)
     }
 
     /// The n-th frame that waits.
@@ -152,27 +195,25 @@ impl Incoming {
     }
 }
 
-/// What unpacking datagrams needs.
-struct Unpack<'a> {
+/// What unpacking datagrams of one sender needs.
+struct Unpack<'a, 'h> {
     port: Port,
-    receiver: &'a Receiver,
+    from: std::net::SocketAddr,
+    home: &'a mut Home<'h>,
     counters: &'a VifCounters,
+    places: &'a mut Vec<Place>,
+    detours: &'a mut Vec<Detour>,
 }
 
-impl Unpack<'_> {
+impl Unpack<'_, '_> {
     /// Notes the frames of a datagram, which is somewhere in `bytes`.
-    fn payload(
-        &self,
-        payload: Result<Payload<'_>, VifCounter>,
-        bytes: (Within, &[u8]),
-        places: &mut Vec<Place>,
-    ) {
+    fn payload(&mut self, payload: Result<Payload<'_>, VifCounter>, bytes: (Within, &[u8])) {
         match payload {
-            Ok(Payload::Frame(entry)) => self.frame(entry, bytes, places),
+            Ok(Payload::Frame(entry)) => self.frame(entry, bytes),
             Ok(Payload::Bundle(entries)) => {
                 for entry in entries {
                     match entry {
-                        Ok(entry) => self.frame(entry, bytes, places),
+                        Ok(entry) => self.frame(entry, bytes),
                         Err(_) => self.counters.inc(VifCounter::rx_drop_bundle),
                     }
                 }
@@ -184,29 +225,55 @@ impl Unpack<'_> {
     }
 
     /// Notes the frames of what pieces have made up, and keeps it.
-    fn joined(
-        &self,
-        flags: Flags,
-        whole: Vec<u8>,
-        joined: &mut Vec<Vec<u8>>,
-        places: &mut Vec<Place>,
-    ) {
+    fn joined(&mut self, flags: Flags, whole: Vec<u8>, joined: &mut Vec<Vec<u8>>) {
         self.counters.inc(VifCounter::rx_reassembled);
         // A batch has no more datagrams than that.
         let Ok(number) = joined.len().try_into() else { return };
-        self.payload(Payload::open(flags, &whole), (Within::Joined(number), &whole), places);
+        self.payload(Payload::open(flags, &whole), (Within::Joined(number), &whole));
         joined.push(whole);
     }
 
-    fn frame(&self, entry: Entry<'_>, (within, bytes): (Within, &[u8]), places: &mut Vec<Place>) {
-        let is_group = match self.receiver.accept_frame(self.port, entry.frame) {
-            Ok(is_group) => is_group,
+    fn frame(&mut self, entry: Entry<'_>, (within, bytes): (Within, &[u8])) {
+        let is_group = match self.admit(entry) {
+            Ok(Some(is_group)) => is_group,
+            Ok(None) => return,
             Err(counter) => return self.counters.inc(counter),
         };
         let start = entry.frame.as_ptr().addr() - bytes.as_ptr().addr();
         // Neither a message nor a frame is longer than 2^17 bytes.
         if let (Ok(start), Ok(len)) = (start.try_into(), entry.frame.len().try_into()) {
-            places.push(Place { start, len, within, is_partial: entry.is_partial, is_group });
+            let is_partial = entry.is_partial;
+            self.places.push(Place { start, len, within, is_partial, is_group });
+        }
+    }
+
+    /// Whether a frame is for a group, if it is to be delivered; sets it aside if it is to be sent
+    /// on.
+    fn admit(&mut self, entry: Entry<'_>) -> Result<Option<bool>, VifCounter> {
+        let Home { receiver, neighbors, learnt, departures, now } = &mut *self.home;
+        let addressee = receiver.accept_frame(self.port, entry.frame)?;
+        let mac = match addressee {
+            Addressee::Group => return Ok(Some(true)),
+            Addressee::Vif => receiver.key.mac,
+            Addressee::Other(mac) => mac,
+        };
+        if !departures.is_empty() {
+            let source = Addresses::parse(entry.frame).map(|addresses| addresses.source);
+            let sender = source.ok().and_then(|mac| neighbors.place_of(mac));
+            match departures.judge(mac, self.from, sender, *now) {
+                Some(Verdict::Forward(coa)) => {
+                    let (frame, is_partial) = (entry.frame.to_vec(), entry.is_partial);
+                    self.detours.push(Detour { coa, frame, is_partial });
+                    return Ok(None);
+                }
+                Some(Verdict::Drop) => return Err(VifCounter::rx_drop_departed),
+                None => {}
+            }
+        }
+        match addressee {
+            Addressee::Vif => Ok(Some(false)),
+            Addressee::Other(mac) if learnt.has(mac) => Ok(Some(false)),
+            _ => Err(VifCounter::rx_drop_destination),
         }
     }
 }

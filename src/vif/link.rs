@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::learning::Learning;
 use super::nic::{Lent, Nic};
 use crate::metrics::VifCounter;
 use crate::time::Instant;
@@ -29,12 +30,17 @@ pub struct Link {
     stamp: Option<Stamp>,
     told_active: bool,
     is_registered: bool,
+    /// MACs behind the vif.
+    learning: Learning,
+    /// Whether varpd has to be told all of them.
+    relearn: bool,
     backoff: Duration,
 }
 
 impl Link {
-    /// A link for a vif that varpd has just registered as inactive.
-    pub fn new(key: VifKey, queue_pairs: u8, nic: Arc<Nic>) -> Self {
+    /// A link for a vif that varpd has just registered as inactive, behind which there may be so
+    /// many MACs.
+    pub fn new(key: VifKey, queue_pairs: u8, learn: usize, nic: Arc<Nic>) -> Self {
         nic.counters().inc(VifCounter::varpd_connects);
         nic.bound_receive_buffers();
         let backoff = MIN_BACKOFF;
@@ -45,6 +51,8 @@ impl Link {
             stamp: None,
             told_active: false,
             is_registered: true,
+            learning: Learning::new(learn),
+            relearn: false,
             backoff,
         }
     }
@@ -52,6 +60,9 @@ impl Link {
     /// The first message on a new connection.
     pub fn register(&mut self) -> Request {
         self.told_active = self.nic.is_active();
+        if !self.told_active {
+            self.learning.clear(&self.nic);
+        }
         Request::Register {
             key: self.key,
             capabilities: CAPABILITIES,
@@ -66,6 +77,7 @@ impl Link {
         self.nic.counters().inc(VifCounter::varpd_connects);
         self.is_registered = true;
         self.backoff = MIN_BACKOFF;
+        self.relearn = true;
         self.nic.workers().for_each(|mut worker| worker.varpd_returned(now));
         self.nic.bound_receive_buffers();
     }
@@ -82,7 +94,7 @@ impl Link {
     }
 
     /// Messages that varpd is owed since the last call; empty while there is no connection.
-    pub fn requests(&mut self) -> Vec<Request> {
+    pub fn requests(&mut self, now: Instant) -> Vec<Request> {
         if !self.is_registered {
             return Vec::new();
         }
@@ -90,6 +102,9 @@ impl Link {
         let mut requests = Vec::new();
         if wishes.active != self.told_active {
             self.told_active = wishes.active;
+            if !wishes.active {
+                self.learning.clear(&self.nic);
+            }
             requests.push(Request::SetActive { active: wishes.active });
         } else if wishes.announce {
             requests.push(Request::Announce);
@@ -97,6 +112,14 @@ impl Link {
         requests.extend(
             wishes.questions.iter().map(|q| Request::Resolve { mac: q.mac, refresh: q.refresh }),
         );
+        if wishes.active {
+            if std::mem::take(&mut self.relearn) {
+                requests.extend(self.learning.all());
+            }
+            requests.extend(self.learning.update(&wishes.sources, &self.nic, now));
+        }
+        let late = wishes.late.iter();
+        requests.extend(late.map(|l| Request::Late { mac: l.mac, sender: l.from }));
         requests
     }
 
@@ -118,9 +141,21 @@ impl Link {
             Event::Invalidate { mac } => {
                 self.nic.workers().for_each(|mut worker| worker.handle_invalidate(mac));
             }
-            Event::Claimed { stamp } => self.stamp = Some(stamp),
-            Event::Lost { stamp, coa } => {
-                log::info!("the vif now lives at {coa} (stamp {})", stamp.0);
+            Event::Claimed { mac, stamp } if mac != self.key.mac => {
+                self.learning.handle_claimed(mac, stamp, &self.nic, now);
+            }
+            Event::Refused { mac, hold_ms } => {
+                self.learning.refuse(mac, millis(hold_ms), &self.nic, now);
+            }
+            Event::Claimed { mac, stamp } => {
+                self.stamp = Some(stamp);
+                self.nic.workers().for_each(|mut worker| worker.arrive(mac));
+            }
+            Event::Lost { mac, stamp, coa, lifetime_ms } => {
+                log::info!("{mac} now lives at {coa} (stamp {})", stamp.0);
+                let lifetime = millis(lifetime_ms);
+                self.learning.handle_lost(mac, &self.nic);
+                self.nic.workers().for_each(|mut w| w.depart(mac, coa, stamp, lifetime, now));
             }
             Event::StatsRequest { xid } => return Some(self.stats(xid)),
             Event::Error { code, text } => log::warn!("varpd: {text} ({code:?})"),
@@ -136,13 +171,15 @@ impl Link {
         Request::Stats { xid, values: values.into_iter().map(|(n, v)| (n.to_owned(), v)).collect() }
     }
 
-    /// Frames that have waited too long are dropped.
+    /// Frames that have waited too long are dropped, MACs not used for long forgotten.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.learning.handle_timeout(&self.nic, now);
         self.nic.workers().for_each(|mut worker| worker.handle_timeout(now));
     }
 
     /// When [`Link::handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.nic.workers().filter_map(|worker| worker.poll_timeout()).min()
+        let workers = self.nic.workers().filter_map(|worker| worker.poll_timeout()).min();
+        workers.into_iter().chain(self.learning.poll_timeout()).min()
     }
 }

@@ -13,6 +13,8 @@
 //! | [`ring`] | split virtqueues by checked slices |
 //! | [`arrival`] | a guest that has migrated here: what its vnet is told |
 //! | [`throttle`], [`alarm`] | rate limits: what waits, what is dropped; the end of waiting |
+//! | [`learnt`], [`learning`] | MACs behind the vif: a queue pair's table, and the book of all |
+//! | [`departed`], [`late`] | MACs that have left, whose late frames are sent on |
 //! | [`neighbors`], [`park`] | addresses learnt; frames that wait for one |
 //! | [`worker`] | one queue pair's data path: all of the above, in the order of packets |
 //! | [`nic`] | the workers of a NIC, and what they share |
@@ -20,8 +22,12 @@
 
 pub mod alarm;
 pub mod arrival;
+pub mod departed;
 pub mod guest;
 pub mod incoming;
+pub mod late;
+pub mod learning;
+pub mod learnt;
 pub mod link;
 pub mod neighbors;
 pub mod nic;

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::time::Instant;
@@ -216,6 +217,14 @@ impl Neighbors {
                 }
                 State::Unresolved { .. } => {}
             }
+        }
+    }
+
+    /// Where `mac` is, as far as is known.
+    pub fn place_of(&self, mac: Mac) -> Option<SocketAddr> {
+        match self.entries.get(&mac)? {
+            State::Resolved { coa, .. } => Some(coa.addr),
+            State::Resolving | State::Unresolved { .. } => None,
         }
     }
 

@@ -17,6 +17,7 @@ use virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_queue::QueueT;
 
 use super::alarm::Alarm;
+use super::departed::LateSender;
 use super::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
 use super::neighbors::Question;
 use super::throttle::Direction;
@@ -28,6 +29,7 @@ use crate::time::Instant;
 use crate::underlay::udp::UdpUnderlay;
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::device::{DataPath, Interest, Rings, Wake};
+use crate::wire::Mac;
 
 /// The ports a worker polls, in the order of its descriptors.
 const PORTS: [Port; 2] = [Port::Own, Port::Group];
@@ -71,6 +73,10 @@ pub struct Nic {
 pub struct Wishes {
     /// Addresses to resolve or refresh.
     pub questions: Vec<Question>,
+    /// Who sends to a MAC that has left.
+    pub late: Vec<LateSender>,
+    /// New MACs that the guest sends from.
+    pub sources: Vec<Mac>,
     /// Whether the guest's rings run.
     pub active: bool,
     /// Whether the guest asked to be announced.
@@ -139,12 +145,16 @@ impl Nic {
     pub fn wishes(&self) -> Wishes {
         let mut wishes = Wishes {
             questions: Vec::new(),
+            late: Vec::new(),
+            sources: Vec::new(),
             active: self.is_active(),
             announce: self.announce.swap(false, Ordering::AcqRel),
         };
         for mut worker in self.workers() {
             wishes.announce |= worker.take_announcement();
             wishes.questions.extend(worker.questions());
+            wishes.late.extend(worker.late_senders());
+            wishes.sources.extend(worker.learnt().news());
         }
         wishes
     }
@@ -240,6 +250,28 @@ impl Nic {
         let done = self.worker(0).map_or(Ok(()), |worker| worker.underlay().steer(running));
         if let Err(error) = done {
             log::warn!("frames are spread over all queue pairs, whether they run or not: {error}");
+        }
+    }
+
+    /// Duplicates of the queue pairs' sockets at the vif's own address.
+    ///
+    /// # Errors
+    /// No descriptors left.
+    pub fn own_sockets(&self) -> io::Result<Vec<OwnedFd>> {
+        // The group's comes first.
+        Ok(self.sockets()?.into_iter().skip(1).collect())
+    }
+
+    /// See [`Worker::forwards_alone_until`]: the last of all queue pairs.
+    pub fn forwards_alone_until(&self, now: Instant) -> Option<Instant> {
+        self.workers().filter_map(|worker| worker.forwards_alone_until(now)).max()
+    }
+
+    /// Sends on late frames of queue pairs whose rings don't run.
+    pub fn forward_waiting(&self, now: Instant) {
+        self.workers().for_each(|mut worker| worker.forward_waiting(now));
+        if self.workers().any(|worker| worker.wants_attention()) {
+            self.call_for_attention();
         }
     }
 

@@ -17,7 +17,7 @@
 //! are long, only headers are staged, and the kernel reads the rest in guest memory ([`scatter`]).
 
 pub mod pieces;
-mod scatter;
+pub mod scatter;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
@@ -54,6 +54,8 @@ pub struct Route {
     pub to: SocketAddr,
     /// Whether it is the group.
     pub is_group: bool,
+    /// Whether the frame came from elsewhere and is sent on.
+    pub is_redirected: bool,
     /// What all receivers there understand.
     pub capabilities: Capabilities,
 }
@@ -83,6 +85,7 @@ impl Outgoing {
         route: Route {
             to: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
             is_group: false,
+            is_redirected: false,
             capabilities: Capabilities::NONE,
         },
         addresses: [0; frame::ADDRESSES_LEN],

@@ -12,7 +12,7 @@ use crate::underlay::Port;
 use crate::wire::encap::{Flags, Header, Kind};
 use crate::wire::fragment::Piece;
 use crate::wire::frame::Addresses;
-use crate::wire::{Capabilities, ParseError, VifKey};
+use crate::wire::{Capabilities, Mac, ParseError, VifKey};
 
 /// Who receives.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +23,17 @@ pub struct Receiver {
     pub own: SocketAddr,
     /// What it told others to understand.
     pub capabilities: Capabilities,
+}
+
+/// Whom a frame is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addressee {
+    /// All, or a group.
+    Group,
+    /// The vif's own MAC.
+    Vif,
+    /// Another MAC, which may be or have been here, too.
+    Other(Mac),
 }
 
 /// What a datagram for this vif holds.
@@ -93,28 +104,23 @@ impl Receiver {
         Ok(Payload::Piece(flags.without(Flags::FRAGMENT), piece))
     }
 
-    /// Checks the addresses of a frame; returns whether it is for a group.
+    /// Checks the addresses of a frame; returns whom it is for.
     ///
     /// # Errors
     /// The name of the drop.
-    pub fn accept_frame(&self, port: Port, frame: &[u8]) -> Result<bool, VifCounter> {
+    pub fn accept_frame(&self, port: Port, frame: &[u8]) -> Result<Addressee, VifCounter> {
         let addresses = Addresses::parse(frame).map_err(|_| VifCounter::rx_drop_truncated)?;
-        self.check_addresses(port, addresses)?;
-        Ok(addresses.destination.is_group())
-    }
-
-    fn check_addresses(&self, port: Port, addresses: Addresses) -> Result<(), VifCounter> {
         let Addresses { destination, source, .. } = addresses;
         if source == self.key.mac || !source.is_individual() {
             Err(VifCounter::rx_drop_source)
         } else if destination.is_group() {
-            Ok(())
+            Ok(Addressee::Group)
         } else if port == Port::Group {
             Err(VifCounter::rx_drop_not_group)
         } else if destination == self.key.mac {
-            Ok(())
+            Ok(Addressee::Vif)
         } else {
-            Err(VifCounter::rx_drop_destination)
+            Ok(Addressee::Other(destination))
         }
     }
 }
@@ -129,7 +135,7 @@ mod tests {
 
     fn receiver() -> Receiver {
         Receiver {
-            key: VifKey { vnet: VnetId::new(42).unwrap(), mac: crate::wire::Mac(OWN) },
+            key: VifKey { vnet: VnetId::new(42).unwrap(), mac: Mac(OWN) },
             own: ([192, 0, 2, 1], 4000).into(),
             capabilities: Capabilities::NONE,
         }
@@ -143,7 +149,7 @@ mod tests {
         bytes
     }
 
-    fn accept(port: Port, bytes: &[u8]) -> Result<bool, VifCounter> {
+    fn accept(port: Port, bytes: &[u8]) -> Result<Addressee, VifCounter> {
         let receiver = receiver();
         match receiver.accept(port, ([192, 0, 2, 2], 5000).into(), bytes)? {
             Payload::Frame(entry) => receiver.accept_frame(port, entry.frame),
@@ -153,9 +159,12 @@ mod tests {
 
     #[test]
     fn own_and_group_frames_are_delivered() {
-        assert_eq!(accept(Port::Own, &datagram(42, OWN, PEER)), Ok(false));
-        assert_eq!(accept(Port::Group, &datagram(42, [0xff; 6], PEER)), Ok(true));
-        assert_eq!(accept(Port::Own, &datagram(42, [0xff; 6], PEER)), Ok(true), "replicated");
+        assert_eq!(accept(Port::Own, &datagram(42, OWN, PEER)), Ok(Addressee::Vif));
+        let group = Ok(Addressee::Group);
+        assert_eq!(accept(Port::Group, &datagram(42, [0xff; 6], PEER)), group);
+        assert_eq!(accept(Port::Own, &datagram(42, [0xff; 6], PEER)), group, "replicated");
+        let other = Ok(Addressee::Other(Mac(PEER)));
+        assert_eq!(accept(Port::Own, &datagram(42, PEER, PEER)), other);
     }
 
     #[test]
@@ -164,7 +173,6 @@ mod tests {
         let refused = |port, bytes: &[u8]| accept(port, bytes).unwrap_err();
         assert_eq!(refused(Port::Own, &datagram(43, OWN, PEER)), C::rx_drop_vnet);
         assert_eq!(refused(Port::Own, &datagram(0, OWN, PEER)), C::rx_drop_vnet);
-        assert_eq!(refused(Port::Own, &datagram(42, PEER, PEER)), C::rx_drop_destination);
         assert_eq!(refused(Port::Own, &datagram(42, OWN, OWN)), C::rx_drop_source);
         assert_eq!(refused(Port::Own, &datagram(42, OWN, [0xff; 6])), C::rx_drop_source);
         assert_eq!(refused(Port::Group, &datagram(42, OWN, PEER)), C::rx_drop_not_group);

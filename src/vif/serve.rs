@@ -14,6 +14,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use thiserror::Error;
 
+use super::late::LateWatch;
 use super::link::{CAPABILITIES, Link};
 use super::nic::Nic;
 use super::outgoing::pieces::FrameIds;
@@ -67,6 +68,8 @@ pub struct Options {
     pub limits: Limits,
     /// How long workers look for frames before they sleep; zero for not at all.
     pub busy_poll: Duration,
+    /// Most MACs behind the vif.
+    pub learn: usize,
 }
 
 /// Why a backend can't start, or ended.
@@ -154,7 +157,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let frontend = Frontend::start(endpoint, Arc::clone(&nic))?;
     let mut serving = Serving {
         key: options.key,
-        link: Link::new(options.key, options.queue_pairs, Arc::clone(&nic)),
+        link: Link::new(options.key, options.queue_pairs, options.learn, Arc::clone(&nic)),
         nic,
         path: options.varpd,
         queue_pairs: options.queue_pairs,
@@ -162,6 +165,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         call_at: None,
         keep_sockets: true,
         refusal: None,
+        late: LateWatch::default(),
         poller: Poller::new(8).map_err(doing("cannot poll"))?,
     };
     let result = serving.run(&termination, &frontend);
@@ -276,7 +280,8 @@ fn new_nic(
     let worker = |(pair, underlay): (u32, UdpUnderlay)| {
         let counters = Arc::clone(&counters);
         let mut worker = Worker::new(place, options.source_mac, counters, underlay)
-            .with_throttle(throttle.clone());
+            .with_throttle(throttle.clone())
+            .learning(options.learn);
         worker.set_frame_ids(FrameIds::from(first_id.wrapping_add(pair << 28)));
         worker
     };
@@ -332,6 +337,7 @@ enum Source {
     Frontend,
     Attention,
     Varpd,
+    Late,
 }
 
 struct Serving {
@@ -347,6 +353,8 @@ struct Serving {
     keep_sockets: bool,
     /// Why varpd refused the vif last, so that it is logged once.
     refusal: Option<String>,
+    /// Of frames for a guest that has left.
+    late: LateWatch,
     poller: Poller,
 }
 
@@ -362,7 +370,8 @@ impl Serving {
         self.watch_varpd().map_err(failed())?;
         loop {
             let now = clock::mono();
-            let deadline = self.link.poll_timeout().into_iter().chain(self.call_at).min();
+            let deadlines = [self.link.poll_timeout(), self.call_at, self.late.poll_timeout()];
+            let deadline = deadlines.into_iter().flatten().min();
             let timeout = deadline.map(|at| at.saturating_since(now));
             let ready = self.poller.wait(timeout).map_err(failed())?;
             let now = clock::mono();
@@ -380,7 +389,12 @@ impl Serving {
             if self.call_at.is_some_and(|at| at <= now) {
                 self.call_varpd(now);
             }
+            if is_ready(Source::Late) {
+                self.nic.forward_waiting(now);
+            }
             self.write_varpd(now);
+            let late = Source::Late as u64;
+            self.late.update(&self.nic, &self.poller, late, now).map_err(failed())?;
         }
     }
 
@@ -415,7 +429,7 @@ impl Serving {
     }
 
     fn write_varpd(&mut self, now: Instant) {
-        for request in self.link.requests() {
+        for request in self.link.requests(now) {
             self.tell_varpd(&request, now);
         }
     }
@@ -477,6 +491,7 @@ impl Serving {
         if !self.keep_sockets {
             log::warn!("the vif's care-of address is now {}", registration.coa);
             let place = place(self.key, &registration);
+            self.late.end(&self.poller).map_err(doing("cannot poll"))?;
             self.nic.replace_underlays(registration.underlays, place);
             self.keep_sockets = true;
         }

@@ -4,6 +4,7 @@
 
 use clap::ValueEnum;
 
+use super::learnt::Learnt;
 use super::neighbors::{Lookup, Neighbors};
 use super::outgoing::AddressBytes;
 use crate::metrics::VifCounter;
@@ -11,7 +12,7 @@ use crate::time::Instant;
 use crate::wire::frame::{self, Addresses};
 use crate::wire::{CareOf, Mac, VifKey};
 
-/// What happens to a frame whose source MAC is not the vif's.
+/// What happens to a frame whose source MAC is neither the vif's nor one learnt behind it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum SourceMac {
     /// The vif's MAC replaces it; counted.
@@ -37,7 +38,7 @@ pub enum Verdict {
 /// A frame with its verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Judged {
-    /// What leaves instead of the frame's own: destination, and the vif's MAC.
+    /// What leaves instead of the frame's own: destination, and a MAC of the vif.
     pub addresses: AddressBytes,
     /// Where to.
     pub verdict: Verdict,
@@ -51,30 +52,41 @@ pub fn judge(
     vif: VifKey,
     source_mac: SourceMac,
     lead: &[u8; frame::HEADER_LEN],
+    learnt: &mut Learnt,
     neighbors: &mut Neighbors,
     now: Instant,
 ) -> Judged {
     let Ok(addresses) = Addresses::parse(lead) else {
         let verdict = Verdict::Drop(VifCounter::tx_drop_malformed);
-        return Judged { addresses: stamped(vif, Mac::BROADCAST), verdict, is_stamped: false };
+        let addresses = stamped(vif.mac, Mac::BROADCAST);
+        return Judged { addresses, verdict, is_stamped: false };
     };
-    let is_foreign = addresses.source != vif.mac;
+    let is_own = addresses.source == vif.mac;
+    let is_foreign = !is_own && !learnt.sees(addresses.source, now);
     let verdict = if is_foreign && source_mac == SourceMac::Drop {
         Verdict::Drop(VifCounter::tx_drop_source)
     } else {
-        route(vif, addresses, neighbors, now)
+        route(vif, addresses, learnt, neighbors, now)
     };
-    Judged { addresses: stamped(vif, addresses.destination), verdict, is_stamped: is_foreign }
+    let source = if is_foreign { vif.mac } else { addresses.source };
+    let addresses = stamped(source, addresses.destination);
+    Judged { addresses, verdict, is_stamped: is_foreign }
 }
 
 #[inline]
-fn route(vif: VifKey, addresses: Addresses, neighbors: &mut Neighbors, now: Instant) -> Verdict {
+fn route(
+    vif: VifKey,
+    addresses: Addresses,
+    learnt: &Learnt,
+    neighbors: &mut Neighbors,
+    now: Instant,
+) -> Verdict {
     let destination = addresses.destination;
     if addresses.is_mac_control {
         Verdict::Drop(VifCounter::tx_drop_mac_control)
     } else if destination.is_group() {
         Verdict::Group
-    } else if destination == vif.mac || !destination.is_individual() {
+    } else if destination == vif.mac || !destination.is_individual() || learnt.has(destination) {
         Verdict::Drop(VifCounter::tx_drop_self)
     } else {
         match neighbors.lookup(destination, now) {
@@ -86,13 +98,13 @@ fn route(vif: VifKey, addresses: Addresses, neighbors: &mut Neighbors, now: Inst
     }
 }
 
-/// The source is always the vif's own: that is what stamping means.
+/// The source is always one of the vif: that is what stamping means.
 #[inline]
-fn stamped(vif: VifKey, destination: Mac) -> AddressBytes {
+fn stamped(source: Mac, destination: Mac) -> AddressBytes {
     let mut addresses = [0; frame::ADDRESSES_LEN];
     let (to, from) = addresses.split_at_mut(6);
     to.copy_from_slice(&destination.0);
-    from.copy_from_slice(&vif.mac.0);
+    from.copy_from_slice(&source.0);
     addresses
 }
 
@@ -119,7 +131,8 @@ mod tests {
 
     fn judge_one(to: Mac, from: Mac, ether_type: u16, source_mac: SourceMac) -> Judged {
         let lead = lead(to, from, ether_type);
-        judge(vif(), source_mac, &lead, &mut Neighbors::default(), Instant::ZERO)
+        let learnt = &mut Learnt::default();
+        judge(vif(), source_mac, &lead, learnt, &mut Neighbors::default(), Instant::ZERO)
     }
 
     #[test]
@@ -144,11 +157,36 @@ mod tests {
             capabilities: Capabilities::NONE,
         };
         let lead = lead(PEER, OWN, 0x800);
-        let judge =
-            |n: &mut Neighbors| judge(vif(), SourceMac::Stamp, &lead, n, Instant::ZERO).verdict;
+        let learnt = &mut Learnt::default();
+        let mut judge = |n: &mut Neighbors| {
+            judge(vif(), SourceMac::Stamp, &lead, learnt, n, Instant::ZERO).verdict
+        };
         assert_eq!(judge(&mut neighbors), Verdict::Wait(PEER));
         neighbors.handle_mapping(PEER, coa, Stamp(1), Duration::from_secs(1), Instant::ZERO);
         assert_eq!(judge(&mut neighbors), Verdict::Unicast(coa));
+    }
+
+    #[test]
+    fn a_learnt_source_is_kept_and_a_frame_to_it_does_not_leave() {
+        const BEHIND: Mac = Mac([2, 0, 0, 0, 0, 3]);
+        let mut learnt = Learnt::new(1);
+        let mut judge = |to, from, source_mac| {
+            let lead = lead(to, from, 0x800);
+            let neighbors = &mut Neighbors::default();
+            judge(vif(), source_mac, &lead, &mut learnt, neighbors, Instant::ZERO)
+        };
+        for source_mac in [SourceMac::Stamp, SourceMac::Drop] {
+            let judged = judge(Mac::BROADCAST, BEHIND, source_mac);
+            assert_eq!((judged.verdict, judged.is_stamped), (Verdict::Group, false));
+            assert_eq!(judged.addresses[6..], BEHIND.0);
+        }
+        let verdict = judge(BEHIND, OWN, SourceMac::Stamp).verdict;
+        assert_eq!(verdict, Verdict::Drop(VifCounter::tx_drop_self));
+        // Beyond the bound.
+        let judged = judge(Mac::BROADCAST, PEER, SourceMac::Stamp);
+        assert_eq!((judged.is_stamped, &judged.addresses[6..]), (true, &OWN.0[..]));
+        let verdict = judge(Mac::BROADCAST, PEER, SourceMac::Drop).verdict;
+        assert_eq!(verdict, Verdict::Drop(VifCounter::tx_drop_source));
     }
 
     #[test]

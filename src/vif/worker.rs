@@ -17,6 +17,7 @@
 //! frames that wait, while QEMU comes and goes.
 
 mod arrive;
+mod forward;
 mod path;
 mod receive;
 mod resend;
@@ -30,8 +31,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::arrival::Arrival;
+use super::departed::Departures;
 use super::guest::{HeaderLayout, MODERN_HEADER_LEN};
 use super::incoming::Incoming;
+use super::learnt::Learnt;
 use super::neighbors::{Lookup, Neighbors, Question};
 use super::outgoing::pieces::FrameIds;
 use super::outgoing::{Batch, Stager};
@@ -95,11 +98,14 @@ pub struct Worker<U> {
     counters: Arc<VifCounters>,
     underlay: U,
     neighbors: Neighbors,
+    departures: Departures,
+    learnt: Learnt,
     park: Park,
     throttle: Throttle,
     layout: HeaderLayout,
     offloads: Offloads,
     merger: Merger,
+    is_running: bool,
     stopped_at: Option<Instant>,
     connected_at: Option<Instant>,
     starved: bool,
@@ -139,11 +145,14 @@ impl<U: Underlay> Worker<U> {
             counters,
             underlay,
             neighbors: Neighbors::default(),
+            departures: Departures::default(),
+            learnt: Learnt::default(),
             park: Park::default(),
             throttle: Throttle::default(),
             layout: HeaderLayout { len: MODERN_HEADER_LEN, mergeable: false },
             offloads,
             merger: Merger::new(offloads, MERGED_FRAMES, MERGED_LEN),
+            is_running: false,
             stopped_at: None,
             connected_at: None,
             starved: false,
@@ -185,6 +194,18 @@ impl<U: Underlay> Worker<U> {
         self.frame_ids = ids;
     }
 
+    /// The same, taking up to `most` MACs behind the vif.
+    #[must_use]
+    pub fn learning(mut self, most: usize) -> Self {
+        self.learnt = Learnt::new(most);
+        self
+    }
+
+    /// The MACs behind the vif.
+    pub fn learnt(&mut self) -> &mut Learnt {
+        &mut self.learnt
+    }
+
     /// The sockets.
     pub fn underlay(&self) -> &U {
         &self.underlay
@@ -201,6 +222,7 @@ impl<U: Underlay> Worker<U> {
         self.segmentation = Segmentation::default();
         self.underlay = underlay;
         self.place = place;
+        self.departures = Departures::default();
         self.incoming.clear();
         self.overflow = 0;
     }
@@ -223,7 +245,10 @@ impl<U: Underlay> Worker<U> {
     pub fn set_running(&mut self, running: bool, now: Instant) {
         self.starved = false;
         self.throttle.reset();
+        self.is_running = running;
         if running {
+            // Where the guest runs it has arrived; varpd says so if a newer claim is known.
+            self.departures.remove(self.place.receiver.key.mac);
             let was_long = |since: Option<Instant>, limit| since.is_some_and(|at| now - at > limit);
             let has_arrived = was_long(self.connected_at.take(), SETUP);
             if was_long(self.stopped_at.take(), STALE_AFTER) || has_arrived {
@@ -276,6 +301,8 @@ impl<U: Underlay> Worker<U> {
         self.neighbors.has_questions()
             || self.announcement_seen
             || !self.timer_known && !self.incoming.reassembly().is_empty()
+            || self.departures.has_senders()
+            || self.learnt.has_news()
     }
 
     /// Whether the guest has announced itself since the last call (gratuitous ARP and the like).

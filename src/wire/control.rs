@@ -16,8 +16,8 @@
 //!
 //! type  request     body                   type  event          body
 //!    1  REGISTER    see below               129  REGISTERED     coa, address (group), mtu (32)
-//!    2  SET-ACTIVE  active (8, 0 or 1)      130  CLAIMED        stamp (64)
-//!    3  ANNOUNCE    -                       131  LOST           stamp (64), coa
+//!    2  SET-ACTIVE  active (8, 0 or 1)      130  CLAIMED        mac (48), stamp (64)
+//!    3  ANNOUNCE    -                       131  LOST           mac, stamp, coa, lifetime
 //!    4  RESOLVE     mac (48), refresh (8)   132  MAPPING        mac, coa, stamp, lifetime ms (32)
 //!    5  STATS       n (16), n x             133  UNRESOLVED     mac (48), hold ms (32)
 //!                   {text, value (64)}      134  INVALIDATE     mac (48)
@@ -25,6 +25,10 @@
 //!    7  FLUSH       flags (8: 1 vnet,       136  ROW            n (16), n x text
 //!                   2 mac), reserved (8),   137  END            -
 //!                   mac (48), vnet (32)     138  ERROR          code (8), text
+//!    8  LATE       mac (48), address        139  REFUSED        mac (48), hold ms (32)
+//!    9  LEARN      n (16), n x {mac, flags (8: 1 stamp), stamp (64)}
+//!   10  FORGET     n (16), n x mac (48)
+//!   11  MONITOR    -
 //!
 //! REGISTER
 //! +---------------------------------------------------------------+
@@ -80,6 +84,8 @@ pub const MAX_QUEUE_PAIRS: u8 = 16;
 pub const MAX_FDS: usize = 1 + 2 * MAX_QUEUE_PAIRS as usize;
 /// Most counters in [`Request::Stats`].
 pub const MAX_VALUES: usize = 128;
+/// Most MACs in [`Request::Learn`] and [`Request::Forget`].
+pub const MAX_MACS: usize = 256;
 /// Most cells in [`Event::Row`].
 pub const MAX_CELLS: usize = 16;
 /// Longest counter name and cell, in bytes: 128 values of 2 + 112 + 8 bytes fit in [`MAX_LEN`].
@@ -128,6 +134,27 @@ pub enum Request {
         /// Name and value.
         values: Vec<(String, u64)>,
     },
+    /// A frame came for a MAC that this vif has lost: its sender's host is to be told.
+    Late {
+        /// The MAC.
+        mac: Mac,
+        /// Where the frame came from.
+        sender: SocketAddr,
+    },
+    /// The guest sends from these MACs, too: they are to be claimed for this vif. Each is answered by
+    /// [`Event::Claimed`], [`Event::Lost`] or [`Event::Refused`].
+    Learn {
+        /// Each with the stamp of the claim that an earlier varpd made for it, if any.
+        macs: Vec<(Mac, Option<Stamp>)>,
+    },
+    /// The guest does not send from these MACs any more.
+    Forget {
+        /// Which.
+        macs: Vec<Mac>,
+    },
+    /// The operator wants to see what happens: answered by [`Event::End`] when that begins, then by
+    /// an [`Event::Row`] for each event, until it goes.
+    Monitor,
     /// The operator asks for a table; answered by [`Event::Row`]s and one [`Event::End`].
     Show {
         /// Which.
@@ -168,17 +195,24 @@ pub enum Event {
         /// MTU of the underlay link in bytes (outer IP packet).
         underlay_mtu: u32,
     },
-    /// The vif's claim now has this stamp.
+    /// The vif's claim to a MAC now has this stamp.
     Claimed {
+        /// The vif's own.
+        mac: Mac,
         /// To be repeated in [`Request::Register`] after a restart of varpd.
         stamp: Stamp,
     },
-    /// The vif's claim lost against a newer one: the guest now lives behind `coa`.
+    /// The vif's claim to a MAC lost against a newer one: it now lives behind `coa`.
     Lost {
+        /// The vif's own.
+        mac: Mac,
         /// Stamp of the newer claim.
         stamp: Stamp,
         /// Its care-of address.
         coa: CareOf,
+        /// How long others may still believe that the MAC is here, in milliseconds: so long frames
+        /// for it are forwarded.
+        lifetime_ms: u32,
     },
     /// A resolved, refreshed or moved mapping.
     Mapping {
@@ -202,6 +236,14 @@ pub enum Event {
     Invalidate {
         /// The MAC.
         mac: Mac,
+    },
+    /// A MAC of [`Request::Learn`] is not claimed for this vif: it moves to and fro, or a bound is
+    /// reached.
+    Refused {
+        /// The MAC.
+        mac: Mac,
+        /// How long not to ask again, in milliseconds.
+        hold_ms: u32,
     },
     /// Send your counters.
     StatsRequest {

@@ -30,7 +30,7 @@ const BURST: u64 = 8192;
 
 /// The attacker's registration, and the socket that came with it.
 pub(crate) struct Attacker {
-    socket: UdpSocket,
+    pub(crate) socket: UdpSocket,
     group: SocketAddr,
     _registration: Connection,
 }

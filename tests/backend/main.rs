@@ -26,6 +26,7 @@ mod idle;
 mod injection;
 mod lan;
 mod launch;
+mod learning;
 mod limits;
 mod migration;
 mod moves;

@@ -12,9 +12,10 @@ use vnet::metrics::VifCounter;
 use vnet::sys::clock;
 
 use crate::driver::{Control, Driver};
-use crate::nic::{Nic, mac, vif};
-use crate::support::step;
+use crate::injection::Attacker;
+use crate::nic::{LEN, Nic, frame, mac, vif};
 use crate::support::vnet::{Backend, Listener};
+use crate::support::{step, wait_until};
 use crate::{Net, SOON};
 
 /// Traffic has to follow within this time.
@@ -80,4 +81,64 @@ fn traffic_follows_a_guest_that_moves() {
     assert_eq!(one.counters(&net.varpds[0]).sum("tx_drop_"), 0);
     assert_eq!(one.counters(&net.varpds[0]).get(VifCounter::tx_frames), u64::from(number));
     step(&format!("{MOVES} moves: unreached for at most {longest:?}, {lost} frames lost"));
+}
+
+/// Where a vif is, by its host's varpd.
+fn place(net: &Net, host: usize) -> String {
+    let rows = net.varpds[host].show("vifs");
+    let row = rows.as_array().unwrap().iter().find(|row| row["mac"] == vif(42, 2).mac());
+    row.unwrap()["coa"].as_str().unwrap().to_owned()
+}
+
+/// A stranger, whom no announcement reaches, goes on sending to where the guest was: its frames
+/// follow the guest, each once, while the backend there lives; and its host is told.
+#[test]
+fn late_frames_follow_a_guest_that_moved() {
+    const FRAMES: u32 = 500;
+    let Some(net) = Net::new("late frames for a guest that moved", 3) else { return };
+    let mut here = Nic::start("g2-0", vif(42, 2), &net.varpds[1]);
+    let stranger = Attacker::register(&net.varpds[0]).socket;
+    let old: std::net::SocketAddr = place(&net, 1).parse().unwrap();
+    let late = |number: u32| {
+        let header = [0x40, 0, 0, 0, 0, 0, 0, 42];
+        stranger
+            .send_to(&[&header[..], &frame(mac(2), mac(7), number, LEN)].concat(), old)
+            .unwrap();
+    };
+    late(0);
+    assert_eq!(here.receive(mac(7)), 0);
+    let mut there = prepare("g2-1", &net, 2);
+    here.driver.stop_ring(0).unwrap();
+    here.driver.stop_ring(1).unwrap();
+    here.wait_state("registered", &net.varpds[1]);
+    // Sent while the guest runs nowhere: they wait at its old place.
+    late(1);
+    there.driver.start().unwrap();
+    there.wait_state("active", &net.varpds[2]);
+    for number in 2..FRAMES {
+        late(number);
+    }
+    for number in 1..FRAMES {
+        assert_eq!(there.receive(mac(7)), number, "each once, in order");
+    }
+    there.assert_silent();
+    here.assert_silent();
+    let counters = here.counters(&net.varpds[1]);
+    assert_eq!(counters.get(VifCounter::tx_forwarded), u64::from(FRAMES) - 1);
+    assert_eq!(counters.sum("rx_drop_"), 0);
+    let is_corrected = |row: &serde_json::Value| {
+        row["counter"] == "tx_corrections" && row["value"].as_u64() > Some(0)
+    };
+    wait_until("the stranger's host is told", SOON, || {
+        net.varpds[1].show("stats").as_array().unwrap().iter().any(is_corrected)
+    });
+    // Back: the old place is home again, and what the other one gets is sent on here.
+    there.driver.stop_ring(0).unwrap();
+    there.driver.stop_ring(1).unwrap();
+    here.reconnect();
+    here.wait_state("active", &net.varpds[1]);
+    late(FRAMES);
+    assert_eq!(here.receive(mac(7)), FRAMES);
+    there.assert_silent();
+    step(&format!("{} late frames followed the guest, each once", FRAMES - 1));
 }

@@ -74,11 +74,12 @@ struct Kind {
     /// Further options of its NIC, ",name=value" each.
     options: &'static str,
     queue_pairs: u8,
+    listener: Listener,
 }
 
 impl Kind {
     fn plain() -> Self {
-        Self { qemu: newest_qemu(), options: "", queue_pairs: 1 }
+        Self { qemu: newest_qemu(), options: "", queue_pairs: 1, listener: Listener::Backend }
     }
 
     fn nic<'a>(&'a self, backend: &'a Backend, mtu: Option<u32>) -> Nic<'a> {
@@ -133,7 +134,7 @@ impl Stage {
             let name = format!("g1-on-{}", ["a", "b"][host]);
             let pairs = kind.queue_pairs.to_string();
             let further = ["--queue-pairs", &pairs];
-            Backend::start_with(&name, GUEST, Listener::Backend, &site.varpds[host], &further)
+            Backend::start_with(&name, GUEST, kind.listener, &site.varpds[host], &further)
         };
         let backends = [backend(0), backend(1)];
         let varpd = &site.varpds[STATION_HOST];
@@ -438,7 +439,7 @@ fn a_guest_that_does_not_announce_itself() {
         return;
     }
     let _turn = take_turn();
-    let kind = Kind { qemu: Qemu::Installed, options: ",guest_announce=off", queue_pairs: 1 };
+    let kind = Kind { qemu: Qemu::Installed, options: ",guest_announce=off", ..Kind::plain() };
     let mut stage = Stage::new(kind, Loss::None);
     let pings = stage.pings();
     let echo = stage.echo();
@@ -454,14 +455,15 @@ fn a_guest_that_does_not_announce_itself() {
     stage.assert_unharmed();
 }
 
-/// QEMU says everything once for each pair.
+/// QEMU says everything once for each pair. The backends connect to it.
 #[test]
 fn a_guest_with_two_queue_pairs() {
     if !can_boot_guests("a guest with two queue pairs") {
         return;
     }
     let _turn = take_turn();
-    let mut stage = Stage::new(Kind { queue_pairs: 2, ..Kind::plain() }, Loss::None);
+    let mut stage =
+        Stage::new(Kind { queue_pairs: 2, listener: Listener::Qemu, ..Kind::plain() }, Loss::None);
     assert_eq!(stage.guest.number("ls -d /sys/class/net/eth0/queues/rx-* | wc -l"), 2);
     let pings = stage.pings();
     // Connections are spread over the pairs by their ports.

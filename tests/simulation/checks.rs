@@ -42,6 +42,12 @@ fn owner(world: &World, key: VifKey) -> Result<Claim, String> {
         let intended = world.intended[&key];
         return Err(format!("{key} should be owned by {intended} and is owned by {owners:?}"));
     };
+    let accepting: Vec<usize> = (0..world.users.len())
+        .filter(|&i| world.users[i].key == key && world.users[i].accepts())
+        .collect();
+    if accepting != [*instance] {
+        return Err(format!("{key} is owned by {instance}, and {accepting:?} take its frames"));
+    }
     let two_guests = world.scenario == Scenario::Duplicates && key == contested();
     let highest = world.highest[&key];
     if two_guests && *claim != highest {
@@ -78,7 +84,8 @@ fn caches_agree(world: &World, key: VifKey, truth: Claim) -> Result<(), String> 
 /// Everybody asks for everybody, and for somebody that there is not.
 fn answers_agree(world: &mut World, keys: &[VifKey]) -> Result<(), String> {
     let nobody = Mac([2, 7, 7, 7, 7, 7]);
-    let asking: Vec<usize> = (0..world.users.len()).filter(|&i| world.users[i].active).collect();
+    let asks = |&i: &usize| world.users[i].active && !world.users[i].learnt;
+    let asking: Vec<usize> = (0..world.users.len()).filter(asks).collect();
     for &from in &asking {
         let (host, vnet) = (world.users[from].host, world.users[from].key.vnet);
         let macs = keys.iter().filter(|key| key.vnet == vnet).map(|key| key.mac);

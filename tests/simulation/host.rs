@@ -7,6 +7,8 @@ use vnet::mapper::{Config, Limits, Mapper};
 use vnet::time::{Instant, Now};
 use vnet::wire::{Capabilities, CareOf, EncapKinds};
 
+use crate::random::Random;
+
 /// When every run starts: 2026-01-01T00:00Z, in milliseconds.
 const WALL: i64 = 1_767_225_600_000;
 /// The port of the first instance.
@@ -40,6 +42,11 @@ pub(crate) fn config() -> Config {
 }
 
 impl Host {
+    /// How far a clock may be ahead, or behind: an hour.
+    pub(crate) fn skew(random: &mut Random) -> i64 {
+        i64::try_from(random.range(0, 7_200_000)).expect("small") - 3_600_000
+    }
+
     pub(crate) fn ip(number: usize) -> IpAddr {
         let last = u8::try_from(number + 1).expect("few hosts");
         IpAddr::V4(Ipv4Addr::new(10, 0, 0, last))

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vnet::mapper::LocalVif;
-use vnet::wire::{Mac, VifKey, VnetId};
+use vnet::wire::{Mac, Stamp, VifKey, VnetId};
 
 use crate::host::Host;
 use crate::network::Weather;
@@ -53,8 +53,14 @@ pub(crate) enum Action {
     Garp(usize),
     /// A guest moves to another host, its source stopping first, or some time after.
     Migrate { key: VifKey, clean: bool },
+    /// Somebody behind a bridge moves behind one on another host.
+    Wander(VifKey),
+    /// Somebody behind a bridge sends a frame, which the bridge's backend sees; and again later.
+    Seen(VifKey),
     /// A guest reboots.
     Reboot(VifKey),
+    /// The wall clock of a host jumps, by up to an hour either way.
+    Jump(usize),
     /// varpd of a host ends, and comes back.
     Stop(usize),
     /// varpd of a host starts.
@@ -103,6 +109,9 @@ pub(crate) fn play(world: &mut World) -> Result<(), String> {
 fn populate(world: &mut World) {
     let (vnets, macs) = (world.random.range(2, 4), world.random.range(2, 6));
     for vnet in 0..vnets {
+        for mac in 0..world.random.range(0, 3) {
+            wanderer(world, key(vnet, BEHIND + mac));
+        }
         for mac in 0..macs {
             let key = key(vnet, mac);
             let host = world.random.index(world.hosts.len());
@@ -112,6 +121,22 @@ fn populate(world: &mut World) {
         }
     }
 }
+
+/// Somebody behind a bridge, who will move some times: fewer than would be damped.
+fn wanderer(world: &mut World, key: VifKey) {
+    let moves = match world.scenario {
+        Scenario::Quiet => 0,
+        _ => world.random.range(0, 5),
+    };
+    for n in 0..=moves {
+        let at = if n == 0 { 0 } else { world.random.range(SECOND, 60 * SECOND) };
+        world.after(at, Event::Act(Action::Wander(key)));
+    }
+    world.after(SECOND, Event::Act(Action::Seen(key)));
+}
+
+/// MACs from here on are behind bridges.
+const BEHIND: u64 = 100;
 
 fn key(vnet: u64, mac: u64) -> VifKey {
     let vnet = VnetId::new(u32::try_from(vnet + 100).expect("small")).expect("not 0");
@@ -138,18 +163,20 @@ fn storm(world: &mut World) {
         let at = world.random.range(SECOND, 60 * SECOND);
         let host = world.random.index(world.hosts.len());
         let key = world.any_key();
-        let action = match world.random.range(0, 10) {
+        let action = match world.random.range(0, 11) {
             0 | 1 => Action::Part,
             2 | 3 => Action::Stop(host),
             4 => Action::Reboot(key),
             5..=7 => Action::Migrate { key, clean: true },
+            8 => Action::Jump(host),
             _ => Action::Migrate { key, clean: false },
         };
         world.after(at, Event::Act(action));
     }
     match world.scenario {
         Scenario::Spray => {
-            let from = world.random.index(world.users.len());
+            let guests = world.guests();
+            let from = guests[world.random.index(guests.len())];
             world.after(SECOND, Event::Act(Action::Spray { from, left: 5000 }));
         }
         Scenario::Duplicates => duplicates(world),
@@ -188,7 +215,7 @@ fn peace(world: &mut World) {
 
 impl World {
     fn any_key(&mut self) -> VifKey {
-        let keys: Vec<VifKey> = self.users.iter().map(|user| user.key).collect();
+        let keys: Vec<VifKey> = self.guests().iter().map(|&i| self.users[i].key).collect();
         let mut key = keys[self.random.index(keys.len())];
         if self.scenario == Scenario::Duplicates && key == contested() {
             key = keys[1];
@@ -196,18 +223,62 @@ impl World {
         key
     }
 
+    /// The instances that are vifs of their own.
+    fn guests(&self) -> Vec<usize> {
+        (0..self.users.len()).filter(|&i| !self.users[i].learnt).collect()
+    }
+
+    fn wander(&mut self, key: VifKey) {
+        self.totals.wanders += 1;
+        let host = self.random.index(self.hosts.len());
+        let known = |user: &User| user.key == key && user.host == host;
+        let instance = self.users.iter().position(known).unwrap_or_else(|| {
+            let instance = self.users.len();
+            self.users.push(User::new(key, host, Host::coa(host, instance), true));
+            instance
+        });
+        self.intended.insert(key, instance);
+        self.see(key);
+    }
+
+    /// As a backend and its varpd do: what is not known to be here is claimed.
+    fn see(&mut self, key: VifKey) {
+        let instance = self.intended[&key];
+        let (coa, host, vif) = {
+            let user = &mut self.users[instance];
+            if user.active {
+                return;
+            }
+            user.active = true;
+            user.departures.remove(key.mac);
+            (user.coa, user.host, LocalVif(instance as u64))
+        };
+        let mut refused = false;
+        self.with_mapper(host, |mapper, now| {
+            match mapper.add_learnt(vif, key, coa) {
+                Ok(()) => mapper.set_active(vif, true, None, now),
+                Err(_) => mapper.announce(vif, now),
+            }
+            refused = mapper.claim(vif).is_none();
+        });
+        if refused {
+            self.totals.refused += 1;
+            self.users[instance].active = false;
+        }
+    }
+
     /// A backend starts on a host, and will talk to some others of its vnet.
     pub(crate) fn create(&mut self, key: VifKey, host: usize) -> usize {
         let instance = self.users.len();
         let coa = Host::coa(host, instance);
-        let (neighbours, stamp) = (Default::default(), None);
-        let user = User { key, host, coa, present: true, active: false, stamp, neighbours };
-        self.users.push(user);
+        self.users.push(User::new(key, host, coa, false));
         self.with_mapper(host, |mapper, _| {
             mapper.add_vif(LocalVif(instance as u64), key, coa).expect("a new vif");
         });
         for _ in 0..3 {
-            let to = Mac([2, 0, 0, 0, 0, u8::try_from(self.random.range(0, 4)).expect("small")]);
+            let behind = if self.random.per_mille(250) { BEHIND } else { 0 };
+            let last = behind + self.random.range(0, 4);
+            let to = Mac([2, 0, 0, 0, 0, u8::try_from(last).expect("small")]);
             let start = self.random.range(0, SECOND);
             if to != key.mac {
                 self.after(start, Event::Frame { from: instance, to, every: TALK });
@@ -227,6 +298,11 @@ impl World {
                     mapper.announce(LocalVif(instance as u64), now);
                 });
             }
+            Action::Wander(key) => self.wander(key),
+            Action::Seen(key) => {
+                self.see(key);
+                self.after(SECOND, Event::Act(Action::Seen(key)));
+            }
             Action::Migrate { key, clean } => self.migrate(key, clean),
             Action::Reboot(key) => {
                 let instance = self.intended[&key];
@@ -234,6 +310,10 @@ impl World {
                     self.deactivate(instance);
                     self.after(2 * SECOND, Event::Act(Action::Activate(instance)));
                 }
+            }
+            Action::Jump(host) => {
+                self.totals.jumps += 1;
+                self.hosts[host].skew_ms = Host::skew(&mut self.random);
             }
             Action::Stop(host) => self.stop(host),
             Action::Start(host) => self.start(host),
@@ -251,6 +331,7 @@ impl World {
             return;
         }
         user.active = true;
+        user.departures.remove(user.key.mac);
         let (key, host) = (user.key, user.host);
         self.intended.insert(key, instance);
         self.with_mapper(host, |mapper, now| {
@@ -318,6 +399,12 @@ impl World {
                 continue;
             }
             let (key, coa, active, stamp) = (user.key, user.coa, user.active, user.stamp);
+            if user.learnt {
+                if active {
+                    self.relearn(instance, stamp);
+                }
+                continue;
+            }
             let in_use: Vec<(Mac, bool)> = user
                 .neighbours
                 .iter()
@@ -334,6 +421,16 @@ impl World {
                 }
             });
         }
+    }
+
+    /// A backend tells the new varpd what is behind it.
+    fn relearn(&mut self, instance: usize, stamp: Option<Stamp>) {
+        let User { key, coa, host, .. } = self.users[instance];
+        let vif = LocalVif(instance as u64);
+        self.with_mapper(host, |mapper, now| {
+            mapper.add_learnt(vif, key, coa).expect("a new one");
+            mapper.set_active(vif, true, stamp, now);
+        });
     }
 
     fn part(&mut self) {

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use vnet::mapper::Notice;
 use vnet::time::Instant;
+use vnet::vif::departed::Departures;
 use vnet::wire::{CareOf, Mac, Stamp, VifKey};
+
+use crate::host::config;
 
 /// How long a question may stay unanswered before the backend asks again.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,6 +42,8 @@ pub(crate) struct User {
     pub(crate) key: VifKey,
     pub(crate) host: usize,
     pub(crate) coa: CareOf,
+    /// A MAC behind the NIC of a bridge; the bridge itself is not simulated.
+    pub(crate) learnt: bool,
     /// The backend runs.
     pub(crate) present: bool,
     /// The rings run.
@@ -46,9 +51,18 @@ pub(crate) struct User {
     /// The stamp that it would resume with.
     pub(crate) stamp: Option<Stamp>,
     pub(crate) neighbours: BTreeMap<Mac, Neighbour>,
+    /// What a newer claim says to be elsewhere: the shipped table.
+    pub(crate) departures: Departures,
 }
 
 impl User {
+    /// A backend that has just registered.
+    pub(crate) fn new(key: VifKey, host: usize, coa: CareOf, learnt: bool) -> Self {
+        let (neighbours, departures, stamp) = Default::default();
+        let (present, active) = (true, false);
+        Self { key, host, coa, learnt, present, active, stamp, neighbours, departures }
+    }
+
     /// Decides about a frame as a backend does, and notes what it asks.
     pub(crate) fn frame(&mut self, to: Mac, now: Instant) -> Verdict {
         match self.neighbours.get_mut(&to) {
@@ -85,9 +99,24 @@ impl User {
             Notice::Invalidate { mac } => {
                 self.neighbours.remove(&mac);
             }
-            Notice::Claimed { stamp } => self.stamp = Some(stamp),
-            Notice::Lost { .. } => {}
+            Notice::Claimed { stamp } => {
+                self.stamp = Some(stamp);
+                self.departures.remove(self.key.mac);
+            }
+            Notice::Lost { stamp, coa } => {
+                let until = now + config().lifetime;
+                self.departures.insert(self.key.mac, coa, stamp, until);
+                if self.learnt {
+                    // Until the bridge sees it again.
+                    (self.active, self.stamp) = (false, None);
+                }
+            }
         }
+    }
+
+    /// Whether frames for it are delivered to its guest.
+    pub(crate) fn accepts(&self) -> bool {
+        self.active && !self.departures.has_left(self.key.mac)
     }
 
     /// Where it was told last that a MAC is.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use vnet::mapper::{Destination, LocalVif, Mapper, Notice, Output};
 use vnet::time::{Instant, Now};
+use vnet::vif::departed::{LateSender, Verdict};
 use vnet::wire::varp::{Claim, Message};
 use vnet::wire::{CareOf, Mac, VifKey};
 
@@ -15,7 +16,7 @@ use crate::host::Host;
 use crate::network::Weather;
 use crate::random::Random;
 use crate::script::{Action, Scenario};
-use crate::user::{Neighbour, User, Verdict};
+use crate::user::{Neighbour, User, Verdict as Sends};
 
 /// Something that will happen.
 #[derive(Clone, Debug)]
@@ -36,9 +37,18 @@ pub(crate) struct Totals {
     pub(crate) datagrams: u64,
     pub(crate) frames: u64,
     pub(crate) delivered: u64,
+    /// Times that a late frame was sent on.
+    pub(crate) forwarded: u64,
+    /// Places that one frame came to at most.
+    pub(crate) longest_way: u64,
     pub(crate) migrations: u64,
+    /// Moves from behind one bridge to behind another.
+    pub(crate) wanders: u64,
+    /// Times that such a one was refused.
+    pub(crate) refused: u64,
     pub(crate) restarts: u64,
     pub(crate) partitions: u64,
+    pub(crate) jumps: u64,
     pub(crate) claims: u64,
     pub(crate) reclaims: u64,
     pub(crate) damped: u64,
@@ -51,9 +61,14 @@ impl Totals {
         self.datagrams += other.datagrams;
         self.frames += other.frames;
         self.delivered += other.delivered;
+        self.forwarded += other.forwarded;
+        self.longest_way = self.longest_way.max(other.longest_way);
         self.migrations += other.migrations;
+        self.wanders += other.wanders;
+        self.refused += other.refused;
         self.restarts += other.restarts;
         self.partitions += other.partitions;
+        self.jumps += other.jumps;
         self.claims += other.claims;
         self.reclaims += other.reclaims;
         self.damped += other.damped;
@@ -64,9 +79,12 @@ impl Totals {
     /// A simulation in which nothing happens proves nothing.
     pub(crate) fn assert_that_things_happened(&self) {
         let all = [
+            self.forwarded,
             self.migrations,
+            self.wanders,
             self.restarts,
             self.partitions,
+            self.jumps,
             self.reclaims,
             self.damped,
             self.corrections,
@@ -110,8 +128,7 @@ impl World {
         let count = random.range(3, 21);
         let hosts = (0..usize::try_from(count).expect("few"))
             .map(|number| {
-                let skew = random.range(0, 7_200_000);
-                let skew_ms = i64::try_from(skew).expect("small") - 3_600_000;
+                let skew_ms = Host::skew(&mut random);
                 let mut host = Host { number, mapper: None, skew_ms, island: 0 };
                 host.start([random.next(), random.next()]);
                 host
@@ -286,40 +303,67 @@ impl World {
         let verdict = self.users[from].frame(to, now);
         let host = self.users[from].host;
         let refresh = match verdict {
-            Verdict::Send { refresh, .. } => refresh,
-            Verdict::Ask => false,
-            Verdict::Wait => return,
+            Sends::Send { refresh, .. } => refresh,
+            Sends::Ask => false,
+            Sends::Wait => return,
         };
-        if verdict == Verdict::Ask && established && self.no_gap {
+        if verdict == Sends::Ask && established && self.no_gap {
             self.violate(format!("{from} lost the mapping of {to} while using it"));
         }
-        if refresh || verdict == Verdict::Ask {
+        if refresh || verdict == Sends::Ask {
             self.with_mapper(host, |mapper, now| {
                 mapper.resolve(LocalVif(from as u64), to, refresh, now);
             });
         }
-        if let Verdict::Send { coa, .. } = verdict {
+        if let Sends::Send { coa, .. } = verdict {
             self.arrive(from, to, coa);
         }
     }
 
-    /// A frame arrives at a care-of address.
+    /// A frame arrives at a care-of address: it is delivered, sent on, or dropped.
     fn arrive(&mut self, from: usize, to: Mac, coa: CareOf) {
-        let instance = Host::instance(coa);
-        let (sender, receiver) = (&self.users[from], &self.users[instance]);
-        if receiver.key != (VifKey { vnet: sender.key.vnet, mac: to }) {
-            let (a, b) = (sender.key, receiver.key);
-            return self.violate(format!("a frame from {a} to {to} arrived at {b}"));
-        }
-        let (there, back) = (receiver.host, sender.coa.addr);
-        if self.hosts[there].island != self.hosts[sender.host].island {
-            return;
-        }
-        if receiver.active {
-            self.totals.delivered += 1;
-        } else {
-            let key = receiver.key;
-            self.with_mapper(there, |mapper, now| mapper.correct(key, back, now));
+        let (mut last, mut coa) = (from, coa);
+        let mut way = Vec::new();
+        loop {
+            let instance = Host::instance(coa);
+            let (sender, receiver) = (&self.users[from], &self.users[instance]);
+            if receiver.key != (VifKey { vnet: sender.key.vnet, mac: to }) {
+                let (a, b) = (sender.key, receiver.key);
+                return self.violate(format!("a frame from {a} to {to} arrived at {b}"));
+            }
+            if self.hosts[receiver.host].island != self.hosts[self.users[last].host].island {
+                return;
+            }
+            if way.contains(&instance) {
+                return self.violate(format!("a frame to {to} runs in a circle: {way:?}"));
+            }
+            way.push(instance);
+            self.totals.longest_way = self.totals.longest_way.max(way.len() as u64);
+            let (key, there) = (receiver.key, receiver.host);
+            let back = self.users[last].coa.addr;
+            let known = receiver.mapping(sender.key.mac, self.now).map(|coa| coa.addr);
+            let now = self.now;
+            let receiver = &mut self.users[instance];
+            if !receiver.present {
+                // varpd reads the sockets of a backend that has ended, but sends nothing on.
+                return self.with_mapper(there, |mapper, now| mapper.correct(key, back, now));
+            }
+            let verdict = receiver.departures.judge(to, back, known, now);
+            let late: Vec<LateSender> = receiver.departures.senders().collect();
+            for LateSender { from, .. } in late {
+                self.with_mapper(there, |mapper, now| mapper.correct(key, from, now));
+            }
+            match verdict {
+                None if self.users[instance].active => {
+                    self.totals.delivered += 1;
+                    return;
+                }
+                None | Some(Verdict::Drop) => return,
+                Some(Verdict::Forward(on)) => {
+                    self.totals.forwarded += 1;
+                    (last, coa) = (instance, on);
+                }
+            }
         }
     }
 

@@ -15,7 +15,9 @@
 #![expect(clippy::unwrap_used, reason = "a failed test may panic")]
 
 mod hostile;
+mod learning;
 mod migration;
+mod monitor;
 mod operator;
 mod peer;
 mod registration;

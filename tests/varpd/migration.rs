@@ -88,3 +88,33 @@ fn a_guest_that_comes_back_finds_no_late_frames() {
         assert_eq!(again.coa, back.coa);
     }
 }
+
+/// A backend that has ended sends nothing on; but who still sends there is told where the guest is.
+#[test]
+fn the_senders_of_late_frames_are_told_also_when_the_backend_has_ended() {
+    let Some(net) = Net::new("varpd: late frames for a backend that has ended") else { return };
+    for family in BOTH {
+        let (a, b) = (net.varpd(net.a(), family, ""), net.varpd(net.b(), family, ""));
+        let source = Backend::register(&a.socket, key(1), ACTIVE);
+        let sender = Backend::register(&b.socket, key(2), ACTIVE);
+        source.peer.claimed();
+        let old = source.coa;
+        source.peer.send(&Request::SetActive { active: false });
+        let target = Backend::register(&b.socket, key(1), ACTIVE);
+        assert_eq!(source.peer.lost().1, target.coa);
+        // While it lives it reports them.
+        source.peer.send(&Request::Late { mac: mac(1), sender: sender.coa.addr });
+        wait_until("the sender's host is told", SOON, || a.counter("tx_corrections") == 1);
+        drop(source);
+        wait_until("the source is gone", SOON, || a.show("vifs")[0]["state"] == "kept");
+        for n in 1..=3 {
+            sender.unicast().send_to(&frame(42, "late"), old.addr).unwrap();
+            wait_until("the frame is counted", SOON, || a.counter("late_frames") == n);
+        }
+        wait_until("the sender's host is told again", SOON, || {
+            sender.unicast().send_to(&frame(42, "late"), old.addr).unwrap();
+            a.counter("tx_corrections") == 2
+        });
+        wait_until("and hears it", SOON, || b.counter("rx_corrections") == 2);
+    }
+}

@@ -54,14 +54,14 @@ impl Peer {
 
     pub(crate) fn claimed(&self) -> Stamp {
         self.find(|event| match event {
-            Event::Claimed { stamp } => Some(*stamp),
+            Event::Claimed { stamp, .. } => Some(*stamp),
             _ => None,
         })
     }
 
     pub(crate) fn lost(&self) -> (Stamp, CareOf) {
         self.find(|event| match event {
-            Event::Lost { stamp, coa } => Some((*stamp, *coa)),
+            Event::Lost { stamp, coa, .. } => Some((*stamp, *coa)),
             _ => None,
         })
     }

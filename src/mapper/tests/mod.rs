@@ -3,8 +3,10 @@
 
 mod bounds;
 mod claiming;
+mod learning;
 mod moving;
 mod resolving;
+mod scale;
 mod trust;
 
 use std::time::Duration;

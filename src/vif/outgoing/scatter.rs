@@ -33,7 +33,7 @@ use crate::wire::{Capabilities, frame};
 /// | 4 MiB, takes segments whole | +5 % | +5 % | +4 % | -7 % | -3 % | -8 % | -5 % | -10 % |
 /// | 32 MiB, takes segments whole | +13 % | +9 % | -1 % | -12 % | -8 % | -19 % | -8 % | -10 % |
 /// | 4 MiB, segments cut by the kernel | -8 % | +6 % | +3 % | -7 % | -9 % | -11 % | -16 % | -15 % |
-pub(super) const FROM: usize = 3500;
+pub const FROM: usize = 3500;
 
 /// A segment has a header and its share of the frame's pieces, of which it may begin one and end
 /// another.

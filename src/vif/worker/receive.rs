@@ -12,6 +12,7 @@ use crate::time::Instant;
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::vring::{GuestMemory, RingError};
 use crate::vif::guest::{Deliverer, Delivery};
+use crate::vif::incoming::Home;
 use crate::vif::ring::RingView;
 use crate::vif::throttle::Allowance;
 
@@ -112,8 +113,9 @@ impl<U: Underlay> Worker<U> {
 
     /// Reads the next batch from a socket; false when nothing waits.
     pub(super) fn fill(&mut self, port: Port, now: Instant) -> bool {
-        let Self { incoming, underlay, place, counters, .. } = self;
-        if let Err(error) = incoming.fill(port, underlay, &place.receiver, counters, now) {
+        let Self { incoming, underlay, place, neighbors, learnt, departures, counters, .. } = self;
+        let mut home = Home { receiver: &place.receiver, neighbors, learnt, departures, now };
+        if let Err(error) = incoming.fill(port, underlay, &mut home, counters) {
             if error.kind() != io::ErrorKind::WouldBlock && self.heed_reports(now).is_empty() {
                 self.complain("cannot receive from the underlay", &error, now);
             }
@@ -124,6 +126,9 @@ impl<U: Underlay> Worker<U> {
             // filter turned away, so only that of the own socket says anything.
             let lost = overflow.wrapping_sub(mem::replace(&mut self.overflow, overflow));
             self.counters.add(VifCounter::rx_drop_overflow, u64::from(lost));
+        }
+        if self.incoming.has_detours() {
+            self.forward_detours(now);
         }
         true
     }

@@ -108,7 +108,8 @@ impl<U: Underlay> Worker<U> {
     #[inline]
     fn dispatch(&mut self, frame: &TransmitFrame, batch: &mut Batch<'_>, now: Instant) -> usize {
         let key = self.place.receiver.key;
-        let judged = tx::judge(key, self.source_mac, frame.ethernet(), &mut self.neighbors, now);
+        let Self { learnt, neighbors, source_mac, .. } = self;
+        let judged = tx::judge(key, *source_mac, frame.ethernet(), learnt, neighbors, now);
         if judged.is_stamped && self.source_mac == SourceMac::Stamp {
             self.counters.inc(VifCounter::tx_stamped);
         }
@@ -143,7 +144,7 @@ impl<U: Underlay> Worker<U> {
 
     fn to_group(&self) -> Route {
         let capabilities = Capabilities::NONE;
-        Route { to: self.place.group, is_group: true, capabilities }
+        Route { to: self.place.group, is_group: true, is_redirected: false, capabilities }
     }
 
     /// Looks at what the guest wants done to a frame and adds it to the batch; copies all of its
@@ -215,7 +216,7 @@ impl<U: Underlay> Worker<U> {
     }
 
     /// Sends a batch in order.
-    fn send(&mut self, batch: &Batch<'_>, now: Instant) {
+    pub(super) fn send(&mut self, batch: &Batch<'_>, now: Instant) {
         self.segmentation.handle_timeout(now);
         let mut at = 0;
         while let Some(frame) = batch.frames.get(at) {
@@ -307,6 +308,9 @@ impl<U: Underlay> Worker<U> {
 
     pub(super) fn count_sent(&self, staged: &Staged) {
         let counters = &self.counters;
+        if staged.route.is_redirected {
+            return counters.add(VifCounter::tx_forwarded, staged.frames);
+        }
         counters.add(VifCounter::tx_frames, staged.frames);
         counters.add(VifCounter::tx_bytes, staged.frame_bytes);
         counters.add(VifCounter::tx_datagrams, staged.datagrams as u64);
@@ -376,5 +380,6 @@ fn parked(frame: &TransmitFrame, addresses: AddressBytes, batch: &Batch<'_>) -> 
 }
 
 fn to_vif(coa: CareOf) -> Route {
-    Route { to: coa.addr, is_group: false, capabilities: coa.capabilities }
+    let (to, capabilities) = (coa.addr, coa.capabilities);
+    Route { to, is_group: false, is_redirected: false, capabilities }
 }

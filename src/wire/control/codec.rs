@@ -7,8 +7,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{
-    ErrorCode, Event, HEADER_LEN, MAX_CELLS, MAX_ERROR_TEXT, MAX_QUEUE_PAIRS, MAX_TEXT, MAX_VALUES,
-    Request, Table, VERSION,
+    ErrorCode, Event, HEADER_LEN, MAX_CELLS, MAX_ERROR_TEXT, MAX_MACS, MAX_QUEUE_PAIRS, MAX_TEXT,
+    MAX_VALUES, Request, Table, VERSION,
 };
 use crate::wire::{Capabilities, CareOf, EncapKinds, Mac, ParseError, Stamp, VifKey, VnetId};
 
@@ -32,6 +32,10 @@ mod code {
     pub(super) const STATS: u8 = 5;
     pub(super) const SHOW: u8 = 6;
     pub(super) const FLUSH: u8 = 7;
+    pub(super) const LATE: u8 = 8;
+    pub(super) const LEARN: u8 = 9;
+    pub(super) const FORGET: u8 = 10;
+    pub(super) const MONITOR: u8 = 11;
     pub(super) const REGISTERED: u8 = 129;
     pub(super) const CLAIMED: u8 = 130;
     pub(super) const LOST: u8 = 131;
@@ -42,6 +46,7 @@ mod code {
     pub(super) const ROW: u8 = 136;
     pub(super) const END: u8 = 137;
     pub(super) const ERROR: u8 = 138;
+    pub(super) const REFUSED: u8 = 139;
 }
 
 impl Request {
@@ -64,6 +69,17 @@ impl Request {
             }
             code::SHOW => Self::Show { table: Table::from_code(r.u8()?)? },
             code::FLUSH => parse_flush(&mut r)?,
+            code::MONITOR => Self::Monitor,
+            code::LEARN => {
+                let n = r.count(MAX_MACS)?;
+                let macs = (0..n).map(|_| Ok((r.mac()?, r.optional_stamp()?)));
+                Self::Learn { macs: macs.collect::<Result<_, _>>()? }
+            }
+            code::FORGET => {
+                let n = r.count(MAX_MACS)?;
+                Self::Forget { macs: (0..n).map(|_| r.mac()).collect::<Result<_, _>>()? }
+            }
+            code::LATE => Self::Late { mac: r.mac()?, sender: r.addr()? },
             _ => return Err(ParseError::Type),
         };
         r.end()?;
@@ -95,6 +111,24 @@ impl Request {
                 }
                 w.done()
             }
+            Self::Monitor => Writer::new(code::MONITOR, 0).done(),
+            Self::Learn { macs } => {
+                let mut w = Writer::new(code::LEARN, 0);
+                w.count(macs.len(), MAX_MACS);
+                for (mac, stamp) in macs.iter().take(MAX_MACS) {
+                    w.mac(*mac).u8(stamp.is_some().into()).u64(stamp.unwrap_or_default().0);
+                }
+                w.done()
+            }
+            Self::Forget { macs } => {
+                let mut w = Writer::new(code::FORGET, 0);
+                w.count(macs.len(), MAX_MACS);
+                for mac in macs.iter().take(MAX_MACS) {
+                    w.mac(*mac);
+                }
+                w.done()
+            }
+            Self::Late { mac, sender } => Writer::new(code::LATE, 0).mac(*mac).addr(sender).done(),
             Self::Show { table } => Writer::new(code::SHOW, 0).u8(table.code()).done(),
             Self::Flush { vnet, mac } => {
                 let v = if vnet.is_some() { FLUSH_VNET } else { 0 };
@@ -157,8 +191,13 @@ impl Event {
             code::REGISTERED => {
                 Self::Registered { coa: r.care_of()?, group: r.addr()?, underlay_mtu: r.u32()? }
             }
-            code::CLAIMED => Self::Claimed { stamp: Stamp(r.u64()?) },
-            code::LOST => Self::Lost { stamp: Stamp(r.u64()?), coa: r.care_of()? },
+            code::CLAIMED => Self::Claimed { mac: r.mac()?, stamp: Stamp(r.u64()?) },
+            code::LOST => Self::Lost {
+                mac: r.mac()?,
+                stamp: Stamp(r.u64()?),
+                coa: r.care_of()?,
+                lifetime_ms: r.u32()?,
+            },
             code::MAPPING => Self::Mapping {
                 mac: r.mac()?,
                 coa: r.care_of()?,
@@ -167,6 +206,7 @@ impl Event {
             },
             code::UNRESOLVED => Self::Unresolved { mac: r.mac()?, hold_ms: r.u32()? },
             code::INVALIDATE => Self::Invalidate { mac: r.mac()? },
+            code::REFUSED => Self::Refused { mac: r.mac()?, hold_ms: r.u32()? },
             code::STATS_REQUEST => Self::StatsRequest { xid },
             code::ROW => {
                 let n = r.count(MAX_CELLS)?;
@@ -189,9 +229,12 @@ impl Event {
                 let mut w = Writer::new(code::REGISTERED, 0);
                 w.care_of(coa).addr(group).u32(*underlay_mtu).done()
             }
-            Self::Claimed { stamp } => Writer::new(code::CLAIMED, 0).u64(stamp.0).done(),
-            Self::Lost { stamp, coa } => {
-                Writer::new(code::LOST, 0).u64(stamp.0).care_of(coa).done()
+            Self::Claimed { mac, stamp } => {
+                Writer::new(code::CLAIMED, 0).mac(*mac).u64(stamp.0).done()
+            }
+            Self::Lost { mac, stamp, coa, lifetime_ms } => {
+                let mut w = Writer::new(code::LOST, 0);
+                w.mac(*mac).u64(stamp.0).care_of(coa).u32(*lifetime_ms).done()
             }
             Self::Mapping { mac, coa, stamp, lifetime_ms } => {
                 let mut w = Writer::new(code::MAPPING, 0);
@@ -201,6 +244,9 @@ impl Event {
                 Writer::new(code::UNRESOLVED, 0).mac(*mac).u32(*hold_ms).done()
             }
             Self::Invalidate { mac } => Writer::new(code::INVALIDATE, 0).mac(*mac).done(),
+            Self::Refused { mac, hold_ms } => {
+                Writer::new(code::REFUSED, 0).mac(*mac).u32(*hold_ms).done()
+            }
             Self::StatsRequest { xid } => Writer::new(code::STATS_REQUEST, *xid).done(),
             Self::Row { cells } => {
                 let mut w = Writer::new(code::ROW, 0);
@@ -298,6 +344,15 @@ impl<'a> Reader<'a> {
             0 => Ok(false),
             1 => Ok(true),
             _ => Err(ParseError::Value),
+        }
+    }
+
+    /// Whether there is one (8 bits), and it, or zero.
+    fn optional_stamp(&mut self) -> Result<Option<Stamp>, ParseError> {
+        match (self.bool()?, self.u64()?) {
+            (true, stamp) => Ok(Some(Stamp(stamp))),
+            (false, 0) => Ok(None),
+            (false, _) => Err(ParseError::Value),
         }
     }
 

@@ -65,6 +65,17 @@ fn requests() -> Vec<(Request, &'static str)> {
             Request::Flush { vnet: None, mac: None },
             "01 07 0000 00000000 00 00 000000000000 00000000",
         ),
+        (
+            Request::Learn { macs: vec![(MAC, None), (MAC, Some(Stamp(7)))] },
+            "01 09 0000 00000000 0002 525400123456 00 0000000000000000 \
+             525400123456 01 0000000000000007",
+        ),
+        (Request::Monitor, "01 0b 0000 00000000"),
+        (Request::Forget { macs: vec![MAC] }, "01 0a 0000 00000000 0001 525400123456"),
+        (
+            Request::Late { mac: MAC, sender: v4().addr },
+            "01 08 0000 00000000 525400123456 04 00 9c40 c0000201000000000000000000000000",
+        ),
     ]
 }
 
@@ -80,11 +91,14 @@ fn events() -> Vec<(Event, &'static str)> {
             "01 81 0000 00000000 01 00 0002 04 00 9c40 c0000201000000000000000000000000 \
              04 00 0706 e00a0001000000000000000000000000 000005dc",
         ),
-        (Event::Claimed { stamp: Stamp(9) }, "01 82 0000 00000000 0000000000000009"),
         (
-            Event::Lost { stamp: Stamp(10), coa: v6() },
-            "01 83 0000 00000000 000000000000000a \
-             02 00 0000 06 00 0706 20010db8000000000000000000000001",
+            Event::Claimed { mac: MAC, stamp: Stamp(9) },
+            "01 82 0000 00000000 525400123456 0000000000000009",
+        ),
+        (
+            Event::Lost { mac: MAC, stamp: Stamp(10), coa: v6(), lifetime_ms: 30_000 },
+            "01 83 0000 00000000 525400123456 000000000000000a \
+             02 00 0000 06 00 0706 20010db8000000000000000000000001 00007530",
         ),
         (
             Event::Mapping { mac: MAC, coa: v4(), stamp: Stamp(11), lifetime_ms: 30_000 },
@@ -95,6 +109,7 @@ fn events() -> Vec<(Event, &'static str)> {
             Event::Unresolved { mac: MAC, hold_ms: 1000 },
             "01 85 0000 00000000 525400123456 000003e8",
         ),
+        (Event::Refused { mac: MAC, hold_ms: 1000 }, "01 8b 0000 00000000 525400123456 000003e8"),
         (Event::Invalidate { mac: MAC }, "01 86 0000 00000000 525400123456"),
         (Event::StatsRequest { xid: 0xdead_beef }, "01 87 0000 deadbeef"),
         (
@@ -265,11 +280,16 @@ fn request() -> impl Strategy<Value = Request> {
         register,
         any::<bool>().prop_map(|active| Request::SetActive { active }),
         Just(Request::Announce),
+        Just(Request::Monitor),
         (mac(), any::<bool>()).prop_map(|(mac, refresh)| Request::Resolve { mac, refresh }),
         (any::<u32>(), values).prop_map(|(xid, values)| Request::Stats { xid, values }),
         table.prop_map(|table| Request::Show { table }),
         (proptest::option::of(vnet()), proptest::option::of(mac()))
             .prop_map(|(vnet, mac)| Request::Flush { vnet, mac }),
+        proptest::collection::vec((mac(), proptest::option::of(stamp())), 0..=MAX_MACS)
+            .prop_map(|macs| Request::Learn { macs }),
+        proptest::collection::vec(mac(), 0..=MAX_MACS).prop_map(|macs| Request::Forget { macs }),
+        (mac(), addr()).prop_map(|(mac, sender)| Request::Late { mac, sender }),
     ]
 }
 
@@ -287,12 +307,15 @@ fn event() -> impl Strategy<Value = Event> {
             group,
             underlay_mtu
         }),
-        stamp().prop_map(|stamp| Event::Claimed { stamp }),
-        (stamp(), coa()).prop_map(|(stamp, coa)| Event::Lost { stamp, coa }),
+        (mac(), stamp()).prop_map(|(mac, stamp)| Event::Claimed { mac, stamp }),
+        (mac(), stamp(), coa(), any::<u32>()).prop_map(|(mac, stamp, coa, lifetime_ms)| {
+            Event::Lost { mac, stamp, coa, lifetime_ms }
+        }),
         (mac(), coa(), stamp(), any::<u32>()).prop_map(|(mac, coa, stamp, lifetime_ms)| {
             Event::Mapping { mac, coa, stamp, lifetime_ms }
         }),
         (mac(), any::<u32>()).prop_map(|(mac, hold_ms)| Event::Unresolved { mac, hold_ms }),
+        (mac(), any::<u32>()).prop_map(|(mac, hold_ms)| Event::Refused { mac, hold_ms }),
         mac().prop_map(|mac| Event::Invalidate { mac }),
         any::<u32>().prop_map(|xid| Event::StatsRequest { xid }),
         proptest::collection::vec(text(), 0..=MAX_CELLS).prop_map(|cells| Event::Row { cells }),

@@ -1,0 +1,211 @@
+//! MACs behind vifs: a backend started with `--learn` registers those that its guest, a bridge or a
+//! router, sends from. To the mapper each is a vif of its own at the same care-of address.
+//!
+//! varpd holds them as long as the vif's rings run. One that a newer claim says to be elsewhere is
+//! remembered for a while: when its guest sends from it again, the vif takes it back, and may do so
+//! only a few times (damping), since two guests seem to have the same MAC.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::mapper::{LocalVif, Notice};
+use crate::metrics::VarpdCounter;
+use crate::time::{Instant, Now};
+use crate::wire::control::Event;
+use crate::wire::{Mac, Stamp, VifKey};
+
+use super::daemon::Daemon;
+use super::registry::Owner;
+
+/// How long a backend is told not to ask again for a MAC that is refused.
+const HOLD_MS: u32 = 30_000;
+/// How long one that is elsewhere is remembered: as long as its moves count for damping.
+const MEMORY: Duration = Duration::from_secs(180);
+
+/// A MAC behind a vif.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Learnt {
+    /// The vif.
+    pub(super) vif: LocalVif,
+    pub(super) mac: Mac,
+    /// Of its claim, if it is here.
+    pub(super) stamp: Option<Stamp>,
+    /// Until when it is remembered, if it is elsewhere.
+    pub(super) until: Option<Instant>,
+    /// When it came into its state, milliseconds since 1970.
+    pub(super) since_ms: u64,
+}
+
+/// All of them, by their number at the mapper.
+#[derive(Debug, Default)]
+pub(super) struct LearntTable {
+    macs: BTreeMap<LocalVif, Learnt>,
+    by_vif: BTreeMap<(LocalVif, Mac), LocalVif>,
+    /// Those that are elsewhere, by when they are forgotten.
+    ends: BTreeSet<(Instant, LocalVif)>,
+}
+
+impl LearntTable {
+    /// Those behind a vif.
+    pub(super) fn of(&self, vif: LocalVif) -> impl Iterator<Item = (LocalVif, &Learnt)> {
+        let all = (vif, Mac([0; 6]))..=(vif, Mac([0xff; 6]));
+        self.by_vif.range(all).filter_map(|(_, id)| Some((*id, self.macs.get(id)?)))
+    }
+
+    fn insert(&mut self, id: LocalVif, learnt: Learnt) {
+        self.by_vif.insert((learnt.vif, learnt.mac), id);
+        self.macs.insert(id, learnt);
+    }
+
+    fn remove(&mut self, id: LocalVif) -> Option<Learnt> {
+        let learnt = self.macs.remove(&id)?;
+        self.by_vif.remove(&(learnt.vif, learnt.mac));
+        if let Some(until) = learnt.until {
+            self.ends.remove(&(until, id));
+        }
+        Some(learnt)
+    }
+
+    /// It is claimed with a stamp, or elsewhere, and forgotten at a time.
+    fn change(
+        &mut self,
+        id: LocalVif,
+        stamp: Option<Stamp>,
+        until: Option<Instant>,
+        now: Now,
+    ) -> Option<(LocalVif, Mac)> {
+        let learnt = self.macs.get_mut(&id)?;
+        if let Some(before) = std::mem::replace(&mut learnt.until, until) {
+            self.ends.remove(&(before, id));
+        }
+        self.ends.extend(until.map(|until| (until, id)));
+        (learnt.stamp, learnt.since_ms) = (stamp, now.wall_ms);
+        Some((learnt.vif, learnt.mac))
+    }
+
+    fn find(&self, vif: LocalVif, mac: Mac) -> Option<LocalVif> {
+        self.by_vif.get(&(vif, mac)).copied()
+    }
+
+    /// Of those behind a vif, the one that has been elsewhere for longest.
+    fn oldest_lost(&self, vif: LocalVif) -> Option<LocalVif> {
+        let lost = self.of(vif).filter_map(|(id, learnt)| Some((learnt.until?, id)));
+        lost.min().map(|(_, id)| id)
+    }
+
+    /// When the first is forgotten that is elsewhere.
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
+        self.ends.first().map(|&(until, _)| until)
+    }
+
+    fn expired(&self, now: Instant) -> Vec<LocalVif> {
+        self.ends.iter().take_while(|&&(until, _)| until <= now).map(|&(_, id)| id).collect()
+    }
+}
+
+impl Daemon {
+    /// A backend has seen its guest send from these MACs, or had them registered with an earlier
+    /// varpd.
+    pub(super) fn learn(&mut self, vif: LocalVif, macs: &[(Mac, Option<Stamp>)], now: Now) {
+        for &(mac, stamp) in macs {
+            if !self.learn_one(vif, mac, stamp, now) {
+                self.counters.inc(VarpdCounter::macs_refused);
+                self.tell_vif(vif, &Event::Refused { mac, hold_ms: HOLD_MS }, now);
+            }
+            self.drive(now);
+        }
+    }
+
+    fn learn_one(&mut self, id: LocalVif, mac: Mac, stamp: Option<Stamp>, now: Now) -> bool {
+        let Some(vif) = self.registry.get(id).filter(|vif| vif.active) else { return false };
+        let (key, coa, peer) = (VifKey { mac, ..vif.key }, vif.coa, vif.peer);
+        // A vif's own MAC is nobody else's on this host, as far as this host can tell.
+        if mac == vif.key.mac
+            || self.registry.is_active(key)
+            || self.registry.check(key, peer).is_err()
+        {
+            return false;
+        }
+        if let Some(known) = self.learnt.find(id, mac) {
+            // It is sent from again, though a newer claim said that it is elsewhere.
+            if self.mapper.claim(known).is_none() {
+                self.mapper.announce(known, now);
+            }
+            return self.mapper.claim(known).is_some();
+        }
+        if self.learnt.of(id).count() >= self.config.limits.learnt_per_vif {
+            match self.learnt.oldest_lost(id) {
+                Some(lost) => self.drop_learnt(lost, now),
+                None => return false,
+            }
+        }
+        let alias = self.registry.next_id();
+        if self.mapper.add_learnt(alias, key, coa).is_err() {
+            return false;
+        }
+        let since_ms = now.wall_ms;
+        let learnt = Learnt { vif: id, mac, stamp: None, until: None, since_ms };
+        self.learnt.insert(alias, learnt);
+        self.counters.inc(VarpdCounter::macs_learnt);
+        log::debug!("{key} is behind vif {id:?} at {coa}");
+        self.mapper.set_active(alias, true, stamp, now);
+        true
+    }
+
+    /// These MACs are not behind the vif any more.
+    pub(super) fn forget_learnt(&mut self, vif: LocalVif, macs: &[Mac], now: Now) {
+        for &mac in macs {
+            if let Some(id) = self.learnt.find(vif, mac) {
+                self.drop_learnt(id, now);
+            }
+        }
+    }
+
+    /// Nothing is behind the vif any more.
+    pub(super) fn clear_learnt(&mut self, vif: LocalVif, now: Now) {
+        let ids: Vec<LocalVif> = self.learnt.of(vif).map(|(id, _)| id).collect();
+        ids.into_iter().for_each(|id| self.drop_learnt(id, now));
+    }
+
+    /// Forgets those that have been elsewhere for long.
+    pub(super) fn expire_learnt(&mut self, now: Now) {
+        for id in self.learnt.expired(now.mono) {
+            self.drop_learnt(id, now);
+        }
+    }
+
+    fn drop_learnt(&mut self, id: LocalVif, now: Now) {
+        if self.learnt.remove(id).is_some() {
+            self.mapper.remove_vif(id, now);
+        }
+    }
+
+    /// A vif whose backend was replaced: the new one is told what is behind it.
+    pub(super) fn tell_learnt(&mut self, vif: LocalVif, now: Now) {
+        let claimed = |(_, learnt): (_, &Learnt)| {
+            Some(Event::Claimed { mac: learnt.mac, stamp: learnt.stamp? })
+        };
+        let events: Vec<Event> = self.learnt.of(vif).filter_map(claimed).collect();
+        events.iter().for_each(|event| self.tell_vif(vif, event, now));
+    }
+
+    /// The mapper says something about a MAC behind a vif.
+    pub(super) fn notify_learnt(&mut self, id: LocalVif, notice: Notice, now: Now) {
+        let changed = match notice {
+            Notice::Claimed { stamp } => self.learnt.change(id, Some(stamp), None, now),
+            Notice::Lost { .. } => self.learnt.change(id, None, Some(now.mono + MEMORY), now),
+            // About other MACs: the vif hears it itself.
+            Notice::Mapping { .. } | Notice::Unresolved { .. } | Notice::Invalidate { .. } => None,
+        };
+        let Some((vif, mac)) = changed else { return };
+        let event = notice.event(mac, self.config.timers.lifetime.duration());
+        self.tell_vif(vif, &event, now);
+    }
+
+    fn tell_vif(&mut self, vif: LocalVif, event: &Event, now: Now) {
+        if let Some(Owner::Live(client)) = self.registry.get(vif).map(|vif| vif.owner) {
+            let sent = self.clients.send(client, event, &[]);
+            self.drop_if_stalled(client, sent, now);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! MACs behind a vif: a bridge or router in the guest.
+
+use vnet::wire::control::{Event, Request};
+use vnet::wire::{Mac, Stamp};
+
+use super::peer::{ACTIVE, Backend, INACTIVE, Peer};
+use super::support::wait_until;
+use super::{BOTH, Net, SOON, key, mac};
+
+fn learn(backend: &Backend, macs: &[Mac]) {
+    let macs = macs.iter().map(|&mac| (mac, None)).collect();
+    backend.peer.send(&Request::Learn { macs });
+}
+
+/// The stamp of the claim to a MAC.
+fn claimed(peer: &Peer, of: Mac) -> Stamp {
+    peer.find(|event| match event {
+        Event::Claimed { mac, stamp } if *mac == of => Some(*stamp),
+        Event::Refused { mac, .. } if *mac == of => panic!("{mac} is refused"),
+        _ => None,
+    })
+}
+
+fn refused(peer: &Peer) -> Mac {
+    peer.find(|event| match event {
+        Event::Refused { mac, .. } => Some(*mac),
+        _ => None,
+    })
+}
+
+fn lost(peer: &Peer, of: Mac) -> Stamp {
+    peer.find(|event| match event {
+        Event::Lost { mac, stamp, .. } if *mac == of => Some(*stamp),
+        _ => None,
+    })
+}
+
+#[test]
+fn what_is_behind_a_vif_is_found_there_and_follows_to_another() {
+    let Some(net) = Net::new("varpd: MACs behind a vif") else { return };
+    for family in BOTH {
+        let (a, b) = (net.varpd(net.a(), family, ""), net.varpd(net.b(), family, ""));
+        let one = Backend::register(&a.socket, key(1), ACTIVE);
+        let two = Backend::register(&b.socket, key(2), ACTIVE);
+        let user = Backend::register(&b.socket, key(3), ACTIVE);
+        learn(&one, &[mac(8), mac(9)]);
+        let stamp = claimed(&one.peer, mac(8));
+        claimed(&one.peer, mac(9));
+        user.peer.resolve(mac(8));
+        assert_eq!(user.peer.mapping(mac(8)), one.coa);
+        let state = |varpd: &super::Varpd, last: u8| {
+            let rows = varpd.show("vifs");
+            let row = rows.into_iter().find(|row| row["mac"] == mac(last).to_string());
+            row.map(|row| row["state"].as_str().unwrap().to_owned())
+        };
+        assert_eq!(state(&a, 8).as_deref(), Some("learnt"));
+        // It is seen behind another.
+        learn(&two, &[mac(8)]);
+        let newer = claimed(&two.peer, mac(8));
+        assert!(newer > stamp);
+        assert_eq!(lost(&one.peer, mac(8)), newer);
+        assert_eq!(user.peer.mapping(mac(8)), two.coa);
+        assert_eq!(state(&a, 8).as_deref(), Some("lost"));
+        // What is forgotten is nowhere.
+        one.peer.send(&Request::Forget { macs: vec![mac(9)] });
+        wait_until("it is forgotten", SOON, || state(&a, 9).is_none());
+        // With the rings all of it goes.
+        two.peer.send(&Request::SetActive { active: false });
+        wait_until("it is gone", SOON, || state(&b, 8).is_none());
+    }
+}
+
+#[test]
+fn one_that_goes_to_and_fro_is_refused() {
+    let Some(net) = Net::new("varpd: a MAC behind two vifs") else { return };
+    let [family, _] = BOTH;
+    let (a, b) = (net.varpd(net.a(), family, ""), net.varpd(net.b(), family, ""));
+    let one = Backend::register(&a.socket, key(1), ACTIVE);
+    let two = Backend::register(&b.socket, key(2), ACTIVE);
+    learn(&one, &[mac(8)]);
+    claimed(&one.peer, mac(8));
+    for round in 0.. {
+        assert!(round <= 5, "it is damped");
+        learn(&two, &[mac(8)]);
+        claimed(&two.peer, mac(8));
+        lost(&one.peer, mac(8));
+        learn(&one, &[mac(8)]);
+        let refused = one.peer.find(|event| match event {
+            Event::Claimed { mac, .. } if *mac == super::mac(8) => Some(false),
+            Event::Refused { mac, .. } if *mac == super::mac(8) => Some(true),
+            _ => None,
+        });
+        if refused {
+            break;
+        }
+        lost(&two.peer, mac(8));
+    }
+    assert!(a.counter("damped_claims") > 0);
+    assert_eq!(a.counter("macs_refused"), 1);
+}
+
+#[test]
+fn there_are_bounds_and_nobody_takes_anothers_own() {
+    let Some(net) = Net::new("varpd: bounds of MACs behind a vif") else { return };
+    let [family, _] = BOTH;
+    let a = net.varpd(net.a(), family, "[limits]\nlearnt-per-vif = 2\n");
+    let one = Backend::register(&a.socket, key(1), ACTIVE);
+    let two = Backend::register(&a.socket, key(2), ACTIVE);
+    two.peer.claimed();
+    learn(&one, &[mac(8), mac(9), mac(10), mac(2), mac(1), Mac::BROADCAST]);
+    for mac in [mac(10), mac(2), mac(1), Mac::BROADCAST] {
+        assert_eq!(refused(&one.peer), mac);
+    }
+    let idle = Backend::register(&a.socket, key(3), INACTIVE);
+    learn(&idle, &[mac(11)]);
+    assert_eq!(refused(&idle.peer), mac(11));
+    assert_eq!(a.show("vifs").len(), 5);
+    // The vif itself outranks what is behind another.
+    let eight = Backend::register(&a.socket, key(8), ACTIVE);
+    eight.peer.claimed();
+    lost(&one.peer, mac(8));
+}
+
+#[test]
+fn it_survives_backends_and_varpd() {
+    let Some(net) = Net::new("varpd: restarts and MACs behind a vif") else { return };
+    let [family, _] = BOTH;
+    let mut a = net.varpd(net.a(), family, "");
+    let one = Backend::register(&a.socket, key(1), ACTIVE);
+    learn(&one, &[mac(8)]);
+    let stamp = claimed(&one.peer, mac(8));
+    let coa = one.coa;
+    drop(one);
+    wait_until("it is kept", SOON, || a.show("vifs").iter().any(|row| row["state"] == "kept"));
+    let again = Backend::register(&a.socket, key(1), ACTIVE);
+    assert_eq!(again.coa, coa);
+    assert_eq!(claimed(&again.peer, mac(8)), stamp, "the new backend is told what is behind it");
+    a.restart(&net);
+    let sockets = again.sockets;
+    let back = Backend::return_with(&a.socket, key(1), ACTIVE, sockets);
+    back.peer.send(&Request::Learn { macs: vec![(mac(8), Some(stamp))] });
+    assert_eq!(claimed(&back.peer, mac(8)), stamp, "the claim goes on");
+}

@@ -68,12 +68,15 @@ pub struct Interest {
     pub transmit_again: bool,
     /// The same for [`Wake::Receive`].
     pub receive_again: bool,
+    /// Frames stay in the transmit ring until a descriptor says so: there is nothing to look for in
+    /// it before.
+    pub is_held: bool,
 }
 
 impl Interest {
     /// All descriptors, nothing put off.
     pub const ALL: Self =
-        Self { descriptors: u64::MAX, transmit_again: false, receive_again: false };
+        Self { descriptors: u64::MAX, transmit_again: false, receive_again: false, is_held: false };
 }
 
 /// The data path, seen from the device.
@@ -174,6 +177,7 @@ struct PairState {
     checked: u64,
     /// Descriptors that are registered now.
     polled: u64,
+    is_held: bool,
     transmit_again: bool,
     receive_again: bool,
     /// Whether the `again` event is registered and raised.
@@ -406,6 +410,7 @@ impl Device {
         } else if wake == Wake::Receive {
             state.receive_again = false;
         }
+        state.is_held = wanted.is_held;
         state.transmit_again |= wanted.transmit_again;
         state.receive_again |= wanted.receive_again;
         self.set_polled(pair, state, wanted.descriptors);

@@ -385,7 +385,8 @@ impl DataPath for Nic {
         } else {
             u64::MAX
         };
-        Interest { descriptors, transmit_again, receive_again }
+        let is_held = worker.throttle().holds(Direction::Out);
+        Interest { descriptors, transmit_again, receive_again, is_held }
     }
 
     fn set_running(&self, pair: usize, running: bool) {

@@ -44,7 +44,7 @@ fn an_idle_backend_costs_nothing() {
 
 /// Lets this thread and all of a process run before others, where that is allowed: on a busy
 /// machine frames come slowly, and then they are rightly not looked for.
-fn hurry(process: u32) {
+pub(crate) fn hurry(process: u32) {
     let chrt = |arguments: &str, id: String| {
         let _ = Command::new("chrt").args(arguments.split(' ')).arg(id).output();
     };

@@ -15,8 +15,9 @@ use vnet::metrics::VifCounter;
 use vnet::sys::clock;
 use vnet::time::Instant;
 
+use crate::idle::hurry;
 use crate::nic::{BROADCAST, Nic, frame, mac, vif};
-use crate::support::{pause, step};
+use crate::support::{pause, step, wait_until};
 use crate::{Net, QUIET, SOON};
 
 /// The limit in most tests, in bits per second, and as it is written.
@@ -127,8 +128,38 @@ fn what_a_guest_sends_is_limited_and_waits_in_its_ring() {
     assert!(sent.get(VifCounter::tx_throttled) > 0);
     // The first frame was the introduction.
     let last = u64::from(flow.number - 1) * 8 * LEN as u64;
-    crate::wait_until("the last frame", SOON, || flow.take().1 == last);
+    wait_until("the last frame", SOON, || flow.take().1 == last);
     assert_eq!(flow.to.counters(&net.varpds[1]).sum("rx_drop_"), 0);
+}
+
+/// A worker that looks for frames before it sleeps does not look at those that have to wait.
+#[test]
+fn frames_that_are_held_back_are_not_looked_for() {
+    let Some(net) = Net::new("--rate-out with --busy-poll", 2) else { return };
+    let mut flow = Flow::new(&net, &["--rate-out", RATE_TEXT, "--busy-poll", "1000"], &[]);
+    hurry(flow.from.backend.process.pid());
+    let mut number = 0;
+    let mut quickly = |flow: &mut Flow| {
+        for _ in 0..200 {
+            flow.from.send(mac(2), number);
+            assert_eq!(flow.to.receive(mac(1)), number);
+            flow.to.send(mac(1), number);
+            assert_eq!(flow.from.receive(mac(2)), number);
+            number += 1;
+        }
+    };
+    wait_until("looking has paid", SOON, || {
+        quickly(&mut flow);
+        flow.from.counters(&net.varpds[0]).get(VifCounter::polls_paid) > 0
+    });
+    quickly(&mut flow);
+    let ticks = |flow: &Flow| flow.from.backend.process.cpu_ticks();
+    let (begin, before) = (clock::mono(), ticks(&flow));
+    flow.second(usize::MAX);
+    let (spent, elapsed) = (ticks(&flow) - before, clock::mono() - begin);
+    step(&format!("{spent} ticks of 10 ms in {elapsed:?}"));
+    // It may look for what is still to come, but only while there is credit.
+    assert!(u128::from(spent) * 10 <= elapsed.as_millis() / 4, "{spent} ticks in {elapsed:?}");
 }
 
 #[test]

@@ -105,7 +105,7 @@ fn sockets_that_are_not_the_vifs_are_not_believed() {
     peer.find(|event| matches!(event, Event::End).then_some(()));
     drop(peer);
     assert_eq!(varpd.counter("descriptors_closed"), 200);
-    wait_until("nothing has leaked", SOON, || varpd.open_files() == files);
+    wait_until("nothing has leaked", SOON, || varpd.open_files() <= files);
     assert_eq!(varpd.show("vifs").len(), 2);
 }
 
@@ -236,7 +236,7 @@ fn no_descriptor_is_left_of_clients_that_die() {
         }
     }
     wait_until("all that was kept is forgotten", SOON, || varpd.show("vifs").is_empty());
-    wait_until("as many open files as before", SOON, || varpd.open_files() == files);
+    wait_until("as many open files as before", SOON, || varpd.open_files() <= files);
     assert_serves(&varpd);
 }
 

@@ -150,7 +150,8 @@ impl Device {
         let generation = self.generation.load(Ordering::Acquire);
         let stops = polling.stops.load(Ordering::Acquire);
         // Nothing is polled while the guest has no room for more.
-        let is_at_rest = state.running && !state.again_raised && state.polled != 0;
+        let is_at_rest =
+            state.running && !state.again_raised && state.polled != 0 && !state.is_held;
         if !is_at_rest || state.checked != generation {
             return None;
         }

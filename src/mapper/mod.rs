@@ -29,6 +29,17 @@
 //! lost its key asks for it after a lifetime, and then as often as claims are announced; if nobody
 //! answers it takes the key back. `clock.rs` explains the stamps.
 //!
+//! **Departure.** A claim that is beaten ends at once, and its vif is told where it is now; so is a
+//! vif that stopped here and is claimed elsewhere within a lifetime. What still comes for it, its
+//! backend sends on, and [`Mapper::correct`] tells the senders' hosts, each once a second.
+//!
+//! **MACs behind a vif** ([`Mapper::add_learnt`]) are vifs at its care-of address, claimed when they
+//! are first seen. One that was lost is claimed again only when it is seen again: it moves as those
+//! behind bridges do, which is no conflict.
+//!
+//! **Conflicts.** A claim of another host to a vif whose rings run here is shown by both hosts,
+//! whoever wins: two guests have one MAC, or a network that was split is whole again.
+//!
 //! **Who is believed** on a vnet without keys: hosts of the segment are. Everybody else should not
 //! be able to do harm by sending packets from afar, so: a reply must repeat a 64-bit nonce that
 //! only the asked could know; an announcement must come through the group; both must come from

@@ -136,3 +136,115 @@ impl Learning {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::metrics::VifCounters;
+    use crate::underlay::udp::UdpUnderlay;
+    use crate::vif::rx::Receiver;
+    use crate::vif::tx::SourceMac;
+    use crate::vif::worker::{Place, Worker};
+    use crate::wire::{Capabilities, VifKey, VnetId};
+
+    const A: Mac = Mac([2, 0, 0, 0, 0, 0xa]);
+    const B: Mac = Mac([2, 0, 0, 0, 0, 0xb]);
+    const C: Mac = Mac([2, 0, 0, 0, 0, 0xc]);
+
+    fn at(secs: u64) -> Instant {
+        Instant::from_millis(secs * 1000)
+    }
+
+    /// A NIC with two queue pairs, behind which there may be two MACs.
+    fn nic() -> Nic {
+        let counters = Arc::new(VifCounters::default());
+        let worker = |_| {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let own = socket.local_addr().unwrap();
+            let key = VifKey { vnet: VnetId::new(42).unwrap(), mac: Mac([2, 0, 0, 0, 0, 1]) };
+            let receiver = Receiver { key, own, capabilities: Capabilities::NONE };
+            let place = Place { receiver, group: own, max_datagram: 1472 };
+            let underlay = UdpUnderlay::new(socket.into(), None);
+            Worker::new(place, SourceMac::Stamp, Arc::clone(&counters), underlay).learning(2)
+        };
+        Nic::new((0..2).map(worker).collect(), Arc::clone(&counters), 1450).unwrap()
+    }
+
+    fn see(nic: &Nic, pair: usize, mac: Mac, now: Instant) -> bool {
+        nic.workers().nth(pair).unwrap().learnt().sees(mac, now)
+    }
+
+    fn has(nic: &Nic, mac: Mac) -> Vec<bool> {
+        nic.workers().map(|mut worker| worker.learnt().has(mac)).collect()
+    }
+
+    fn learn(mac: Mac) -> Vec<Request> {
+        vec![Request::Learn { macs: vec![(mac, None)] }]
+    }
+
+    #[test]
+    fn what_one_queue_pair_sees_all_take_and_varpd_is_told() {
+        let (nic, mut learning) = (nic(), Learning::new(2));
+        assert!(see(&nic, 0, A, at(0)));
+        assert_eq!(learning.update(&nic.wishes().sources, &nic, at(0)), learn(A));
+        assert_eq!(has(&nic, A), [true, true]);
+        // Both queue pairs have room for one more, all together for only one.
+        assert!(see(&nic, 0, B, at(1)) && see(&nic, 1, C, at(1)));
+        assert_eq!(learning.update(&nic.wishes().sources, &nic, at(1)), learn(B));
+        assert_eq!(has(&nic, C), [false, false]);
+        assert!(!see(&nic, 1, C, at(1)));
+        learning.handle_claimed(A, Stamp(7), &nic, at(1));
+        let macs = vec![(A, Some(Stamp(7))), (B, None)];
+        assert_eq!(learning.all(), Some(Request::Learn { macs }));
+    }
+
+    #[test]
+    fn what_is_not_used_for_five_minutes_is_forgotten() {
+        let (nic, mut learning) = (nic(), Learning::new(2));
+        for mac in [A, B] {
+            see(&nic, 0, mac, at(0));
+        }
+        learning.update(&nic.wishes().sources, &nic, at(0));
+        for second in 1..300 {
+            // The other queue pair uses it.
+            see(&nic, 1, A, at(second));
+            if learning.poll_timeout().is_some_and(|due| due <= at(second)) {
+                learning.handle_timeout(&nic, at(second));
+            }
+        }
+        assert_eq!(has(&nic, B), [true, true]);
+        learning.handle_timeout(&nic, at(310));
+        assert_eq!((has(&nic, A), has(&nic, B)), (vec![true; 2], vec![false; 2]));
+        let forget = vec![Request::Forget { macs: vec![B] }];
+        assert_eq!(learning.update(&[], &nic, at(310)), forget);
+        learning.handle_timeout(&nic, at(700));
+        assert_eq!(learning.poll_timeout(), None, "nothing is left");
+    }
+
+    #[test]
+    fn what_is_elsewhere_or_refused_is_not_here() {
+        let (nic, mut learning) = (nic(), Learning::new(2));
+        see(&nic, 0, A, at(0));
+        learning.update(&nic.wishes().sources, &nic, at(0));
+        learning.handle_lost(A, &nic);
+        assert_eq!(has(&nic, A), [false, false]);
+        // It is seen here again, and refused.
+        assert!(see(&nic, 0, A, at(1)));
+        assert_eq!(learning.update(&nic.wishes().sources, &nic, at(1)), learn(A));
+        learning.refuse(A, Duration::from_secs(30), &nic, at(1));
+        assert!(!see(&nic, 0, A, at(30)));
+        assert!(see(&nic, 0, A, at(31)));
+    }
+
+    #[test]
+    fn a_backend_without_learning_takes_nothing_over() {
+        let (nic, mut learning) = (nic(), Learning::new(0));
+        learning.handle_claimed(A, Stamp(7), &nic, at(0));
+        let forget = vec![Request::Forget { macs: vec![A] }];
+        assert_eq!(learning.update(&[], &nic, at(0)), forget);
+        assert_eq!(has(&nic, A), [false, false]);
+    }
+}

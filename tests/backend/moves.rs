@@ -142,3 +142,23 @@ fn late_frames_follow_a_guest_that_moved() {
     there.assert_silent();
     step(&format!("{} late frames followed the guest, each once", FRAMES - 1));
 }
+
+/// A guest whose host's backend was killed, claim and sockets kept, and that is started elsewhere:
+/// it is found with its first frame or announcement, not when what others know of it has expired.
+#[test]
+fn a_guest_that_starts_elsewhere_is_found_at_once() {
+    let Some(net) = Net::new("a guest that is started on another host", 3) else { return };
+    let mut one = Nic::start("g1", vif(42, 1), &net.varpds[0]);
+    let mut here = Nic::start("g2-0", vif(42, 2), &net.varpds[1]);
+    one.introduce(&mut here);
+    drop(here);
+    let begin = clock::mono();
+    let mut there = Nic::start("g2-1", vif(42, 2), &net.varpds[2]);
+    let started = clock::mono();
+    one.send(mac(2), 7);
+    assert_eq!(there.receive(mac(1)), 7);
+    assert!(clock::mono() - started < LIMIT);
+    there.send(mac(1), 8);
+    assert_eq!(one.receive(mac(2)), 8);
+    step(&format!("started elsewhere and reached {:?} after it was killed", clock::mono() - begin));
+}

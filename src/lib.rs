@@ -56,6 +56,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod lane;
 pub mod mapper;
 pub mod metrics;
 pub mod offload;

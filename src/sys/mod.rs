@@ -2,6 +2,7 @@
 
 pub mod ancillary;
 pub mod clock;
+pub mod doorbell;
 pub mod event;
 pub mod iovec;
 pub mod lent_event;
@@ -9,5 +10,7 @@ pub mod link;
 pub mod mmsg;
 pub mod process;
 pub mod seqpacket;
+pub mod shared_memory;
 pub mod signal;
 pub mod sockopt;
+pub mod timer;

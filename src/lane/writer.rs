@@ -139,6 +139,16 @@ impl Writer {
         Ok(must_wait)
     }
 
+    /// Asks to be woken as the reader goes on. True if it has taken everything.
+    ///
+    /// # Errors
+    /// It has broken the rules.
+    pub fn wait_until_drained(&mut self) -> Result<bool, Lie> {
+        self.store(WAITS, 1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.is_drained()
+    }
+
     /// Where the reader is, as far as is known.
     pub fn tail(&self) -> u32 {
         self.tracks.head().wrapping_sub(self.tracks.used())

@@ -150,10 +150,16 @@ impl Header {
 
     /// The frame's transport checksum is partial. Only for a guest with GUEST_CSUM.
     pub fn partial(layout: &Layout) -> Self {
+        let (start, offset) = (layout.transport_at, layout.transport.checksum_offset());
+        Self::partial_at(PartialChecksum { start, offset })
+    }
+
+    /// A checksum of the frame, of whatever header, is partial. Only for a guest with GUEST_CSUM.
+    pub fn partial_at(place: PartialChecksum) -> Self {
         Self {
             flags: NEEDS_CSUM,
-            csum_start: saturate(layout.transport_at),
-            csum_offset: saturate(layout.transport.checksum_offset()),
+            csum_start: saturate(place.start),
+            csum_offset: saturate(place.offset),
             ..Self::PLAIN
         }
     }
@@ -258,7 +264,7 @@ impl Header {
     }
 }
 
-/// Offsets are below [`super::LEAD_LEN`] wherever they come from.
+/// Offsets are those of a header: of 16 bits, or below [`super::LEAD_LEN`].
 fn saturate(offset: usize) -> u16 {
     u16::try_from(offset).unwrap_or(u16::MAX)
 }

@@ -4,7 +4,7 @@
 //! enum made from it.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -82,6 +82,14 @@ impl Poller {
             Interest::ReadWrite => EventSet::IN | EventSet::READ_HANG_UP | EventSet::OUT,
         };
         self.epoll.ctl(operation, fd.as_fd().as_raw_fd(), EpollEvent::new(set, token))
+    }
+}
+
+impl AsFd for Poller {
+    /// Readable when one of the set is ready: sets can be in sets.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open as long as the set is borrowed, which owns it.
+        unsafe { BorrowedFd::borrow_raw(self.epoll.as_raw_fd()) }
     }
 }
 

@@ -19,6 +19,7 @@ use crate::underlay::sockets::{Opener, VifSockets};
 use crate::wire::VnetId;
 
 use super::clients::{ClientId, Clients, Sent};
+use super::lanes::Lanes;
 use super::registry::{Owner, Registry};
 use super::stats::Runs;
 use super::varp::{Varp, Via};
@@ -86,6 +87,7 @@ pub(super) struct Daemon {
     pub(super) registry: Registry<VifSockets>,
     pub(super) clients: Clients,
     pub(super) runs: Runs,
+    pub(super) lanes: Lanes,
     pub(super) counters: VarpdCounters,
 }
 
@@ -103,6 +105,8 @@ impl Daemon {
         let poller = Poller::new(TURN).map_err(failed("open an epoll set"))?;
         let varp = Varp::open(&opener, main_group)?;
         let seed = process::random().map_err(failed("get random numbers"))?;
+        let [l0, l1, l2, l3, ..] = process::random().map_err(failed("get random numbers"))?;
+        let lane_seed = u32::from_ne_bytes([l0, l1, l2, l3]);
         let own = SocketAddr::new(address, config.port.0);
         let mapper = Mapper::new(mapper_config(&config), seed, own);
         let listener = listen(&config, group)?;
@@ -128,6 +132,7 @@ impl Daemon {
             mapper,
             registry: Registry::default(),
             runs: Runs::default(),
+            lanes: Lanes::new(lane_seed),
             counters: VarpdCounters::default(),
             config,
             interface,
@@ -243,6 +248,13 @@ impl Daemon {
         if vif.state() != before {
             vif.since_ms = now.wall_ms;
         }
+        match notice {
+            Notice::Lost { .. } => self.close_lanes_of(id, now),
+            // Before the mapping: the frames that wait for it then take the lane at once.
+            Notice::Mapping { mac, coa, .. } => self.offer_lanes(id, mac, coa, now),
+            _ => {}
+        }
+        let Some(vif) = self.registry.get(id) else { return };
         if let Owner::Live(client) = vif.owner {
             let sent = self.clients.send(client, &notice.into(), &[]);
             self.drop_if_stalled(client, sent, now);

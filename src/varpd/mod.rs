@@ -29,6 +29,7 @@
 
 mod clients;
 mod daemon;
+mod lanes;
 mod register;
 mod registry;
 mod requests;

@@ -5,6 +5,7 @@
 //! guest without buffers costs nothing but patience, and neighbours can be merged by looking ahead.
 
 use std::io;
+use std::net::SocketAddr;
 
 use super::rx::{Payload, Receiver};
 use crate::metrics::{VifCounter, VifCounters};
@@ -29,6 +30,7 @@ pub struct Incoming {
     batch: ReceiveBatch,
     places: Vec<Place>,
     next: usize,
+    handovers: Vec<(SocketAddr, u32)>,
 }
 
 impl Incoming {
@@ -49,7 +51,9 @@ impl Incoming {
             let Some(received) = self.batch.get(message) else { break };
             for datagram in received.datagrams() {
                 let unpack = Unpack { port, receiver, counters, within: received.bytes, message };
-                unpack.datagram(received.from, datagram, &mut self.places);
+                if let Some(lane) = unpack.datagram(received.from, datagram, &mut self.places) {
+                    self.handovers.push((received.from, lane));
+                }
             }
         }
         Ok(())
@@ -58,6 +62,11 @@ impl Incoming {
     /// The kernel's count of datagrams lost for want of room, if this batch brought news of it.
     pub fn take_overflow(&mut self) -> Option<u32> {
         self.batch.overflow.take()
+    }
+
+    /// Handovers among the datagrams that were read, for when all that was read is delivered.
+    pub fn take_handovers(&mut self) -> impl Iterator<Item = (SocketAddr, u32)> + use<> {
+        std::mem::take(&mut self.handovers).into_iter()
     }
 
     /// The n-th frame that waits.
@@ -107,7 +116,8 @@ struct Unpack<'a> {
 }
 
 impl Unpack<'_> {
-    fn datagram(&self, from: std::net::SocketAddr, datagram: &[u8], places: &mut Vec<Place>) {
+    /// Returns the number of a lane if the datagram is its handover.
+    fn datagram(&self, from: SocketAddr, datagram: &[u8], places: &mut Vec<Place>) -> Option<u32> {
         match self.receiver.accept(self.port, from, datagram) {
             Ok(Payload::Frame(entry)) => self.frame(entry, places),
             Ok(Payload::Bundle(entries)) => {
@@ -118,8 +128,10 @@ impl Unpack<'_> {
                     }
                 }
             }
+            Ok(Payload::Handover(lane)) => return Some(lane),
             Err(counter) => self.counters.inc(counter),
         }
+        None
     }
 
     fn frame(&self, entry: Entry<'_>, places: &mut Vec<Place>) {

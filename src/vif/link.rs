@@ -2,10 +2,12 @@
 //!
 //! No I/O happens here: the loop in [`super::serve`] moves the messages.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::nic::{Lent, Nic};
+use super::worker::LaneOffer;
 use crate::metrics::VifCounter;
 use crate::time::Instant;
 use crate::wire::control::{Event, Request};
@@ -52,7 +54,7 @@ impl Link {
         self.told_active = self.nic.is_active();
         Request::Register {
             key: self.key,
-            capabilities: CAPABILITIES,
+            capabilities: CAPABILITIES.with(Capabilities::LANES),
             queue_pairs: self.queue_pairs,
             active: self.told_active,
             stamp: self.stamp,
@@ -91,14 +93,20 @@ impl Link {
         } else if wishes.announce {
             requests.push(Request::Announce);
         }
+        requests.extend(wishes.lanes_ended.iter().map(|&lane| Request::LaneClosed { lane }));
         requests.extend(
             wishes.questions.iter().map(|q| Request::Resolve { mac: q.mac, refresh: q.refresh }),
         );
         requests
     }
 
-    /// Handles a message of varpd; returns the answer if it wants one.
-    pub fn handle_event(&mut self, event: Event, now: Instant) -> Option<Request> {
+    /// Handles a message of varpd and what came with it; returns the answer if it wants one.
+    pub fn handle_event(
+        &mut self,
+        event: Event,
+        fds: Vec<OwnedFd>,
+        now: Instant,
+    ) -> Option<Request> {
         let millis = |ms: u32| Duration::from_millis(ms.into());
         match event {
             Event::Mapping { mac, coa, stamp, lifetime_ms } => {
@@ -115,6 +123,13 @@ impl Link {
             Event::Invalidate { mac } => {
                 self.nic.workers().for_each(|mut worker| worker.handle_invalidate(mac));
             }
+            Event::Lane { lane, pair, is_read, mac: _, addr } => {
+                let offer = LaneOffer { lane, is_read, addr };
+                return self.open_lane(pair, offer, fds, now);
+            }
+            Event::CloseLane { lane } => {
+                self.nic.workers().for_each(|mut worker| worker.close_lane(lane, now));
+            }
             Event::Claimed { stamp } => self.stamp = Some(stamp),
             Event::Lost { stamp, coa } => {
                 log::info!("the vif now lives at {coa} (stamp {})", stamp.0);
@@ -124,6 +139,21 @@ impl Link {
             Event::Registered { .. } | Event::Row { .. } | Event::End => {
                 log::warn!("varpd sent a message that nobody asked for");
             }
+        }
+        None
+    }
+
+    /// A lane that is not as agreed is declined.
+    fn open_lane(
+        &self,
+        pair: u8,
+        offer: LaneOffer,
+        fds: Vec<OwnedFd>,
+        now: Instant,
+    ) -> Option<Request> {
+        match (self.nic.worker(pair.into()), <[OwnedFd; 2]>::try_from(fds)) {
+            (Some(mut worker), Ok(fds)) => worker.open_lane(offer, fds, now),
+            _ => return Some(Request::LaneClosed { lane: offer.lane }),
         }
         None
     }

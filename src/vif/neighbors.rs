@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::time::Instant;
@@ -171,6 +172,18 @@ impl Neighbors {
     pub fn handle_unresolved(&mut self, mac: Mac, hold: Duration, now: Instant) {
         if self.entries.contains_key(&mac) {
             self.set(mac, State::Unresolved { until: now + hold });
+        }
+    }
+
+    /// Entries at an address are used further, but from `at` on the next use of each asks varpd.
+    pub fn confirm_from(&mut self, addr: SocketAddr, at: Instant) {
+        self.recent = None;
+        for state in self.entries.values_mut() {
+            if let State::Resolved { coa, refresh_from, asked, .. } = state
+                && coa.addr == addr
+            {
+                (*refresh_from, *asked) = (at, false);
+            }
         }
     }
 

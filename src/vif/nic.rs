@@ -15,6 +15,7 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
 use super::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
+use super::lanes::Handovers;
 use super::neighbors::Question;
 use super::worker::{Place, Progress, Worker};
 use crate::metrics::{VifCounter, VifCounters};
@@ -24,7 +25,9 @@ use crate::underlay::udp::UdpUnderlay;
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::device::{DataPath, Interest, Rings, Wake};
 
-/// The ports a worker polls, in the order of its descriptors.
+/// The first descriptor of a worker is that of its lanes.
+const LANES: usize = 0;
+/// The ports a worker polls, in the order of its other descriptors.
 const PORTS: [Port; 2] = [Port::Own, Port::Group];
 
 /// A worker, locked.
@@ -53,6 +56,8 @@ pub struct Wishes {
     pub active: bool,
     /// Whether the guest asked to be announced.
     pub announce: bool,
+    /// Lanes that have ended here.
+    pub lanes_ended: Vec<u32>,
 }
 
 impl Nic {
@@ -65,6 +70,11 @@ impl Nic {
         counters: Arc<VifCounters>,
         mtu: u16,
     ) -> io::Result<Self> {
+        let mut workers = workers;
+        let handovers = Arc::new(Handovers::default());
+        for worker in &mut workers {
+            worker.prepare_lanes(Arc::clone(&handovers))?;
+        }
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         Ok(Self {
             workers: workers.into_iter().map(Mutex::new).collect(),
@@ -106,10 +116,12 @@ impl Nic {
             questions: Vec::new(),
             active: self.is_active(),
             announce: self.announce.swap(false, Ordering::AcqRel),
+            lanes_ended: Vec::new(),
         };
         for mut worker in self.workers() {
             wishes.announce |= worker.take_announcement();
             wishes.questions.extend(worker.questions());
+            wishes.lanes_ended.extend(worker.lanes_ended());
         }
         wishes
     }
@@ -119,7 +131,8 @@ impl Nic {
         let _ = self.attention.write(1);
     }
 
-    fn worker(&self, pair: usize) -> Option<Lent<'_>> {
+    /// The worker of a queue pair, if there is such a one.
+    pub fn worker(&self, pair: usize) -> Option<Lent<'_>> {
         let worker = self.workers.get(pair)?;
         Some(worker.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -182,7 +195,8 @@ impl DataPath for Nic {
     fn descriptors(&self, pair: usize) -> Vec<RawFd> {
         let worker = self.worker(pair);
         let descriptor = |port| worker.as_ref().and_then(|w| w.underlay().descriptor(port));
-        PORTS.into_iter().filter_map(descriptor).collect()
+        let lanes = worker.as_ref().and_then(|w| w.lanes_descriptor());
+        lanes.into_iter().chain(PORTS.into_iter().filter_map(descriptor)).collect()
     }
 
     fn changed(&self) -> Option<BorrowedFd<'_>> {
@@ -207,17 +221,33 @@ impl DataPath for Nic {
                 let step = worker.retry(rx.queue_mut(), memory);
                 receive_again = on_ring!(rx, memory, step) == Some(Progress::More);
             }
+            Wake::Socket(LANES) => {
+                if worker.lanes_woken(now) {
+                    let step = worker.transmit(tx.queue_mut(), memory, now);
+                    transmit_again = on_ring!(tx, memory, step) == Some(Progress::More);
+                }
+            }
             Wake::Socket(index) => {
-                if let Some(&port) = PORTS.get(index) {
+                if let Some(&port) = PORTS.get(index - 1) {
                     let step = worker.receive(port, rx.queue_mut(), memory, now);
                     receive_again = on_ring!(rx, memory, step) == Some(Progress::More);
                 }
             }
         }
+        let reads_lanes = match wake {
+            Wake::Transmit => false,
+            Wake::Receive | Wake::Socket(LANES) => worker.has_lanes(),
+            Wake::Socket(_) => worker.has_shut_lanes(),
+        };
+        if reads_lanes && !rx.is_failed() {
+            let step = worker.receive_lanes(rx.queue_mut(), memory, now);
+            receive_again |= on_ring!(rx, memory, step) == Some(Progress::More);
+        }
         if worker.wants_attention() {
             self.call_for_attention();
         }
-        let descriptors = if worker.is_starved() { 0 } else { u64::MAX };
+        // Lanes also tell that there is room in one: they are heard in any case.
+        let descriptors = if worker.is_starved() { 1 << LANES } else { u64::MAX };
         Interest { descriptors, transmit_again, receive_again }
     }
 

@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 
+use crate::lane::handover;
 use crate::metrics::VifCounter;
 use crate::offload::bundle::{Entries, Entry};
 use crate::underlay::Port;
@@ -31,6 +32,8 @@ pub enum Payload<'a> {
     Frame(Entry<'a>),
     /// Many, each to be checked by [`Receiver::accept_frame`].
     Bundle(Entries<'a>),
+    /// No frame: what follows comes through this lane.
+    Handover(u32),
 }
 
 impl Receiver {
@@ -71,7 +74,10 @@ impl Receiver {
             Flags::PARTIAL_CHECKSUM => {
                 Ok(Payload::Frame(Entry { frame: payload, is_partial: true }))
             }
-            Flags::BUNDLE => Ok(Payload::Bundle(Entries::new(payload))),
+            Flags::BUNDLE => Ok(match handover::parse(payload) {
+                Some(lane) => Payload::Handover(lane),
+                None => Payload::Bundle(Entries::new(payload)),
+            }),
             // A combination that has no meaning: in a bundle each entry has a C of its own.
             _ => Err(VifCounter::rx_drop_flags),
         }
@@ -131,7 +137,7 @@ mod tests {
         let receiver = receiver();
         match receiver.accept(port, ([192, 0, 2, 2], 5000).into(), bytes)? {
             Payload::Frame(entry) => receiver.accept_frame(port, entry.frame),
-            Payload::Bundle(_) => panic!("nobody announced to understand bundles"),
+            other => panic!("nobody announced to understand {other:?}"),
         }
     }
 
@@ -181,7 +187,7 @@ mod tests {
             bytes[1] = flags;
             match capable.accept(port, ([192, 0, 2, 2], 5000).into(), &bytes) {
                 Ok(Payload::Frame(entry)) => Ok(entry.is_partial),
-                Ok(Payload::Bundle(entries)) => panic!("{}", entries.count()),
+                Ok(other) => panic!("{other:?}"),
                 Err(counter) => Err(counter),
             }
         };

@@ -13,21 +13,30 @@
 //!                                                        or names the drop)
 //! ```
 //!
+//! What goes to another vif of this host, or comes from one, takes a shorter way: see
+//! [`crate::lane`] and [`super::lanes`].
+//!
 //! A worker outlives the connections of its frontend: it keeps sockets, what it has learnt and the
 //! frames that wait, while QEMU comes and goes.
 
+mod local;
 mod receive;
 #[cfg(test)]
 mod tests;
 mod transmit;
+
+pub use local::LaneOffer;
+use local::Tally;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::arrival::Unpacked;
 use super::guest::{HeaderLayout, MODERN_HEADER_LEN};
 use super::incoming::Incoming;
+use super::lanes::Lanes;
 use super::neighbors::{Lookup, Neighbors, Question};
 use super::outgoing::{Batch, Stager};
 use super::park::Park;
@@ -95,6 +104,11 @@ pub struct Worker<U> {
     answers: Vec<Vec<u8>>,
     overflow: u32,
     complain_after: Instant,
+    lanes: Lanes,
+    /// Frames out of a lane that the guest does not accept as they were.
+    unpacked: Unpacked,
+    sent_locally: Tally,
+    received_locally: Tally,
 }
 
 impl<U: Underlay> Worker<U> {
@@ -125,6 +139,10 @@ impl<U: Underlay> Worker<U> {
             answers: Vec::new(),
             overflow: 0,
             complain_after: Instant::ZERO,
+            lanes: Lanes::default(),
+            unpacked: Unpacked::default(),
+            sent_locally: Tally::default(),
+            received_locally: Tally::default(),
         }
     }
 
@@ -157,10 +175,13 @@ impl<U: Underlay> Worker<U> {
             if stopped_at.is_some_and(|at| now - at > STALE_AFTER) {
                 self.discard(Port::Own, now);
                 self.discard(Port::Group, now);
+                self.discard_lanes();
             }
         } else {
             self.stopped_at = Some(now);
             self.drop_incoming();
+            self.drop_unpacked();
+            self.lanes.forget_stall();
         }
     }
 
@@ -176,6 +197,9 @@ impl<U: Underlay> Worker<U> {
 
     fn drop_incoming(&mut self) {
         self.counters.add(VifCounter::rx_drop_no_ring, self.incoming.len() as u64);
+        for (from, lane) in self.incoming.take_handovers() {
+            self.lanes.note_handover(from, lane);
+        }
         self.incoming.clear();
     }
 
@@ -199,7 +223,7 @@ impl<U: Underlay> Worker<U> {
 
     /// Whether the control side has something to do: questions, or a guest that announced itself.
     pub fn wants_attention(&self) -> bool {
-        self.neighbors.has_questions() || self.announcement_seen
+        self.neighbors.has_questions() || self.announcement_seen || self.lanes.has_ended()
     }
 
     /// Whether the guest has announced itself since the last call (gratuitous ARP and the like).
@@ -247,8 +271,9 @@ impl<U: Underlay> Worker<U> {
         self.neighbors.varpd_returned(now);
     }
 
-    /// Drops frames that have waited too long.
+    /// Drops frames that have waited too long; ends lanes whose time is over.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.lanes.handle_timeout(now);
         let mut abandoned = Vec::new();
         let expired = self.park.expire(now, &mut abandoned);
         self.counters.add(VifCounter::tx_drop_park_expired, expired);
@@ -259,6 +284,6 @@ impl<U: Underlay> Worker<U> {
 
     /// When [`Worker::handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.park.poll_timeout()
+        self.park.poll_timeout().into_iter().chain(self.lanes.poll_timeout()).min()
     }
 }

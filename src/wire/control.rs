@@ -25,6 +25,8 @@
 //!    7  FLUSH       flags (8: 1 vnet,       136  ROW            n (16), n x text
 //!                   2 mac), reserved (8),   137  END            -
 //!                   mac (48), vnet (32)     138  ERROR          code (8), text
+//!    8  LANE-CLOSED lane (32)               139  LANE           see below
+//!                                           140  CLOSE-LANE     lane (32)
 //!
 //! REGISTER
 //! +---------------------------------------------------------------+
@@ -39,6 +41,16 @@
 //! |                 stamp (64), zero without S                    |
 //! |                                                               |
 //! +---------------------------------------------------------------+
+//!
+//! LANE
+//! +---------------------------------------------------------------+
+//! |                           lane (32)                           |
+//! +---------------+---------------+-------------------------------+
+//! |  queue pair   |   flags     |R|  mac (48), of the vif at the  |   R: the lane is to be read,
+//! +---------------+---------------+                               +   otherwise it is written
+//! |  other end                                                    |
+//! +---------------------------------------------------------------+
+//! |  address, at which that vif is reached ...
 //!
 //! coa
 //! +---------------+---------------+-------------------------------+
@@ -57,8 +69,12 @@
 //! text: length in bytes (16), UTF-8
 //! ```
 //!
-//! Descriptors (`SCM_RIGHTS`) travel with REGISTER and REGISTERED only: the group socket first, then
-//! one unicast socket per queue pair. Any other descriptor is closed by whoever receives it.
+//! Descriptors (`SCM_RIGHTS`) travel with REGISTER and REGISTERED (the group socket first, then one
+//! unicast socket per queue pair) and with LANE (its memory, then a socket). Any other descriptor is
+//! closed by whoever receives it.
+//!
+//! LANE and CLOSE-LANE are sent only to backends that set bit 2^15 of their capabilities, which no
+//! care-of address has; LANE-CLOSED only by those that were sent the LANE.
 
 mod codec;
 #[cfg(test)]
@@ -139,6 +155,11 @@ pub enum Request {
         /// Only this MAC.
         mac: Option<Mac>,
     },
+    /// A lane came to its end at this side: the other side was gone, or broke its rules.
+    LaneClosed {
+        /// Its number.
+        lane: u32,
+    },
 }
 
 /// Tables that the operator can ask for.
@@ -201,6 +222,25 @@ pub enum Event {
     Invalidate {
         /// The MAC.
         mac: Mac,
+    },
+    /// A lane to or from another vif of this host ([`crate::lane`]). Carries its memory and an end
+    /// of a pair of sockets.
+    Lane {
+        /// Its number.
+        lane: u32,
+        /// Which queue pair writes or reads it.
+        pair: u8,
+        /// Whether it is read here; otherwise it is written.
+        is_read: bool,
+        /// The vif at its other end.
+        mac: Mac,
+        /// Where that is reached.
+        addr: SocketAddr,
+    },
+    /// A lane is to come to its end: its writer takes another way once it is empty.
+    CloseLane {
+        /// Its number.
+        lane: u32,
     },
     /// Send your counters.
     StatsRequest {

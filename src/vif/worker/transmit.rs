@@ -15,6 +15,7 @@ use crate::time::Instant;
 use crate::underlay::Underlay;
 use crate::vhost_user::vring::{GuestMemory, RingError};
 use crate::vif::guest::{self, MODERN_HEADER_LEN, TransmitFrame};
+use crate::vif::lanes::Written;
 use crate::vif::outgoing::{AddressBytes, Batch, Outgoing, Route, Staged, Stager, Step};
 use crate::vif::ring::RingView;
 use crate::vif::too_big;
@@ -44,6 +45,9 @@ impl<U: Underlay> Worker<U> {
         for _ in 0..BUDGET {
             ring.disable_kicks()?;
             let is_empty = self.transmit_batch(&mut ring, now)? == 0;
+            if self.lanes.is_stalled() {
+                return Ok(Progress::Idle); // There is room soon, or the time is over.
+            }
             if is_empty && !ring.enable_kicks()? {
                 return Ok(Progress::Idle);
             }
@@ -59,8 +63,10 @@ impl<U: Underlay> Worker<U> {
         now: Instant,
     ) -> Result<usize, RingError> {
         let mut batch = mem::take(&mut self.batch).recycle();
+        self.lanes.begin_batch();
         let taken = self.take_batch(ring, &mut batch, now);
         self.send(&batch, now);
+        self.publish_local();
         self.batch = batch.recycle();
         ring.publish()?;
         taken
@@ -75,11 +81,15 @@ impl<U: Underlay> Worker<U> {
     ) -> Result<usize, RingError> {
         let (mut taken, mut bytes) = (0, 0);
         while taken < BATCH_FRAMES && bytes < BATCH_BYTES {
+            let position = ring.position();
             let Some(head) = ring.pop()? else { break };
             match guest::read_frame(ring, head, self.layout.len, &mut batch.pieces) {
                 Ok(frame) => {
                     bytes += frame.len;
-                    self.dispatch(frame, batch, now);
+                    if !self.dispatch(frame, batch, now) {
+                        ring.rewind_to(position);
+                        break;
+                    }
                 }
                 Err(guest::Malformed) => self.counters.inc(VifCounter::tx_drop_malformed),
             }
@@ -89,8 +99,9 @@ impl<U: Underlay> Worker<U> {
         Ok(taken)
     }
 
-    /// Judges a frame and puts it where it belongs; its pieces stay only if it leaves now.
-    fn dispatch(&mut self, frame: TransmitFrame, batch: &mut Batch<'_>, now: Instant) {
+    /// Judges a frame and puts it where it belongs; its pieces stay only if it leaves with the batch.
+    /// False if it has to stay in the ring for a while.
+    fn dispatch(&mut self, frame: TransmitFrame, batch: &mut Batch<'_>, now: Instant) -> bool {
         let key = self.place.receiver.key;
         let judged = tx::judge(key, self.source_mac, &frame.ethernet, &mut self.neighbors, now);
         if judged.is_stamped && self.source_mac == SourceMac::Stamp {
@@ -98,6 +109,10 @@ impl<U: Underlay> Worker<U> {
         }
         let start = frame.pieces.start;
         let outgoing = match judged.verdict {
+            Verdict::Unicast(coa) if self.lanes.lead_to(coa.addr) => {
+                let when = (true, now);
+                return self.dispatch_local(frame, judged.addresses, to_vif(coa), batch, when);
+            }
             Verdict::Unicast(coa) => self.prepare(frame, judged.addresses, to_vif(coa), batch),
             Verdict::Group => {
                 self.look_for_announcement(&frame, batch);
@@ -119,6 +134,41 @@ impl<U: Underlay> Worker<U> {
                 batch.pieces.truncate(start);
             }
         }
+        true
+    }
+
+    /// The same for a frame to a vif of this host, which goes through a lane unless that just ended.
+    fn dispatch_local(
+        &mut self,
+        frame: TransmitFrame,
+        addresses: AddressBytes,
+        route: Route,
+        batch: &mut Batch<'_>,
+        (can_wait, now): (bool, Instant),
+    ) -> bool {
+        let (pieces, leads) = (frame.pieces.start, batch.leads.len());
+        let outgoing = self.prepare(frame, addresses, route, batch);
+        let written = match &outgoing {
+            Ok(outgoing) => self.write_local(outgoing, batch, can_wait, now),
+            Err(counter) => Err(*counter),
+        };
+        match (written, outgoing) {
+            (Ok(Written::NoLane), Ok(outgoing)) => {
+                batch.frames.push(outgoing);
+                return true;
+            }
+            (Ok(Written::Dropped), _) => self.counters.inc(VifCounter::tx_drop_backpressure),
+            (Err(counter), outgoing) => {
+                self.counters.inc(counter);
+                if let (VifCounter::tx_drop_too_big, Ok(outgoing)) = (counter, outgoing) {
+                    self.answer_too_big(batch, &outgoing);
+                }
+            }
+            _ => {}
+        }
+        batch.pieces.truncate(pieces);
+        batch.leads.truncate(leads);
+        written != Ok(Written::Wait)
     }
 
     fn to_group(&self) -> Route {
@@ -178,12 +228,17 @@ impl<U: Underlay> Worker<U> {
             let pieces = at..at + 1;
             let (header, ethernet, len) = (*header, *ethernet, frame.len());
             let parked = TransmitFrame { header, ethernet, len, pieces, skip: header.len() };
+            if self.lanes.lead_to(coa.addr) {
+                self.dispatch_local(parked, *addresses, to_vif(coa), &mut batch, (false, now));
+                continue;
+            }
             match self.prepare(parked, *addresses, to_vif(coa), &mut batch) {
                 Ok(frame) => batch.frames.push(frame),
                 Err(counter) => self.counters.inc(counter),
             }
         }
         self.send(&batch, now);
+        self.publish_local();
     }
 
     /// Sends a batch in order.
@@ -200,8 +255,10 @@ impl<U: Underlay> Worker<U> {
                 }
                 Step::Refused(counter) => {
                     self.counters.inc(counter);
-                    if counter == VifCounter::tx_drop_too_big {
-                        self.answer_too_big(batch, at);
+                    if let (VifCounter::tx_drop_too_big, Some(frame)) =
+                        (counter, batch.frames.get(at))
+                    {
+                        self.answer_too_big(batch, frame);
                     }
                     at += 1;
                 }
@@ -211,8 +268,7 @@ impl<U: Underlay> Worker<U> {
     }
 
     /// Tells the guest, as a router would, what does fit.
-    fn answer_too_big(&mut self, batch: &Batch<'_>, at: usize) {
-        let Some(frame) = batch.frames.get(at) else { return };
+    fn answer_too_big(&mut self, batch: &Batch<'_>, frame: &Outgoing) {
         let max_frame = self.place.max_datagram.saturating_sub(encap::LEN);
         let answer = batch.lead(frame).and_then(|lead| too_big::answer(lead, max_frame));
         if let Some(answer) = answer

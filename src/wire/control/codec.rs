@@ -20,6 +20,8 @@ const REGISTER_STAMP: u8 = 2;
 const FLUSH_VNET: u8 = 1;
 /// The MAC of FLUSH is valid.
 const FLUSH_MAC: u8 = 2;
+/// Bit R of LANE.
+const LANE_READ: u8 = 1;
 /// Address families, as IP versions.
 const FAMILY_V4: u8 = 4;
 const FAMILY_V6: u8 = 6;
@@ -32,6 +34,7 @@ mod code {
     pub(super) const STATS: u8 = 5;
     pub(super) const SHOW: u8 = 6;
     pub(super) const FLUSH: u8 = 7;
+    pub(super) const LANE_CLOSED: u8 = 8;
     pub(super) const REGISTERED: u8 = 129;
     pub(super) const CLAIMED: u8 = 130;
     pub(super) const LOST: u8 = 131;
@@ -42,6 +45,8 @@ mod code {
     pub(super) const ROW: u8 = 136;
     pub(super) const END: u8 = 137;
     pub(super) const ERROR: u8 = 138;
+    pub(super) const LANE: u8 = 139;
+    pub(super) const CLOSE_LANE: u8 = 140;
 }
 
 impl Request {
@@ -64,6 +69,7 @@ impl Request {
             }
             code::SHOW => Self::Show { table: Table::from_code(r.u8()?)? },
             code::FLUSH => parse_flush(&mut r)?,
+            code::LANE_CLOSED => Self::LaneClosed { lane: r.u32()? },
             _ => return Err(ParseError::Type),
         };
         r.end()?;
@@ -103,6 +109,7 @@ impl Request {
                 w.u8(v | m).u8(0).mac(mac.unwrap_or(Mac([0; 6])));
                 w.u32(vnet.map_or(0, VnetId::get)).done()
             }
+            Self::LaneClosed { lane } => Writer::new(code::LANE_CLOSED, 0).u32(*lane).done(),
         }
     }
 }
@@ -129,6 +136,18 @@ fn parse_register(r: &mut Reader<'_>) -> Result<Request, ParseError> {
         active: flags & REGISTER_ACTIVE != 0,
         stamp: has_stamp.then_some(Stamp(stamp)),
     })
+}
+
+fn parse_lane(r: &mut Reader<'_>) -> Result<Event, ParseError> {
+    let (lane, pair, flags) = (r.u32()?, r.u8()?, r.u8()?);
+    if flags & !LANE_READ != 0 {
+        return Err(ParseError::Reserved);
+    }
+    if pair >= MAX_QUEUE_PAIRS {
+        return Err(ParseError::Value);
+    }
+    let is_read = flags & LANE_READ != 0;
+    Ok(Event::Lane { lane, pair, is_read, mac: r.mac()?, addr: r.addr()? })
 }
 
 fn parse_flush(r: &mut Reader<'_>) -> Result<Request, ParseError> {
@@ -173,6 +192,8 @@ impl Event {
                 Self::Row { cells: (0..n).map(|_| r.text(MAX_TEXT)).collect::<Result<_, _>>()? }
             }
             code::END => Self::End,
+            code::LANE => parse_lane(&mut r)?,
+            code::CLOSE_LANE => Self::CloseLane { lane: r.u32()? },
             code::ERROR => {
                 Self::Error { code: ErrorCode::from_code(r.u8()?)?, text: r.text(MAX_ERROR_TEXT)? }
             }
@@ -211,6 +232,12 @@ impl Event {
                 w.done()
             }
             Self::End => Writer::new(code::END, 0).done(),
+            Self::Lane { lane, pair, is_read, mac, addr } => {
+                let mut w = Writer::new(code::LANE, 0);
+                let flags = if *is_read { LANE_READ } else { 0 };
+                w.u32(*lane).u8(*pair).u8(flags).mac(*mac).addr(addr).done()
+            }
+            Self::CloseLane { lane } => Writer::new(code::CLOSE_LANE, 0).u32(*lane).done(),
             Self::Error { code, text } => {
                 Writer::new(code::ERROR, 0).u8(code.code()).text(text, MAX_ERROR_TEXT).done()
             }

@@ -65,6 +65,7 @@ fn requests() -> Vec<(Request, &'static str)> {
             Request::Flush { vnet: None, mac: None },
             "01 07 0000 00000000 00 00 000000000000 00000000",
         ),
+        (Request::LaneClosed { lane: 0x0102_0304 }, "01 08 0000 00000000 01020304"),
     ]
 }
 
@@ -106,6 +107,17 @@ fn events() -> Vec<(Event, &'static str)> {
             Event::Error { code: ErrorCode::Denied, text: "no".into() },
             "01 8a 0000 00000000 02 0002 6e6f",
         ),
+        (
+            Event::Lane { lane: 5, pair: 15, is_read: true, mac: MAC, addr: v4().addr },
+            "01 8b 0000 00000000 00000005 0f 01 525400123456 \
+             04 00 9c40 c0000201000000000000000000000000",
+        ),
+        (
+            Event::Lane { lane: u32::MAX, pair: 0, is_read: false, mac: MAC, addr: v6().addr },
+            "01 8b 0000 00000000 ffffffff 00 00 525400123456 \
+             06 00 0706 20010db8000000000000000000000001",
+        ),
+        (Event::CloseLane { lane: 5 }, "01 8c 0000 00000000 00000005"),
     ]
 }
 
@@ -270,6 +282,7 @@ fn request() -> impl Strategy<Value = Request> {
         table.prop_map(|table| Request::Show { table }),
         (proptest::option::of(vnet()), proptest::option::of(mac()))
             .prop_map(|(vnet, mac)| Request::Flush { vnet, mac }),
+        any::<u32>().prop_map(|lane| Request::LaneClosed { lane }),
     ]
 }
 
@@ -298,6 +311,10 @@ fn event() -> impl Strategy<Value = Event> {
         proptest::collection::vec(text(), 0..=MAX_CELLS).prop_map(|cells| Event::Row { cells }),
         Just(Event::End),
         (code, text()).prop_map(|(code, text)| Event::Error { code, text }),
+        (any::<(u32, bool)>(), 0..MAX_QUEUE_PAIRS, mac(), addr()).prop_map(
+            |((lane, is_read), pair, mac, addr)| Event::Lane { lane, pair, is_read, mac, addr }
+        ),
+        any::<u32>().prop_map(|lane| Event::CloseLane { lane }),
     ]
 }
 

@@ -61,6 +61,7 @@ mod writer;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 
 use thiserror::Error;
 
@@ -94,7 +95,18 @@ pub struct Lie;
 /// # Errors
 /// No descriptors or memory left.
 pub fn create() -> io::Result<OwnedFd> {
-    SharedMemory::create(ENTRIES + CAPACITY)
+    create_with(CAPACITY)
+}
+
+/// The same with a ring of so many bytes. Its reader sleeps: whenever it begins, it is woken by what
+/// the writer has written before.
+fn create_with(capacity: usize) -> io::Result<OwnedFd> {
+    let memory = SharedMemory::create(ENTRIES + capacity)?;
+    let map = SharedMemory::map(memory.try_clone()?, |_| true)?;
+    if let Some(sleeps) = map.word(SLEEPS) {
+        sleeps.store(1, Ordering::Relaxed);
+    }
+    Ok(memory)
 }
 
 /// Maps the memory of a lane; returns it with the capacity of its ring.

@@ -43,16 +43,14 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Of a new lane, asleep: the first frame rings.
+    /// Of a new lane, as asleep as it was made: the first frame rings, or has rung.
     ///
     /// # Errors
     /// The descriptors are not those of a lane.
     pub fn new(memory: OwnedFd, doorbell: OwnedFd) -> io::Result<Self> {
         let (memory, capacity) = map(memory)?;
         let doorbell = Doorbell::new(doorbell);
-        let reader = Self { memory, doorbell, cursor: Cursor::new(capacity), capacity, frames: 0 };
-        reader.store(SLEEPS, 1, Ordering::SeqCst);
-        Ok(reader)
+        Ok(Self { memory, doorbell, cursor: Cursor::new(capacity), capacity, frames: 0 })
     }
 
     /// The next frame, if there is one. It stays the next until it is taken.

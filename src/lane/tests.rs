@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
@@ -16,7 +15,7 @@ const SMALL: usize = 1 << 18;
 
 /// Both ends, and the memory for whoever lies.
 fn lane_of(capacity: usize) -> (Writer, Reader, SharedMemory) {
-    let memory = SharedMemory::create(ENTRIES + capacity).unwrap();
+    let memory = create_with(capacity).unwrap();
     let clone = || memory.try_clone().unwrap();
     let (a, b) = Doorbell::pair().unwrap();
     let writer = Writer::new(clone(), a).unwrap();
@@ -193,6 +192,19 @@ fn sleepers_are_woken_once() {
     write(&mut writer, 3, 60).unwrap();
     writer.publish();
     assert_eq!(reader.hear(), Heard::Ring);
+}
+
+/// Whoever begins first.
+#[test]
+fn a_reader_that_comes_late_is_woken() {
+    let memory = create_with(SMALL).unwrap();
+    let (a, b) = Doorbell::pair().unwrap();
+    let mut writer = Writer::new(memory.try_clone().unwrap(), a).unwrap();
+    write(&mut writer, 1, 60).unwrap();
+    writer.publish();
+    let mut reader = Reader::new(memory, b).unwrap();
+    assert_eq!(reader.hear(), Heard::Ring);
+    assert!(read(&mut reader).is_some());
 }
 
 #[test]

@@ -24,6 +24,8 @@ mod idle;
 mod injection;
 mod lan;
 mod launch;
+mod local;
+mod local_hostile;
 mod moves;
 mod nic;
 mod queues;

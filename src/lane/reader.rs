@@ -57,7 +57,7 @@ impl Reader {
     ///
     /// # Errors
     /// The writer has broken the rules.
-    pub fn next(&mut self) -> Result<Option<Entry>, Lie> {
+    pub fn peek(&mut self) -> Result<Option<Entry>, Lie> {
         if self.cursor.known() == 0 {
             self.look()?;
         }

@@ -279,7 +279,7 @@ fn what_a_dead_reader_had_not_taken_is_counted() {
     }
     one.wait_sent();
     for _ in 0..4 {
-        let entry = reader.next().unwrap().expect("a frame");
+        let entry = reader.peek().unwrap().expect("a frame");
         reader.take(&entry);
     }
     reader.publish();

@@ -51,7 +51,7 @@ fn writer(descriptors: [OwnedFd; 2]) -> Writer {
 fn take(reader: &mut Reader, most: usize) -> usize {
     let mut taken = 0;
     while taken < most
-        && let Some(entry) = reader.next().unwrap()
+        && let Some(entry) = reader.peek().unwrap()
     {
         reader.take(&entry);
         taken += 1;

@@ -296,7 +296,7 @@ impl<U: Underlay> Worker<U> {
             if frames == TURN_FRAMES || bytes >= TURN_BYTES {
                 break Read::More;
             }
-            let entry = match lane.reader.next() {
+            let entry = match lane.reader.peek() {
                 Ok(Some(entry)) => entry,
                 Ok(None) => {
                     lane.reader.publish();
@@ -427,7 +427,7 @@ impl<U: Underlay> Worker<U> {
         for lane in self.lanes.all_readers() {
             for _ in 0..MOST_DISCARDED {
                 // Who lies is found out when the lane is read next.
-                let Ok(Some(entry)) = lane.reader.next() else { break };
+                let Ok(Some(entry)) = lane.reader.peek() else { break };
                 lane.reader.take(&entry);
                 dropped += 1;
             }

@@ -116,6 +116,26 @@ impl Request {
     }
 }
 
+impl Request {
+    /// Checks the header of a frame that is not to be cut, without a look at the frame: what is
+    /// left out is the layout. `None` if it is to be cut.
+    ///
+    /// # Errors
+    /// The fault.
+    pub fn parse_uncut(
+        header: &[u8],
+        total_len: usize,
+        offloads: Offloads,
+    ) -> Option<Result<Self, HeaderFault>> {
+        let header = Header::parse(header).filter(|header| header.gso_type == GSO_NONE)?;
+        let place = header.partial_checksum(total_len, offloads);
+        let request = |place: Option<PartialChecksum>| {
+            place.map_or(Self::Plain, |place| Self::Checksum { place, layout: None })
+        };
+        Some(place.map(request))
+    }
+}
+
 impl PartialChecksum {
     /// Whether this is the transport checksum of a frame.
     fn is_in(self, layout: &Layout) -> bool {

@@ -348,7 +348,7 @@ impl<U: Underlay> Worker<U> {
         let Some(lane) = lanes.reader(n) else { return Ok(Outcome::All) };
         // What is decided upon is copied first; the rest is only ever copied.
         let mut lead = [0; LEAD_LEN];
-        let room = if is_plain(entry) { frame::HEADER_LEN } else { LEAD_LEN };
+        let room = if is_cut(entry) { LEAD_LEN } else { frame::HEADER_LEN };
         let copied = lane.reader.copy(entry, lead.get_mut(..room).unwrap_or_default());
         let lead = lead.get(..copied).unwrap_or_default();
         let request = match judge(entry, lead, &place.receiver) {
@@ -491,18 +491,17 @@ fn hand<'m>(
     Ok(Handed::Stuck(Outcome::Interrupted))
 }
 
-/// Whether a frame asks for nothing.
-fn is_plain(entry: &Entry) -> bool {
-    matches!(entry.header(), [0, 0, ..])
+/// Whether a frame is to be cut, as its header says.
+fn is_cut(entry: &Entry) -> bool {
+    !matches!(entry.header(), [_, 0, ..])
 }
 
 /// Checks a frame whose beginning was copied: addresses, and what its header says.
 fn judge(entry: &Entry, lead: &[u8], receiver: &Receiver) -> Result<Request, VifCounter> {
     receiver.accept_frame(Port::Own, lead)?;
-    if is_plain(entry) {
-        return Ok(Request::Plain);
-    }
-    Request::parse(entry.header(), lead, entry.len(), Offloads::ALL)
+    let (header, len) = (entry.header(), entry.len());
+    Request::parse_uncut(header, len, Offloads::ALL)
+        .unwrap_or_else(|| Request::parse(header, lead, len, Offloads::ALL))
         .map_err(|_| VifCounter::rx_drop_lane)
 }
 

@@ -183,6 +183,10 @@ pub struct Limits {
     pub requests_per_second: u32,
     /// How many of them at once after a quiet time.
     pub request_burst: u32,
+    /// Lanes between vifs of this host; 0: they talk over UDP.
+    pub lanes: usize,
+    /// Of these, to and from one vif.
+    pub lanes_per_vif: usize,
 }
 
 impl Default for Limits {
@@ -201,6 +205,8 @@ impl Default for Limits {
             pending_per_vif: mapper.pending_per_vif,
             requests_per_second: mapper.requests_per_second,
             request_burst: mapper.request_burst,
+            lanes: 1024,
+            lanes_per_vif: 128,
         }
     }
 }

@@ -24,6 +24,7 @@
 //! |---|---|---|
 //! | [`wire`] | every format that leaves a process | yes |
 //! | [`mapper`] | the VARP state machine of a host | yes |
+//! | [`lane`] | rings of memory between two backends of a host | but for the memory |
 //! | [`limiter`] | token buckets, rates and sizes | yes |
 //! | [`offload`] | checksums, segmentation, coalescing, bundles, pieces | yes |
 //! | [`vif`] | a NIC: the data path in packet order, and its link to varpd | mostly |
@@ -47,10 +48,15 @@
 //! [`vif::rx`] accepts or names the drop; [`offload::gro`] merges segments; [`vif::guest`] copies the
 //! frame into the guest's buffers.
 //!
+//! Between two vifs of one host there is a shorter path: [`vif::lanes`] takes the frame straight from
+//! the guest's ring into memory that both backends map, and the other worker from there to its guest.
+//!
 //! # Who owns which state
 //!
 //! * A worker ([`vif::worker::Worker`]) owns what its frames need: sockets, addresses learnt, frames
 //!   that wait, and outlives the frontend's connections.
+//! * A lane ([`lane`]) is owned by nobody: two backends hold its ends, and neither believes the other.
+//!   varpd remembers only that it made it.
 //! * A device ([`vhost_user::device::Device`]) owns what a connection needs: rings, memory, features,
 //!   and while the guest migrates, the log of pages written to ([`vhost_user::logging`]).
 //! * The mapper ([`mapper::Mapper`]) owns what a host knows of others, and lives in varpd. Backends
@@ -60,6 +66,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod lane;
 pub mod limiter;
 pub mod mapper;
 pub mod metrics;

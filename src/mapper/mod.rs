@@ -263,6 +263,11 @@ impl Mapper {
         &self.counters
     }
 
+    /// The vif of this host that owns a key.
+    pub fn owner(&self, key: &VifKey) -> Option<LocalVif> {
+        self.vifs.owner(key)
+    }
+
     /// The claim that a vif owns its key by, unless it has none.
     pub fn claim(&self, vif: LocalVif) -> Option<Claim> {
         self.vifs.get(vif)?.claim()

@@ -136,6 +136,26 @@ impl Request {
     }
 }
 
+impl Request {
+    /// Checks the header of a frame that is not to be cut, without a look at the frame: what is
+    /// left out is the layout. `None` if it is to be cut.
+    ///
+    /// # Errors
+    /// The fault.
+    pub fn parse_uncut(
+        header: &[u8],
+        total_len: usize,
+        offloads: Offloads,
+    ) -> Option<Result<Self, HeaderFault>> {
+        let header = Header::parse(header).filter(|header| header.gso_type == GSO_NONE)?;
+        let place = header.partial_checksum(total_len, offloads);
+        let request = |place: Option<PartialChecksum>| {
+            place.map_or(Self::Plain, |place| Self::Checksum { place, is_transport: false })
+        };
+        Some(place.map(request))
+    }
+}
+
 impl PartialChecksum {
     /// Whether this is the transport checksum of a frame of `total_len` bytes.
     fn is_transport(self, lead: &[u8], total_len: usize) -> bool {
@@ -175,10 +195,16 @@ impl Header {
 
     /// The frame's transport checksum is partial. Only for a guest with GUEST_CSUM.
     pub fn partial(layout: &Layout) -> Self {
+        let (start, offset) = (layout.transport_at, layout.transport.checksum_offset());
+        Self::partial_at(PartialChecksum { start, offset })
+    }
+
+    /// A checksum of the frame, of whatever header, is partial. Only for a guest with GUEST_CSUM.
+    pub fn partial_at(place: PartialChecksum) -> Self {
         Self {
             flags: NEEDS_CSUM,
-            csum_start: saturate(layout.transport_at),
-            csum_offset: saturate(layout.transport.checksum_offset()),
+            csum_start: saturate(place.start),
+            csum_offset: saturate(place.offset),
             ..Self::PLAIN
         }
     }
@@ -285,7 +311,7 @@ impl Header {
     }
 }
 
-/// Offsets are below [`super::LEAD_LEN`] wherever they come from.
+/// Offsets are those of a header: of 16 bits, or below [`super::LEAD_LEN`].
 fn saturate(offset: usize) -> u16 {
     u16::try_from(offset).unwrap_or(u16::MAX)
 }

@@ -16,6 +16,8 @@ const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
 const TCP_LEN: usize = 20;
 const UDP_LEN: usize = 8;
+/// Among the flags of TCP: the congestion window was reduced (RFC 3168).
+const CWR: u8 = 0x80;
 
 /// IP version of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -110,6 +112,12 @@ struct Network {
 }
 
 impl Layout {
+    /// Whether the frame, which begins with `lead`, is a TCP segment with CWR set.
+    pub fn has_cwr(&self, lead: &[u8]) -> bool {
+        self.transport == Transport::Tcp
+            && field::u8_at(lead, self.transport_at + 13).is_some_and(|flags| flags & CWR != 0)
+    }
+
     /// Reads the headers of a frame of `total_len` bytes that begins with `lead`.
     ///
     /// # Errors

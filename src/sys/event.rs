@@ -4,7 +4,7 @@
 //! enum made from it.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -106,6 +106,14 @@ pub fn ready_in(set: &impl AsRawFd, tokens: &mut [u64]) -> io::Result<usize> {
         *token = event.u64;
     }
     Ok(count)
+}
+
+impl AsFd for Poller {
+    /// Readable when one of the set is ready: sets can be in sets.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open as long as the set is borrowed, which owns it.
+        unsafe { BorrowedFd::borrow_raw(self.epoll.as_raw_fd()) }
+    }
 }
 
 fn ready(event: &EpollEvent) -> Ready {

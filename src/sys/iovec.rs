@@ -33,7 +33,8 @@ impl<'a> IoVec<'a> {
         Self { raw, borrow: PhantomData }
     }
 
-    /// Guest memory. The slice was bounds-checked against the guest's regions when it was made.
+    /// Guest memory, or memory shared with another process. The slice was bounds-checked when it was
+    /// made.
     pub fn from_guest<B: BitmapSlice>(slice: &VolatileSlice<'a, B>) -> Self {
         let guard = slice.ptr_guard();
         let raw = libc::iovec { iov_base: guard.as_ptr().cast_mut().cast(), iov_len: slice.len() };
@@ -64,6 +65,18 @@ impl<'a> IoVec<'a> {
         // it meanwhile: then the copy is of no use to the guest, which is all that it is to us (as
         // with vm-memory's own copies).
         unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), len) };
+        len
+    }
+
+    /// Copies bytes to memory that others may use meanwhile, too: as many as both have. Returns how
+    /// many.
+    pub fn copy_to_slice<B: BitmapSlice>(&self, to: VolatileSlice<'_, B>) -> usize {
+        let len = self.len().min(to.len());
+        if len > 0 {
+            // SAFETY: as in `copy_to`.
+            let slice = unsafe { VolatileSlice::new(self.raw.iov_base.cast(), len) };
+            slice.copy_to_volatile_slice(to);
+        }
         len
     }
 
@@ -137,6 +150,24 @@ impl<'p, 'm> Gather<'p, 'm> {
         true
     }
 
+    /// Fills `to`, which others may use meanwhile, with the next bytes; false if there were fewer.
+    pub fn copy_to_slice(&mut self, to: &VolatileSlice<'_>) -> bool {
+        let mut at = 0;
+        while at < to.len() {
+            let Some(piece) = self.pieces.first() else { return false };
+            let Ok(room) = to.offset(at) else { return false };
+            let rest = piece.skip(self.offset);
+            let copied = rest.copy_to_slice(room);
+            at += copied;
+            self.offset += copied;
+            if copied == rest.len() {
+                self.pieces = self.pieces.get(1..).unwrap_or_default();
+                self.offset = 0;
+            }
+        }
+        true
+    }
+
     /// Appends the next `count` bytes to `to` without copying them; false if there were fewer.
     pub fn lend(&mut self, mut count: usize, to: &mut Vec<IoVec<'m>>) -> bool {
         while count > 0 {
@@ -181,6 +212,10 @@ mod tests {
                 let mut copy = vec![0; len];
                 assert!(Gather::new(&pieces, skip).copy_to(&mut copy));
                 assert_eq!(copy, b"abcdefgh"[skip..skip + len]);
+                let mut shared = vec![0; len];
+                let slice = VolatileSlice::from(shared.as_mut_slice());
+                assert!(Gather::new(&pieces, skip).copy_to_slice(&slice));
+                assert_eq!(shared, copy);
                 let mut parts = Vec::new();
                 let mut gather = Gather::new(&pieces, skip);
                 assert!(gather.lend(len, &mut parts));
@@ -188,7 +223,10 @@ mod tests {
                 parts.iter().for_each(|part| part.append_to(&mut lent));
                 assert_eq!(lent, copy);
             }
-            assert!(!Gather::new(&pieces, skip).copy_to(&mut vec![0; 9 - skip]));
+            let mut longer = vec![0; 9 - skip];
+            assert!(!Gather::new(&pieces, skip).copy_to(&mut longer));
+            let slice = VolatileSlice::from(longer.as_mut_slice());
+            assert!(!Gather::new(&pieces, skip).copy_to_slice(&slice));
         }
     }
 

@@ -2,6 +2,7 @@
 
 pub mod ancillary;
 pub mod clock;
+pub mod doorbell;
 pub mod error_queue;
 pub mod event;
 pub mod iovec;
@@ -11,6 +12,7 @@ pub mod mmsg;
 pub mod process;
 pub mod sandbox;
 pub mod seqpacket;
+pub mod shared_memory;
 pub mod signal;
 pub mod sockopt;
 pub mod timer;

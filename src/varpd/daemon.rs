@@ -19,6 +19,7 @@ use crate::underlay::sockets::{Opener, VifSockets};
 use crate::wire::VnetId;
 
 use super::clients::{ClientId, Clients, Sent};
+use super::lanes::Lanes;
 use super::learnt::LearntTable;
 use super::registry::{Owner, Registry};
 use super::stats::Runs;
@@ -99,6 +100,7 @@ pub(super) struct Daemon {
     pub(super) learnt: LearntTable,
     pub(super) clients: Clients,
     pub(super) runs: Runs,
+    pub(super) lanes: Lanes,
     pub(super) counters: VarpdCounters,
 }
 
@@ -116,6 +118,8 @@ impl Daemon {
         let poller = Poller::new(TURN).map_err(failed("open an epoll set"))?;
         let varp = Varp::open(&opener, main_group)?;
         let seed = process::random().map_err(failed("get random numbers"))?;
+        let [l0, l1, l2, l3, ..] = process::random().map_err(failed("get random numbers"))?;
+        let lane_seed = u32::from_ne_bytes([l0, l1, l2, l3]);
         let own = SocketAddr::new(address, config.port.0);
         let mapper = Mapper::new(mapper_config(&config), seed, own);
         let listener = listen(&config, group)?;
@@ -143,6 +147,7 @@ impl Daemon {
             registry: Registry::default(),
             learnt: LearntTable::default(),
             runs: Runs::default(),
+            lanes: Lanes::new(lane_seed),
             counters: VarpdCounters::default(),
             config,
             interface,
@@ -261,6 +266,13 @@ impl Daemon {
         if vif.state() != before {
             vif.since_ms = now.wall_ms;
         }
+        match notice {
+            Notice::Lost { .. } => self.close_lanes_of(id, now),
+            // Before the mapping: the frames that wait for it then take the lane at once.
+            Notice::Mapping { mac, coa, .. } => self.offer_lanes(id, mac, coa, now),
+            _ => {}
+        }
+        let Some(vif) = self.registry.get(id) else { return };
         match vif.owner {
             Owner::Live(client) => {
                 let event = notice.event(vif.key.mac, self.config.timers.lifetime.duration());

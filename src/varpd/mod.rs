@@ -29,6 +29,7 @@
 
 mod clients;
 mod daemon;
+mod lanes;
 mod late;
 mod learnt;
 mod monitor;

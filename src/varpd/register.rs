@@ -28,6 +28,7 @@ use super::requests::Failure;
 pub(super) struct Registration {
     pub(super) key: VifKey,
     pub(super) capabilities: Capabilities,
+    pub(super) takes_lanes: bool,
     pub(super) queue_pairs: u8,
     pub(super) active: bool,
     pub(super) stamp: Option<Stamp>,
@@ -222,6 +223,7 @@ impl Daemon {
         {
             vif.owner = Owner::Live(client);
             vif.peer = peer;
+            vif.takes_lanes = wanted.takes_lanes;
             vif.since_ms = now.wall_ms;
             return Ok(kept);
         }
@@ -253,6 +255,8 @@ impl Daemon {
             peer,
             owner: Owner::Live(client),
             sockets,
+            takes_lanes: wanted.takes_lanes,
+            queue_pairs: wanted.queue_pairs,
             active: wanted.active,
             stamp: None,
             moved: false,

@@ -36,6 +36,10 @@ pub(super) struct Vif<S> {
     pub(super) peer: Peer,
     pub(super) owner: Owner,
     pub(super) sockets: S,
+    /// Its backend takes lanes.
+    pub(super) takes_lanes: bool,
+    /// Number of its queue pairs.
+    pub(super) queue_pairs: u8,
     /// Its rings run, as far as is known.
     pub(super) active: bool,
     /// Of its claim, if it has one.
@@ -235,6 +239,8 @@ mod tests {
             peer: peer(uid),
             owner: Owner::Live(ClientId(1)),
             sockets: (),
+            takes_lanes: false,
+            queue_pairs: 1,
             active: true,
             stamp: None,
             moved: false,

@@ -8,7 +8,7 @@ use crate::metrics::VarpdCounter;
 use crate::sys::event::Ready;
 use crate::time::Now;
 use crate::wire::control::{ErrorCode, Event, MAX_LEN, Request, Table, VERSION};
-use crate::wire::{Mac, ParseError, VnetId};
+use crate::wire::{Capabilities, Mac, ParseError, VnetId};
 
 use super::clients::{ClientId, Role, Sent};
 use super::daemon::Daemon;
@@ -98,7 +98,11 @@ impl Daemon {
                 Role::Unknown,
                 Request::Register { key, capabilities, queue_pairs, active, stamp },
             ) => {
-                let registration = Registration { key, capabilities, queue_pairs, active, stamp };
+                let takes_lanes = capabilities.contains(Capabilities::LANES);
+                // What other hosts hear of.
+                let capabilities = capabilities.without(Capabilities::LANES);
+                let registration =
+                    Registration { key, capabilities, takes_lanes, queue_pairs, active, stamp };
                 let registered = self.register(id, registration, fds, now);
                 if registered.is_err() {
                     self.counters.inc(VarpdCounter::vifs_refused);
@@ -127,6 +131,10 @@ impl Daemon {
             }
             (Role::Backend(vif), Request::Late { mac, sender }) => {
                 self.report_late(vif, mac, sender, now);
+                Ok(())
+            }
+            (Role::Backend(vif), Request::LaneClosed { lane }) => {
+                self.lane_closed(vif, lane, now);
                 Ok(())
             }
             (Role::Backend(vif), Request::Stats { xid, values }) => {
@@ -240,6 +248,7 @@ impl Daemon {
         self.runs.abandon(id);
         let Role::Backend(vif) = client.role else { return };
         self.runs.forget(vif);
+        self.close_lanes_of(vif, now);
         self.counters.inc(VarpdCounter::vifs_kept);
         let until = now.mono + self.config.timers.keep.duration();
         for gone in self.registry.keep(vif, until, self.config.limits.kept_vifs, now) {
@@ -254,6 +263,7 @@ impl Daemon {
     /// A vif that nobody came back for: its sockets are closed, its claim ends.
     pub(super) fn forget_vif(&mut self, id: LocalVif, now: Now) {
         self.unwatch_late(id);
+        self.close_lanes_of(id, now);
         if let Some(vif) = self.registry.remove(id) {
             log::info!("vif {} at {} is forgotten", vif.key, vif.coa);
             self.counters.inc(VarpdCounter::vifs_forgotten);

@@ -118,8 +118,11 @@ impl Daemon {
         let row = |scope: &str, name: &str, value: u64| {
             vec![scope.to_owned(), name.to_owned(), value.to_string()]
         };
-        let gauges =
-            [("clients_now", self.clients.len()), ("vifs_now", self.registry.iter().count())];
+        let gauges = [
+            ("clients_now", self.clients.len()),
+            ("vifs_now", self.registry.iter().count()),
+            ("lanes_now", self.lanes.len()),
+        ];
         let gauges = gauges.into_iter().map(|(name, n)| (name, n as u64));
         let own = self.counters.snapshot().into_iter();
         let own = gauges.chain(own).chain(self.mapper.counters().snapshot());

@@ -188,7 +188,7 @@ impl<'m> Deliverer<'m> {
         &mut self,
         ring: &mut RingView<'_, 'm>,
         header: &header::Header,
-        parts: &[&[u8]],
+        parts: &[IoVec<'_>],
         layout: HeaderLayout,
     ) -> Result<Delivery, RingError> {
         self.buffers.clear();
@@ -238,22 +238,21 @@ impl<'m> Deliverer<'m> {
     }
 
     /// Copies header and parts, piece by piece.
-    fn write(&self, header: &[u8], parts: &[&[u8]]) {
-        let mut parts = std::iter::once(header).chain(parts.iter().copied());
-        let mut part = parts.next().unwrap_or_default();
+    fn write(&self, header: &[u8], parts: &[IoVec<'_>]) {
+        let mut part = IoVec::from_slice(header);
+        let mut parts = parts.iter();
         for piece in &self.pieces {
             let mut at = 0;
             while at < piece.len() {
                 if part.is_empty() {
                     let Some(next) = parts.next() else { return };
-                    part = next;
+                    part = *next;
                     continue;
                 }
                 let Ok(room) = piece.offset(at) else { break };
-                let (now, later) = part.split_at(part.len().min(room.len()));
-                room.copy_from(now);
-                part = later;
-                at += now.len();
+                let copied = part.copy_to_slice(room);
+                part = part.skip(copied);
+                at += copied;
             }
         }
     }

@@ -7,6 +7,7 @@
 //! Frames for a MAC that has left are set aside, to be sent on.
 
 use std::io;
+use std::net::SocketAddr;
 
 use super::departed::{Departures, Verdict};
 use super::learnt::Learnt;
@@ -77,6 +78,7 @@ pub struct Incoming {
     places: Vec<Place>,
     detours: Vec<Detour>,
     next: usize,
+    handovers: Vec<(SocketAddr, u32)>,
 }
 
 impl Incoming {
@@ -94,7 +96,7 @@ impl Incoming {
         self.clear();
         underlay.receive(port, &mut self.batch)?;
         let now = home.now;
-        let Self { batch, reassembly, joined, places, detours, .. } = self;
+        let Self { batch, reassembly, joined, places, detours, handovers, .. } = self;
         for message in (0..u16::MAX).take(batch.len()) {
             let Some(received) = batch.get(message.into()) else { break };
             let (from, bytes) = (received.from, (Within::Message(message), received.bytes));
@@ -105,6 +107,7 @@ impl Incoming {
                         let whole = reassembly.add(from, flags, &piece, now);
                         whole.into_iter().for_each(|whole| unpack.joined(flags, whole, joined));
                     }
+                    Ok(Payload::Handover(lane)) => handovers.push((from, lane)),
                     payload => unpack.payload(payload, bytes),
                 }
             }
@@ -156,6 +159,11 @@ impl Incoming {
         std::mem::take(&mut self.detours)
     }
 
+    /// Handovers among the datagrams that were read, for when all that was read is delivered.
+    pub fn take_handovers(&mut self) -> impl Iterator<Item = (SocketAddr, u32)> + use<> {
+        std::mem::take(&mut self.handovers).into_iter()
+    }
+
     /// The n-th frame that waits.
     pub fn get(&self, n: usize) -> Option<Received<'_>> {
         let place = self.places.get(self.next + n)?;
@@ -198,7 +206,7 @@ impl Incoming {
 /// What unpacking datagrams of one sender needs.
 struct Unpack<'a, 'h> {
     port: Port,
-    from: std::net::SocketAddr,
+    from: SocketAddr,
     home: &'a mut Home<'h>,
     counters: &'a VifCounters,
     places: &'a mut Vec<Place>,
@@ -218,8 +226,10 @@ impl Unpack<'_, '_> {
                     }
                 }
             }
-            // What pieces make up is not a piece.
-            Ok(Payload::Piece(..)) => self.counters.inc(VifCounter::rx_drop_fragment),
+            // What pieces make up is neither a piece nor a handover.
+            Ok(Payload::Piece(..) | Payload::Handover(_)) => {
+                self.counters.inc(VifCounter::rx_drop_fragment);
+            }
             Err(counter) => self.counters.inc(counter),
         }
     }

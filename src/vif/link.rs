@@ -2,11 +2,13 @@
 //!
 //! No I/O happens here: the loop in [`super::serve`] moves the messages.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::learning::Learning;
 use super::nic::{Lent, Nic};
+use super::worker::LaneOffer;
 use crate::metrics::VifCounter;
 use crate::time::Instant;
 use crate::wire::control::{Event, Request};
@@ -65,7 +67,7 @@ impl Link {
         }
         Request::Register {
             key: self.key,
-            capabilities: CAPABILITIES,
+            capabilities: CAPABILITIES.with(Capabilities::LANES),
             queue_pairs: self.queue_pairs,
             active: self.told_active,
             stamp: self.stamp,
@@ -109,6 +111,7 @@ impl Link {
         } else if wishes.announce {
             requests.push(Request::Announce);
         }
+        requests.extend(wishes.lanes_ended.iter().map(|&lane| Request::LaneClosed { lane }));
         requests.extend(
             wishes.questions.iter().map(|q| Request::Resolve { mac: q.mac, refresh: q.refresh }),
         );
@@ -123,8 +126,13 @@ impl Link {
         requests
     }
 
-    /// Handles a message of varpd; returns the answer if it wants one.
-    pub fn handle_event(&mut self, event: Event, now: Instant) -> Option<Request> {
+    /// Handles a message of varpd and what came with it; returns the answer if it wants one.
+    pub fn handle_event(
+        &mut self,
+        event: Event,
+        fds: Vec<OwnedFd>,
+        now: Instant,
+    ) -> Option<Request> {
         let millis = |ms: u32| Duration::from_millis(ms.into());
         match event {
             Event::Mapping { mac, coa, stamp, lifetime_ms } => {
@@ -157,11 +165,33 @@ impl Link {
                 self.learning.handle_lost(mac, &self.nic);
                 self.nic.workers().for_each(|mut w| w.depart(mac, coa, stamp, lifetime, now));
             }
+            Event::Lane { lane, pair, is_read, mac: _, addr } => {
+                let offer = LaneOffer { lane, is_read, addr };
+                return self.open_lane(pair, offer, fds, now);
+            }
+            Event::CloseLane { lane } => {
+                self.nic.workers().for_each(|mut worker| worker.close_lane(lane, now));
+            }
             Event::StatsRequest { xid } => return Some(self.stats(xid)),
             Event::Error { code, text } => log::warn!("varpd: {text} ({code:?})"),
             Event::Registered { .. } | Event::Row { .. } | Event::End => {
                 log::warn!("varpd sent a message that nobody asked for");
             }
+        }
+        None
+    }
+
+    /// A lane that is not as agreed is declined.
+    fn open_lane(
+        &self,
+        pair: u8,
+        offer: LaneOffer,
+        fds: Vec<OwnedFd>,
+        now: Instant,
+    ) -> Option<Request> {
+        match (self.nic.worker(pair.into()), <[OwnedFd; 2]>::try_from(fds)) {
+            (Some(mut worker), Ok(fds)) => worker.open_lane(offer, fds, now),
+            _ => return Some(Request::LaneClosed { lane: offer.lane }),
         }
         None
     }

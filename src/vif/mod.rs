@@ -15,6 +15,7 @@
 //! | [`throttle`], [`alarm`] | rate limits: what waits, what is dropped; the end of waiting |
 //! | [`learnt`], [`learning`] | MACs behind the vif: a queue pair's table, and the book of all |
 //! | [`departed`], [`late`] | MACs that have left, whose late frames are sent on |
+//! | [`lanes`], [`unpacked`] | frames to and from other vifs of this host, through shared memory |
 //! | [`neighbors`], [`park`] | addresses learnt; frames that wait for one |
 //! | [`worker`] | one queue pair's data path: all of the above, in the order of packets |
 //! | [`nic`] | the workers of a NIC, and what they share |
@@ -25,6 +26,7 @@ pub mod arrival;
 pub mod departed;
 pub mod guest;
 pub mod incoming;
+pub mod lanes;
 pub mod late;
 pub mod learning;
 pub mod learnt;
@@ -42,4 +44,5 @@ pub mod throttle;
 pub mod told;
 pub mod too_big;
 pub mod tx;
+pub mod unpacked;
 pub mod worker;

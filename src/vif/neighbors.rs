@@ -180,6 +180,18 @@ impl Neighbors {
         }
     }
 
+    /// Entries at an address are used further, but from `at` on the next use of each asks varpd.
+    pub fn confirm_from(&mut self, addr: SocketAddr, at: Instant) {
+        self.recent = None;
+        for state in self.entries.values_mut() {
+            if let State::Resolved { coa, refresh_from, asked, .. } = state
+                && coa.addr == addr
+            {
+                (*refresh_from, *asked) = (at, false);
+            }
+        }
+    }
+
     /// What was known of `mac` no longer holds.
     pub fn handle_invalidate(&mut self, mac: Mac) {
         self.recent = None;

@@ -19,6 +19,7 @@ use virtio_queue::QueueT;
 use super::alarm::Alarm;
 use super::departed::LateSender;
 use super::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
+use super::lanes::Handovers;
 use super::neighbors::Question;
 use super::throttle::Direction;
 use super::worker::{Place, Progress, Worker};
@@ -44,6 +45,8 @@ enum Source {
     Reports,
     /// Frames that were held back may pass.
     Alarm,
+    /// Lanes have frames, or room for some.
+    Lanes,
 }
 
 /// A worker, locked.
@@ -81,6 +84,8 @@ pub struct Wishes {
     pub active: bool,
     /// Whether the guest asked to be announced.
     pub announce: bool,
+    /// Lanes that have ended here.
+    pub lanes_ended: Vec<u32>,
 }
 
 impl Nic {
@@ -93,6 +98,11 @@ impl Nic {
         counters: Arc<VifCounters>,
         mtu: u16,
     ) -> io::Result<Self> {
+        let mut workers = workers;
+        let handovers = Arc::new(Handovers::default());
+        for worker in &mut workers {
+            worker.prepare_lanes(Arc::clone(&handovers))?;
+        }
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let alarm = |worker: &Worker<UdpUnderlay>| {
             let is_needed = worker.throttle().needs_timer();
@@ -149,12 +159,14 @@ impl Nic {
             sources: Vec::new(),
             active: self.is_active(),
             announce: self.announce.swap(false, Ordering::AcqRel),
+            lanes_ended: Vec::new(),
         };
         for mut worker in self.workers() {
             wishes.announce |= worker.take_announcement();
             wishes.questions.extend(worker.questions());
             wishes.late.extend(worker.late_senders());
             wishes.sources.extend(worker.learnt().news());
+            wishes.lanes_ended.extend(worker.lanes_ended());
         }
         wishes
     }
@@ -164,7 +176,8 @@ impl Nic {
         let _ = self.attention.write(1);
     }
 
-    fn worker(&self, pair: usize) -> Option<Lent<'_>> {
+    /// The worker of a queue pair, if there is such a one.
+    pub fn worker(&self, pair: usize) -> Option<Lent<'_>> {
         let worker = self.workers.get(pair)?;
         Some(worker.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -183,23 +196,32 @@ impl Nic {
         let port = |port| Some((Source::Port(port), worker.underlay().descriptor(port)?));
         let alarm = self.alarm(pair).map(|alarm| (Source::Alarm, alarm.descriptor()));
         let sender = worker.underlay().sender().map(|fd| (Source::Reports, fd.as_raw_fd()));
-        PORTS.map(port).into_iter().flatten().chain(sender).chain(alarm)
+        let lanes = worker.lanes_descriptor().map(|fd| (Source::Lanes, fd));
+        PORTS.map(port).into_iter().flatten().chain(sender).chain(alarm).chain(lanes)
     }
 
-    fn turn(&self, pair: usize, worker: &Lent<'_>, wake: Wake, now: Instant) -> Turn {
+    fn turn(&self, pair: usize, worker: &mut Lent<'_>, wake: Wake, now: Instant) -> Turn {
         let index = match wake {
             Wake::Transmit => return Turn { transmits: true, ..Turn::default() },
-            Wake::Receive => return Turn::default(),
+            Wake::Receive => return Turn { reads_lanes: worker.has_lanes(), ..Turn::default() },
             Wake::Socket(index) => index,
         };
         let source = self.sources(pair, worker).nth(index);
         match source {
-            Some((Source::Port(port), _)) => Turn { ports: [Some(port), None], ..Turn::default() },
+            Some((Source::Port(port), _)) => {
+                let reads_lanes = worker.has_shut_lanes();
+                Turn { ports: [Some(port), None], reads_lanes, ..Turn::default() }
+            }
+            Some((Source::Lanes, _)) => {
+                let transmits = worker.lanes_woken(now);
+                Turn { transmits, reads_lanes: worker.has_lanes(), ..Turn::default() }
+            }
             Some((Source::Alarm, _)) => {
                 let ports = self.alarm(pair).map(|mut alarm| alarm.ring().map(Some));
                 let ports = ports.filter(|_| worker.throttle().is_due(Direction::In, now));
                 let transmits = worker.throttle().is_due(Direction::Out, now);
-                Turn { transmits, ports: ports.unwrap_or_default(), ..Turn::default() }
+                let reads_lanes = ports.is_some() && worker.has_lanes();
+                Turn { transmits, ports: ports.unwrap_or_default(), reads_lanes, ..Turn::default() }
             }
             Some((Source::Reports, _)) => Turn { heeds_reports: true, ..Turn::default() },
             None => Turn::default(),
@@ -294,6 +316,7 @@ struct Turn {
     transmits: bool,
     /// In this order.
     ports: [Option<Port>; 2],
+    reads_lanes: bool,
     heeds_reports: bool,
 }
 
@@ -353,7 +376,7 @@ impl DataPath for Nic {
             worker.announce_arrival(now);
             self.call_for_attention();
         }
-        let turn = self.turn(pair, &worker, wake, now);
+        let turn = self.turn(pair, &mut worker, wake, now);
         if turn.transmits {
             let step = worker.transmit(tx.queue_mut(), memory, now);
             transmit_again = on_ring!(tx, memory, step) == Some(Progress::More);
@@ -368,6 +391,10 @@ impl DataPath for Nic {
         }
         for port in turn.ports.into_iter().flatten() {
             let step = worker.receive(port, rx.queue_mut(), memory, now);
+            receive_again |= on_ring!(rx, memory, step) == Some(Progress::More);
+        }
+        if turn.reads_lanes && !rx.is_failed() {
+            let step = worker.receive_lanes(rx.queue_mut(), memory, now);
             receive_again |= on_ring!(rx, memory, step) == Some(Progress::More);
         }
         if turn.heeds_reports {

@@ -528,13 +528,13 @@ fn fill(batch: &Batch<'_>, frame: &Outgoing, place: &mut [u8]) {
 }
 
 /// A TCP frame that is too long for its path can still be cut, as its sender's next try would be.
-fn cut_plain(batch: &Batch<'_>, frame: &Outgoing, max_frame: usize) -> Option<Cut> {
+pub(super) fn cut_plain(batch: &Batch<'_>, frame: &Outgoing, max_frame: usize) -> Option<Cut> {
     let lead = batch.lead(frame)?;
     let layout = Layout::parse(lead, frame.len).ok()?;
     Cut::plain(lead, &layout, max_frame).ok()
 }
 
-fn refusal(fault: CutFault) -> VifCounter {
+pub(super) fn refusal(fault: CutFault) -> VifCounter {
     match fault {
         CutFault::Path => VifCounter::tx_drop_too_big,
         CutFault::Headers | CutFault::Indivisible | CutFault::TooMany => VifCounter::tx_drop_header,

@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 
+use crate::lane::handover;
 use crate::metrics::VifCounter;
 use crate::offload::bundle::{Entries, Entry};
 use crate::underlay::Port;
@@ -45,6 +46,8 @@ pub enum Payload<'a> {
     Bundle(Entries<'a>),
     /// A piece of what [`Payload::open`] makes one of the above, once it is whole.
     Piece(Flags, Piece<'a>),
+    /// No frame: what follows comes through this lane.
+    Handover(u32),
 }
 
 impl<'a> Payload<'a> {
@@ -56,7 +59,10 @@ impl<'a> Payload<'a> {
         match flags {
             Flags::NONE => Ok(Self::Frame(Entry { frame: payload, is_partial: false })),
             Flags::PARTIAL_CHECKSUM => Ok(Self::Frame(Entry { frame: payload, is_partial: true })),
-            Flags::BUNDLE => Ok(Self::Bundle(Entries::new(payload))),
+            Flags::BUNDLE => Ok(match handover::parse(payload) {
+                Some(lane) => Self::Handover(lane),
+                None => Self::Bundle(Entries::new(payload)),
+            }),
             // A combination that has no meaning: in a bundle each entry has a C of its own.
             _ => Err(VifCounter::rx_drop_flags),
         }

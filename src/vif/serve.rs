@@ -35,7 +35,7 @@ use crate::underlay::sockets;
 use crate::underlay::udp::UdpUnderlay;
 use crate::vhost_user::attach::{Attach, AttachError, Endpoint};
 use crate::wire::control::{self, Event, Request};
-use crate::wire::{CareOf, VifKey, encap};
+use crate::wire::{Capabilities, CareOf, VifKey, encap};
 
 /// How long varpd may take to answer the first registration.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
@@ -134,7 +134,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let varpd = connect(&options.varpd)?;
     let register = Request::Register {
         key: options.key,
-        capabilities: CAPABILITIES,
+        capabilities: CAPABILITIES.with(Capabilities::LANES),
         queue_pairs: options.queue_pairs,
         active: false,
         stamp: None,
@@ -409,14 +409,16 @@ impl Serving {
         let mut buffer = vec![0; control::MAX_LEN];
         for _ in 0..EVENT_BUDGET {
             let Some(varpd) = &self.varpd else { return };
-            let bytes = match varpd.recv(&mut buffer) {
-                Ok(received) if received.len > 0 => buffer.get(..received.len).unwrap_or_default(),
+            let (bytes, fds) = match varpd.recv(&mut buffer) {
+                Ok(received) if received.len > 0 => {
+                    (buffer.get(..received.len).unwrap_or_default(), received.fds)
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 _ => return self.lose_varpd(now),
             };
             match Event::parse(bytes) {
                 Ok(event) => {
-                    if let Some(answer) = self.link.handle_event(event, now) {
+                    if let Some(answer) = self.link.handle_event(event, fds, now) {
                         self.tell_varpd(&answer, now);
                     }
                 }

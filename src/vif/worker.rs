@@ -13,17 +13,24 @@
 //!                                                        or names the drop)
 //! ```
 //!
+//! What goes to another vif of this host, or comes from one, takes a shorter way: see
+//! [`crate::lane`] and [`super::lanes`].
+//!
 //! A worker outlives the connections of its frontend: it keeps sockets, what it has learnt and the
 //! frames that wait, while QEMU comes and goes.
 
 mod arrive;
 mod forward;
+mod local;
 mod path;
 mod receive;
 mod resend;
 #[cfg(test)]
 mod tests;
 mod transmit;
+
+pub use local::LaneOffer;
+use local::Tally;
 
 use std::io;
 use std::net::SocketAddr;
@@ -34,6 +41,7 @@ use super::arrival::Arrival;
 use super::departed::Departures;
 use super::guest::{HeaderLayout, MODERN_HEADER_LEN};
 use super::incoming::Incoming;
+use super::lanes::Lanes;
 use super::learnt::Learnt;
 use super::neighbors::{Lookup, Neighbors, Question};
 use super::outgoing::pieces::FrameIds;
@@ -44,6 +52,7 @@ use super::rx::Receiver;
 use super::throttle::{Direction, Throttle};
 use super::told::Listeners;
 use super::tx::SourceMac;
+use super::unpacked::Unpacked;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
 use crate::offload::gro::Merger;
@@ -126,6 +135,11 @@ pub struct Worker<U> {
     timer_known: bool,
     overflow: u32,
     complain_after: Instant,
+    lanes: Lanes,
+    /// Frames out of a lane that the guest does not accept as they were.
+    unpacked: Unpacked,
+    sent_locally: Tally,
+    received_locally: Tally,
 }
 
 impl<U: Underlay> Worker<U> {
@@ -171,6 +185,10 @@ impl<U: Underlay> Worker<U> {
             timer_known: false,
             overflow: 0,
             complain_after: Instant::ZERO,
+            lanes: Lanes::default(),
+            unpacked: Unpacked::default(),
+            sent_locally: Tally::default(),
+            received_locally: Tally::default(),
         }
     }
 
@@ -254,11 +272,14 @@ impl<U: Underlay> Worker<U> {
             if was_long(self.stopped_at.take(), STALE_AFTER) || has_arrived {
                 self.discard(Port::Own, now);
                 self.discard(Port::Group, now);
+                self.discard_lanes();
             }
         } else {
             self.stopped_at = Some(now);
             self.arrival.rings_stopped();
             self.drop_incoming();
+            self.drop_unpacked();
+            self.lanes.forget_stall();
         }
     }
 
@@ -274,6 +295,9 @@ impl<U: Underlay> Worker<U> {
 
     fn drop_incoming(&mut self) {
         self.counters.add(VifCounter::rx_drop_no_ring, self.incoming.len() as u64);
+        for (from, lane) in self.incoming.take_handovers() {
+            self.lanes.note_handover(from, lane);
+        }
         self.incoming.clear();
     }
 
@@ -303,6 +327,7 @@ impl<U: Underlay> Worker<U> {
             || !self.timer_known && !self.incoming.reassembly().is_empty()
             || self.departures.has_senders()
             || self.learnt.has_news()
+            || self.lanes.has_ended()
     }
 
     /// Whether the guest has announced itself since the last call (gratuitous ARP and the like).
@@ -351,8 +376,9 @@ impl<U: Underlay> Worker<U> {
     }
 
     /// Drops frames, and pieces of frames, that have waited too long; says that the guest has
-    /// arrived, if that is due.
+    /// arrived, if that is due; ends lanes whose time is over.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.lanes.handle_timeout(now);
         self.announce_arrival(now);
         self.incoming.expire(&self.counters, now);
         // Whoever calls asks for the next time afterwards. That of pieces only moves forward.
@@ -368,7 +394,12 @@ impl<U: Underlay> Worker<U> {
     /// When [`Worker::handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let pieces = self.incoming.reassembly().poll_timeout();
-        let waits = [self.park.poll_timeout(), pieces, self.arrival.poll_timeout()];
+        let waits = [
+            self.park.poll_timeout(),
+            pieces,
+            self.arrival.poll_timeout(),
+            self.lanes.poll_timeout(),
+        ];
         waits.into_iter().flatten().min()
     }
 }

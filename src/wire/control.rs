@@ -25,10 +25,13 @@
 //!    7  FLUSH       flags (8: 1 vnet,       136  ROW            n (16), n x text
 //!                   2 mac), reserved (8),   137  END            -
 //!                   mac (48), vnet (32)     138  ERROR          code (8), text
-//!    8  LATE       mac (48), address        139  REFUSED        mac (48), hold ms (32)
-//!    9  LEARN      n (16), n x {mac, flags (8: 1 stamp), stamp (64)}
-//!   10  FORGET     n (16), n x mac (48)
-//!   11  MONITOR    -
+//!    8  LATE        mac (48), address       139  REFUSED        mac (48), hold ms (32)
+//!    9  LEARN       n (16), n x {mac,       140  LANE           see below
+//!                   flags (8: 1 stamp),     141  CLOSE-LANE     lane (32)
+//!                   stamp (64)}
+//!   10  FORGET      n (16), n x mac (48)
+//!   11  MONITOR     -
+//!   12  LANE-CLOSED lane (32)
 //!
 //! REGISTER
 //! +---------------------------------------------------------------+
@@ -43,6 +46,16 @@
 //! |                 stamp (64), zero without S                    |
 //! |                                                               |
 //! +---------------------------------------------------------------+
+//!
+//! LANE
+//! +---------------------------------------------------------------+
+//! |                           lane (32)                           |
+//! +---------------+---------------+-------------------------------+
+//! |  queue pair   |   flags     |R|  mac (48), of the vif at the  |   R: the lane is to be read,
+//! +---------------+---------------+                               +   otherwise it is written
+//! |  other end                                                    |
+//! +---------------------------------------------------------------+
+//! |  address, at which that vif is reached ...
 //!
 //! coa
 //! +---------------+---------------+-------------------------------+
@@ -61,9 +74,12 @@
 //! text: length in bytes (16), UTF-8
 //! ```
 //!
-//! Descriptors (`SCM_RIGHTS`) travel with REGISTER and REGISTERED only: the group socket first, then
-//! one unicast socket per queue pair, then, if there are several pairs, one for each to send from. Any
-//! other descriptor is closed by whoever receives it.
+//! Descriptors (`SCM_RIGHTS`) travel with REGISTER and REGISTERED (the group socket first, then one
+//! unicast socket per queue pair, then, if there are several pairs, one for each to send from) and
+//! with LANE (its memory, then a socket). Any other descriptor is closed by whoever receives it.
+//!
+//! LANE and CLOSE-LANE are sent only to backends that set bit 2^15 of their capabilities, which no
+//! care-of address has; LANE-CLOSED only by those that were sent the LANE.
 
 mod codec;
 #[cfg(test)]
@@ -167,6 +183,11 @@ pub enum Request {
         /// Only this MAC.
         mac: Option<Mac>,
     },
+    /// A lane came to its end at this side: the other side was gone, or broke its rules.
+    LaneClosed {
+        /// Its number.
+        lane: u32,
+    },
 }
 
 /// Tables that the operator can ask for.
@@ -244,6 +265,25 @@ pub enum Event {
         mac: Mac,
         /// How long not to ask again, in milliseconds.
         hold_ms: u32,
+    },
+    /// A lane to or from another vif of this host ([`crate::lane`]). Carries its memory and an end
+    /// of a pair of sockets.
+    Lane {
+        /// Its number.
+        lane: u32,
+        /// Which queue pair writes or reads it.
+        pair: u8,
+        /// Whether it is read here; otherwise it is written.
+        is_read: bool,
+        /// The vif at its other end.
+        mac: Mac,
+        /// Where that is reached.
+        addr: SocketAddr,
+    },
+    /// A lane is to come to its end: its writer takes another way once it is empty.
+    CloseLane {
+        /// Its number.
+        lane: u32,
     },
     /// Send your counters.
     StatsRequest {

@@ -190,10 +190,22 @@ impl Capabilities {
     pub const BUNDLE: Self = Self(2);
     /// Tunnel fragments (flag F).
     pub const FRAGMENT: Self = Self(4);
+    /// Not of a receiver but of a backend: it takes lanes ([`crate::lane`]). Told to varpd only.
+    pub const LANES: Self = Self(0x8000);
 
     /// Whether all capabilities in `other` are in this set.
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// This set and all in `other`.
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// This set but for all in `other`.
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 }
 

@@ -28,6 +28,8 @@ mod lan;
 mod launch;
 mod learning;
 mod limits;
+mod local;
+mod local_hostile;
 mod migration;
 mod moves;
 mod nic;

@@ -442,6 +442,8 @@ pub struct Options {
     pub rx_buffer: u32,
     /// Room for a frame that is sent.
     pub tx_buffer: u32,
+    /// Features that are acknowledged besides the usual ones: offloads.
+    pub offloads: u64,
     pub order: Order,
 }
 
@@ -454,6 +456,7 @@ impl Default for Options {
             event_idx: true,
             rx_buffer: 2048,
             tx_buffer: 2048,
+            offloads: 0,
             order: Order::Qemu,
         }
     }
@@ -537,6 +540,7 @@ impl Driver {
         if self.options.event_idx {
             features |= F_EVENT_IDX;
         }
+        features |= self.options.offloads;
         self.features = offered & features;
         assert_eq!(self.features, features, "the backend offers all that is needed");
         for queue in self.pairs.iter().flat_map(|pair| [&pair.rx, &pair.tx]) {

@@ -22,6 +22,21 @@ fn parse(header: &[u8], frame: &[u8], offloads: Offloads) -> Result<Request, Hea
 }
 
 #[test]
+fn what_is_not_cut_is_told_without_the_frame() {
+    let header = |flags, gso_type, start: u8| [flags, gso_type, 0, 0, 0, 0, start, 0, 16, 0, 0, 0];
+    let parse = |header: [u8; 12]| Request::parse_uncut(&header, 60, Offloads::ALL);
+    assert_eq!(parse(header(0, 0, 0)), Some(Ok(Request::Plain)));
+    let place = PartialChecksum { start: 34, offset: 16 };
+    assert_eq!(parse(header(1, 0, 34)), Some(Ok(Request::Checksum { place, is_transport: false })));
+    assert_eq!(parse(header(1, 0, 43)), Some(Err(HeaderFault::ChecksumPlace)));
+    assert_eq!(parse(header(1, 0, 13)), Some(Err(HeaderFault::ChecksumPlace)));
+    let without = Request::parse_uncut(&header(1, 0, 34), 60, Offloads::NONE);
+    assert_eq!(without, Some(Err(HeaderFault::ChecksumNotNegotiated)));
+    assert_eq!(parse(header(1, 1, 34)), None, "to be cut");
+    assert_eq!(parse(header(0, 9, 34)), None, "or nonsense");
+}
+
+#[test]
 fn a_plain_frame_asks_for_nothing() {
     let frame = Packet::tcp(10).build();
     for offloads in [Offloads::NONE, Offloads::ALL] {

@@ -125,6 +125,10 @@ pub(super) fn allowed(profile: Profile, files: Files) -> Result<BpfProgram, Back
     if files.reads {
         allow(READING);
     }
+    if profile == Profile::Varpd {
+        // The memory of lanes.
+        allow(&[libc::SYS_memfd_create, libc::SYS_ftruncate]);
+    }
     let domains: &[i32] = match profile {
         Profile::Backend => &[libc::AF_UNIX],
         Profile::Varpd => &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6],

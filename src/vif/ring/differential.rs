@@ -19,7 +19,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::reference;
 use super::*;
 use crate::offload::header::Header;
-use crate::sys::iovec::Gather;
+use crate::sys::iovec::{Gather, IoVec};
 use crate::vif::guest::{self, Deliverer, Delivery, HeaderLayout, Malformed};
 
 /// Chains in an ordinary run; `VNET_RING_CHAINS` asks for another number.
@@ -269,9 +269,8 @@ impl Pair {
             let frame = &content[start..start + 14 + self.random.below(most - 14) as usize];
             let Bed { queue, memory } = &mut self.slow;
             let expected = reference::deliver(queue, memory, frame, layout).ok();
-            let found = deliverer
-                .deliver(&mut ring, &Header::PLAIN, &[&frame[..9], &frame[9..]], layout)
-                .ok();
+            let parts = [&frame[..9], &frame[9..]].map(IoVec::from_slice);
+            let found = deliverer.deliver(&mut ring, &Header::PLAIN, &parts, layout).ok();
             assert_eq!(found, expected);
             deliveries.push(found);
             if let Some(Delivery::NoBuffers { seen }) = found {

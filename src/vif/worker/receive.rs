@@ -8,6 +8,7 @@ use virtio_queue::Queue;
 use super::{BUDGET, Progress, Worker};
 use crate::metrics::VifCounter;
 use crate::offload::header::Header;
+use crate::sys::iovec::IoVec;
 use crate::time::Instant;
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::vring::{GuestMemory, RingError};
@@ -22,7 +23,7 @@ pub(super) const ATTEMPTS: usize = 16;
 
 /// How delivering ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
+pub(super) enum Outcome {
     /// Nothing is left to deliver.
     All,
     /// The guest has no buffers for the rest, and kicks when it has.
@@ -102,7 +103,7 @@ impl<U: Underlay> Worker<U> {
         let mut ring = RingView::new(queue, memory)?;
         let mut deliverer = Deliverer::default();
         for answer in mem::take(&mut self.answers) {
-            let parts = [answer.as_slice()];
+            let parts = [IoVec::from_slice(&answer)];
             if deliverer.deliver(&mut ring, &Header::PLAIN, &parts, self.layout)? == Delivery::Done
             {
                 self.counters.inc(VifCounter::rx_answers);
@@ -135,7 +136,7 @@ impl<U: Underlay> Worker<U> {
 
     /// Delivers what was read. The guest sees what was delivered also when the ring turns out to be
     /// broken after it.
-    fn deliver_incoming(
+    pub(super) fn deliver_incoming(
         &mut self,
         ring: &mut RingView<'_, '_>,
         now: Instant,
@@ -146,8 +147,18 @@ impl<U: Underlay> Worker<U> {
             self.counters.inc(VifCounter::rx_throttled);
         }
         ring.publish()?;
+        self.note_handovers();
         self.starved = matches!(outcome, Ok(Outcome::Starved));
         outcome
+    }
+
+    /// What came before a handover is delivered: its lane may be read.
+    fn note_handovers(&mut self) {
+        if self.incoming.is_empty() {
+            for (from, lane) in self.incoming.take_handovers() {
+                self.lanes.note_handover(from, lane);
+            }
+        }
     }
 
     fn deliver_batch(
@@ -168,15 +179,18 @@ impl<U: Underlay> Worker<U> {
                 incoming.take(1);
                 continue;
             };
-            let payload =
-                |n| incoming.get(n).map_or(&[] as &[u8], |frame| merged.payload_of(&frame));
+            let payload = |n| {
+                let frame = incoming.get(n);
+                IoVec::from_slice(frame.map_or(&[], |frame| merged.payload_of(&frame)))
+            };
+            let head = IoVec::from_slice(merged.head);
             let (header, count) = (&merged.header, merged.frames);
             let (delivery, len) = if count == 1 {
-                let parts = [merged.head, payload(0)];
+                let parts = [head, payload(0)];
                 (deliverer.deliver(ring, header, &parts, *layout)?, total_len(&parts))
             } else {
                 let payloads = (0..count).map(payload);
-                let parts: Vec<&[u8]> = std::iter::once(merged.head).chain(payloads).collect();
+                let parts: Vec<IoVec<'_>> = std::iter::once(head).chain(payloads).collect();
                 (deliverer.deliver(ring, header, &parts, *layout)?, total_len(&parts))
             };
             match delivery {
@@ -213,6 +227,6 @@ impl<U: Underlay> Worker<U> {
     }
 }
 
-fn total_len(parts: &[&[u8]]) -> usize {
-    parts.iter().map(|part| part.len()).sum()
+fn total_len(parts: &[IoVec<'_>]) -> usize {
+    parts.iter().map(IoVec::len).sum()
 }

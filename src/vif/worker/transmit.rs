@@ -15,6 +15,7 @@ use crate::time::Instant;
 use crate::underlay::Underlay;
 use crate::vhost_user::vring::{GuestMemory, RingError};
 use crate::vif::guest::{self, MODERN_HEADER_LEN, TransmitFrame};
+use crate::vif::lanes::Written;
 use crate::vif::outgoing::{AddressBytes, Batch, Lead, Route, Staged, Stager, Step};
 use crate::vif::ring::RingView;
 use crate::vif::throttle::{Allowance, Direction};
@@ -47,6 +48,9 @@ impl<U: Underlay> Worker<U> {
             if self.throttle.holds(Direction::Out) {
                 return Ok(Progress::Idle); // Without kicks: a timer wakes us.
             }
+            if self.lanes.is_stalled() {
+                return Ok(Progress::Idle); // There is room soon, or the time is over.
+            }
             if is_empty && !ring.enable_kicks()? {
                 return Ok(Progress::Idle);
             }
@@ -62,12 +66,14 @@ impl<U: Underlay> Worker<U> {
         now: Instant,
     ) -> Result<usize, RingError> {
         let mut batch = mem::take(&mut self.batch).recycle();
+        self.lanes.begin_batch();
         let mut allowance = self.throttle.out.open(now);
         let taken = self.take_batch(ring, &mut batch, &mut allowance, now);
         if self.throttle.out.close(allowance) {
             self.counters.inc(VifCounter::tx_throttled);
         }
         self.send(&batch, now);
+        self.publish_local();
         self.batch = batch.recycle();
         ring.publish()?;
         taken
@@ -93,7 +99,11 @@ impl<U: Underlay> Worker<U> {
             match guest::read_frame(ring, head, self.layout.len, &mut batch.pieces, &mut frame) {
                 Ok(()) => {
                     bytes += frame.len;
-                    allowance.charge(self.dispatch(&frame, batch, now));
+                    let Some(charged) = self.dispatch(&frame, batch, now) else {
+                        ring.rewind_to(position);
+                        break;
+                    };
+                    allowance.charge(charged);
                 }
                 Err(guest::Malformed) => self.counters.inc(VifCounter::tx_drop_malformed),
             }
@@ -103,10 +113,15 @@ impl<U: Underlay> Worker<U> {
         Ok(taken)
     }
 
-    /// Judges a frame and puts it where it belongs; its pieces stay only if it leaves now. Returns
-    /// its length, or 0 if it was dropped.
+    /// Judges a frame and puts it where it belongs; its pieces stay only if it leaves with the batch.
+    /// Returns its length, or 0 if it was dropped; `None` if it has to stay in the ring for a while.
     #[inline]
-    fn dispatch(&mut self, frame: &TransmitFrame, batch: &mut Batch<'_>, now: Instant) -> usize {
+    fn dispatch(
+        &mut self,
+        frame: &TransmitFrame,
+        batch: &mut Batch<'_>,
+        now: Instant,
+    ) -> Option<usize> {
         let key = self.place.receiver.key;
         let Self { learnt, neighbors, source_mac, .. } = self;
         let judged = tx::judge(key, *source_mac, frame.ethernet(), learnt, neighbors, now);
@@ -115,6 +130,10 @@ impl<U: Underlay> Worker<U> {
         }
         let (start, len) = (frame.pieces.start, frame.len);
         let prepared = match judged.verdict {
+            Verdict::Unicast(coa) if self.lanes.lead_to(coa.addr) => {
+                let when = (true, now);
+                return self.dispatch_local(frame, judged.addresses, to_vif(coa), batch, when);
+            }
             Verdict::Unicast(coa) => self.prepare(frame, judged.addresses, to_vif(coa), batch, now),
             Verdict::Group if !self.throttle.admits_group(len, now) => {
                 Err(VifCounter::tx_drop_group_rate)
@@ -133,18 +152,78 @@ impl<U: Underlay> Worker<U> {
             Verdict::Drop(counter) => Err(counter),
         };
         match prepared {
-            Ok(()) => len,
+            Ok(()) => Some(len),
             Err(counter) => {
                 self.counters.inc(counter);
                 batch.pieces.truncate(start);
-                if counter == VifCounter::tx_parked { len } else { 0 }
+                Some(if counter == VifCounter::tx_parked { len } else { 0 })
             }
         }
+    }
+
+    /// The same for a frame to a vif of this host, which goes through a lane unless that just ended.
+    fn dispatch_local(
+        &mut self,
+        frame: &TransmitFrame,
+        addresses: AddressBytes,
+        route: Route,
+        batch: &mut Batch<'_>,
+        (can_wait, now): (bool, Instant),
+    ) -> Option<usize> {
+        let (len, pieces, leads) = (frame.len, frame.pieces.start, batch.leads.len());
+        let prepared = match self.prepare_uncut(frame, addresses, route, batch) {
+            Some(prepared) => prepared,
+            None => self.prepare(frame, addresses, route, batch, now),
+        };
+        let written = match (prepared, batch.frames.last()) {
+            (Err(counter), _) => {
+                self.counters.inc(counter);
+                batch.pieces.truncate(pieces);
+                return Some(0);
+            }
+            (Ok(()), Some(outgoing)) => self.write_local(outgoing, batch, can_wait, now),
+            (Ok(()), None) => return Some(0),
+        };
+        let sent = match written {
+            // It leaves with the batch. What is too long for the underlay is dealt with there, too.
+            Ok(Written::NoLane) | Err(VifCounter::tx_drop_too_big) => return Some(len),
+            Ok(Written::Done) => Some(len),
+            Ok(Written::Wait) => None,
+            Ok(Written::Dropped) => {
+                self.counters.inc(VifCounter::tx_drop_backpressure);
+                Some(0)
+            }
+            Err(counter) => {
+                self.counters.inc(counter);
+                Some(0)
+            }
+        };
+        batch.frames.pop();
+        batch.pieces.truncate(pieces);
+        batch.leads.truncate(leads);
+        sent
     }
 
     fn to_group(&self) -> Route {
         let capabilities = Capabilities::NONE;
         Route { to: self.place.group, is_group: true, is_redirected: false, capabilities }
+    }
+
+    /// The same as [`Worker::prepare`] for a frame that goes as it is, and whose checksum is left to
+    /// whoever gets it: its headers need not be looked at. `None` for others.
+    fn prepare_uncut(
+        &self,
+        frame: &TransmitFrame,
+        addresses: AddressBytes,
+        route: Route,
+        batch: &mut Batch<'_>,
+    ) -> Option<Result<(), VifCounter>> {
+        if encap::LEN + frame.len > self.place.max_datagram {
+            return None;
+        }
+        let request = Request::parse_uncut(frame.header(), frame.len, self.offloads)?;
+        let done = request.map(|request| add(batch, frame, addresses, route, request, None));
+        Some(done.map_err(|_| VifCounter::tx_drop_header))
     }
 
     /// Looks at what the guest wants done to a frame and adds it to the batch; copies all of its
@@ -176,15 +255,7 @@ impl<U: Underlay> Worker<U> {
             request = Request::parse_whole(frame.header(), known, frame.len, self.offloads)
                 .map_err(is_refused)?;
         }
-        if let Some(outgoing) = batch.add() {
-            outgoing.route = route;
-            outgoing.addresses = addresses;
-            outgoing.request = request;
-            outgoing.len = frame.len;
-            outgoing.pieces = frame.pieces.clone();
-            outgoing.skip = frame.skip;
-            outgoing.lead = lead;
-        }
+        add(batch, frame, addresses, route, request, lead);
         Ok(())
     }
 
@@ -208,11 +279,16 @@ impl<U: Underlay> Worker<U> {
             let Some(()) = read else { continue };
             let Some(addresses) = parked.ethernet().first_chunk() else { continue };
             batch.pieces.push(piece);
+            if self.lanes.lead_to(coa.addr) {
+                self.dispatch_local(&parked, *addresses, to_vif(coa), &mut batch, (false, now));
+                continue;
+            }
             if let Err(counter) = self.prepare(&parked, *addresses, to_vif(coa), &mut batch, now) {
                 self.counters.inc(counter);
             }
         }
         self.send(&batch, now);
+        self.publish_local();
     }
 
     /// Sends a batch in order.
@@ -363,6 +439,27 @@ fn whole_lead(frame: &TransmitFrame, addresses: AddressBytes, batch: &Batch<'_>)
         *place = addresses;
     }
     lead
+}
+
+/// Adds a frame to a batch.
+#[inline]
+fn add(
+    batch: &mut Batch<'_>,
+    frame: &TransmitFrame,
+    addresses: AddressBytes,
+    route: Route,
+    request: Request,
+    lead: Option<usize>,
+) {
+    if let Some(outgoing) = batch.add() {
+        outgoing.route = route;
+        outgoing.addresses = addresses;
+        outgoing.request = request;
+        outgoing.len = frame.len;
+        outgoing.pieces = frame.pieces.clone();
+        outgoing.skip = frame.skip;
+        outgoing.lead = lead;
+    }
 }
 
 /// A frame to wait: its virtio-net header at full length, and its bytes with our addresses.

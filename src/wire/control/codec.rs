@@ -20,6 +20,8 @@ const REGISTER_STAMP: u8 = 2;
 const FLUSH_VNET: u8 = 1;
 /// The MAC of FLUSH is valid.
 const FLUSH_MAC: u8 = 2;
+/// Bit R of LANE.
+const LANE_READ: u8 = 1;
 /// Address families, as IP versions.
 const FAMILY_V4: u8 = 4;
 const FAMILY_V6: u8 = 6;
@@ -36,6 +38,7 @@ mod code {
     pub(super) const LEARN: u8 = 9;
     pub(super) const FORGET: u8 = 10;
     pub(super) const MONITOR: u8 = 11;
+    pub(super) const LANE_CLOSED: u8 = 12;
     pub(super) const REGISTERED: u8 = 129;
     pub(super) const CLAIMED: u8 = 130;
     pub(super) const LOST: u8 = 131;
@@ -47,6 +50,8 @@ mod code {
     pub(super) const END: u8 = 137;
     pub(super) const ERROR: u8 = 138;
     pub(super) const REFUSED: u8 = 139;
+    pub(super) const LANE: u8 = 140;
+    pub(super) const CLOSE_LANE: u8 = 141;
 }
 
 impl Request {
@@ -80,6 +85,7 @@ impl Request {
                 Self::Forget { macs: (0..n).map(|_| r.mac()).collect::<Result<_, _>>()? }
             }
             code::LATE => Self::Late { mac: r.mac()?, sender: r.addr()? },
+            code::LANE_CLOSED => Self::LaneClosed { lane: r.u32()? },
             _ => return Err(ParseError::Type),
         };
         r.end()?;
@@ -137,6 +143,7 @@ impl Request {
                 w.u8(v | m).u8(0).mac(mac.unwrap_or(Mac([0; 6])));
                 w.u32(vnet.map_or(0, VnetId::get)).done()
             }
+            Self::LaneClosed { lane } => Writer::new(code::LANE_CLOSED, 0).u32(*lane).done(),
         }
     }
 }
@@ -163,6 +170,18 @@ fn parse_register(r: &mut Reader<'_>) -> Result<Request, ParseError> {
         active: flags & REGISTER_ACTIVE != 0,
         stamp: has_stamp.then_some(Stamp(stamp)),
     })
+}
+
+fn parse_lane(r: &mut Reader<'_>) -> Result<Event, ParseError> {
+    let (lane, pair, flags) = (r.u32()?, r.u8()?, r.u8()?);
+    if flags & !LANE_READ != 0 {
+        return Err(ParseError::Reserved);
+    }
+    if pair >= MAX_QUEUE_PAIRS {
+        return Err(ParseError::Value);
+    }
+    let is_read = flags & LANE_READ != 0;
+    Ok(Event::Lane { lane, pair, is_read, mac: r.mac()?, addr: r.addr()? })
 }
 
 fn parse_flush(r: &mut Reader<'_>) -> Result<Request, ParseError> {
@@ -213,6 +232,8 @@ impl Event {
                 Self::Row { cells: (0..n).map(|_| r.text(MAX_TEXT)).collect::<Result<_, _>>()? }
             }
             code::END => Self::End,
+            code::LANE => parse_lane(&mut r)?,
+            code::CLOSE_LANE => Self::CloseLane { lane: r.u32()? },
             code::ERROR => {
                 Self::Error { code: ErrorCode::from_code(r.u8()?)?, text: r.text(MAX_ERROR_TEXT)? }
             }
@@ -257,6 +278,12 @@ impl Event {
                 w.done()
             }
             Self::End => Writer::new(code::END, 0).done(),
+            Self::Lane { lane, pair, is_read, mac, addr } => {
+                let mut w = Writer::new(code::LANE, 0);
+                let flags = if *is_read { LANE_READ } else { 0 };
+                w.u32(*lane).u8(*pair).u8(flags).mac(*mac).addr(addr).done()
+            }
+            Self::CloseLane { lane } => Writer::new(code::CLOSE_LANE, 0).u32(*lane).done(),
             Self::Error { code, text } => {
                 Writer::new(code::ERROR, 0).u8(code.code()).text(text, MAX_ERROR_TEXT).done()
             }

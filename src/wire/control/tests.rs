@@ -76,6 +76,7 @@ fn requests() -> Vec<(Request, &'static str)> {
             Request::Late { mac: MAC, sender: v4().addr },
             "01 08 0000 00000000 525400123456 04 00 9c40 c0000201000000000000000000000000",
         ),
+        (Request::LaneClosed { lane: 0x0102_0304 }, "01 0c 0000 00000000 01020304"),
     ]
 }
 
@@ -121,6 +122,17 @@ fn events() -> Vec<(Event, &'static str)> {
             Event::Error { code: ErrorCode::Denied, text: "no".into() },
             "01 8a 0000 00000000 02 0002 6e6f",
         ),
+        (
+            Event::Lane { lane: 5, pair: 15, is_read: true, mac: MAC, addr: v4().addr },
+            "01 8c 0000 00000000 00000005 0f 01 525400123456 \
+             04 00 9c40 c0000201000000000000000000000000",
+        ),
+        (
+            Event::Lane { lane: u32::MAX, pair: 0, is_read: false, mac: MAC, addr: v6().addr },
+            "01 8c 0000 00000000 ffffffff 00 00 525400123456 \
+             06 00 0706 20010db8000000000000000000000001",
+        ),
+        (Event::CloseLane { lane: 5 }, "01 8d 0000 00000000 00000005"),
     ]
 }
 
@@ -290,6 +302,7 @@ fn request() -> impl Strategy<Value = Request> {
             .prop_map(|macs| Request::Learn { macs }),
         proptest::collection::vec(mac(), 0..=MAX_MACS).prop_map(|macs| Request::Forget { macs }),
         (mac(), addr()).prop_map(|(mac, sender)| Request::Late { mac, sender }),
+        any::<u32>().prop_map(|lane| Request::LaneClosed { lane }),
     ]
 }
 
@@ -321,6 +334,10 @@ fn event() -> impl Strategy<Value = Event> {
         proptest::collection::vec(text(), 0..=MAX_CELLS).prop_map(|cells| Event::Row { cells }),
         Just(Event::End),
         (code, text()).prop_map(|(code, text)| Event::Error { code, text }),
+        (any::<(u32, bool)>(), 0..MAX_QUEUE_PAIRS, mac(), addr()).prop_map(
+            |((lane, is_read), pair, mac, addr)| Event::Lane { lane, pair, is_read, mac, addr }
+        ),
+        any::<u32>().prop_map(|lane| Event::CloseLane { lane }),
     ]
 }
 

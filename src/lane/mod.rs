@@ -1,0 +1,121 @@
+//! Lanes: frames from one vif to another of the same host, through memory that both backends map.
+//!
+//! # Theory of operation
+//!
+//! A lane is a ring with one writer and one reader, from a queue pair of one vif to a queue pair of
+//! another on the same vnet. varpd makes it when the first asks where the second is, and hands each
+//! side the memory (a memfd of fixed length) and one end of a pair of sockets, by which the sides
+//! wake each other (see [`crate::sys::doorbell`]). Neither maps the other's guest: the writer copies
+//! a frame from its guest into the lane, the reader from the lane into its guest. Frames keep the
+//! offloads that the guest asked for: a large TCP frame is neither cut nor merged, a partial checksum
+//! stays partial, where the receiving guest takes that.
+//!
+//! ```text
+//! byte      0  head: where the next entry will be written (32)          written by the writer
+//!         128  tail: where the next entry will be read (32),            written by the reader
+//!              taken: how many frames were read (32)
+//!         256  the reader sleeps (32)                                   set by the reader
+//!         384  the writer waits for room (32)                           set by the writer
+//!        4096  entries, in a ring of a power of two of bytes
+//!
+//!  0                   1                   2                   3
+//!  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+//! +---------------------------------------------------------------+
+//! |  length of the frame in bytes, or 2^32-1: go on at the start  |   an entry begins at a multiple
+//! +---------------------------------------------------------------+   of 16 bytes and does not
+//! |                                                               |   cross the end of the ring;
+//! +  the frame's virtio-net header, 12 bytes                      +   what is left there is
+//! |                                                               |   skipped
+//! +---------------------------------------------------------------+
+//! |  the frame ...
+//! ```
+//!
+//! Numbers are in the byte order of the host. Indices count bytes since the beginning and wrap at
+//! 2^32. Each side believes its own index and looks at the other's only when it has come to the end
+//! of what it knows.
+//!
+//! **Nothing that is read is believed.** The other process can write anything, at any time. Every
+//! number is read once, into memory of our own, and checked ([`index`]); so are the headers of a
+//! frame, before decisions are made from them; payload bytes are only ever copied. Who breaks the
+//! rules loses the lane ([`Lie`]), and its frames go over loopback UDP again. A reader that stands
+//! still fills its lane, and what is to be written then is dropped and counted, after a wait that is
+//! bounded (see [`crate::vif::lanes`]).
+//!
+//! **Waking.** Before a side waits it says so in memory, then looks once more; the other writes its
+//! index first and then looks whether somebody waits. One of the two sees the other (both have a
+//! sequentially consistent fence between their write and their read), so no wake-up is lost, and
+//! none is sent while both are busy.
+//!
+//! **Order.** From UDP to a lane: the writer sends a last datagram by UDP, the *handover*
+//! ([`handover`]), and then writes to the lane; the reader leaves the lane alone until the handover
+//! has come out of its socket and what was before it is delivered, or was lost and a short time is
+//! over. From a lane to UDP: the writer goes back only when the reader has taken all, or is gone. So
+//! the frames of one flow never overtake each other.
+
+pub mod handover;
+pub mod index;
+mod reader;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+
+use thiserror::Error;
+
+use crate::sys::shared_memory::SharedMemory;
+use index::ALIGN;
+
+pub use reader::{Entry, Reader};
+pub use writer::{Refused, Writer};
+
+/// What the ring that varpd makes holds, in bytes: sixteen of the largest frames, and little enough
+/// to stay in a level-2 cache.
+pub const CAPACITY: usize = 1 << 20;
+/// Smallest and largest ring that is accepted, in bytes.
+const CAPACITIES: std::ops::RangeInclusive<usize> = 1 << 18..=1 << 24;
+
+/// Offsets in the memory, as drawn above.
+const HEAD: usize = 0;
+const TAIL: usize = 128;
+const TAKEN: usize = 132;
+const SLEEPS: usize = 256;
+const WAITS: usize = 384;
+const ENTRIES: usize = 4096;
+
+/// The other side has broken the rules: an index or a length that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the process at the other end of a lane broke its rules")]
+pub struct Lie;
+
+/// Memory for a new lane, to be sent to both sides.
+///
+/// # Errors
+/// No descriptors or memory left.
+pub fn create() -> io::Result<OwnedFd> {
+    create_with(CAPACITY)
+}
+
+/// The same with a ring of so many bytes. Its reader sleeps: whenever it begins, it is woken by what
+/// the writer has written before.
+fn create_with(capacity: usize) -> io::Result<OwnedFd> {
+    let memory = SharedMemory::create(ENTRIES + capacity)?;
+    let map = SharedMemory::map(memory.try_clone()?, |_| true)?;
+    if let Some(sleeps) = map.word(SLEEPS) {
+        sleeps.store(1, Ordering::Relaxed);
+    }
+    Ok(memory)
+}
+
+/// Maps the memory of a lane; returns it with the capacity of its ring.
+fn map(file: OwnedFd) -> io::Result<(SharedMemory, u32)> {
+    let capacity = |len: usize| {
+        let ring = len.checked_sub(ENTRIES).filter(|ring| CAPACITIES.contains(ring))?;
+        u32::try_from(ring).ok().filter(|ring| ring.is_power_of_two() && ring % ALIGN == 0)
+    };
+    let memory = SharedMemory::map(file, |len| capacity(len).is_some())?;
+    let capacity = capacity(memory.len()).unwrap_or_default();
+    Ok((memory, capacity))
+}

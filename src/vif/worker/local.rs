@@ -1,0 +1,559 @@
+//! Frames from and to other vifs of this host: a worker's half for its lanes.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use virtio_queue::Queue;
+
+use super::receive::{ATTEMPTS, Outcome};
+use super::{MERGED_LEN, Progress, Worker};
+use crate::lane::{Entry, Lie, handover};
+use crate::metrics::{VifCounter, VifCounters};
+use crate::offload::LEAD_LEN;
+use crate::offload::checksum::Sum;
+use crate::offload::features::Offloads;
+use crate::offload::gso::Cut;
+use crate::offload::header::{Header, Request};
+use crate::sys::iovec::{Gather, IoVec};
+use crate::sys::mmsg::Message;
+use crate::time::Instant;
+use crate::underlay::{Port, Underlay};
+use crate::vhost_user::vring::{GuestMemory, RingError};
+use crate::vif::departed::Departures;
+use crate::vif::guest::{Deliverer, Delivery, HeaderLayout};
+use crate::vif::lanes::{Handovers, LocalFrame, State, Written};
+use crate::vif::learnt::Learnt;
+use crate::vif::outgoing::{Batch, Outgoing, cut_plain, refusal};
+use crate::vif::ring::RingView;
+use crate::vif::rx::{Addressee, Receiver};
+use crate::vif::throttle::Allowance;
+use crate::vif::unpacked;
+use crate::wire::frame::Addresses;
+use crate::wire::{encap, frame};
+
+/// Frames and bytes read from a lane before the next has its turn.
+const TURN_FRAMES: usize = 256;
+const TURN_BYTES: usize = 512 << 10;
+/// Turns in a wake-up.
+const TURNS: usize = 8;
+/// Frames that are dropped from a lane at once: more than it holds.
+const MOST_DISCARDED: usize = 1 << 16;
+/// A vif whose lane ended is asked for again after so long: it may be back.
+const ASK_AGAIN: Duration = Duration::from_secs(6);
+
+/// A lane that varpd has made.
+#[derive(Clone, Copy, Debug)]
+pub struct LaneOffer {
+    /// Its number.
+    pub lane: u32,
+    /// Whether it is to be read from; otherwise it is to be written to.
+    pub is_read: bool,
+    /// Where the vif at its other end is reached.
+    pub addr: SocketAddr,
+}
+
+/// How reading a lane ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Read {
+    /// For now.
+    Done,
+    /// There may be more.
+    More,
+    /// The guest has no buffers, or only useless ones.
+    Stuck(Outcome),
+    /// The rest waits for credit (`--rate-in`).
+    Held,
+}
+
+impl<U: Underlay> Worker<U> {
+    /// Makes lanes possible.
+    ///
+    /// # Errors
+    /// No descriptors left.
+    pub fn prepare_lanes(&mut self, handovers: Arc<Handovers>) -> io::Result<()> {
+        self.lanes.prepare(handovers)
+    }
+
+    /// Readable when [`Worker::lanes_woken`] is to be called.
+    pub fn lanes_descriptor(&self) -> Option<RawFd> {
+        self.lanes.descriptor()
+    }
+
+    /// Takes a lane, given its memory and its socket.
+    pub fn open_lane(&mut self, offer: LaneOffer, fds: [OwnedFd; 2], now: Instant) {
+        let LaneOffer { lane, is_read, addr } = offer;
+        let opened = match is_read {
+            true => self.lanes.open_reader(lane, addr, fds),
+            false => self.lanes.open_writer(lane, addr, fds, now),
+        };
+        match opened {
+            Ok(()) => {
+                self.counters.inc(VifCounter::lanes_opened);
+                log::debug!("lane {lane} {} {addr}", if is_read { "from" } else { "to" });
+                if !is_read {
+                    self.hand_over(lane, addr);
+                }
+            }
+            Err(error) => {
+                self.complain("cannot open a lane", &error, now);
+                self.lanes.end(lane);
+            }
+        }
+    }
+
+    /// The last datagram before frames go through the lane. If the kernel does not take it, the
+    /// reader waits for a short time.
+    fn hand_over(&mut self, lane: u32, to: SocketAddr) {
+        let datagram = handover::emit(self.place.receiver.key.vnet, lane);
+        let part = IoVec::from_slice(&datagram);
+        let message = Message { to, parts: std::slice::from_ref(&part), segment: 0 };
+        if let Err(error) = self.underlay.send(&[message]) {
+            log::debug!("no handover to {to}: {error}");
+        }
+    }
+
+    /// A lane is to come to its end.
+    pub fn close_lane(&mut self, lane: u32, now: Instant) {
+        self.lanes.close(lane, now);
+    }
+
+    /// Lanes that have ended here since the last call.
+    pub fn lanes_ended(&mut self) -> impl Iterator<Item = u32> + '_ {
+        self.lanes.take_ended()
+    }
+
+    /// Looks at what happened to lanes. True if the transmit ring is to be looked at again; then
+    /// follows [`Worker::receive_lanes`].
+    pub fn lanes_woken(&mut self, now: Instant) -> bool {
+        for addr in self.lanes.woken(&self.counters) {
+            self.neighbors.confirm_from(addr, now + ASK_AGAIN);
+        }
+        self.lanes.is_stalled()
+    }
+
+    /// Whether there are lanes that may have frames.
+    pub fn has_lanes(&self) -> bool {
+        self.lanes.has_readers()
+    }
+
+    /// Whether a lane waits for what comes by UDP.
+    pub fn has_shut_lanes(&self) -> bool {
+        self.lanes.has_shut()
+    }
+
+    // --- out
+
+    /// Puts a frame into the lane to where it goes.
+    pub(super) fn write_local(
+        &mut self,
+        outgoing: &Outgoing,
+        batch: &Batch<'_>,
+        can_wait: bool,
+        now: Instant,
+    ) -> Result<Written, VifCounter> {
+        let max_frame = self.place.max_datagram.saturating_sub(encap::LEN);
+        let header = match &outgoing.request {
+            Request::Segment { layout, size } => {
+                let lead = batch.lead(outgoing).unwrap_or_default();
+                // As it would be cut for the underlay; but that is left to the receiver.
+                let cut = Cut::new(lead, layout, *size, max_frame).map_err(refusal)?;
+                let size = u16::try_from(cut.size()).unwrap_or(u16::MAX);
+                Header::merged(layout, size, layout.has_cwr(lead))
+            }
+            _ if outgoing.len > max_frame => {
+                return self.write_cut(outgoing, batch, max_frame, now);
+            }
+            Request::Plain => Header::PLAIN,
+            Request::Checksum { place, .. } => Header::partial_at(*place),
+        };
+        let frame = LocalFrame {
+            header: header.emit(0),
+            addresses: outgoing.addresses,
+            len: outgoing.len,
+            rest: batch.gather(outgoing, frame::ADDRESSES_LEN),
+            can_wait,
+        };
+        let outcome = self.lanes.write(outgoing.route.to, &frame, now, &self.counters);
+        if outcome == Written::Done {
+            self.sent_locally.add(outgoing.len);
+        }
+        Ok(outcome)
+    }
+
+    /// A TCP frame that is too long, and that its guest did not want cut: see [`cut_plain`]. What
+    /// there is no room for is lost.
+    fn write_cut(
+        &mut self,
+        outgoing: &Outgoing,
+        batch: &Batch<'_>,
+        max_frame: usize,
+        now: Instant,
+    ) -> Result<Written, VifCounter> {
+        let cut = cut_plain(batch, outgoing, max_frame).ok_or(VifCounter::tx_drop_too_big)?;
+        let mut bytes = vec![0; max_frame];
+        for index in 0..cut.count() {
+            let payload = cut.payload(index);
+            let len = cut.header_len() + payload.len();
+            let segment = bytes.get_mut(..len).ok_or(VifCounter::tx_drop_header)?;
+            write_segment(&cut, index, batch.gather(outgoing, payload.start), segment)
+                .ok_or(VifCounter::tx_drop_header)?;
+            let piece = [IoVec::from_slice(segment)];
+            let frame = LocalFrame {
+                header: Header::PLAIN.emit(0),
+                addresses: outgoing.addresses,
+                len,
+                rest: Gather::new(&piece, frame::ADDRESSES_LEN),
+                can_wait: false,
+            };
+            match self.lanes.write(outgoing.route.to, &frame, now, &self.counters) {
+                Written::Done => {}
+                // Not twice what has left already.
+                outcome if index == 0 => return Ok(outcome),
+                Written::Wait | Written::Dropped | Written::NoLane => return Ok(Written::Dropped),
+            }
+        }
+        self.sent_locally.add(outgoing.len);
+        Ok(Written::Done)
+    }
+
+    /// Shows what was written to its readers.
+    pub(super) fn publish_local(&mut self) {
+        let sent = std::mem::take(&mut self.sent_locally);
+        if sent.frames > 0 {
+            self.counters.add(VifCounter::tx_frames, sent.frames);
+            self.counters.add(VifCounter::tx_bytes, sent.bytes);
+            self.counters.add(VifCounter::tx_local_frames, sent.frames);
+            self.lanes.publish();
+        }
+    }
+
+    // --- in
+
+    /// Delivers what is in the lanes, for a bounded number of turns, behind what was read from
+    /// sockets before.
+    ///
+    /// # Errors
+    /// The ring is broken and must be stopped.
+    pub fn receive_lanes(
+        &mut self,
+        queue: &mut Queue,
+        memory: &GuestMemory,
+        now: Instant,
+    ) -> Result<Progress, RingError> {
+        let mut ring = RingView::new(queue, memory)?;
+        let outcome = self.deliver_incoming(&mut ring, now)?;
+        if outcome != Outcome::All {
+            return Ok(outcome.into());
+        }
+        self.lanes.open_gates(now);
+        let mut allowance = self.throttle.incoming.open(now);
+        let read = self.read_lanes(&mut ring, &mut allowance);
+        if self.throttle.incoming.close(allowance) {
+            self.counters.inc(VifCounter::rx_throttled);
+        }
+        ring.publish()?;
+        self.lanes.settle(now, &self.counters);
+        let read = read?;
+        self.starved = read == Read::Stuck(Outcome::Starved);
+        Ok(match read {
+            // A timer wakes us when there is credit.
+            Read::Done | Read::Held => Progress::Idle,
+            Read::More => Progress::More,
+            Read::Stuck(outcome) => outcome.into(),
+        })
+    }
+
+    fn read_lanes(
+        &mut self,
+        ring: &mut RingView<'_, '_>,
+        allowance: &mut Allowance,
+    ) -> Result<Read, RingError> {
+        let mut deliverer = Deliverer::default();
+        let outcome = self.deliver_unpacked(ring, &mut deliverer)?;
+        if outcome != Outcome::All {
+            return Ok(Read::Stuck(outcome));
+        }
+        for _ in 0..TURNS {
+            let mut more = false;
+            for n in 0..self.lanes.readers() {
+                match self.read_lane(n, ring, &mut deliverer, allowance)? {
+                    Read::Done => {}
+                    Read::More => more = true,
+                    stuck @ (Read::Stuck(_) | Read::Held) => {
+                        self.lanes.advance(n);
+                        return Ok(stuck);
+                    }
+                }
+                ring.publish()?;
+            }
+            self.lanes.advance(1);
+            if !more {
+                return Ok(Read::Done);
+            }
+        }
+        Ok(Read::More)
+    }
+
+    /// Reads one lane for a turn.
+    fn read_lane<'m>(
+        &mut self,
+        n: usize,
+        ring: &mut RingView<'_, 'm>,
+        deliverer: &mut Deliverer<'m>,
+        allowance: &mut Allowance,
+    ) -> Result<Read, RingError> {
+        let (mut frames, mut bytes) = (0, 0);
+        let read = loop {
+            let Some(lane) = self.lanes.reader(n) else { return Ok(Read::Done) };
+            if frames == TURN_FRAMES || bytes >= TURN_BYTES {
+                break Read::More;
+            }
+            let entry = match lane.reader.peek() {
+                Ok(Some(entry)) => entry,
+                Ok(None) => {
+                    lane.reader.publish();
+                    match lane.reader.sleep() {
+                        Ok(true) => lane.state = State::Empty,
+                        Ok(false) => continue,
+                        Err(Lie) => lane.state = State::Failed,
+                    }
+                    break Read::Done;
+                }
+                Err(Lie) => {
+                    lane.state = State::Failed;
+                    break Read::Done;
+                }
+            };
+            if !allowance.admits() {
+                break Read::Held;
+            }
+            frames += 1;
+            bytes += entry.len();
+            let outcome = self.deliver_entry(n, &entry, ring, deliverer)?;
+            if outcome != Outcome::All {
+                break Read::Stuck(outcome);
+            }
+            allowance.charge(entry.len());
+        };
+        if let Some(lane) = self.lanes.reader(n) {
+            lane.reader.publish();
+        }
+        self.count_received();
+        Ok(read)
+    }
+
+    fn count_received(&mut self) {
+        let received = std::mem::take(&mut self.received_locally);
+        if received.frames > 0 {
+            self.counters.add(VifCounter::rx_frames, received.frames);
+            self.counters.add(VifCounter::rx_local_frames, received.frames);
+            self.counters.add(VifCounter::rx_bytes, received.bytes);
+        }
+    }
+
+    /// Judges a frame as one that came from the underlay, and gives it to the guest. Unless the guest
+    /// has no buffers, it is taken from its lane.
+    fn deliver_entry<'m>(
+        &mut self,
+        n: usize,
+        entry: &Entry,
+        ring: &mut RingView<'_, 'm>,
+        deliverer: &mut Deliverer<'m>,
+    ) -> Result<Outcome, RingError> {
+        let Self { lanes, place, offloads, layout, counters, received_locally, .. } = self;
+        let (learnt, departures) = (&self.learnt, &self.departures);
+        let Some(lane) = lanes.reader(n) else { return Ok(Outcome::All) };
+        // What is decided upon is copied first; the rest is only ever copied.
+        let mut lead = [0; LEAD_LEN];
+        let room = if is_cut(entry) { LEAD_LEN } else { frame::HEADER_LEN };
+        let copied = lane.reader.copy(entry, lead.get_mut(..room).unwrap_or_default());
+        let lead = lead.get(..copied).unwrap_or_default();
+        let request = match judge(entry, lead, &place.receiver, learnt, departures) {
+            Ok(request) => request,
+            Err(counter) => {
+                counters.inc(counter);
+                lane.reader.take(entry);
+                return Ok(Outcome::All);
+            }
+        };
+        let fits = request == Request::Plain || entry.len() <= MERGED_LEN;
+        if let Some(header) = unpacked::as_it_is(&request, lead, *offloads).filter(|_| fits) {
+            let parts = [IoVec::from_slice(lead), lane.reader.bytes(entry, copied)];
+            match hand(deliverer, ring, &header, &parts, *layout, counters)? {
+                Handed::Done => {
+                    received_locally.add(entry.len());
+                    count_group(counters, lead);
+                }
+                Handed::TooLong if request == Request::Plain => {
+                    counters.inc(VifCounter::rx_drop_no_buffer);
+                }
+                Handed::Stuck(outcome) => return Ok(outcome),
+                Handed::TooLong => return self.unpack(n, entry, lead, &request, ring, deliverer),
+            }
+            lane.reader.take(entry);
+            return Ok(Outcome::All);
+        }
+        self.unpack(n, entry, lead, &request, ring, deliverer)
+    }
+
+    /// Does what the guest does not accept to be left to it, in memory of our own.
+    fn unpack<'m>(
+        &mut self,
+        n: usize,
+        entry: &Entry,
+        lead: &[u8],
+        request: &Request,
+        ring: &mut RingView<'_, 'm>,
+        deliverer: &mut Deliverer<'m>,
+    ) -> Result<Outcome, RingError> {
+        let Some(lane) = self.lanes.reader(n) else { return Ok(Outcome::All) };
+        let mut bytes = lead.to_vec();
+        lane.reader.bytes(entry, lead.len()).append_to(&mut bytes);
+        lane.reader.take(entry);
+        let max_frame = self.place.max_datagram.saturating_sub(encap::LEN);
+        if self.unpacked.fill(request, &mut bytes, self.offloads, max_frame).is_err() {
+            self.counters.inc(VifCounter::rx_drop_lane);
+        }
+        self.deliver_unpacked(ring, deliverer)
+    }
+
+    fn deliver_unpacked<'m>(
+        &mut self,
+        ring: &mut RingView<'_, 'm>,
+        deliverer: &mut Deliverer<'m>,
+    ) -> Result<Outcome, RingError> {
+        let Self { unpacked, layout, counters, received_locally, .. } = self;
+        while let Some((frame, header)) = unpacked.first() {
+            let parts = [IoVec::from_slice(frame)];
+            match hand(deliverer, ring, header, &parts, *layout, counters)? {
+                Handed::Done => {
+                    received_locally.add(frame.len());
+                    count_group(counters, frame);
+                }
+                Handed::TooLong => counters.inc(VifCounter::rx_drop_no_buffer),
+                Handed::Stuck(outcome) => return Ok(outcome),
+            }
+            unpacked.take();
+        }
+        Ok(Outcome::All)
+    }
+
+    /// Drops what waits in the lanes, or was taken from them, and could not be delivered for long.
+    pub(super) fn discard_lanes(&mut self) {
+        let mut dropped = 0;
+        for lane in self.lanes.all_readers() {
+            for _ in 0..MOST_DISCARDED {
+                // Who lies is found out when the lane is read next.
+                let Ok(Some(entry)) = lane.reader.peek() else { break };
+                lane.reader.take(&entry);
+                dropped += 1;
+            }
+            lane.reader.publish();
+            lane.state = State::Busy;
+        }
+        self.counters.add(VifCounter::rx_drop_no_ring, dropped);
+    }
+
+    /// Forgets what was taken from lanes.
+    pub(super) fn drop_unpacked(&mut self) {
+        self.counters.add(VifCounter::rx_drop_no_ring, self.unpacked.len() as u64);
+        self.unpacked.clear();
+    }
+}
+
+/// Frames and their bytes, before they are counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tally {
+    frames: u64,
+    bytes: u64,
+}
+
+impl Tally {
+    fn add(&mut self, len: usize) {
+        self.frames += 1;
+        self.bytes += len as u64;
+    }
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Handed {
+    Done,
+    TooLong,
+    Stuck(Outcome),
+}
+
+/// Gives the guest a frame, if it has the buffers.
+fn hand<'m>(
+    deliverer: &mut Deliverer<'m>,
+    ring: &mut RingView<'_, 'm>,
+    header: &Header,
+    parts: &[IoVec<'_>],
+    layout: HeaderLayout,
+    counters: &VifCounters,
+) -> Result<Handed, RingError> {
+    for _ in 0..ATTEMPTS {
+        match deliverer.deliver(ring, header, parts, layout)? {
+            Delivery::Done => return Ok(Handed::Done),
+            Delivery::TooLong => return Ok(Handed::TooLong),
+            Delivery::BadChain => counters.inc(VifCounter::rx_drop_malformed),
+            Delivery::NoBuffers { seen } => {
+                ring.publish()?;
+                if !ring.enable_kicks_beyond(seen)? {
+                    return Ok(Handed::Stuck(Outcome::Starved));
+                }
+            }
+        }
+    }
+    Ok(Handed::Stuck(Outcome::Interrupted))
+}
+
+/// Whether a frame is to be cut, as its header says.
+fn is_cut(entry: &Entry) -> bool {
+    !matches!(entry.header(), [_, 0, ..])
+}
+
+/// Checks a frame whose beginning was copied: addresses, and what its header says.
+fn judge(
+    entry: &Entry,
+    lead: &[u8],
+    receiver: &Receiver,
+    learnt: &Learnt,
+    departures: &Departures,
+) -> Result<Request, VifCounter> {
+    let mac = match receiver.accept_frame(Port::Own, lead)? {
+        Addressee::Group => None,
+        Addressee::Vif => Some(receiver.key.mac),
+        Addressee::Other(mac) if learnt.has(mac) => Some(mac),
+        Addressee::Other(_) => return Err(VifCounter::rx_drop_destination),
+    };
+    if mac.is_some_and(|mac| departures.has_left(mac)) {
+        return Err(VifCounter::rx_drop_departed);
+    }
+    let (header, len) = (entry.header(), entry.len());
+    Request::parse_uncut(header, len, Offloads::ALL)
+        .unwrap_or_else(|| Request::parse(header, lead, len, Offloads::ALL))
+        .map_err(|_| VifCounter::rx_drop_lane)
+}
+
+fn count_group(counters: &VifCounters, frame: &[u8]) {
+    if Addresses::parse(frame).is_ok_and(|addresses| addresses.destination.is_group()) {
+        counters.inc(VifCounter::rx_group_frames);
+    }
+}
+
+/// Writes a segment with its headers, its checksum complete.
+fn write_segment(
+    cut: &Cut,
+    index: usize,
+    mut payload: Gather<'_, '_>,
+    segment: &mut [u8],
+) -> Option<()> {
+    let (headers, data) = segment.split_at_mut_checked(cut.header_len())?;
+    cut.write_header(index, headers)?;
+    payload.copy_to(data).then_some(())?;
+    cut.complete(headers, Sum::of(data))
+}

@@ -63,6 +63,7 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_dup,
     libc::SYS_fcntl,
     libc::SYS_fstat,
+    libc::SYS_fstatfs,
     libc::SYS_lseek,
     // Memory: the allocator, stacks of threads.
     libc::SYS_brk,

@@ -168,11 +168,15 @@ impl Cursor {
         Ok(())
     }
 
-    /// The next entry, if there is one as far as is known. `read` gets what is at an offset.
+    /// The next entry, if there is one as far as is known. `read` gets what an entry begins with,
+    /// given its index, its offset in the ring, and how many bytes are known to follow there.
     ///
     /// # Errors
     /// Its length is none of a frame, or leads beyond what was written or the end of the ring.
-    pub fn next(&mut self, read: impl Fn(usize) -> EntryBytes) -> Result<Option<Found>, Lie> {
+    pub fn next(
+        &mut self,
+        mut read: impl FnMut(u32, usize, usize) -> EntryBytes,
+    ) -> Result<Option<Found>, Lie> {
         loop {
             let known = self.known();
             if known == 0 {
@@ -181,7 +185,8 @@ impl Cursor {
             let at = self.tail & (self.capacity - 1);
             let to_end = self.capacity - at;
             let offset = usize::try_from(at).map_err(|_| Lie)?;
-            let [l0, l1, l2, l3, header @ ..] = read(offset);
+            let following = usize::try_from(known.min(to_end)).map_err(|_| Lie)?;
+            let [l0, l1, l2, l3, header @ ..] = read(self.tail, offset, following);
             let len = u32::from_ne_bytes([l0, l1, l2, l3]);
             if len == SKIP && to_end < known {
                 self.tail = self.tail.wrapping_add(to_end);

@@ -132,8 +132,9 @@ proptest! {
                 let mut bytes: EntryBytes = [0; ENTRY_LEN];
                 bytes[..4].copy_from_slice(&len.to_ne_bytes());
                 let (tail, known) = (cursor.tail(), cursor.known());
-                let found = cursor.next(|at| {
-                    assert!(at + ENTRY_LEN <= capacity as usize && at % ALIGN as usize == 0);
+                let found = cursor.next(|index, at, following| {
+                    assert!(at + following <= capacity as usize && following >= ENTRY_LEN);
+                    assert!(at % ALIGN as usize == 0 && index % capacity == at as u32);
                     bytes
                 });
                 reads += 1;

@@ -155,6 +155,14 @@ impl Cursor {
         self.head.wrapping_sub(self.tail)
     }
 
+    /// What is known to follow in one piece: offset in the ring, and length in bytes.
+    pub fn piece(&self) -> (usize, usize) {
+        let at = self.tail & (self.capacity - 1);
+        let len = self.known().min(self.capacity - at);
+        // 32 bits fit.
+        (usize::try_from(at).unwrap_or(0), usize::try_from(len).unwrap_or(0))
+    }
+
     /// Takes note of the writer's index.
     ///
     /// # Errors
@@ -169,13 +177,13 @@ impl Cursor {
     }
 
     /// The next entry, if there is one as far as is known. `read` gets what an entry begins with,
-    /// given its index, its offset in the ring, and how many bytes are known to follow there.
+    /// given its index and its offset in the ring; if it can't, there is none for now.
     ///
     /// # Errors
     /// Its length is none of a frame, or leads beyond what was written or the end of the ring.
     pub fn next(
         &mut self,
-        mut read: impl FnMut(u32, usize, usize) -> EntryBytes,
+        read: impl Fn(u32, usize) -> Option<EntryBytes>,
     ) -> Result<Option<Found>, Lie> {
         loop {
             let known = self.known();
@@ -185,8 +193,9 @@ impl Cursor {
             let at = self.tail & (self.capacity - 1);
             let to_end = self.capacity - at;
             let offset = usize::try_from(at).map_err(|_| Lie)?;
-            let following = usize::try_from(known.min(to_end)).map_err(|_| Lie)?;
-            let [l0, l1, l2, l3, header @ ..] = read(self.tail, offset, following);
+            let Some([l0, l1, l2, l3, header @ ..]) = read(self.tail, offset) else {
+                return Ok(None);
+            };
             let len = u32::from_ne_bytes([l0, l1, l2, l3]);
             if len == SKIP && to_end < known {
                 self.tail = self.tail.wrapping_add(to_end);

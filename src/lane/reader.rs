@@ -31,32 +31,11 @@ impl Entry {
     }
 }
 
-/// How much is copied ahead while frames are short, in bytes. One copy of many lines of the cache that
-/// the writer's processor has costs far less than to go from entry to entry and wait for each.
-const AHEAD: usize = 8192;
-/// How much is copied ahead behind a frame that is longer than this.
-const SHORT: usize = 2048;
-const LITTLE: usize = 256;
-
-/// A private copy of what is at the front of the ring.
-#[derive(Debug)]
-struct Ahead {
-    bytes: Box<[u8; AHEAD]>,
-    /// Index of its first byte.
-    start: u32,
-    len: usize,
-    /// How much is copied next.
-    most: usize,
-}
-
-impl Ahead {
-    /// What is copied of a frame of `len` bytes whose entry has this index, if all of it is.
-    fn get(&self, index: u32, at: usize, len: usize) -> Option<&[u8]> {
-        let start = usize::try_from(index.wrapping_sub(self.start)).ok()?.checked_add(at)?;
-        let end = start.checked_add(len).filter(|end| *end <= self.len)?;
-        self.bytes.get(start..end)
-    }
-}
+/// Frames up to this length are taken many at a time, in bytes.
+pub const SHORT: usize = 2048;
+/// So much of the ring is copied for them at a time, in bytes. One copy of many lines of the cache
+/// that the writer's processor has costs far less than to go from entry to entry and wait for each.
+const CHUNK: usize = 16 << 10;
 
 /// The reader of a lane.
 #[derive(Debug)]
@@ -67,7 +46,6 @@ pub struct Reader {
     capacity: u32,
     /// Frames that were taken.
     frames: u32,
-    ahead: Ahead,
 }
 
 impl Reader {
@@ -78,8 +56,7 @@ impl Reader {
     pub fn new(memory: OwnedFd, doorbell: OwnedFd) -> io::Result<Self> {
         let (memory, capacity) = map(memory)?;
         let doorbell = Doorbell::new(doorbell);
-        let ahead = Ahead { bytes: Box::new([0; AHEAD]), start: 0, len: 0, most: LITTLE };
-        Ok(Self { memory, doorbell, cursor: Cursor::new(capacity), capacity, frames: 0, ahead })
+        Ok(Self { memory, doorbell, cursor: Cursor::new(capacity), capacity, frames: 0 })
     }
 
     /// The next frame, if there is one. It stays the next until it is taken.
@@ -90,37 +67,24 @@ impl Reader {
         if self.cursor.known() == 0 {
             self.look()?;
         }
-        let Self { memory, cursor, ahead, .. } = self;
-        let found = cursor.next(|index, at, following| {
-            if ahead.get(index, 0, ENTRY_LEN).is_none() {
-                (ahead.start, ahead.len) = (index, following.min(ahead.most));
-                let to = ahead.bytes.get_mut(..ahead.len).unwrap_or_default();
-                if let Some(slice) = memory.slice(ENTRIES + at, ahead.len) {
-                    slice.copy_to(to);
-                }
-            }
-            let bytes = ahead.get(index, 0, ENTRY_LEN).and_then(|bytes| bytes.first_chunk());
-            bytes.copied().unwrap_or([0; ENTRY_LEN])
+        let Self { memory, cursor, .. } = self;
+        let found = cursor.next(|_, at| {
+            let mut bytes = [0; ENTRY_LEN];
+            memory.slice(ENTRIES + at, ENTRY_LEN)?.copy_to(&mut bytes);
+            Some(bytes)
         });
         Ok(found?.map(Entry))
     }
 
-    /// Copies the beginning of the next frame, as it is at this moment; as many bytes as both have.
+    /// Copies the beginning of a frame, as it is at this moment; as many bytes as both have.
     pub fn copy(&self, entry: &Entry, to: &mut [u8]) -> usize {
         let len = entry.len().min(to.len());
-        if let Some(bytes) = self.ahead.get(self.cursor.tail(), ENTRY_LEN, len) {
-            to.get_mut(..len).unwrap_or_default().copy_from_slice(bytes);
-            return len;
-        }
         self.bytes(entry, 0).copy_to(0, to.get_mut(..len).unwrap_or_default())
     }
 
-    /// The bytes of the next frame from `from` on, to be copied from.
+    /// A frame's bytes from `from` on, to be copied from.
     pub fn bytes(&self, entry: &Entry, from: usize) -> IoVec<'_> {
         let Found { at, len, .. } = entry.0;
-        if let Some(bytes) = self.ahead.get(self.cursor.tail(), ENTRY_LEN, len) {
-            return IoVec::from_slice(bytes.get(from..).unwrap_or_default());
-        }
         let slice =
             len.checked_sub(from).and_then(|len| self.memory.slice(ENTRIES + at + from, len));
         slice.map_or(IoVec::EMPTY, |slice| IoVec::from_guest(&slice))
@@ -128,9 +92,54 @@ impl Reader {
 
     /// Done with a frame; the writer sees it after [`Reader::publish`].
     pub fn take(&mut self, entry: &Entry) {
-        self.ahead.most = if entry.len() <= SHORT { AHEAD } else { LITTLE };
         self.cursor.take(&entry.0);
         self.frames = self.frames.wrapping_add(1);
+    }
+
+    /// Takes short frames that are next, as many as one copy into `to` brings. `each` is given the
+    /// virtio-net header of a frame, its bytes, and where in `to` they are; it stops at one that it
+    /// does not want. Returns how many were taken.
+    ///
+    /// # Errors
+    /// The writer has broken the rules; what came before that is taken.
+    pub fn take_short(
+        &mut self,
+        to: &mut Vec<u8>,
+        mut each: impl FnMut(&HeaderBytes, &[u8], usize) -> bool,
+    ) -> Result<usize, Lie> {
+        if self.cursor.known() == 0 {
+            self.look()?;
+        }
+        let (offset, len) = self.cursor.piece();
+        let len = len.min(CHUNK);
+        to.resize(CHUNK, 0);
+        let chunk = to.get_mut(..len).unwrap_or_default();
+        if let Some(slice) = self.memory.slice(ENTRIES + offset, len) {
+            slice.copy_to(chunk);
+        }
+        let chunk: &[u8] = chunk;
+        let mut count = 0;
+        loop {
+            let before = self.cursor;
+            let found = self.cursor.next(|_, at| {
+                let at = at.checked_sub(offset)?;
+                chunk.get(at..)?.first_chunk().copied()
+            })?;
+            // Beyond the chunk if the rest of the ring was skipped.
+            let start = found.and_then(|found| found.at.checked_sub(offset));
+            let frame = found.filter(|found| found.len <= SHORT).zip(start);
+            let wanted = frame.and_then(|(found, start)| {
+                let bytes = chunk.get(start..start + found.len)?;
+                each(&found.header, bytes, start).then_some(found)
+            });
+            let Some(found) = wanted else {
+                self.cursor = before;
+                return Ok(count);
+            };
+            self.cursor.take(&found);
+            self.frames = self.frames.wrapping_add(1);
+            count += 1;
+        }
     }
 
     fn store(&self, at: usize, value: u32, order: Ordering) {

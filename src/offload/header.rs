@@ -21,7 +21,7 @@ pub const LEN: usize = 12;
 pub const LEGACY_LEN: usize = 10;
 
 /// The checksum is partial.
-const NEEDS_CSUM: u8 = 1;
+pub(crate) const NEEDS_CSUM: u8 = 1;
 /// The checksum was verified.
 const DATA_VALID: u8 = 2;
 

@@ -8,10 +8,11 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use crate::lane::index::HeaderBytes;
 use crate::offload::checksum::{self, Sum};
 use crate::offload::features::Offloads;
 use crate::offload::gso::Cut;
-use crate::offload::header::{Header, Request};
+use crate::offload::header::{Header, NEEDS_CSUM, Request};
 use crate::offload::layout::{IpVersion, Layout, Transport};
 
 /// The virtio-net header of a frame that begins with `lead`, for a guest that accepts it with what it
@@ -27,6 +28,29 @@ pub fn as_it_is(request: &Request, lead: &[u8], offloads: Offloads) -> Option<He
         }
         Request::Checksum { .. } | Request::Segment { .. } => None,
     }
+}
+
+/// Whether a frame that is not to be cut can be treated as one that came in a datagram: what it asks
+/// for is nothing (`Some(false)`), or what flag C says (`Some(true)`), that the checksum of its TCP
+/// or UDP header is partial. Told from the simple forms of IP only; `None` for all else.
+pub fn as_in_datagram(header: &HeaderBytes, frame: &[u8]) -> Option<bool> {
+    let [flags, 0, _, _, _, _, s0, s1, o0, o1, ..] = *header else { return None };
+    if flags & NEEDS_CSUM == 0 {
+        return Some(false);
+    }
+    let (start, offset) = (u16::from_le_bytes([s0, s1]), u16::from_le_bytes([o0, o1]));
+    let (protocol, transport_at) = match frame.get(12..)? {
+        [0x08, 0x00, 0x45, ..] => (*frame.get(23)?, 34),
+        [0x86, 0xdd, ..] => (*frame.get(20)?, 54),
+        _ => return None,
+    };
+    let is_there = match protocol {
+        6 => offset == 16,
+        17 => offset == 6,
+        _ => false,
+    };
+    let fits = frame.len() >= usize::from(start) + usize::from(offset) + 2;
+    (is_there && start == transport_at && fits).then_some(true)
 }
 
 /// Whether a guest takes frames that are to be cut.
@@ -178,6 +202,28 @@ mod tests {
         assert_eq!(header(large, &frame, Offloads::GUEST_CSUM), None);
         assert_eq!(header(large, &frame, Offloads::NONE), None);
         assert_eq!(header(sum, &frame, Offloads::NONE), None);
+    }
+
+    #[test]
+    fn checksums_of_datagrams_are_those_of_tcp_and_udp() {
+        for packet in [Packet::tcp(100), Packet::udp(100)] {
+            for is_v6 in [false, true] {
+                let (frame, layout) = partial(&Packet { is_v6, ..packet.clone() });
+                let sum = Header::partial(&layout).emit(0);
+                assert_eq!(as_in_datagram(&sum, &frame), Some(true));
+                assert_eq!(as_in_datagram(&Header::PLAIN.emit(0), &frame), Some(false));
+                assert_eq!(as_in_datagram(&sum, &frame[..40]), None);
+                let elsewhere = PartialChecksum { start: layout.transport_at + 2, offset: 6 };
+                let elsewhere = Header::partial_at(elsewhere).emit(0);
+                assert_eq!(as_in_datagram(&elsewhere, &frame), None);
+                let large = Header::merged(&layout, 50, false).emit(0);
+                assert_eq!(as_in_datagram(&large, &frame), None);
+                let (tagged, layout) =
+                    partial(&Packet { is_v6, tags: vec![0x8100], ..packet.clone() });
+                let sum = Header::partial(&layout).emit(0);
+                assert_eq!(as_in_datagram(&sum, &tagged), None, "left to those who look closer");
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,9 @@
 use std::io;
 use std::net::SocketAddr;
 
+use super::arrival;
 use super::rx::{Payload, Receiver};
+use crate::lane::{Lie, Reader};
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::bundle::Entry;
 use crate::offload::gro::Received;
@@ -31,6 +33,9 @@ pub struct Incoming {
     places: Vec<Place>,
     next: usize,
     handovers: Vec<(SocketAddr, u32)>,
+    /// Bytes out of a lane, if that is where the frames are from.
+    chunk: Vec<u8>,
+    is_local: bool,
 }
 
 impl Incoming {
@@ -46,6 +51,7 @@ impl Incoming {
         counters: &VifCounters,
     ) -> io::Result<()> {
         self.clear();
+        self.is_local = false;
         underlay.receive(port, &mut self.batch)?;
         for message in 0..self.batch.len() {
             let Some(received) = self.batch.get(message) else { break };
@@ -57,6 +63,39 @@ impl Incoming {
             }
         }
         Ok(())
+    }
+
+    /// Takes the next frames of a lane, if they are short and ask for no more than those in
+    /// datagrams; returns how many. Nothing may be waiting.
+    ///
+    /// # Errors
+    /// The writer of the lane has broken its rules.
+    pub fn fill_from_lane(
+        &mut self,
+        lane: &mut Reader,
+        receiver: &Receiver,
+        counters: &VifCounters,
+    ) -> Result<usize, Lie> {
+        self.clear();
+        self.is_local = true;
+        let Self { chunk, places, .. } = self;
+        lane.take_short(chunk, |header, frame, start| {
+            let Some(is_partial) = arrival::as_in_datagram(header, frame) else { return false };
+            match receiver.accept_frame(Port::Own, frame) {
+                Ok(is_group) => {
+                    if let (Ok(start), Ok(len)) = (start.try_into(), frame.len().try_into()) {
+                        places.push(Place { start, len, message: 0, is_partial, is_group });
+                    }
+                }
+                Err(counter) => counters.inc(counter),
+            }
+            true
+        })
+    }
+
+    /// Whether the frames that wait came through a lane.
+    pub fn is_local(&self) -> bool {
+        self.is_local
     }
 
     /// The kernel's count of datagrams lost for want of room, if this batch brought news of it.
@@ -72,9 +111,12 @@ impl Incoming {
     /// The n-th frame that waits.
     pub fn get(&self, n: usize) -> Option<Received<'_>> {
         let place = self.places.get(self.next + n)?;
-        let message = self.batch.get(place.message.into())?;
+        let within = match self.is_local {
+            true => &self.chunk,
+            false => self.batch.get(place.message.into())?.bytes,
+        };
         let start = usize::from(place.start);
-        let bytes = message.bytes.get(start..start + usize::from(place.len))?;
+        let bytes = within.get(start..start + usize::from(place.len))?;
         Some(Received { bytes, is_partial: place.is_partial })
     }
 

@@ -10,7 +10,7 @@ use virtio_queue::Queue;
 
 use super::receive::{ATTEMPTS, Outcome};
 use super::{MERGED_LEN, Progress, Worker};
-use crate::lane::{Entry, Lie, handover};
+use crate::lane::{Entry, Lie, SHORT, handover};
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::LEAD_LEN;
 use crate::offload::checksum::Sum;
@@ -283,7 +283,8 @@ impl<U: Underlay> Worker<U> {
         Ok(Read::More)
     }
 
-    /// Reads one lane for a turn.
+    /// Reads one lane for a turn. Short frames are taken many at a time, and then go the way of those
+    /// that came in datagrams: neighbours may be merged.
     fn read_lane<'m>(
         &mut self,
         n: usize,
@@ -293,7 +294,7 @@ impl<U: Underlay> Worker<U> {
         let (mut frames, mut bytes) = (0, 0);
         let read = loop {
             let Some(lane) = self.lanes.reader(n) else { return Ok(Read::Done) };
-            if frames == TURN_FRAMES || bytes >= TURN_BYTES {
+            if frames >= TURN_FRAMES || bytes >= TURN_BYTES {
                 break Read::More;
             }
             let entry = match lane.reader.peek() {
@@ -312,6 +313,21 @@ impl<U: Underlay> Worker<U> {
                     break Read::Done;
                 }
             };
+            if entry.len() <= SHORT {
+                let Self { incoming, place, counters, .. } = self;
+                let filled = incoming.fill_from_lane(&mut lane.reader, &place.receiver, counters);
+                if filled.is_err() {
+                    lane.state = State::Failed;
+                }
+                if filled != Ok(0) {
+                    frames += filled.unwrap_or(0);
+                    lane.reader.publish();
+                    match self.deliver_incoming(ring)? {
+                        Outcome::All => continue,
+                        outcome => break Read::Stuck(outcome),
+                    }
+                }
+            }
             frames += 1;
             bytes += entry.len();
             let outcome = self.deliver_entry(n, &entry, ring, deliverer)?;

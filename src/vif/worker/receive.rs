@@ -165,6 +165,7 @@ impl<U: Underlay> Worker<U> {
             match delivery {
                 Delivery::Done => {
                     counters.inc(VifCounter::rx_frames);
+                    counters.add(VifCounter::rx_local_frames, incoming.is_local().into());
                     counters.add(VifCounter::rx_bytes, len);
                     counters.add(VifCounter::rx_group_frames, incoming.is_group().into());
                     incoming.take(count);

@@ -155,6 +155,14 @@ impl Cursor {
         self.head.wrapping_sub(self.tail)
     }
 
+    /// What is known to follow in one piece: offset in the ring, and length in bytes.
+    pub fn piece(&self) -> (usize, usize) {
+        let at = self.tail & (self.capacity - 1);
+        let len = self.known().min(self.capacity - at);
+        // 32 bits fit.
+        (usize::try_from(at).unwrap_or(0), usize::try_from(len).unwrap_or(0))
+    }
+
     /// Takes note of the writer's index.
     ///
     /// # Errors
@@ -168,11 +176,15 @@ impl Cursor {
         Ok(())
     }
 
-    /// The next entry, if there is one as far as is known. `read` gets what is at an offset.
+    /// The next entry, if there is one as far as is known. `read` gets what an entry begins with,
+    /// given its index and its offset in the ring; if it can't, there is none for now.
     ///
     /// # Errors
     /// Its length is none of a frame, or leads beyond what was written or the end of the ring.
-    pub fn next(&mut self, read: impl Fn(usize) -> EntryBytes) -> Result<Option<Found>, Lie> {
+    pub fn next(
+        &mut self,
+        read: impl Fn(u32, usize) -> Option<EntryBytes>,
+    ) -> Result<Option<Found>, Lie> {
         loop {
             let known = self.known();
             if known == 0 {
@@ -181,7 +193,9 @@ impl Cursor {
             let at = self.tail & (self.capacity - 1);
             let to_end = self.capacity - at;
             let offset = usize::try_from(at).map_err(|_| Lie)?;
-            let [l0, l1, l2, l3, header @ ..] = read(offset);
+            let Some([l0, l1, l2, l3, header @ ..]) = read(self.tail, offset) else {
+                return Ok(None);
+            };
             let len = u32::from_ne_bytes([l0, l1, l2, l3]);
             if len == SKIP && to_end < known {
                 self.tail = self.tail.wrapping_add(to_end);

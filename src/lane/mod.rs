@@ -68,7 +68,7 @@ use thiserror::Error;
 use crate::sys::shared_memory::SharedMemory;
 use index::ALIGN;
 
-pub use reader::{Entry, Reader};
+pub use reader::{Entry, Reader, SHORT};
 pub use writer::{Refused, Writer};
 
 /// What the ring that varpd makes holds, in bytes: sixteen of the largest frames, and little enough

@@ -31,6 +31,12 @@ impl Entry {
     }
 }
 
+/// Frames up to this length are taken many at a time, in bytes.
+pub const SHORT: usize = 2048;
+/// So much of the ring is copied for them at a time, in bytes. One copy of many lines of the cache
+/// that the writer's processor has costs far less than to go from entry to entry and wait for each.
+const CHUNK: usize = 16 << 10;
+
 /// The reader of a lane.
 #[derive(Debug)]
 pub struct Reader {
@@ -62,12 +68,10 @@ impl Reader {
             self.look()?;
         }
         let Self { memory, cursor, .. } = self;
-        let found = cursor.next(|at| {
+        let found = cursor.next(|_, at| {
             let mut bytes = [0; ENTRY_LEN];
-            if let Some(slice) = memory.slice(ENTRIES + at, ENTRY_LEN) {
-                slice.copy_to(&mut bytes);
-            }
-            bytes
+            memory.slice(ENTRIES + at, ENTRY_LEN)?.copy_to(&mut bytes);
+            Some(bytes)
         });
         Ok(found?.map(Entry))
     }
@@ -90,6 +94,52 @@ impl Reader {
     pub fn take(&mut self, entry: &Entry) {
         self.cursor.take(&entry.0);
         self.frames = self.frames.wrapping_add(1);
+    }
+
+    /// Takes short frames that are next, as many as one copy into `to` brings. `each` is given the
+    /// virtio-net header of a frame, its bytes, and where in `to` they are; it stops at one that it
+    /// does not want. Returns how many were taken.
+    ///
+    /// # Errors
+    /// The writer has broken the rules; what came before that is taken.
+    pub fn take_short(
+        &mut self,
+        to: &mut Vec<u8>,
+        mut each: impl FnMut(&HeaderBytes, &[u8], usize) -> bool,
+    ) -> Result<usize, Lie> {
+        if self.cursor.known() == 0 {
+            self.look()?;
+        }
+        let (offset, len) = self.cursor.piece();
+        let len = len.min(CHUNK);
+        to.resize(CHUNK, 0);
+        let chunk = to.get_mut(..len).unwrap_or_default();
+        if let Some(slice) = self.memory.slice(ENTRIES + offset, len) {
+            slice.copy_to(chunk);
+        }
+        let chunk: &[u8] = chunk;
+        let mut count = 0;
+        loop {
+            let before = self.cursor;
+            let found = self.cursor.next(|_, at| {
+                let at = at.checked_sub(offset)?;
+                chunk.get(at..)?.first_chunk().copied()
+            })?;
+            // Beyond the chunk if the rest of the ring was skipped.
+            let start = found.and_then(|found| found.at.checked_sub(offset));
+            let frame = found.filter(|found| found.len <= SHORT).zip(start);
+            let wanted = frame.and_then(|(found, start)| {
+                let bytes = chunk.get(start..start + found.len)?;
+                each(&found.header, bytes, start).then_some(found)
+            });
+            let Some(found) = wanted else {
+                self.cursor = before;
+                return Ok(count);
+            };
+            self.cursor.take(&found);
+            self.frames = self.frames.wrapping_add(1);
+            count += 1;
+        }
     }
 
     fn store(&self, at: usize, value: u32, order: Ordering) {

@@ -52,11 +52,26 @@ fn read(reader: &mut Reader) -> Option<([u8; 12], Vec<u8>)> {
     Some((header, bytes))
 }
 
+/// The same many at a time; those that are not short are left.
+fn read_short(reader: &mut Reader, most: usize) -> Vec<([u8; 12], Vec<u8>)> {
+    let (mut chunk, mut got) = (Vec::new(), Vec::new());
+    let count = reader.take_short(&mut chunk, |header, bytes, _| {
+        let is_wanted = got.len() < most;
+        if is_wanted {
+            got.push((*header, bytes.to_vec()));
+        }
+        is_wanted
+    });
+    assert_eq!(count, Ok(got.len()));
+    got
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Write(usize),
     Publish,
     Read(usize),
+    ReadShort(usize),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -65,6 +80,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => len.prop_map(Step::Write),
         1 => Just(Step::Publish),
         1 => (0..12_usize).prop_map(Step::Read),
+        1 => (0..100_usize).prop_map(Step::ReadShort),
     ];
     prop::collection::vec(step, 1..300)
 }
@@ -76,7 +92,7 @@ proptest! {
     #[test]
     fn is_a_queue(steps in steps()) {
         let (mut writer, mut reader, _) = lane_of(SMALL);
-        let (mut hidden, mut seen) = (VecDeque::new(), VecDeque::new());
+        let (mut hidden, mut seen) = (VecDeque::<([u8; 12], Vec<u8>)>::new(), VecDeque::new());
         let mut taken = 0;
         for (number, step) in (0..).zip(steps) {
             match step {
@@ -93,6 +109,19 @@ proptest! {
                 Step::Publish => {
                     writer.publish();
                     seen.append(&mut hidden);
+                }
+                Step::ReadShort(most) => {
+                    let got = read_short(&mut reader, most);
+                    let is_short = seen.front().is_some_and(|(_, frame)| frame.len() <= SHORT);
+                    // The chunk may end with the ring: what is skipped there is found out next.
+                    let at_end = reader.peek().unwrap().is_some() && got.is_empty();
+                    prop_assert!(!got.is_empty() || !is_short || most == 0 || at_end);
+                    for frame in got {
+                        taken += 1;
+                        prop_assert!(frame.1.len() <= SHORT);
+                        prop_assert_eq!(Some(frame), seen.pop_front());
+                    }
+                    reader.publish();
                 }
                 Step::Read(most) => {
                     for _ in 0..most {
@@ -132,9 +161,10 @@ proptest! {
                 let mut bytes: EntryBytes = [0; ENTRY_LEN];
                 bytes[..4].copy_from_slice(&len.to_ne_bytes());
                 let (tail, known) = (cursor.tail(), cursor.known());
-                let found = cursor.next(|at| {
-                    assert!(at + ENTRY_LEN <= capacity as usize && at % ALIGN as usize == 0);
-                    bytes
+                let found = cursor.next(|index, at| {
+                    assert!(at + ENTRY_LEN <= capacity as usize);
+                    assert!(at % ALIGN as usize == 0 && index % capacity == at as u32);
+                    Some(bytes)
                 });
                 reads += 1;
                 match found {

@@ -71,10 +71,13 @@ impl Writer {
         if let Some(at) = place.skip_at {
             self.put(at, &index::skip()).ok_or(Refused::Full)?;
         }
-        self.put(place.at, &index::entry(len, header)).ok_or(Refused::Full)?;
-        let at = place.at + ENTRY_LEN;
-        self.put(at, addresses).ok_or(Refused::Full)?;
-        let room = self.memory.slice(ENTRIES + at + addresses.len(), len - addresses.len());
+        let mut beginning = [0; ENTRY_LEN + frame::ADDRESSES_LEN];
+        let (entry, to) = beginning.split_at_mut(ENTRY_LEN);
+        entry.copy_from_slice(&index::entry(len, header));
+        to.copy_from_slice(addresses);
+        self.put(place.at, &beginning).ok_or(Refused::Full)?;
+        let at = ENTRIES + place.at + beginning.len();
+        let room = self.memory.slice(at, len - addresses.len());
         // The pieces were measured when the frame was read.
         let is_whole = room.is_some_and(|room| rest.copy_to_slice(&room));
         debug_assert!(is_whole, "a place is in the ring, and a frame as long as its pieces");

@@ -6,6 +6,8 @@
 //! Pieces wait in [`Reassembly`]; what they make up joins the list in the place of the last of them.
 //! Frames for a MAC that has left are set aside, to be sent on.
 
+pub mod lane;
+
 use std::io;
 use std::net::SocketAddr;
 
@@ -41,6 +43,8 @@ enum Within {
     Message(u16),
     /// What pieces made up, by its number.
     Joined(u16),
+    /// What was copied from a lane.
+    Lane,
 }
 
 /// A frame for a MAC that has left.
@@ -79,6 +83,8 @@ pub struct Incoming {
     detours: Vec<Detour>,
     next: usize,
     handovers: Vec<(SocketAddr, u32)>,
+    /// Bytes out of a lane.
+    chunk: Vec<u8>,
 }
 
 impl Incoming {
@@ -170,6 +176,7 @@ impl Incoming {
         let within = match place.within {
             Within::Message(n) => self.batch.get(n.into())?.bytes,
             Within::Joined(n) => self.joined.get(usize::from(n))?,
+            Within::Lane => &self.chunk,
         };
         let bytes = within.get(place.start as usize..)?.get(..place.len as usize)?;
         Some(Received { bytes, is_partial: place.is_partial })

@@ -8,6 +8,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use crate::lane::index::HeaderBytes;
+use crate::offload::LEAD_LEN;
 use crate::offload::checksum::{self, Sum};
 use crate::offload::features::Offloads;
 use crate::offload::gso::Cut;
@@ -26,6 +28,19 @@ pub fn as_it_is(request: &Request, lead: &[u8], offloads: Offloads) -> Option<He
             Some(Header::merged(layout, *size, layout.has_cwr(lead)))
         }
         Request::Checksum { .. } | Request::Segment { .. } => None,
+    }
+}
+
+/// Whether a frame can be treated as one that came in a datagram: what it asks for is nothing
+/// (`Some(false)`), or what flag C says (`Some(true)`), that the checksum of its TCP or UDP header is
+/// partial. `None` for all else.
+pub fn as_in_datagram(header: &HeaderBytes, frame: &[u8]) -> Option<bool> {
+    let [_, 0, ..] = header else { return None };
+    let lead = frame.get(..LEAD_LEN).unwrap_or(frame);
+    match Request::parse_whole(header, lead, frame.len(), Offloads::ALL) {
+        Ok(Request::Plain) => Some(false),
+        Ok(Request::Checksum { is_transport: true, .. }) => Some(true),
+        _ => None,
     }
 }
 
@@ -145,7 +160,6 @@ impl Unpacked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::offload::LEAD_LEN;
     use crate::offload::header::PartialChecksum;
     use crate::offload::packets::{Packet, assert_complete};
 
@@ -178,6 +192,29 @@ mod tests {
         assert_eq!(header(large, &frame, Offloads::GUEST_CSUM), None);
         assert_eq!(header(large, &frame, Offloads::NONE), None);
         assert_eq!(header(sum, &frame, Offloads::NONE), None);
+    }
+
+    #[test]
+    fn checksums_of_datagrams_are_those_of_tcp_and_udp() {
+        for packet in [Packet::tcp(100), Packet::udp(100)] {
+            for (is_v6, tags) in [(false, vec![]), (true, vec![]), (false, vec![0x8100])] {
+                let (frame, layout) = partial(&Packet { is_v6, tags, ..packet.clone() });
+                let sum = Header::partial(&layout).emit(0);
+                assert_eq!(as_in_datagram(&sum, &frame), Some(true));
+                assert_eq!(as_in_datagram(&Header::PLAIN.emit(0), &frame), Some(false));
+                assert_eq!(as_in_datagram(&sum, &frame[..40]), None);
+                let elsewhere = PartialChecksum { start: layout.transport_at + 2, offset: 6 };
+                let elsewhere = Header::partial_at(elsewhere).emit(0);
+                assert_eq!(as_in_datagram(&elsewhere, &frame), None);
+                let large = Header::merged(&layout, 50, false).emit(0);
+                assert_eq!(as_in_datagram(&large, &frame), None);
+                let mut fragment = frame;
+                if !is_v6 {
+                    fragment[layout.network_at + 6] |= 0x20;
+                    assert_eq!(as_in_datagram(&sum, &fragment), None, "not found by a receiver");
+                }
+            }
+        }
     }
 
     #[test]

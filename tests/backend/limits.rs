@@ -51,9 +51,14 @@ struct Flow {
 impl Flow {
     /// Both know each other when this returns.
     fn new(net: &Net, out: &[&str], incoming: &[&str]) -> Self {
+        Self::to_host(net, 1, out, incoming)
+    }
+
+    /// The same with the receiver on this host; the sender is on the first.
+    fn to_host(net: &Net, host: usize, out: &[&str], incoming: &[&str]) -> Self {
         let options = Nic::options();
         let mut from = Nic::start_with("g1", vif(42, 1), &net.varpds[0], options.clone(), out);
-        let mut to = Nic::start_with("g2", vif(42, 2), &net.varpds[1], options, incoming);
+        let mut to = Nic::start_with("g2", vif(42, 2), &net.varpds[host], options, incoming);
         from.introduce(&mut to);
         Self { from, to, number: 1, begin: clock::mono(), arrived: 0 }
     }
@@ -185,6 +190,20 @@ fn what_a_guest_gets_is_limited_and_waits_in_its_socket() {
     }
     step(&format!("{before} bits waited"));
     assert!(before < RATE / 4, "{before} bits waited");
+}
+
+#[test]
+fn what_a_guest_gets_from_its_own_host_is_limited() {
+    let Some(net) = Net::new("--rate-in of a lane", 1) else { return };
+    let mut flow = Flow::to_host(&net, 0, &[], &["--rate-in", RATE_TEXT]);
+    flow.assert_exact(OFFERED);
+    let local = |flow: &Flow| flow.to.counters(&net.varpds[0]).get(VifCounter::rx_local_frames);
+    let before = local(&flow);
+    flow.second(OFFERED);
+    let frames = local(&flow) - before;
+    step(&format!("{frames} frames through a lane"));
+    assert!(frames > RATE / (8 * LEN as u64) / 2, "{frames} frames through a lane");
+    assert!(flow.to.counters(&net.varpds[0]).get(VifCounter::rx_throttled) > 0);
 }
 
 #[test]

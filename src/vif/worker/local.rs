@@ -10,7 +10,7 @@ use virtio_queue::Queue;
 
 use super::receive::{ATTEMPTS, Outcome};
 use super::{MERGED_LEN, Progress, Worker};
-use crate::lane::{Entry, Lie, handover};
+use crate::lane::{Entry, Lie, SHORT, handover};
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::LEAD_LEN;
 use crate::offload::checksum::Sum;
@@ -20,15 +20,13 @@ use crate::offload::header::{Header, Request};
 use crate::sys::iovec::{Gather, IoVec};
 use crate::sys::mmsg::Message;
 use crate::time::Instant;
-use crate::underlay::{Port, Underlay};
+use crate::underlay::Underlay;
 use crate::vhost_user::vring::{GuestMemory, RingError};
-use crate::vif::departed::Departures;
 use crate::vif::guest::{Deliverer, Delivery, HeaderLayout};
+use crate::vif::incoming::lane::Residents;
 use crate::vif::lanes::{Handovers, LocalFrame, State, Written};
-use crate::vif::learnt::Learnt;
 use crate::vif::outgoing::{Batch, Outgoing, cut_plain, refusal};
 use crate::vif::ring::RingView;
-use crate::vif::rx::{Addressee, Receiver};
 use crate::vif::throttle::Allowance;
 use crate::vif::unpacked;
 use crate::wire::frame::Addresses;
@@ -297,7 +295,8 @@ impl<U: Underlay> Worker<U> {
         Ok(Read::More)
     }
 
-    /// Reads one lane for a turn.
+    /// Reads one lane for a turn. Short frames are taken many at a time, and then go the way of those
+    /// that came in datagrams: neighbours may be merged.
     fn read_lane<'m>(
         &mut self,
         n: usize,
@@ -307,8 +306,8 @@ impl<U: Underlay> Worker<U> {
     ) -> Result<Read, RingError> {
         let (mut frames, mut bytes) = (0, 0);
         let read = loop {
-            let Some(lane) = self.lanes.reader(n) else { return Ok(Read::Done) };
-            if frames == TURN_FRAMES || bytes >= TURN_BYTES {
+            let Some(lane) = self.lanes.reader(n) else { break Read::Done };
+            if frames >= TURN_FRAMES || bytes >= TURN_BYTES {
                 break Read::More;
             }
             let entry = match lane.reader.peek() {
@@ -330,6 +329,16 @@ impl<U: Underlay> Worker<U> {
             if !allowance.admits() {
                 break Read::Held;
             }
+            if entry.len() <= SHORT
+                && let Some((taken, outcome)) = self.deliver_short(n, ring, allowance)?
+            {
+                frames += taken;
+                match outcome {
+                    Outcome::All => continue,
+                    Outcome::Held => break Read::Held,
+                    stuck => break Read::Stuck(stuck),
+                }
+            }
             frames += 1;
             bytes += entry.len();
             let outcome = self.deliver_entry(n, &entry, ring, deliverer)?;
@@ -343,6 +352,34 @@ impl<U: Underlay> Worker<U> {
         }
         self.count_received();
         Ok(read)
+    }
+
+    /// Takes short frames from a lane, as many as one copy brings, and delivers them; returns how
+    /// many, `None` if what is next is not to be had so. What the guest has no buffers for, and what
+    /// waits for credit, waits like what came from sockets.
+    fn deliver_short(
+        &mut self,
+        n: usize,
+        ring: &mut RingView<'_, '_>,
+        allowance: &mut Allowance,
+    ) -> Result<Option<(usize, Outcome)>, RingError> {
+        let Self { lanes, incoming, place, learnt, departures, counters, .. } = self;
+        let Some(lane) = lanes.reader(n) else { return Ok(None) };
+        let residents = Residents { receiver: &place.receiver, learnt, departures };
+        let filled =
+            incoming.fill_from_lane(&mut lane.reader, residents, |drop| counters.inc(drop));
+        let taken = match filled {
+            Ok(0) => return Ok(None),
+            Ok(taken) => taken,
+            Err(Lie) => {
+                lane.state = State::Failed;
+                0
+            }
+        };
+        lane.reader.publish();
+        let outcome = self.deliver_batch(ring, allowance);
+        ring.publish()?;
+        Ok(Some((taken, outcome?)))
     }
 
     fn count_received(&mut self) {
@@ -365,13 +402,14 @@ impl<U: Underlay> Worker<U> {
     ) -> Result<Outcome, RingError> {
         let Self { lanes, place, offloads, layout, counters, received_locally, .. } = self;
         let (learnt, departures) = (&self.learnt, &self.departures);
+        let residents = Residents { receiver: &place.receiver, learnt, departures };
         let Some(lane) = lanes.reader(n) else { return Ok(Outcome::All) };
         // What is decided upon is copied first; the rest is only ever copied.
         let mut lead = [0; LEAD_LEN];
         let room = if is_cut(entry) { LEAD_LEN } else { frame::HEADER_LEN };
         let copied = lane.reader.copy(entry, lead.get_mut(..room).unwrap_or_default());
         let lead = lead.get(..copied).unwrap_or_default();
-        let request = match judge(entry, lead, &place.receiver, learnt, departures) {
+        let request = match judge(entry, lead, residents) {
             Ok(request) => request,
             Err(counter) => {
                 counters.inc(counter);
@@ -517,22 +555,8 @@ fn is_cut(entry: &Entry) -> bool {
 }
 
 /// Checks a frame whose beginning was copied: addresses, and what its header says.
-fn judge(
-    entry: &Entry,
-    lead: &[u8],
-    receiver: &Receiver,
-    learnt: &Learnt,
-    departures: &Departures,
-) -> Result<Request, VifCounter> {
-    let mac = match receiver.accept_frame(Port::Own, lead)? {
-        Addressee::Group => None,
-        Addressee::Vif => Some(receiver.key.mac),
-        Addressee::Other(mac) if learnt.has(mac) => Some(mac),
-        Addressee::Other(_) => return Err(VifCounter::rx_drop_destination),
-    };
-    if mac.is_some_and(|mac| departures.has_left(mac)) {
-        return Err(VifCounter::rx_drop_departed);
-    }
+fn judge(entry: &Entry, lead: &[u8], residents: Residents<'_>) -> Result<Request, VifCounter> {
+    residents.accept(lead)?;
     let (header, len) = (entry.header(), entry.len());
     Request::parse_uncut(header, len, Offloads::ALL)
         .unwrap_or_else(|| Request::parse(header, lead, len, Offloads::ALL))

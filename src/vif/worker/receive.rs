@@ -161,7 +161,8 @@ impl<U: Underlay> Worker<U> {
         }
     }
 
-    fn deliver_batch(
+    /// Delivers what was read, as far as the limit allows.
+    pub(super) fn deliver_batch(
         &mut self,
         ring: &mut RingView<'_, '_>,
         allowance: &mut Allowance,
@@ -196,6 +197,7 @@ impl<U: Underlay> Worker<U> {
             match delivery {
                 Delivery::Done => {
                     counters.inc(VifCounter::rx_frames);
+                    counters.add(VifCounter::rx_local_frames, incoming.is_local().into());
                     counters.add(VifCounter::rx_bytes, len as u64);
                     allowance.charge(len);
                     counters.add(VifCounter::rx_group_frames, incoming.is_group().into());

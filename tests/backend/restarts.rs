@@ -178,6 +178,8 @@ fn varpd_may_be_killed_at_any_time() {
     let Some(mut net) = Net::with(what, 2, Family::V4, config) else { return };
     let mut one = Nic::start("g1", vif(42, 1), &net.varpds[0]);
     let mut two = Nic::start("g2", vif(42, 2), &net.varpds[1]);
+    // A frame whose destination is not known yet would wait for varpd, but not for that long.
+    one.introduce(&mut two);
     let before = net.each(vifs);
     let stop = AtomicBool::new(false);
     let sent = std::thread::scope(|scope| {

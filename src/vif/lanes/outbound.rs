@@ -11,8 +11,9 @@ use crate::sys::iovec::Gather;
 use crate::time::Instant;
 use crate::vif::outgoing::AddressBytes;
 
-/// How long a frame waits for room in its lane at most.
-pub const MAX_WAIT: Duration = Duration::from_millis(5);
+/// How long a frame waits for room in its lane at most: longer than its reader is kept from a busy
+/// processor as a rule.
+pub const MAX_WAIT: Duration = Duration::from_millis(20);
 /// So many bytes have to be read from a lane before a frame waits for it again.
 const PROGRESS: u32 = 1 << 18;
 

@@ -164,27 +164,27 @@ fn a_frame_waits_for_room_once_and_briefly() {
     assert_eq!(bed.fill(at(0)), 17);
     assert_eq!(bed.write(true, at(0)), Written::Wait);
     assert!(bed.lanes.is_stalled());
-    assert_eq!(bed.write(true, at(4)), Written::Wait, "the same, looked at again");
+    assert_eq!(bed.write(true, at(19)), Written::Wait, "the same, looked at again");
     // Half of the lane is read: that wakes, and there is room.
     assert_eq!(take(&mut reader, 9), 9);
     bed.woken();
-    assert_eq!(bed.write(true, at(4)), Written::Done);
+    assert_eq!(bed.write(true, at(19)), Written::Done);
     assert!(!bed.lanes.is_stalled());
 
     // More than a quarter was read since: it may wait again, but nothing comes of it.
-    bed.fill(at(10));
-    assert_eq!(bed.write(true, at(10)), Written::Wait);
+    bed.fill(at(30));
+    assert_eq!(bed.write(true, at(30)), Written::Wait);
     bed.woken();
-    assert_eq!(bed.write(true, at(15)), Written::Dropped, "the time is over");
-    assert_eq!(bed.write(true, at(15)), Written::Dropped, "not once more");
+    assert_eq!(bed.write(true, at(50)), Written::Dropped, "the time is over");
+    assert_eq!(bed.write(true, at(50)), Written::Dropped, "not once more");
     assert!(!bed.lanes.is_stalled());
     // A reader that dawdles is not waited for.
     assert_eq!(take(&mut reader, 1), 1);
-    bed.fill(at(20));
-    assert_eq!(bed.write(true, at(20)), Written::Dropped);
+    bed.fill(at(60));
+    assert_eq!(bed.write(true, at(60)), Written::Dropped);
     assert_eq!(take(&mut reader, 5), 5);
-    bed.fill(at(30));
-    assert_eq!(bed.write(true, at(30)), Written::Wait);
+    bed.fill(at(70));
+    assert_eq!(bed.write(true, at(70)), Written::Wait);
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn a_closing_lane_is_used_up_first() {
     assert_eq!(bed.write(true, at(0)), Written::Done);
     bed.lanes.close(2, at(0));
     assert_eq!(bed.write(true, at(0)), Written::Wait);
-    assert_eq!(bed.write(true, at(5)), Written::NoLane);
+    assert_eq!(bed.write(true, at(20)), Written::NoLane);
 
     // Or for so long that nobody wrote.
     let _reader = bed.open_writer(3, at(0));

@@ -32,11 +32,10 @@ use crate::vif::unpacked;
 use crate::wire::frame::Addresses;
 use crate::wire::{encap, frame};
 
-/// Frames and bytes read from a lane before the next has its turn.
+/// Frames and bytes read from a lane before the next has its turn, and the guest is told of them:
+/// it can work on these while we go on.
 const TURN_FRAMES: usize = 256;
-const TURN_BYTES: usize = 512 << 10;
-/// Turns in a wake-up.
-const TURNS: usize = 8;
+const TURN_BYTES: usize = 256 << 10;
 /// Frames that are dropped from a lane at once: more than it holds.
 const MOST_DISCARDED: usize = 1 << 16;
 /// A vif whose lane ended is asked for again after so long: it may be back.
@@ -230,7 +229,7 @@ impl<U: Underlay> Worker<U> {
 
     // --- in
 
-    /// Delivers what is in the lanes, for a bounded number of turns, behind what was read from
+    /// Delivers what is in the lanes, one turn for each, behind what was read from
     /// sockets before.
     ///
     /// # Errors
@@ -274,25 +273,20 @@ impl<U: Underlay> Worker<U> {
         if outcome != Outcome::All {
             return Ok(Read::Stuck(outcome));
         }
-        for _ in 0..TURNS {
-            let mut more = false;
-            for n in 0..self.lanes.readers() {
-                match self.read_lane(n, ring, &mut deliverer, allowance)? {
-                    Read::Done => {}
-                    Read::More => more = true,
-                    stuck @ (Read::Stuck(_) | Read::Held) => {
-                        self.lanes.advance(n);
-                        return Ok(stuck);
-                    }
+        let mut read = Read::Done;
+        for n in 0..self.lanes.readers() {
+            match self.read_lane(n, ring, &mut deliverer, allowance)? {
+                Read::Done => {}
+                Read::More => read = Read::More,
+                stuck @ (Read::Stuck(_) | Read::Held) => {
+                    self.lanes.advance(n);
+                    return Ok(stuck);
                 }
-                ring.publish()?;
             }
-            self.lanes.advance(1);
-            if !more {
-                return Ok(Read::Done);
-            }
+            ring.publish()?;
         }
-        Ok(Read::More)
+        self.lanes.advance(1);
+        Ok(read)
     }
 
     /// Reads one lane for a turn. Short frames are taken many at a time, and then go the way of those

@@ -16,12 +16,15 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::mapper;
+use crate::security::{Level, Suite, sadb};
 use crate::wire::VnetId;
 
 /// Where varpd listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/vnet/varpd.sock";
 /// The configuration that is read if it exists and none is named.
 pub const DEFAULT_FILE: &str = "/etc/vnet/varpd.toml";
+/// Where key files are unless told otherwise.
+pub const DEFAULT_KEYS: &str = "/etc/vnet/keys";
 /// UDP port of VARP and of group traffic.
 pub const DEFAULT_PORT: u16 = 1798;
 /// Group on an IPv4 underlay, as in the original implementation.
@@ -78,6 +81,8 @@ pub struct Config {
     pub ports: Option<Ports>,
     /// Whether varpd gives up what it does not need once it has started.
     pub sandbox: bool,
+    /// Protection of vnets that do not say otherwise.
+    pub security: Security,
     /// Bounds.
     pub limits: Limits,
     /// Times.
@@ -100,6 +105,7 @@ impl Default for Config {
             ttl: Ttl(1),
             ports: None,
             sandbox: true,
+            security: Security::default(),
             limits: Limits::default(),
             timers: Timers::default(),
             vnet: BTreeMap::new(),
@@ -146,6 +152,29 @@ impl Config {
             (None, IpAddr::V4(_)) => DEFAULT_GROUP_V4.into(),
             (None, IpAddr::V6(_)) => DEFAULT_GROUP_V6.into(),
         }
+    }
+
+    /// How a vnet's traffic is protected.
+    pub fn policy(&self, vnet: VnetId) -> Level {
+        let own = self.vnet.get(&VnetName(vnet)).and_then(|vnet| vnet.policy);
+        own.unwrap_or(self.security.policy)
+    }
+
+    /// What a vnet's group frames are sealed with; `None` if it is not secured.
+    pub fn group_suite(&self, vnet: VnetId) -> Option<Suite> {
+        let cipher = self.vnet.get(&VnetName(vnet)).map(|vnet| vnet.group_cipher);
+        Suite::choose(self.policy(vnet), cipher.unwrap_or_default() == Cipher::AesGcm)
+    }
+
+    /// Where a vnet's key is.
+    pub fn key_file(&self, vnet: VnetId) -> PathBuf {
+        let own = self.vnet.get(&VnetName(vnet)).and_then(|vnet| vnet.key_file.clone());
+        own.unwrap_or_else(|| self.security.key_directory.join(format!("{vnet}.key")))
+    }
+
+    /// The vnets that have a section and are secured.
+    pub fn secured_vnets(&self) -> impl Iterator<Item = VnetId> + '_ {
+        self.vnet.keys().map(|name| name.0).filter(|vnet| self.policy(*vnet).is_secured())
     }
 
     /// The groups of single vnets.
@@ -248,12 +277,50 @@ impl Default for Timers {
     }
 }
 
+/// Protection.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Security {
+    /// The policy of vnets that have none of their own.
+    pub policy: Level,
+    /// Where key files are, named `ID.key` with a decimal id.
+    pub key_directory: PathBuf,
+    /// Age at which keys between two hosts are replaced; at least a second.
+    #[serde(deserialize_with = "at_least_a_second")]
+    pub rekey: Seconds,
+}
+
+impl Default for Security {
+    fn default() -> Self {
+        let rekey = sadb::Config::default().rekey;
+        let rekey = Seconds(u32::try_from(rekey.as_millis()).unwrap_or(u32::MAX));
+        Self { policy: Level::None, key_directory: DEFAULT_KEYS.into(), rekey }
+    }
+}
+
 /// What differs for one vnet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Vnet {
     /// Multicast group of the vnet's group frames.
     pub group: Option<Group>,
+    /// How its traffic is protected.
+    pub policy: Option<Level>,
+    /// Where its key is.
+    pub key_file: Option<PathBuf>,
+    /// What protects its group frames, if the policy is conf.
+    pub group_cipher: Cipher,
+}
+
+/// A cipher that is not negotiated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cipher {
+    /// AES-256-GCM.
+    #[default]
+    AesGcm,
+    /// ChaCha20-Poly1305, for processors without instructions for AES.
+    Chacha20Poly1305,
 }
 
 /// A span of time, given in seconds with decimals.
@@ -429,7 +496,9 @@ mod tests {
              ipv6 = true\ngroup = 'ff15::1'\nport = 1799\nttl = 4\nports = '40000-40999'\nsandbox = false\n\
              [limits]\nclients = 1\nclients-per-user = 2\nkept-vifs = 3\n\
              [timers]\nkeep = 1.5\nearly-retries = [0.05]\n\
-             [vnet.0x2a]\ngroup = 'ff15::2'\n",
+             [security]\npolicy = 'auth'\nkey-directory = '/k'\nrekey = 60\n\
+             [vnet.0x2a]\ngroup = 'ff15::2'\npolicy = 'conf'\nkey-file = '/k/a'\n\
+             group-cipher = 'chacha20-poly1305'\n",
         )
         .unwrap();
         let want = Config {
@@ -444,6 +513,11 @@ mod tests {
             ttl: Ttl(4),
             ports: Some(Ports(40000..=40999)),
             sandbox: false,
+            security: Security {
+                policy: Level::Auth,
+                key_directory: "/k".into(),
+                rekey: Seconds(60_000),
+            },
             limits: Limits { clients: 1, clients_per_user: 2, kept_vifs: 3, ..Limits::default() },
             timers: Timers {
                 keep: Seconds(1500),
@@ -452,13 +526,25 @@ mod tests {
             },
             vnet: [(
                 VnetName(VnetId::new(42).unwrap()),
-                Vnet { group: Some("ff15::2".parse().unwrap()) },
+                Vnet {
+                    group: Some("ff15::2".parse().unwrap()),
+                    policy: Some(Level::Conf),
+                    key_file: Some("/k/a".into()),
+                    group_cipher: Cipher::Chacha20Poly1305,
+                },
             )]
             .into(),
         };
         assert_eq!(config, want);
         let groups = config.vnet_groups();
-        assert_eq!(groups[&VnetId::new(42).unwrap()].to_string(), "ff15::2");
+        let (own, other) = (VnetId::new(42).unwrap(), VnetId::new(43).unwrap());
+        assert_eq!(groups[&own].to_string(), "ff15::2");
+        assert_eq!((config.policy(own), config.policy(other)), (Level::Conf, Level::Auth));
+        assert_eq!(config.group_suite(own), Some(Suite::ChaCha20Poly1305));
+        assert_eq!(config.group_suite(other), Some(Suite::AesGmac));
+        assert_eq!(config.key_file(own), Path::new("/k/a"));
+        assert_eq!(config.key_file(other), Path::new("/k/43.key"));
+        assert_eq!(config.secured_vnets().collect::<Vec<_>>(), [own]);
     }
 
     #[test]
@@ -496,7 +582,7 @@ mod tests {
         let keys = text.lines().filter_map(|line| line.strip_prefix('#'));
         let keys: Vec<&str> =
             keys.filter(|line| !line.starts_with(' ') && !line.is_empty()).collect();
-        assert_eq!(keys.len(), 7, "{keys:?}");
+        assert_eq!(keys.len(), 9, "{keys:?}");
         for key in keys {
             parse(key).unwrap();
         }

@@ -24,6 +24,7 @@
 //! |---|---|---|
 //! | [`wire`] | every format that leaves a process | yes |
 //! | [`mapper`] | the VARP state machine of a host | yes |
+//! | [`security`] | policies, keys, handshakes, sealing of secured vnets | yes |
 //! | [`lane`] | rings of memory between two backends of a host | but for the memory |
 //! | [`limiter`] | token buckets, rates and sizes | yes |
 //! | [`offload`] | checksums, segmentation, coalescing, bundles, pieces | yes |
@@ -73,6 +74,7 @@ pub mod metrics;
 pub mod offload;
 pub mod operator;
 mod quiet;
+pub mod security;
 pub mod show;
 pub mod sys;
 pub mod time;

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+mod key;
+
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -88,6 +90,7 @@ fn answer(args: &Args) -> Result<String, OperatorError> {
             let rows = select(table, rows, *filter)?;
             Ok(if args.json { show::as_json(table, &rows) } else { show::as_text(table, &rows) })
         }
+        Action::Key { action } => key::run(action),
         Action::Flush { filter } => {
             let request = Request::Flush { vnet: filter.vnet, mac: filter.mac };
             ask(&args.socket, &request).map(|_| String::new())

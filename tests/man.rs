@@ -14,6 +14,7 @@ use clap_mangen::Man;
 use vnet::cli::{self, Page};
 use vnet::mapper::MapperCounters;
 use vnet::metrics::{VarpdCounters, VifCounters};
+use vnet::security::sadb::SadbCounters;
 
 /// The formats in vnet(7), in this order, between its head and the counters.
 const FORMATS: [&str; 2] = ["varp.inc.7", "control.inc.7"];
@@ -72,6 +73,7 @@ fn counters() -> String {
         ("Of a vif", VifCounters::descriptions()),
         ("Of varpd", VarpdCounters::descriptions()),
         ("Of varpd's address resolution", MapperCounters::descriptions()),
+        ("Of varpd's keys", SadbCounters::descriptions()),
     ];
     for (title, counters) in sets {
         writeln!(text, ".SS {title}").unwrap();

@@ -37,6 +37,12 @@ pub enum Action {
         #[command(flatten)]
         filter: Filter,
     },
+    /// Make and exchange the keys of secured vnets; needs no varpd
+    Key {
+        /// What to do
+        #[command(subcommand)]
+        action: KeyAction,
+    },
     /// Print what happens to addresses, as it happens
     ///
     /// One line per event, until interrupted: resolved, unresolved, moved, expired, evicted (addresses of others), claimed, lost
@@ -51,6 +57,29 @@ pub enum Action {
         /// Only of this vnet or vif
         #[command(flatten)]
         filter: Filter,
+    },
+}
+
+/// What to do with a key file.
+#[derive(Clone, Debug, Subcommand)]
+pub enum KeyAction {
+    /// Write a new key to a file that does not exist yet, and print its fingerprint
+    Generate {
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Print the fingerprints of the keys in a file
+    ShowFingerprint {
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Take a file one of three steps further: accept a new key as well, use it, give up the old one
+    Rotate {
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
     },
 }
 

@@ -182,6 +182,14 @@ impl ReceiveBatch {
         Some(Received { bytes: room.get(..len)?, from, segment: slot.segment })
     }
 
+    /// The n-th message, to be opened in place: its sender, its bytes, and the length of each
+    /// datagram but the last, never 0.
+    pub fn get_mut(&mut self, n: usize) -> Option<(SocketAddr, &mut [u8], usize)> {
+        let Received { bytes, from, segment } = self.get(n)?;
+        let (len, start) = (bytes.len(), n * ROOM);
+        Some((from, self.memory.get_mut(start..start + len)?, segment.max(1)))
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.slots.len()

@@ -11,6 +11,7 @@ pub mod link;
 pub mod mmsg;
 pub mod process;
 pub mod sandbox;
+pub mod secret_file;
 pub mod seqpacket;
 pub mod shared_memory;
 pub mod signal;

@@ -51,8 +51,9 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// Secret randomness from the kernel (getrandom(2)).
-pub fn random() -> io::Result<[u8; 16]> {
-    let mut bytes = [0; 16];
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+    const { assert!(N <= 256) };
+    let mut bytes = [0; N];
     // SAFETY: the buffer is live and of the length given; up to 256 bytes come whole or not at all.
     let n = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
     if usize::try_from(n) == Ok(bytes.len()) { Ok(bytes) } else { Err(io::Error::last_os_error()) }

@@ -33,7 +33,7 @@ use thiserror::Error;
 
 use super::steering;
 use crate::sys::sockopt::{self, Instruction};
-use crate::wire::VnetId;
+use crate::wire::{VnetId, esp};
 
 /// Asked for as send and receive buffer of a vif's sockets, in bytes: at 25 Gbit/s five milliseconds
 /// without the CPU.
@@ -66,6 +66,24 @@ pub struct Site {
     pub hops: u8,
     /// Where the vifs' ports are taken from; `None`: the kernel's ephemeral range.
     pub ports: Option<RangeInclusive<u16>>,
+}
+
+/// Which group frames a vif receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frames {
+    /// Those of a vnet that is not secured.
+    Plain(VnetId),
+    /// ESP of a secured vnet, or of one of the few that have the same 15 bits in their SPIs.
+    Protected(VnetId),
+}
+
+impl Frames {
+    fn filter(self) -> Vec<Instruction> {
+        match self {
+            Self::Plain(vnet) => vnet_filter(vnet).to_vec(),
+            Self::Protected(vnet) => protected_filter(vnet).to_vec(),
+        }
+    }
 }
 
 /// The sockets of a vif.
@@ -201,8 +219,13 @@ impl Opener {
     }
 
     /// The sockets of a new vif.
-    pub fn vif(&mut self, group: IpAddr, vnet: VnetId, queue_pairs: u8) -> io::Result<VifSockets> {
-        let group = self.group_socket(group, VIF_BUFFER, &vnet_filter(vnet))?;
+    pub fn vif(
+        &mut self,
+        group: IpAddr,
+        frames: Frames,
+        queue_pairs: u8,
+    ) -> io::Result<VifSockets> {
+        let group = self.group_socket(group, VIF_BUFFER, &frames.filter())?;
         let first = self.alone(|_| true, EPHEMERAL_TRIES)?;
         let address = local_address(&first)?;
         let mut unicast = vec![first];
@@ -244,7 +267,7 @@ impl Opener {
     pub fn adopt(
         &self,
         group: IpAddr,
-        vnet: VnetId,
+        frames: Frames,
         queue_pairs: u8,
         fds: Vec<OwnedFd>,
     ) -> Result<VifSockets, AdoptError> {
@@ -254,7 +277,7 @@ impl Opener {
         }
         let mut sockets = fds.into_iter().map(Socket::from);
         let group_socket = sockets.next().ok_or(AdoptError::Count { got: 0, want })?;
-        self.check_group(&group_socket, group, vnet)?;
+        self.check_group(&group_socket, group, frames)?;
         let unicast: Vec<Socket> = sockets.by_ref().take(queue_pairs.into()).collect();
         let address = self.check_unicast(&unicast)?;
         let senders: Vec<Socket> = sockets.collect();
@@ -262,14 +285,19 @@ impl Opener {
         Ok(VifSockets { group: group_socket, unicast, senders, address })
     }
 
-    fn check_group(&self, socket: &Socket, group: IpAddr, vnet: VnetId) -> Result<(), AdoptError> {
+    fn check_group(
+        &self,
+        socket: &Socket,
+        group: IpAddr,
+        frames: Frames,
+    ) -> Result<(), AdoptError> {
         self.check_kind(socket)?;
         let (got, want) = (local_address(socket)?, SocketAddr::new(group, self.site.port));
         if got != want {
             return Err(AdoptError::Group { got, want });
         }
         if sockopt::get(socket, sockopt::LOCK_FILTER)? == 0
-            || sockopt::filter(socket)? != vnet_filter(vnet)
+            || sockopt::filter(socket)? != frames.filter()
         {
             return Err(AdoptError::Filter);
         }
@@ -510,6 +538,16 @@ fn vnet_filter(vnet: VnetId) -> [Instruction; 7] {
         (JUMP_EQUAL, 0, 3, 0x40),
         (LOAD_W, 0, 0, PAYLOAD + 4),
         (JUMP_EQUAL, 0, 1, vnet.get()),
+        (RETURN, 0, 0, WHOLE),
+        (RETURN, 0, 0, NOTHING),
+    ]
+}
+
+/// Passes ESP whose SPI is that of a vnet's group frames (16 bits at offset 0).
+fn protected_filter(vnet: VnetId) -> [Instruction; 4] {
+    [
+        (LOAD_H, 0, 0, PAYLOAD),
+        (JUMP_EQUAL, 0, 1, esp::group_prefix(vnet) >> 16),
         (RETURN, 0, 0, WHOLE),
         (RETURN, 0, 0, NOTHING),
     ]

@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 use crate::mapper::LocalVif;
 use crate::sys::event::{Interest, Poller};
 use crate::sys::seqpacket::{Connection, Peer};
@@ -159,7 +161,9 @@ impl Clients {
     /// Sends an event now or never.
     pub(super) fn send(&self, id: ClientId, event: &Event, fds: &[BorrowedFd<'_>]) -> Sent {
         let Some(client) = self.clients.get(&id) else { return Sent::Ok };
-        match client.connection.send(&event.emit(), fds) {
+        // It may be a key.
+        let bytes = Zeroizing::new(event.emit());
+        match client.connection.send(&bytes, fds) {
             Ok(()) => Sent::Ok,
             Err(e) => {
                 log::debug!("client {} of user {}: {e}", id.0, client.peer.uid);

@@ -22,8 +22,9 @@ use super::clients::{ClientId, Clients, Sent};
 use super::lanes::Lanes;
 use super::learnt::LearntTable;
 use super::registry::{Owner, Registry};
+use super::security::Security;
 use super::stats::Runs;
-use super::varp::{Varp, Via};
+use super::varp::{Heard, Varp, Via};
 use super::{VarpdError, failed};
 
 /// Sources looked at in a turn.
@@ -93,13 +94,14 @@ pub(super) struct Daemon {
     pub(super) quiet: Quiet,
     /// About what the mapper finds wrong.
     pub(super) alarms: Quiet,
-    varp: Varp,
+    pub(super) varp: Varp,
     pub(super) opener: Opener,
     pub(super) mapper: Mapper,
     pub(super) registry: Registry<VifSockets>,
     pub(super) learnt: LearntTable,
     pub(super) clients: Clients,
     pub(super) runs: Runs,
+    pub(super) security: Security,
     pub(super) lanes: Lanes,
     pub(super) counters: VarpdCounters,
 }
@@ -118,10 +120,12 @@ impl Daemon {
         let poller = Poller::new(TURN).map_err(failed("open an epoll set"))?;
         let varp = Varp::open(&opener, main_group)?;
         let seed = process::random().map_err(failed("get random numbers"))?;
-        let [l0, l1, l2, l3, ..] = process::random().map_err(failed("get random numbers"))?;
+        let [l0, l1, l2, l3] = process::random().map_err(failed("get random numbers"))?;
         let lane_seed = u32::from_ne_bytes([l0, l1, l2, l3]);
         let own = SocketAddr::new(address, config.port.0);
         let mapper = Mapper::new(mapper_config(&config), seed, own);
+        let secret = process::random().map_err(failed("get random numbers"))?;
+        let security = Security::new(&config, address, secret);
         let listener = listen(&config, group)?;
         let add = |result: io::Result<()>| result.map_err(failed("fill the epoll set"));
         let read = Interest::Read;
@@ -130,7 +134,7 @@ impl Daemon {
         add(poller.add(&varp.group, Source::Varp(Via::Group).token(), read))?;
         add(poller.add(&listener, Source::Listener.token(), read))?;
         let limits = &config.limits;
-        Ok(Self {
+        let mut daemon = Self {
             clients: Clients::new(FIRST_CLIENT, limits.clients, limits.clients_per_user),
             groups: config.vnet_groups(),
             main_group,
@@ -147,11 +151,14 @@ impl Daemon {
             registry: Registry::default(),
             learnt: LearntTable::default(),
             runs: Runs::default(),
+            security,
             lanes: Lanes::new(lane_seed),
             counters: VarpdCounters::default(),
             config,
             interface,
-        })
+        };
+        daemon.load_keys(clock::now()).map_err(VarpdError::Key)?;
+        Ok(daemon)
     }
 
     /// Where it is, for the log.
@@ -203,8 +210,17 @@ impl Daemon {
     fn handle_varp(&mut self, via: Via, now: Now) {
         let mut budget = VARP_BUDGET;
         while let Some((from, message)) = self.varp.recv(via, &mut budget, &self.counters) {
-            log::trace!("VARP from {from}: {message:?}");
-            self.mapper.handle_message(from, via == Via::Group, &message, now);
+            match message {
+                Heard::Varp(message) => {
+                    log::trace!("VARP from {from}: {message:?}");
+                    let checked = self.security.check(from, message, &self.counters, now);
+                    let Some(message) = checked else { continue };
+                    self.mapper.handle_message(from, via == Via::Group, &message, now);
+                }
+                Heard::Handshake(bytes) => {
+                    self.security.sadb.handle_message(from.ip(), &bytes, now);
+                }
+            }
             self.drive(now);
         }
     }
@@ -241,13 +257,15 @@ impl Daemon {
     pub(super) fn drive(&mut self, now: Now) {
         while let Some(output) = self.mapper.poll_output() {
             match output {
-                Output::Send { to, message } => {
+                Output::Send { to, mut message } => {
+                    self.security.tag(&mut message, now);
                     self.varp.send(to, &message, now.mono, &self.counters);
                 }
                 Output::Notify { vif, notice } => self.notify(vif, notice, now),
                 Output::Event(event) => self.show_event(&event, now),
             }
         }
+        self.drive_security(now);
     }
 
     fn notify(&mut self, id: LocalVif, notice: Notice, now: Now) {
@@ -269,16 +287,20 @@ impl Daemon {
         match notice {
             Notice::Lost { .. } => self.close_lanes_of(id, now),
             // Before the mapping: the frames that wait for it then take the lane at once.
-            Notice::Mapping { mac, coa, .. } => self.offer_lanes(id, mac, coa, now),
+            Notice::Mapping { mac, coa, .. } if !self.is_secured(id) => {
+                self.offer_lanes(id, mac, coa, now);
+            }
             _ => {}
         }
         let Some(vif) = self.registry.get(id) else { return };
-        match vif.owner {
-            Owner::Live(client) => {
-                let event = notice.event(vif.key.mac, self.config.timers.lifetime.duration());
+        let (mac, owner) = (vif.key.mac, vif.owner);
+        match owner {
+            Owner::Live(client) if !self.holds_back(id, notice, now) => {
+                let event = notice.event(mac, self.config.timers.lifetime.duration());
                 let sent = self.clients.send(client, &event, &[]);
                 self.drop_if_stalled(client, sent, now);
             }
+            Owner::Live(_) => {}
             Owner::Kept(_) => self.watch_late(id),
         }
     }
@@ -295,6 +317,7 @@ impl Daemon {
         if self.mapper.poll_timeout().is_some_and(|at| at <= now.mono) {
             self.mapper.handle_timeout(now);
         }
+        self.security_timeout(now);
         for vif in self.registry.expired(now.mono) {
             self.forget_vif(vif, now);
         }
@@ -320,6 +343,7 @@ impl Daemon {
     fn next_timeout(&self) -> Option<Instant> {
         [
             self.mapper.poll_timeout(),
+            self.security.next_timeout(),
             self.registry.next_expiry(),
             self.learnt.next_expiry(),
             self.clients.next_timeout(),

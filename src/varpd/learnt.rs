@@ -198,6 +198,9 @@ impl Daemon {
             Notice::Mapping { .. } | Notice::Unresolved { .. } | Notice::Invalidate { .. } => None,
         };
         let Some((vif, mac)) = changed else { return };
+        if let Notice::Lost { coa, .. } = notice {
+            self.send_on(vif, mac, coa, now);
+        }
         let event = notice.event(mac, self.config.timers.lifetime.duration());
         self.tell_vif(vif, &event, now);
     }

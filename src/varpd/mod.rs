@@ -36,13 +36,16 @@ mod monitor;
 mod register;
 mod registry;
 mod requests;
+mod security;
 mod site;
 mod stats;
 mod tables;
 mod varp;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use thiserror::Error;
 
@@ -72,6 +75,9 @@ pub enum VarpdError {
     /// The address and port are taken.
     #[error("{0} is in use: is another varpd running?")]
     PortInUse(SocketAddr),
+    /// A secured vnet's key can't be read.
+    #[error("{0}")]
+    Key(String),
     /// See [`SandboxError`].
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -128,6 +134,18 @@ fn confinement(config: &Config) -> Option<Confinement> {
     if config.ports.as_ref().is_some_and(|ports| *ports.0.start() < FIRST_COMMON_PORT) {
         capabilities.push(Capability::CAP_NET_BIND_SERVICE);
     }
-    let files = vec![Reach::remove_socket(&config.socket)];
+    let mut files = vec![Reach::remove_socket(&config.socket)];
+    files.extend(key_directories(config).into_iter().map(Reach::Read));
     config.sandbox.then_some(Confinement { profile: Profile::Varpd, files, capabilities })
+}
+
+/// Where key files are, which are read again when they change.
+fn key_directories(config: &Config) -> BTreeSet<PathBuf> {
+    let named = config.secured_vnets().map(|vnet| config.key_file(vnet));
+    let of = |file: PathBuf| match file.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => parent.to_owned(),
+        None => PathBuf::from("."),
+    };
+    let usual = config.security.policy.is_secured().then(|| config.security.key_directory.clone());
+    named.map(of).chain(usual).collect()
 }

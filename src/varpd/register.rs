@@ -14,9 +14,9 @@ use crate::metrics::VarpdCounter;
 use crate::sys::link;
 use crate::sys::seqpacket::Peer;
 use crate::time::Now;
-use crate::underlay::sockets::{AdoptError, VifSockets};
+use crate::underlay::sockets::{AdoptError, Frames, VifSockets};
 use crate::wire::control::{ErrorCode, Event};
-use crate::wire::{Capabilities, CareOf, EncapKinds, Stamp, VifKey};
+use crate::wire::{Capabilities, CareOf, EncapKinds, Stamp, VifKey, VnetId};
 
 use super::clients::{ClientId, Role};
 use super::daemon::Daemon;
@@ -60,6 +60,9 @@ impl Daemon {
         if !key.mac.is_individual() {
             return Err(invalid(format!("{} is not an individual MAC address", key.mac)));
         }
+        self.security
+            .load(key.vnet, &self.config, &self.counters, now)
+            .map_err(|text| Failure::fatal(ErrorCode::Failed, text))?;
         self.drop_the_dead(key, now);
         self.registry.check(key, peer)?;
         let mtu = link::mtu(&self.interface).map_err(|e| {
@@ -91,6 +94,7 @@ impl Daemon {
         }
         self.counters.inc(VarpdCounter::vifs_registered);
         if self.welcome(id, vif, origin, mtu, now) {
+            self.send_keys(vif, id, now);
             // A stamp orders claims to one care-of address: for a new one it says nothing.
             let prior = wanted.stamp.filter(|_| origin != Origin::Opened);
             self.activate(vif, wanted.active, prior, now);
@@ -116,7 +120,8 @@ impl Daemon {
         };
         log::info!("vif {key} at {coa} ({how}): process {} of user {}", peer.pid, peer.uid);
         let group = (self.group_of(key.vnet), self.config.port.0).into();
-        let registered = Event::Registered { coa, group, underlay_mtu };
+        let level = self.config.policy(key.vnet);
+        let registered = Event::Registered { coa, group, underlay_mtu, level };
         let fds = if origin == Origin::Brought { Vec::new() } else { vif.sockets.fds() };
         let sent = self.clients.send(id, &registered, &fds);
         self.sent(id, sent, now)
@@ -186,11 +191,19 @@ impl Daemon {
         (same && may_take(peer, kept.peer)).then_some(id)
     }
 
+    /// What a vif's group socket lets pass.
+    fn frames_of(&self, vnet: VnetId) -> Frames {
+        match self.config.policy(vnet).is_secured() {
+            true => Frames::Protected(vnet),
+            false => Frames::Plain(vnet),
+        }
+    }
+
     fn open_sockets(&mut self, wanted: &Registration) -> Result<VifSockets, Failure> {
         let vnet = wanted.key.vnet;
-        self.opener.vif(self.group_of(vnet), vnet, wanted.queue_pairs).map_err(|e| {
-            Failure::fatal(ErrorCode::Failed, format!("can't open underlay sockets: {e}"))
-        })
+        self.opener.vif(self.group_of(vnet), self.frames_of(vnet), wanted.queue_pairs).map_err(
+            |e| Failure::fatal(ErrorCode::Failed, format!("can't open underlay sockets: {e}")),
+        )
     }
 
     fn adopt_sockets(
@@ -199,7 +212,8 @@ impl Daemon {
         fds: Vec<OwnedFd>,
     ) -> Result<VifSockets, Failure> {
         let vnet = wanted.key.vnet;
-        let adopted = self.opener.adopt(self.group_of(vnet), vnet, wanted.queue_pairs, fds);
+        let (group, frames) = (self.group_of(vnet), self.frames_of(vnet));
+        let adopted = self.opener.adopt(group, frames, wanted.queue_pairs, fds);
         let sockets = adopted.map_err(|e| match e {
             AdoptError::Io(_) => Failure::fatal(ErrorCode::Failed, e.to_string()),
             _ => invalid(e.to_string()),

@@ -121,6 +121,14 @@ impl Daemon {
                 self.mapper.resolve(vif, mac, refresh, now);
                 Ok(())
             }
+            (Role::Backend(vif), Request::SaReady { number }) => {
+                self.sa_ready(vif, number, now);
+                Ok(())
+            }
+            (Role::Backend(vif), Request::SaNeeded { address }) => {
+                self.sa_needed(vif, address, now);
+                Ok(())
+            }
             (Role::Backend(vif), Request::Learn { macs }) => {
                 self.learn(vif, &macs, now);
                 Ok(())
@@ -269,6 +277,7 @@ impl Daemon {
             self.counters.inc(VarpdCounter::vifs_forgotten);
             self.clear_learnt(id, now);
             self.mapper.remove_vif(id, now);
+            self.security.forget_vif(id);
         }
     }
 

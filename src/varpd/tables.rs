@@ -126,6 +126,7 @@ impl Daemon {
         let gauges = gauges.into_iter().map(|(name, n)| (name, n as u64));
         let own = self.counters.snapshot().into_iter();
         let own = gauges.chain(own).chain(self.mapper.counters().snapshot());
+        let own = own.chain(self.security.sadb.counters().snapshot());
         let mut rows: Rows = own.map(|(name, value)| row(OWN_SCOPE, name, value)).collect();
         for (&id, answer) in answers {
             let Some(vif) = self.registry.get(id) else { continue };

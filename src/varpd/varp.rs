@@ -8,6 +8,7 @@ use crate::metrics::{VarpdCounter, VarpdCounters};
 use crate::quiet::Quiet;
 use crate::time::Instant;
 use crate::underlay::sockets::Opener;
+use crate::wire::handshake;
 use crate::wire::varp::Message;
 
 use super::{VarpdError, failed};
@@ -22,6 +23,15 @@ pub(super) enum Via {
     Unicast,
     /// To the group.
     Group,
+}
+
+/// What was heard.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// A VARP message.
+    Varp(Message),
+    /// A datagram that says to be a handshake message, unchecked.
+    Handshake(Vec<u8>),
 }
 
 /// The sockets.
@@ -60,7 +70,7 @@ impl Varp {
         via: Via,
         budget: &mut usize,
         counters: &VarpdCounters,
-    ) -> Option<(SocketAddr, Message)> {
+    ) -> Option<(SocketAddr, Heard)> {
         let socket = match via {
             Via::Unicast => &self.unicast,
             Via::Group => &self.group,
@@ -75,12 +85,16 @@ impl Varp {
                 Err(_) => continue,
             };
             counters.inc(VarpdCounter::varp_rx);
-            match buffer.get(..n).map(Message::parse) {
-                Some(Ok(message)) => {
-                    return Some((SocketAddr::new(from.ip(), from.port()), message));
+            let bytes = buffer.get(..n).unwrap_or_default();
+            if via == Via::Unicast && handshake::Message::is_one(bytes) {
+                return Some((from, Heard::Handshake(bytes.to_vec())));
+            }
+            match Message::parse(bytes) {
+                Ok(message) => {
+                    let from = SocketAddr::new(from.ip(), from.port());
+                    return Some((from, Heard::Varp(message)));
                 }
-                Some(Err(e)) => log::trace!("VARP from {from}: {e}"),
-                None => {}
+                Err(e) => log::trace!("VARP from {from}: {e}"),
             }
             counters.inc(VarpdCounter::varp_rx_malformed);
         }
@@ -99,9 +113,20 @@ impl Varp {
             Destination::Group => self.group_address,
             Destination::Unicast(to) => to,
         };
-        counters.inc(VarpdCounter::varp_tx);
         log::trace!("VARP to {to}: {message:?}");
-        if let Err(e) = self.unicast.send_to(&message.to_bytes(), to) {
+        self.send_bytes(to, &message.to_bytes(), now, counters);
+    }
+
+    /// Sends a message of any kind.
+    pub(super) fn send_bytes(
+        &mut self,
+        to: SocketAddr,
+        bytes: &[u8],
+        now: Instant,
+        counters: &VarpdCounters,
+    ) {
+        counters.inc(VarpdCounter::varp_tx);
+        if let Err(e) = self.unicast.send_to(bytes, to) {
             counters.inc(VarpdCounter::varp_tx_failed);
             log::log!(self.quiet.level(now), "can't send VARP to {to}: {e}");
         }

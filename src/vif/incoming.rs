@@ -10,10 +10,12 @@ pub mod lane;
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use super::departed::{Departures, Verdict};
 use super::learnt::Learnt;
 use super::neighbors::Neighbors;
+use super::protect::Opening;
 use super::reassembly::Reassembly;
 use super::rx::{Addressee, Payload, Receiver};
 use crate::metrics::{VifCounter, VifCounters};
@@ -82,6 +84,8 @@ pub struct Incoming {
     places: Vec<Place>,
     detours: Vec<Detour>,
     next: usize,
+    /// Where opened datagrams of one message are.
+    opened: Vec<Range<usize>>,
     handovers: Vec<(SocketAddr, u32)>,
     /// Bytes out of a lane.
     chunk: Vec<u8>,
@@ -98,24 +102,34 @@ impl Incoming {
         underlay: &mut impl Underlay,
         home: &mut Home<'_>,
         counters: &VifCounters,
+        opening: Option<Opening<'_>>,
     ) -> io::Result<()> {
         self.clear();
         underlay.receive(port, &mut self.batch)?;
         let now = home.now;
-        let Self { batch, reassembly, joined, places, detours, handovers, .. } = self;
+        let Self { batch, reassembly, joined, places, detours, handovers, opened, .. } = self;
         for message in (0..u16::MAX).take(batch.len()) {
+            if let (Some(opening), Some(received)) = (opening, batch.get_mut(message.into())) {
+                let own = home.receiver.own;
+                opening.open_message(port, own, received, opened, counters);
+            }
             let Some(received) = batch.get(message.into()) else { break };
             let (from, bytes) = (received.from, (Within::Message(message), received.bytes));
             let mut unpack = Unpack { port, from, home, counters, places, detours };
-            for datagram in received.datagrams() {
-                match unpack.home.receiver.accept(port, from, datagram) {
-                    Ok(Payload::Piece(flags, piece)) => {
-                        let whole = reassembly.add(from, flags, &piece, now);
-                        whole.into_iter().for_each(|whole| unpack.joined(flags, whole, joined));
-                    }
-                    Ok(Payload::Handover(lane)) => handovers.push((from, lane)),
-                    payload => unpack.payload(payload, bytes),
+            let mut take = |datagram| match unpack.home.receiver.accept(port, from, datagram) {
+                Ok(Payload::Piece(flags, piece)) => {
+                    let whole = reassembly.add(from, flags, &piece, now);
+                    whole.into_iter().for_each(|whole| unpack.joined(flags, whole, joined));
                 }
+                Ok(Payload::Handover(lane)) => handovers.push((from, lane)),
+                payload => unpack.payload(payload, bytes),
+            };
+            match opening {
+                Some(_) => {
+                    let opened = opened.iter().filter_map(|inner| bytes.1.get(inner.clone()));
+                    opened.for_each(take);
+                }
+                None => received.datagrams().for_each(&mut take),
             }
         }
         self.count_dropped_pieces(counters);

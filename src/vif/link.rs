@@ -36,6 +36,10 @@ pub struct Link {
     learning: Learning,
     /// Whether varpd has to be told all of them.
     relearn: bool,
+    /// Whether keys for group frames have come, on a secured vnet.
+    has_group_keys: bool,
+    /// Sessions whose packets are accepted, which varpd waits to hear.
+    ready: Vec<u32>,
     backoff: Duration,
 }
 
@@ -55,6 +59,8 @@ impl Link {
             is_registered: true,
             learning: Learning::new(learn),
             relearn: false,
+            has_group_keys: false,
+            ready: Vec::new(),
             backoff,
         }
     }
@@ -111,6 +117,8 @@ impl Link {
         } else if wishes.announce {
             requests.push(Request::Announce);
         }
+        requests.extend(self.ready.drain(..).map(|number| Request::SaReady { number }));
+        requests.extend(wishes.needs.iter().map(|address| Request::SaNeeded { address: *address }));
         requests.extend(wishes.lanes_ended.iter().map(|&lane| Request::LaneClosed { lane }));
         requests.extend(
             wishes.questions.iter().map(|q| Request::Resolve { mac: q.mac, refresh: q.refresh }),
@@ -124,6 +132,11 @@ impl Link {
         let late = wishes.late.iter();
         requests.extend(late.map(|l| Request::Late { mac: l.mac, sender: l.from }));
         requests
+    }
+
+    /// Whether varpd has sent keys for group frames. On a secured vnet nothing works before.
+    pub fn has_group_keys(&self) -> bool {
+        self.has_group_keys
     }
 
     /// Handles a message of varpd and what came with it; returns the answer if it wants one.
@@ -149,6 +162,10 @@ impl Link {
             Event::Invalidate { mac } => {
                 self.nic.workers().for_each(|mut worker| worker.handle_invalidate(mac));
             }
+            Event::GroupKeys { .. }
+            | Event::SaOut { .. }
+            | Event::SaIn { .. }
+            | Event::SaEnd { .. } => self.handle_keys(event, now),
             Event::Claimed { mac, stamp } if mac != self.key.mac => {
                 self.learning.handle_claimed(mac, stamp, &self.nic, now);
             }
@@ -179,6 +196,48 @@ impl Link {
             }
         }
         None
+    }
+
+    /// Keys of a secured vnet; on another nobody has use for them.
+    fn handle_keys(&mut self, event: Event, now: Instant) {
+        self.has_group_keys |= matches!(event, Event::GroupKeys { .. });
+        if let Event::SaIn { keys } = &event {
+            self.ready.extend(keys.iter().map(|key| key.number));
+        }
+        for (index, mut worker) in (0_u16..).zip(self.nic.workers()) {
+            let own = worker.place().receiver.own;
+            let Some(protection) = worker.protection_mut() else { continue };
+            let inbound = Arc::clone(protection.inbound());
+            // What is received is shared by the queue pairs: told once.
+            let is_first = index == 0;
+            match &event {
+                Event::GroupKeys { suite, salt, keys } => {
+                    if is_first {
+                        inbound.set_group(keys.iter().map(|key| (*suite, key.clone())).collect());
+                    }
+                    if let Some(key) = keys.first().filter(|_| suite.level() == inbound.level()) {
+                        let salt = salt.wrapping_add(index);
+                        let outbound = protection.outbound_mut();
+                        outbound.set_group(key.clone(), *suite, self.key.vnet, own, salt);
+                    }
+                }
+                Event::SaOut { to, keys } => match keys.keys.get(usize::from(index)) {
+                    Some((spi, key)) if keys.suite.level() == inbound.level() => {
+                        let (suite, lifetime) = (keys.suite, keys.lifetime);
+                        protection.outbound_mut().insert(*to, *spi, suite, key, lifetime, now);
+                    }
+                    _ => protection.outbound_mut().remove(*to),
+                },
+                Event::SaIn { keys } if is_first => {
+                    for key in keys {
+                        let receiver = key.receiver.clone();
+                        inbound.insert(key.number, key.suite, receiver, key.lifetime, now);
+                    }
+                }
+                Event::SaEnd { number } if is_first => inbound.remove(*number),
+                _ => {}
+            }
+        }
     }
 
     /// A lane that is not as agreed is declined.

@@ -36,6 +36,7 @@ pub mod nic;
 pub mod outgoing;
 pub mod park;
 pub mod paths;
+pub mod protect;
 pub mod reassembly;
 pub mod ring;
 pub mod rx;

@@ -6,6 +6,7 @@
 //! ever waits for another queue pair.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,16 +22,18 @@ use super::departed::LateSender;
 use super::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
 use super::lanes::Handovers;
 use super::neighbors::Question;
+use super::protect::Protection;
 use super::throttle::Direction;
 use super::worker::{Place, Progress, Worker};
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
+use crate::security::Level;
 use crate::sys::clock;
 use crate::time::Instant;
 use crate::underlay::udp::UdpUnderlay;
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::device::{DataPath, Interest, Rings, Wake};
-use crate::wire::Mac;
+use crate::wire::{Mac, VnetId};
 
 /// The ports a worker polls, in the order of its descriptors.
 const PORTS: [Port; 2] = [Port::Own, Port::Group];
@@ -84,6 +87,8 @@ pub struct Wishes {
     pub active: bool,
     /// Whether the guest asked to be announced.
     pub announce: bool,
+    /// Hosts with which another session is needed, on a secured vnet: addresses of vifs there.
+    pub needs: Vec<SocketAddr>,
     /// Lanes that have ended here.
     pub lanes_ended: Vec<u32>,
 }
@@ -159,11 +164,15 @@ impl Nic {
             sources: Vec::new(),
             active: self.is_active(),
             announce: self.announce.swap(false, Ordering::AcqRel),
+            needs: Vec::new(),
             lanes_ended: Vec::new(),
         };
         for mut worker in self.workers() {
             wishes.announce |= worker.take_announcement();
             wishes.questions.extend(worker.questions());
+            if let Some(protection) = worker.protection_mut() {
+                wishes.needs.extend(protection.take_needs());
+            }
             wishes.late.extend(worker.late_senders());
             wishes.sources.extend(worker.learnt().news());
             wishes.lanes_ended.extend(worker.lanes_ended());
@@ -245,6 +254,15 @@ impl Nic {
         };
         let sending = |worker: Lent<'_>| worker.underlay().sender().map(duplicate);
         self.workers().flat_map(receiving).chain(self.workers().filter_map(sending)).collect()
+    }
+
+    /// From now on the vnet has this policy; keys are to follow.
+    pub fn protect(&self, vnet: VnetId, level: Level) {
+        let mut protection = Protection::of_vif(vnet, level);
+        for mut worker in self.workers() {
+            worker.set_protection(protection());
+            worker.set_clock(clock::now());
+        }
     }
 
     /// Frames that wait for credit shall not wait for long: the sockets get room for few. varpd gives
@@ -367,7 +385,9 @@ impl DataPath for Nic {
 
     fn handle(&self, pair: usize, wake: Wake, rings: &mut Rings<'_>) -> Interest {
         let Some(mut worker) = self.worker(pair) else { return Interest::ALL };
-        let now = clock::mono();
+        let now = clock::now();
+        worker.set_clock(now);
+        let now = now.mono;
         let Rings { rx, tx, memory } = rings;
         let (mut transmit_again, mut receive_again) = (false, false);
         if worker.arrival().is_unsettled() {

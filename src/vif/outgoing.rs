@@ -160,6 +160,13 @@ pub struct Staged {
 }
 
 impl Staged {
+    /// A message of no bytes in a stager.
+    #[cfg(test)]
+    pub(crate) fn nothing(route: Route) -> Self {
+        let (datagrams, segment, frames, frame_bytes) = (1, 0, 0, 0);
+        Self { route, range: 0..0, scattered: 0..0, datagrams, segment, frames, frame_bytes }
+    }
+
     /// As messages of at most so many datagrams. The frames count with the first.
     pub fn split(&self, datagrams: usize) -> Vec<Self> {
         let most = datagrams.max(1);

@@ -13,16 +13,19 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 use super::late::LateWatch;
 use super::link::{CAPABILITIES, Link};
 use super::nic::Nic;
 use super::outgoing::pieces::FrameIds;
+use super::protect::Protection;
 use super::rx::Receiver;
 use super::throttle::{Limits, Throttle};
 use super::tx::SourceMac;
 use super::worker::{Place, Worker};
 use crate::metrics::VifCounters;
+use crate::security::Level;
 use crate::sys::clock;
 use crate::sys::event::{Interest, Poller};
 use crate::sys::mmsg::MAX_MESSAGE_LEN;
@@ -35,7 +38,7 @@ use crate::underlay::sockets;
 use crate::underlay::udp::UdpUnderlay;
 use crate::vhost_user::attach::{Attach, AttachError, Endpoint};
 use crate::wire::control::{self, Event, Request};
-use crate::wire::{Capabilities, CareOf, VifKey, encap};
+use crate::wire::{Capabilities, CareOf, VifKey, encap, esp};
 
 /// How long varpd may take to answer the first registration.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
@@ -121,6 +124,7 @@ struct Registration {
     coa: CareOf,
     group: SocketAddr,
     underlay_mtu: u32,
+    level: Level,
     underlays: Vec<UdpUnderlay>,
 }
 
@@ -141,7 +145,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     };
     let registration = register_with(&varpd, &register, &[], options.queue_pairs, START_TIMEOUT)?;
     let mtu = guest_mtu(options.mtu, &registration)?;
-    let coa = registration.coa;
+    let (coa, level) = (registration.coa, registration.level);
     let nic = Arc::new(new_nic(&options, registration, mtu, &throttle)?);
     let confinement = options.sandbox.then(|| confinement(&options.attach));
     let endpoint = Endpoint::open(options.attach)?;
@@ -154,10 +158,14 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         Some(confinement) => confinement.enter()?,
         None => log::warn!("--no-sandbox: a guest that takes over this process has all its rights"),
     }
+    let mut link = Link::new(options.key, options.queue_pairs, options.learn, Arc::clone(&nic));
+    if level.is_secured() {
+        await_keys(&varpd, &mut link)?;
+    }
     let frontend = Frontend::start(endpoint, Arc::clone(&nic))?;
     let mut serving = Serving {
         key: options.key,
-        link: Link::new(options.key, options.queue_pairs, options.learn, Arc::clone(&nic)),
+        link,
         nic,
         path: options.varpd,
         queue_pairs: options.queue_pairs,
@@ -165,11 +173,32 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         call_at: None,
         keep_sockets: true,
         refusal: None,
+        level,
         late: LateWatch::default(),
         poller: Poller::new(8).map_err(doing("cannot poll"))?,
     };
     let result = serving.run(&termination, &frontend);
     frontend.stop().and(result)
+}
+
+/// Waits for the keys of a secured vnet: the guest's first frames are for everybody.
+fn await_keys(varpd: &Connection, link: &mut Link) -> Result<(), ServeError> {
+    let mut buffer = Zeroizing::new(vec![0; control::MAX_LEN]);
+    while !link.has_group_keys() {
+        if !varpd.wait_readable(START_TIMEOUT).map_err(doing("cannot wait for varpd"))? {
+            return Err(ServeError::Protocol("no keys came for a secured vnet".into()));
+        }
+        let received = varpd.recv(&mut buffer).map_err(doing("cannot read from varpd"))?;
+        if received.len == 0 {
+            return Err(ServeError::Refused("it closed the connection".into()));
+        }
+        let event = Event::parse(buffer.get(..received.len).unwrap_or_default())
+            .map_err(|error| ServeError::Protocol(error.to_string()))?;
+        if let Some(answer) = link.handle_event(event, received.fds, clock::mono()) {
+            varpd.send(&answer.emit(), &[]).map_err(doing("cannot write to varpd"))?;
+        }
+    }
+    Ok(())
 }
 
 /// What is left to this process: it removes the socket that it listens on when it ends.
@@ -209,13 +238,13 @@ fn register_with(
         Err(error) => return Err(ServeError::Protocol(error.to_string())),
     };
     match event {
-        Event::Registered { coa, group, underlay_mtu } => {
+        Event::Registered { coa, group, underlay_mtu, level } => {
             let underlays = if sockets.is_empty() {
                 underlays_from(received.fds, queue_pairs)?
             } else {
                 Vec::new()
             };
-            Ok(Registration { coa, group, underlay_mtu, underlays })
+            Ok(Registration { coa, group, underlay_mtu, level, underlays })
         }
         Event::Error { text, .. } => Err(ServeError::Refused(text)),
         other => Err(ServeError::Protocol(format!("{other:?}"))),
@@ -243,7 +272,16 @@ fn guest_mtu(wanted: Option<u16>, registration: &Registration) -> Result<u16, Se
         SocketAddr::V6(_) => encap::OVERHEAD_V6,
     };
     let underlay = u16::try_from(registration.underlay_mtu).unwrap_or(u16::MAX);
-    let most = underlay.saturating_sub(overhead);
+    let plain = underlay.saturating_sub(overhead);
+    let inner = usize::from(overhead) - ip_overhead(registration.coa.addr);
+    let longest = match max_datagram(registration) {
+        longest if registration.level.is_secured() => esp::payload_room(longest),
+        longest => longest,
+    };
+    let most = match u16::try_from(longest.saturating_sub(inner)) {
+        Ok(most) => most.min(plain),
+        Err(_) => plain,
+    };
     match wanted {
         Some(wanted) if wanted > most => Err(ServeError::Mtu { wanted, most }),
         Some(wanted) => Ok(wanted),
@@ -253,17 +291,25 @@ fn guest_mtu(wanted: Option<u16>, registration: &Registration) -> Result<u16, Se
 
 /// What the queue pairs of a vif are to the underlay.
 fn place(key: VifKey, registration: &Registration) -> Place {
-    let Registration { coa, group, underlay_mtu, .. } = *registration;
-    let overhead = match coa.addr {
-        SocketAddr::V4(_) => UDP_OVERHEAD_V4,
-        SocketAddr::V6(_) => UDP_OVERHEAD_V6,
-    };
-    let link = usize::try_from(underlay_mtu).unwrap_or(usize::MAX);
+    let Registration { coa, group, .. } = *registration;
     Place {
         receiver: Receiver { key, own: coa.addr, capabilities: CAPABILITIES },
         group,
-        max_datagram: link.saturating_sub(overhead).min(MAX_MESSAGE_LEN),
+        max_datagram: max_datagram(registration),
     }
+}
+
+fn ip_overhead(address: SocketAddr) -> usize {
+    match address {
+        SocketAddr::V4(_) => UDP_OVERHEAD_V4,
+        SocketAddr::V6(_) => UDP_OVERHEAD_V6,
+    }
+}
+
+/// Longest datagram that the underlay's link takes.
+fn max_datagram(registration: &Registration) -> usize {
+    let link = usize::try_from(registration.underlay_mtu).unwrap_or(usize::MAX);
+    link.saturating_sub(ip_overhead(registration.coa.addr)).min(MAX_MESSAGE_LEN)
 }
 
 fn new_nic(
@@ -275,14 +321,17 @@ fn new_nic(
     let counters = Arc::new(VifCounters::default());
     let place = place(options.key, &registration);
     // Others may still hold pieces of a backend that was at this address before.
-    let [a, b, c, d, ..] = process::random().map_err(doing("no random numbers"))?;
+    let [a, b, c, d] = process::random().map_err(doing("no random numbers"))?;
     let first_id = u32::from_ne_bytes([a, b, c, d]);
+    let mut protection = Protection::of_vif(options.key.vnet, registration.level);
     let worker = |(pair, underlay): (u32, UdpUnderlay)| {
         let counters = Arc::clone(&counters);
         let mut worker = Worker::new(place, options.source_mac, counters, underlay)
             .with_throttle(throttle.clone())
             .learning(options.learn);
         worker.set_frame_ids(FrameIds::from(first_id.wrapping_add(pair << 28)));
+        worker.set_protection(protection());
+        worker.set_clock(clock::now());
         worker
     };
     let workers = (0_u32..).zip(registration.underlays).map(worker).collect();
@@ -353,6 +402,8 @@ struct Serving {
     keep_sockets: bool,
     /// Why varpd refused the vif last, so that it is logged once.
     refusal: Option<String>,
+    /// The vnet's policy.
+    level: Level,
     /// Of frames for a guest that has left.
     late: LateWatch,
     poller: Poller,
@@ -406,7 +457,8 @@ impl Serving {
     }
 
     fn read_varpd(&mut self, now: Instant) {
-        let mut buffer = vec![0; control::MAX_LEN];
+        // Keys come through here, too.
+        let mut buffer = Zeroizing::new(vec![0; control::MAX_LEN]);
         for _ in 0..EVENT_BUDGET {
             let Some(varpd) = &self.varpd else { return };
             let (bytes, fds) = match varpd.recv(&mut buffer) {
@@ -490,6 +542,12 @@ impl Serving {
             self.keep_sockets = false;
         }
         let registration = registered?;
+        let level_changed = registration.level != self.level;
+        if level_changed {
+            log::warn!("the vnet's policy is now {}", registration.level);
+            self.level = registration.level;
+            self.nic.protect(self.key.vnet, self.level);
+        }
         if !self.keep_sockets {
             log::warn!("the vif's care-of address is now {}", registration.coa);
             let place = place(self.key, &registration);

@@ -48,6 +48,7 @@ use super::outgoing::pieces::FrameIds;
 use super::outgoing::{Batch, Stager};
 use super::park::Park;
 use super::paths::Paths;
+use super::protect::Protection;
 use super::rx::Receiver;
 use super::throttle::{Direction, Throttle};
 use super::told::Listeners;
@@ -58,7 +59,7 @@ use crate::offload::features::Offloads;
 use crate::offload::gro::Merger;
 use crate::quiet::Quiet;
 use crate::sys::iovec::IoVec;
-use crate::time::Instant;
+use crate::time::{Instant, Now};
 use crate::underlay::segmentation::Segmentation;
 use crate::underlay::{Port, Underlay};
 use crate::wire::{CareOf, Mac, Stamp};
@@ -121,6 +122,8 @@ pub struct Worker<U> {
     announcement_seen: bool,
     arrival: Arrival,
     stager: Stager,
+    /// On a secured vnet.
+    protection: Option<Protection>,
     batch: Batch<'static>,
     parts: Vec<IoVec<'static>>,
     segmentation: Segmentation,
@@ -173,6 +176,7 @@ impl<U: Underlay> Worker<U> {
             announcement_seen: false,
             arrival: Arrival::default(),
             stager,
+            protection: None,
             batch: Batch::default(),
             parts: Vec::new(),
             segmentation: Segmentation::default(),
@@ -227,6 +231,29 @@ impl<U: Underlay> Worker<U> {
     /// The sockets.
     pub fn underlay(&self) -> &U {
         &self.underlay
+    }
+
+    /// What the queue pair is to the underlay.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// What protects its datagrams, on a secured vnet; on others nothing does.
+    pub fn set_protection(&mut self, protection: Option<Protection>) {
+        self.protection = protection;
+        self.incoming.clear();
+    }
+
+    /// See [`Worker::set_protection`].
+    pub fn protection_mut(&mut self) -> Option<&mut Protection> {
+        self.protection.as_mut()
+    }
+
+    /// What the clocks say; see [`Protection::set_clock`].
+    pub fn set_clock(&mut self, now: Now) {
+        if let Some(protection) = &mut self.protection {
+            protection.set_clock(now);
+        }
     }
 
     /// The sockets, to be changed.
@@ -324,6 +351,7 @@ impl<U: Underlay> Worker<U> {
     pub fn wants_attention(&self) -> bool {
         self.neighbors.has_questions()
             || self.announcement_seen
+            || self.protection.as_ref().is_some_and(Protection::has_needs)
             || !self.timer_known && !self.incoming.reassembly().is_empty()
             || self.departures.has_senders()
             || self.learnt.has_news()

@@ -15,7 +15,8 @@
 //! |  body, by type ...
 //!
 //! type  request     body                   type  event          body
-//!    1  REGISTER    see below               129  REGISTERED     coa, address (group), mtu (32)
+//!    1  REGISTER    see below               129  REGISTERED     coa, address (group), mtu (32),
+//!                                                              policy (8), reserved (24)
 //!    2  SET-ACTIVE  active (8, 0 or 1)      130  CLAIMED        mac (48), stamp (64)
 //!    3  ANNOUNCE    -                       131  LOST           mac, stamp, coa, lifetime
 //!    4  RESOLVE     mac (48), refresh (8)   132  MAPPING        mac, coa, stamp, lifetime ms (32)
@@ -32,6 +33,14 @@
 //!   10  FORGET      n (16), n x mac (48)
 //!   11  MONITOR     -
 //!   12  LANE-CLOSED lane (32)
+//!   32  SA-NEEDED   address                 160  GROUP-KEYS     suite, salt (16), n (16), n x
+//!   33  SA-READY    number (32)                                key (256)
+//!                                           161  SA-OUT         address, suite, lifetime ms (32),
+//!                                                              n (16), n x {spi (32), key (256),
+//!                                                              salt (32)}
+//!                                           162  SA-IN          n (16), n x {suite, number (32),
+//!                                                              lifetime ms (32), key (256)}
+//!                                           163  SA-END         number (32)
 //!
 //! REGISTER
 //! +---------------------------------------------------------------+
@@ -72,6 +81,8 @@
 //! +---------------------------------------------------------------+
 //!
 //! text: length in bytes (16), UTF-8
+//! policy: 0 none, 1 auth, 2 conf
+//! suite (8), reserved (8): 1 AES-256-GCM, 2 AES-256-GMAC, 3 ChaCha20-Poly1305
 //! ```
 //!
 //! Descriptors (`SCM_RIGHTS`) travel with REGISTER and REGISTERED (the group socket first, then one
@@ -86,6 +97,9 @@ mod codec;
 mod tests;
 
 use super::{CareOf, Mac, Stamp, VifKey};
+use crate::security::keys::Secret;
+use crate::security::sadb::{Inbound, Outbound};
+use crate::security::{Level, Suite};
 use std::net::SocketAddr;
 
 /// Version of this protocol.
@@ -106,6 +120,10 @@ pub const MAX_MACS: usize = 256;
 pub const MAX_CELLS: usize = 16;
 /// Longest counter name and cell, in bytes: 128 values of 2 + 112 + 8 bytes fit in [`MAX_LEN`].
 pub const MAX_TEXT: usize = 112;
+/// Most keys in [`Event::GroupKeys`]: one that is used, one that is also accepted.
+pub const MAX_GROUP_KEYS: usize = 2;
+/// Most keys in [`Event::SaIn`].
+pub const MAX_INBOUND: usize = 256;
 /// Longest text of an error, in bytes.
 pub const MAX_ERROR_TEXT: usize = 1024;
 
@@ -149,6 +167,17 @@ pub enum Request {
         xid: u32,
         /// Name and value.
         values: Vec<(String, u64)>,
+    },
+    /// On a secured vnet, another session with the host at this address is needed: packets of one
+    /// that is not known came from there, or the keys for there have sealed nearly all they may.
+    SaNeeded {
+        /// Of a vif there; the host counts.
+        address: SocketAddr,
+    },
+    /// Packets of a session are accepted from now on: answers [`Event::SaIn`], for each key in it.
+    SaReady {
+        /// As in [`Event::SaIn`].
+        number: u32,
     },
     /// A frame came for a MAC that this vif has lost: its sender's host is to be told.
     Late {
@@ -215,6 +244,35 @@ pub enum Event {
         group: SocketAddr,
         /// MTU of the underlay link in bytes (outer IP packet).
         underlay_mtu: u32,
+        /// The vnet's policy.
+        level: Level,
+    },
+    /// The keys of group frames on a secured vnet, from now on.
+    GroupKeys {
+        /// What packets are made with.
+        suite: Suite,
+        /// The salt of the first queue pair; the others have the next ones.
+        salt: u16,
+        /// Those that are accepted; the first is sent with.
+        keys: Vec<Secret>,
+    },
+    /// The keys of packets to a care-of address on a secured vnet, from now on: one per queue pair, or
+    /// none if nothing may be sent there any more.
+    SaOut {
+        /// The care-of address.
+        to: SocketAddr,
+        /// The keys.
+        keys: Outbound,
+    },
+    /// Keys of packets from other hosts on a secured vnet: they are accepted from now on.
+    SaIn {
+        /// The keys.
+        keys: Vec<Inbound>,
+    },
+    /// A session is over: its packets are not accepted any more.
+    SaEnd {
+        /// As in [`Event::SaIn`].
+        number: u32,
     },
     /// The vif's claim to a MAC now has this stamp.
     Claimed {

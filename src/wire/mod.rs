@@ -10,6 +10,8 @@
 //! | [`fragment`] | pieces of what is larger than the path |
 //! | [`frame`] | the Ethernet header of guests' frames |
 //! | [`varp`] | VARP messages between hosts |
+//! | [`handshake`] | how hosts agree on keys |
+//! | [`esp`] | protected datagrams |
 //! | [`control`] | messages between a host's own processes |
 
 #![forbid(unsafe_code)]
@@ -18,8 +20,10 @@
 
 pub mod control;
 pub mod encap;
+pub mod esp;
 pub mod fragment;
 pub mod frame;
+pub mod handshake;
 pub mod varp;
 
 use std::fmt;

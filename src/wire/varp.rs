@@ -41,7 +41,10 @@
 //! +---------------------------------------------------------------+
 //! |       key id (32), only with flag A                           | 84
 //! +---------------------------------------------------------------+
-//! |       authentication tag (128), only with flag A              | 88
+//! |       time, milliseconds since 1970 (64), only with flag A     | 88
+//! |                                                               |
+//! +---------------------------------------------------------------+
+//! |       authentication tag (128), only with flag A              | 96
 //! +---------------------------------------------------------------+
 //! ```
 //!
@@ -56,8 +59,9 @@
 //! Flags: W (wide, requests and announces): `vnetd` is asked to carry the message to other
 //! segments. R (refresh, requests): by unicast, to confirm what is known. L (relayed): a `vnetd`
 //! carried it here, so the sender's address is not the owner's; never carried a second time. A:
-//! key id and tag follow, tag length is 16 (else 0). The tag covers all bytes before it with
-//! flag L taken as 0. Here it is only structure: it is handed up, and checked where the keys are.
+//! key id, time and tag follow, tag length is 16 (else 0). The tag covers all bytes before it with
+//! flag L taken as 0. Here it is only structure: it is handed up, and checked where the keys are
+//! ([`crate::security::membership`]).
 //!
 //! Families are 4 and 6, 0 where the field is not used (then the rest of the field is 0 as well).
 //! Unknown capability and kind bits are kept, since they are how later versions add things;
@@ -80,8 +84,8 @@ pub const FIRST_NIBBLE: u8 = MAGIC[0] >> 4;
 pub const VERSION: u8 = 1;
 /// Length of a message without a tag, in bytes.
 pub const LEN: usize = 84;
-/// Length of a message with key id and tag, in bytes.
-pub const TAGGED_LEN: usize = LEN + KEY_ID_LEN + TAG_LEN;
+/// Length of a message with key id, time and tag, in bytes.
+pub const TAGGED_LEN: usize = LEN + KEY_ID_LEN + TIME_LEN + TAG_LEN;
 /// Length of the tag, in bytes.
 pub const TAG_LEN: usize = 16;
 
@@ -115,6 +119,7 @@ pub const FLAG_RELAYED: u16 = 4;
 pub const FLAG_TAGGED: u16 = 8;
 
 const KEY_ID_LEN: usize = 4;
+const TIME_LEN: usize = 8;
 const KNOWN_FLAGS: u16 = FLAG_WIDE | FLAG_REFRESH | FLAG_RELAYED | FLAG_TAGGED;
 const FAMILY_NONE: u8 = 0;
 const FAMILY_IPV4: u8 = 4;
@@ -153,11 +158,13 @@ impl Claim {
     }
 }
 
-/// Key id and authentication tag.
+/// Key id, time and authentication tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag {
     /// Which key made the tag.
     pub key_id: u32,
+    /// When the sender made it, milliseconds since 1970; each of its messages has another.
+    pub time_ms: u64,
     /// The tag.
     pub tag: [u8; TAG_LEN],
 }
@@ -235,7 +242,7 @@ pub struct Message {
     pub relayed: bool,
     /// What it says.
     pub body: Body,
-    /// Key id and tag (flag A), not checked.
+    /// Key id, time and tag (flag A), not checked.
     pub tag: Option<Tag>,
 }
 
@@ -268,7 +275,7 @@ impl Message {
         let reply_to = rest.endpoint()?;
         let body = body(opcode, flags.refresh, stamp, lifetime_ms, coa, reply_to)?;
         let tag = match flags.tagged {
-            true => Some(Tag { key_id: rest.u32()?, tag: rest.array()? }),
+            true => Some(Tag { key_id: rest.u32()?, time_ms: rest.u64()?, tag: rest.array()? }),
             false => None,
         };
         if !rest.0.is_empty() {
@@ -315,6 +322,7 @@ impl Message {
         emit_address(out, reply_to);
         if let Some(tag) = self.tag {
             out.extend_from_slice(&tag.key_id.to_be_bytes());
+            out.extend_from_slice(&tag.time_ms.to_be_bytes());
             out.extend_from_slice(&tag.tag);
         }
     }

@@ -22,7 +22,11 @@ fn vectors() -> Vec<(&'static str, Vec<u8>, Message)> {
         Message { nonce: 0, ..message(Body::Correction { claim: claim4(), lifetime_ms: 12_345 }) },
         message(Body::Absent),
         Message {
-            tag: Some(Tag { key_id: 0xa1b2_c3d4, tag: *b"0123456789abcdef" }),
+            tag: Some(Tag {
+                key_id: 0xa1b2_c3d4,
+                time_ms: 0x0102_0304_0506_0708,
+                tag: *b"0123456789abcdef",
+            }),
             relayed: true,
             ..message(Body::Reply { claim: claim6(), lifetime_ms: 1 })
         },
@@ -236,14 +240,14 @@ proptest! {
     fn what_is_emitted_is_parsed(
         body in any_body(), vnet in 1..=u32::MAX, mac in any::<[u8; 6]>(), nonce in 1..=u64::MAX,
         wide in any::<bool>(), relayed in any::<bool>(),
-        tag in proptest::option::of(any::<(u32, [u8; 16])>()),
+        tag in proptest::option::of(any::<(u32, u64, [u8; 16])>()),
     ) {
         let [first, rest @ ..] = mac;
         let mut octets = [first & !1 | 2; 6];
         octets[1..].copy_from_slice(&rest);
         let key = VifKey { vnet: VnetId::new(vnet).unwrap(), mac: Mac(octets) };
         let wide = wide && matches!(body, Body::Request { .. } | Body::Announce { .. });
-        let tag = tag.map(|(key_id, tag)| Tag { key_id, tag });
+        let tag = tag.map(|(key_id, time_ms, tag)| Tag { key_id, time_ms, tag });
         let message = Message { key, nonce, wide, relayed, body, tag };
         prop_assert_eq!(Message::parse(&message.to_bytes()), Ok(message));
     }

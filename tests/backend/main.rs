@@ -40,6 +40,7 @@ mod restarts;
 #[path = "../support/rig.rs"]
 mod rig;
 mod rings;
+mod secured;
 mod spoofing;
 #[expect(dead_code, reason = "other tests use the rest")]
 #[path = "../support/mod.rs"]
@@ -80,6 +81,21 @@ impl Net {
 
     /// The same with an underlay of this family, and with what the configuration of varpd says.
     fn with(test: &str, hosts: u8, family: Family, config: &str) -> Option<Self> {
+        Self::build(test, hosts, family, |_| config)
+    }
+
+    /// A host with each of these configurations.
+    fn with_configs(test: &str, configs: &[String]) -> Option<Self> {
+        let hosts = u8::try_from(configs.len()).unwrap();
+        Self::build(test, hosts, Family::V4, |host| &configs[host])
+    }
+
+    fn build<'c>(
+        test: &str,
+        hosts: u8,
+        family: Family,
+        config: impl Fn(usize) -> &'c str,
+    ) -> Option<Self> {
         if !can_make_hosts(test) {
             return None;
         }
@@ -89,7 +105,7 @@ impl Net {
         let underlay = Underlay::new(hosts, MTU);
         let start = |number: u8| {
             let host = underlay.host(number.into());
-            Varpd::start_with(host, host.address(family), config, directory.path())
+            Varpd::start_with(host, host.address(family), config(number.into()), directory.path())
         };
         let varpds = (0..hosts).map(start).collect();
         Some(Self { varpds, _underlay: underlay, directory, _turn: turn })

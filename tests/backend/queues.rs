@@ -79,7 +79,8 @@ fn both_pairs_receive(wide: &mut Nic, senders: &mut [Nic]) {
     step(&format!("frames received on the pairs: {used:?}"));
 }
 
-fn receive_now(nic: &mut Nic) -> Option<(usize, Vec<u8>)> {
+/// The frame that waits on one of two pairs, if there is one.
+pub(crate) fn receive_now(nic: &mut Nic) -> Option<(usize, Vec<u8>)> {
     (0..2).find_map(|pair| Some((pair, nic.driver.recv_packet(pair, Duration::ZERO)?.1)))
 }
 

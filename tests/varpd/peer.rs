@@ -132,7 +132,7 @@ impl Backend {
     }
 
     fn registered(peer: Peer, event: Event, sockets: Vec<UdpSocket>) -> Self {
-        let Event::Registered { coa, group, underlay_mtu } = event else { panic!("{event:?}") };
+        let Event::Registered { coa, group, underlay_mtu, .. } = event else { panic!("{event:?}") };
         for socket in &sockets {
             socket.set_nonblocking(false).unwrap();
             socket.set_read_timeout(Some(SOON)).unwrap();

@@ -137,7 +137,7 @@ fn an_unproven_correction_of_an_owner_is_met_with_an_announcement() {
 #[test]
 fn a_message_with_a_tag_is_dropped_on_a_vnet_without_keys() {
     let mut bench = Bench::hosting();
-    let tag = Some(Tag { key_id: 1, tag: [0; 16] });
+    let tag = Some(Tag { key_id: 1, time_ms: 0, tag: [0; 16] });
     bench.hear(2, true, Message { tag, ..message(key(7, 1), 42, request(2, false)) });
     assert_eq!(bench.outputs(), []);
     assert_eq!(bench.count(MapperCounter::rx_drop_tagged), 1);

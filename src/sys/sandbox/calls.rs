@@ -108,9 +108,14 @@ const REMOVAL: &[libc::c_long] =
 #[cfg(not(target_arch = "x86_64"))]
 const REMOVAL: &[libc::c_long] = &[libc::SYS_statx, libc::SYS_newfstatat, libc::SYS_unlinkat];
 
-/// Reading files anew, those that Landlock leaves in reach.
-const READING: &[libc::c_long] =
-    &[libc::SYS_openat, libc::SYS_statx, libc::SYS_newfstatat, libc::SYS_getdents64];
+/// Reading files anew, those that Landlock leaves in reach, if they are this user's (sys::secret_file).
+const READING: &[libc::c_long] = &[
+    libc::SYS_openat,
+    libc::SYS_statx,
+    libc::SYS_newfstatat,
+    libc::SYS_getdents64,
+    libc::SYS_geteuid,
+];
 
 /// The allow-list.
 pub(super) fn allowed(profile: Profile, files: Files) -> Result<BpfProgram, BackendError> {

@@ -105,7 +105,13 @@ impl<U: Underlay> Worker<U> {
     /// reader waits for a short time.
     fn hand_over(&mut self, lane: u32, to: SocketAddr) {
         let datagram = handover::emit(self.place.receiver.key.vnet, lane);
-        let part = IoVec::from_slice(&datagram);
+        let sealed = self.protection.as_mut().map(|protection| protection.seal_one(to, &datagram));
+        let part = match &sealed {
+            // Without a key nothing can have gone that way before.
+            Some(None) => return,
+            Some(Some(sealed)) => IoVec::from_slice(sealed),
+            None => IoVec::from_slice(&datagram),
+        };
         let message = Message { to, parts: std::slice::from_ref(&part), segment: 0 };
         if let Err(error) = self.underlay.send(&[message]) {
             log::debug!("no handover to {to}: {error}");

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | a frame is longer than the path | its sender is told, or it leaves in pieces, see [`Worker::send_too_long`] |
 //! | a router says that the path is narrower | the table of paths learns it; what was under way is lost, as in any network |
-//! | the kernel refuses a datagram for its length | the table learns it; the datagram leaves in pieces |
+//! | the kernel refuses a datagram for its length | the table learns it; the datagram leaves in pieces, unless it is sealed already |
 //!
 //! The kernel tells the next call on a socket, whatever it is for, of an ICMP error that came for an
 //! earlier datagram. So behind every error the socket's reports are read, and if there were such, the
@@ -24,7 +24,7 @@ use crate::vif::outgoing::pieces::{reopen, takes_pieces};
 use crate::vif::outgoing::{Batch, Route, Staged, Step};
 use crate::vif::paths::{self, Source};
 use crate::vif::too_big;
-use crate::wire::encap;
+use crate::wire::{encap, esp};
 
 /// Reports read at a time; while more wait, the socket polls as in error.
 const MAX_REPORTS: usize = 64;
@@ -53,9 +53,11 @@ impl Reports {
 }
 
 impl<U: Underlay> Worker<U> {
-    /// The longest datagram to a destination, in bytes.
+    /// The longest datagram to a destination, in bytes; on a secured vnet, before it is sealed. What
+    /// is sealed, while it is being sent (and the protection is lent), is measured as it is.
     pub(super) fn max_datagram(&self, route: &Route, now: Instant) -> usize {
-        self.paths.max_datagram(route.to.ip(), self.place.max_datagram, now)
+        let max = self.paths.max_datagram(route.to.ip(), self.place.max_datagram, now);
+        if self.protection.is_some() { esp::payload_room(max) } else { max }
     }
 
     /// The socket that frames leave from polls as in error.

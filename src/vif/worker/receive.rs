@@ -114,9 +114,11 @@ impl<U: Underlay> Worker<U> {
 
     /// Reads the next batch from a socket; false when nothing waits.
     pub(super) fn fill(&mut self, port: Port, now: Instant) -> bool {
-        let Self { incoming, underlay, place, neighbors, learnt, departures, counters, .. } = self;
+        let Self { incoming, underlay, place, neighbors, learnt, departures, .. } = self;
         let mut home = Home { receiver: &place.receiver, neighbors, learnt, departures, now };
-        if let Err(error) = incoming.fill(port, underlay, &mut home, counters) {
+        let opening = self.protection.as_ref().map(|protection| protection.opening(now));
+        let filled = incoming.fill(port, underlay, &mut home, &self.counters, opening);
+        if let Err(error) = filled {
             if error.kind() != io::ErrorKind::WouldBlock && self.heed_reports(now).is_empty() {
                 self.complain("cannot receive from the underlay", &error, now);
             }

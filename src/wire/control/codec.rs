@@ -4,6 +4,8 @@
 //! So whatever parses is emitted again as the very same bytes. Emitting cuts what is too long (text
 //! at a character boundary, lists at their bound) rather than failing.
 
+mod keys;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{
@@ -34,6 +36,8 @@ mod code {
     pub(super) const STATS: u8 = 5;
     pub(super) const SHOW: u8 = 6;
     pub(super) const FLUSH: u8 = 7;
+    pub(super) const SA_NEEDED: u8 = 32;
+    pub(super) const SA_READY: u8 = 33;
     pub(super) const LATE: u8 = 8;
     pub(super) const LEARN: u8 = 9;
     pub(super) const FORGET: u8 = 10;
@@ -49,6 +53,10 @@ mod code {
     pub(super) const ROW: u8 = 136;
     pub(super) const END: u8 = 137;
     pub(super) const ERROR: u8 = 138;
+    pub(super) const GROUP_KEYS: u8 = 160;
+    pub(super) const SA_OUT: u8 = 161;
+    pub(super) const SA_IN: u8 = 162;
+    pub(super) const SA_END: u8 = 163;
     pub(super) const REFUSED: u8 = 139;
     pub(super) const LANE: u8 = 140;
     pub(super) const CLOSE_LANE: u8 = 141;
@@ -74,6 +82,8 @@ impl Request {
             }
             code::SHOW => Self::Show { table: Table::from_code(r.u8()?)? },
             code::FLUSH => parse_flush(&mut r)?,
+            code::SA_READY => Self::SaReady { number: r.session()? },
+            code::SA_NEEDED => Self::SaNeeded { address: r.addr()? },
             code::MONITOR => Self::Monitor,
             code::LEARN => {
                 let n = r.count(MAX_MACS)?;
@@ -106,6 +116,8 @@ impl Request {
                 Writer::new(code::SET_ACTIVE, 0).u8((*active).into()).done()
             }
             Self::Announce => Writer::new(code::ANNOUNCE, 0).done(),
+            Self::SaReady { number } => Writer::new(code::SA_READY, 0).u32(*number).done(),
+            Self::SaNeeded { address } => Writer::new(code::SA_NEEDED, 0).addr(address).done(),
             Self::Resolve { mac, refresh } => {
                 Writer::new(code::RESOLVE, 0).mac(*mac).u8((*refresh).into()).done()
             }
@@ -207,9 +219,16 @@ impl Event {
             return Err(ParseError::Reserved);
         }
         let event = match kind {
-            code::REGISTERED => {
-                Self::Registered { coa: r.care_of()?, group: r.addr()?, underlay_mtu: r.u32()? }
-            }
+            code::REGISTERED => Self::Registered {
+                coa: r.care_of()?,
+                group: r.addr()?,
+                underlay_mtu: r.u32()?,
+                level: r.level()?,
+            },
+            code::GROUP_KEYS => keys::parse_group_keys(&mut r)?,
+            code::SA_OUT => keys::parse_sa_out(&mut r)?,
+            code::SA_IN => keys::parse_sa_in(&mut r)?,
+            code::SA_END => keys::parse_sa_end(&mut r)?,
             code::CLAIMED => Self::Claimed { mac: r.mac()?, stamp: Stamp(r.u64()?) },
             code::LOST => Self::Lost {
                 mac: r.mac()?,
@@ -246,10 +265,14 @@ impl Event {
     /// The message as a datagram.
     pub fn emit(&self) -> Vec<u8> {
         match self {
-            Self::Registered { coa, group, underlay_mtu } => {
+            Self::Registered { coa, group, underlay_mtu, level } => {
                 let mut w = Writer::new(code::REGISTERED, 0);
-                w.care_of(coa).addr(group).u32(*underlay_mtu).done()
+                w.care_of(coa).addr(group).u32(*underlay_mtu).level(*level).done()
             }
+            Self::GroupKeys { suite, salt, keys } => keys::emit_group_keys(*suite, *salt, keys),
+            Self::SaOut { to, keys } => keys::emit_sa_out(to, keys),
+            Self::SaIn { keys } => keys::emit_sa_in(keys),
+            Self::SaEnd { number } => keys::emit_sa_end(*number),
             Self::Claimed { mac, stamp } => {
                 Writer::new(code::CLAIMED, 0).mac(*mac).u64(stamp.0).done()
             }

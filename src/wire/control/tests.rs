@@ -5,7 +5,10 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use proptest::prelude::*;
 
 use super::*;
+use crate::security::keys::SaKey;
+use crate::wire::esp::Spi;
 use crate::wire::{Capabilities, EncapKinds, ParseError, VnetId};
+use std::time::Duration;
 
 const MAC: Mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
 
@@ -51,6 +54,11 @@ fn requests() -> Vec<(Request, &'static str)> {
         ),
         (Request::SetActive { active: true }, "01 02 0000 00000000 01"),
         (Request::Announce, "01 03 0000 00000000"),
+        (
+            Request::SaNeeded { address: "192.0.2.1:40000".parse().unwrap() },
+            "01 20 0000 00000000 04 00 9c40 c0000201000000000000000000000000",
+        ),
+        (Request::SaReady { number: 3 }, "01 21 0000 00000000 00000003"),
         (Request::Resolve { mac: MAC, refresh: true }, "01 04 0000 00000000 525400123456 01"),
         (
             Request::Stats { xid: 7, values: vec![("rx".into(), 1), ("tx_é".into(), u64::MAX)] },
@@ -88,10 +96,49 @@ fn events() -> Vec<(Event, &'static str)> {
                 coa: v4(),
                 group: "224.10.0.1:1798".parse().unwrap(),
                 underlay_mtu: 1500,
+                level: Level::Conf,
             },
             "01 81 0000 00000000 01 00 0002 04 00 9c40 c0000201000000000000000000000000 \
-             04 00 0706 e00a0001000000000000000000000000 000005dc",
+             04 00 0706 e00a0001000000000000000000000000 000005dc 02 00 0000",
         ),
+        (
+            Event::GroupKeys {
+                suite: Suite::AesGcm,
+                salt: 0x0506,
+                keys: vec![Secret::new([0xa1; 32]), Secret::new([0xa2; 32])],
+            },
+            "01 a0 0000 00000000 01 00 0506 0002 \
+             a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1 \
+             a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2",
+        ),
+        (
+            Event::SaOut {
+                to: "192.0.2.1:40000".parse().unwrap(),
+                keys: Outbound {
+                    suite: Suite::ChaCha20Poly1305,
+                    keys: vec![(
+                        Spi::of(3, 5),
+                        SaKey { key: Secret::new([0xa3; 32]), salt: [1, 2, 3, 4] },
+                    )],
+                    lifetime: Duration::from_secs(30),
+                },
+            },
+            "01 a1 0000 00000000 04 00 9c40 c0000201000000000000000000000000 03 00 00007530 0001 \
+             80003005 a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3 01020304",
+        ),
+        (
+            Event::SaIn {
+                keys: vec![Inbound {
+                    number: 3,
+                    suite: Suite::AesGmac,
+                    receiver: Secret::new([0xa4; 32]),
+                    lifetime: Duration::from_secs(30),
+                }],
+            },
+            "01 a2 0000 00000000 0001 02 00 00000003 00007530 \
+             a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4",
+        ),
+        (Event::SaEnd { number: 3 }, "01 a3 0000 00000000 00000003"),
         (
             Event::Claimed { mac: MAC, stamp: Stamp(9) },
             "01 82 0000 00000000 525400123456 0000000000000009",
@@ -316,6 +363,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]);
     prop_oneof![
         (coa(), addr(), any::<u32>()).prop_map(|(coa, group, underlay_mtu)| Event::Registered {
+            level: Level::Auth,
             coa,
             group,
             underlay_mtu

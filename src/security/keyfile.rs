@@ -1,0 +1,225 @@
+//! The text that holds a vnet key, and how keys are exchanged for new ones.
+//!
+//! ```text
+//! # anything
+//! use  0102...   the key that is sent with; 64 hex digits
+//! next 0304...   at most one of these two: accepted from others, and the next to be used,
+//! old  0506...   or the one used before
+//! ```
+//!
+//! [`KeyFile::rotate`] takes a file one step further; after each step the file is copied to all
+//! hosts. So everybody accepts a key before anybody sends with it, and nothing is lost:
+//!
+//! | Step | File | Sent with | Accepted |
+//! |---|---|---|---|
+//! | | use A | A | A |
+//! | 1 | use A, next B | A | A, B |
+//! | 2 | use B, old A | B | A, B |
+//! | 3 | use B | B | B |
+//!
+//! A member that is to be shut out simply does not get the file; from step 3 on it is out.
+
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use super::keys::{self, Secret};
+
+/// Longest file that is looked at, in bytes.
+pub const MAX_LEN: usize = 4096;
+
+/// What is wrong with a key file. Never says what is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum KeyFileError {
+    /// It is too long to be one.
+    #[error("more than {MAX_LEN} bytes")]
+    TooLong,
+    /// Not text.
+    #[error("not a text file")]
+    NotText,
+    /// A line that has no meaning.
+    #[error("line {0}: expected 'use', 'next' or 'old' and 64 hex digits")]
+    Line(usize),
+    /// A line too many.
+    #[error("line {0}: there is one 'use' line and at most one of 'next' or 'old'")]
+    TooMany(usize),
+    /// The same key twice.
+    #[error("both keys are the same")]
+    Same,
+    /// No key to use.
+    #[error("there is no 'use' line")]
+    Empty,
+    /// All bits are 0: somebody's placeholder.
+    #[error("line {0}: a key of zeros is no key")]
+    Zero(usize),
+}
+
+/// What the second key is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Other {
+    /// Will be used next.
+    Next,
+    /// Was used before.
+    Old,
+}
+
+/// A vnet's keys: one that is used, and perhaps one more that is accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyFile {
+    /// What is sent is protected with this one.
+    pub used: Secret,
+    /// This one is accepted as well.
+    pub other: Option<(Other, Secret)>,
+}
+
+impl KeyFile {
+    /// A file with one key.
+    pub fn new(key: Secret) -> Self {
+        Self { used: key, other: None }
+    }
+
+    /// All keys that are accepted, the used one first.
+    pub fn accepted(&self) -> impl Iterator<Item = &Secret> {
+        std::iter::once(&self.used).chain(self.other.as_ref().map(|(_, key)| key))
+    }
+
+    /// Parses a file.
+    pub fn parse(bytes: &[u8]) -> Result<Self, KeyFileError> {
+        if bytes.len() > MAX_LEN {
+            return Err(KeyFileError::TooLong);
+        }
+        let text = std::str::from_utf8(bytes).map_err(|_| KeyFileError::NotText)?;
+        let (mut used, mut other) = (None, None);
+        for (number, line) in (1..).zip(text.lines()) {
+            let mut words = line.split_whitespace();
+            let Some(role) = words.next().filter(|word| !word.starts_with('#')) else { continue };
+            let (Some(digits), None) = (words.next(), words.next()) else {
+                return Err(KeyFileError::Line(number));
+            };
+            let key = from_hex(digits).ok_or(KeyFileError::Line(number))?;
+            if key == Secret::new([0; keys::LEN]) {
+                return Err(KeyFileError::Zero(number));
+            }
+            let is_taken = match role {
+                "use" => used.replace(key).is_some(),
+                "next" => other.replace((Other::Next, key)).is_some(),
+                "old" => other.replace((Other::Old, key)).is_some(),
+                _ => return Err(KeyFileError::Line(number)),
+            };
+            if is_taken {
+                return Err(KeyFileError::TooMany(number));
+            }
+        }
+        let used = used.ok_or(KeyFileError::Empty)?;
+        if other.as_ref().is_some_and(|(_, key)| *key == used) {
+            return Err(KeyFileError::Same);
+        }
+        Ok(Self { used, other })
+    }
+
+    /// The file's text.
+    pub fn emit(&self) -> Zeroizing<String> {
+        let mut text = Zeroizing::new(String::with_capacity(512));
+        text.push_str("# Key of a vnet. Who holds it is a member: keep it secret.\n");
+        push_line(&mut text, "use", &self.used);
+        match &self.other {
+            Some((Other::Next, key)) => push_line(&mut text, "next", key),
+            Some((Other::Old, key)) => push_line(&mut text, "old", key),
+            None => {}
+        }
+        text
+    }
+
+    /// The next step of a rotation; `new` is the new key, used in the first step only.
+    pub fn rotate(self, new: Secret) -> (Self, &'static str) {
+        match self.other {
+            None => {
+                let other = Some((Other::Next, new));
+                let text = "a new key is accepted, not used yet";
+                (Self { used: self.used, other }, text)
+            }
+            Some((Other::Next, next)) => {
+                let other = Some((Other::Old, self.used));
+                (Self { used: next, other }, "the new key is used, the old one still accepted")
+            }
+            Some((Other::Old, _)) => (Self::new(self.used), "the old key is no longer accepted"),
+        }
+    }
+}
+
+fn push_line(text: &mut String, role: &str, key: &Secret) {
+    text.push_str(role);
+    text.push(' ');
+    for byte in key.bytes() {
+        for digit in [byte >> 4, byte & 0xf] {
+            text.push(char::from_digit(digit.into(), 16).unwrap_or('?'));
+        }
+    }
+    text.push('\n');
+}
+
+fn from_hex(digits: &str) -> Option<Secret> {
+    if digits.len() != 2 * keys::LEN {
+        return None;
+    }
+    let mut bytes = Zeroizing::new([0; keys::LEN]);
+    for (byte, pair) in bytes.iter_mut().zip(digits.as_bytes().chunks(2)) {
+        let digit = |c: &u8| char::from(*c).to_digit(16).and_then(|d| u8::try_from(d).ok());
+        let [high, low] = pair else { return None };
+        *byte = digit(high)? << 4 | digit(low)?;
+    }
+    Some(Secret::new(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(byte: u8) -> Secret {
+        Secret::new([byte; keys::LEN])
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut file = KeyFile::new(key(0xa5));
+        for _ in 0..3 {
+            assert_eq!(KeyFile::parse(file.emit().as_bytes()), Ok(file.clone()));
+            file = file.rotate(key(2)).0;
+        }
+    }
+
+    #[test]
+    fn a_rotation_never_leaves_members_without_a_common_key() {
+        let steps: Vec<KeyFile> =
+            std::iter::successors(Some(KeyFile::new(key(1))), |f| Some(f.clone().rotate(key(2)).0))
+                .take(4)
+                .collect();
+        for pair in steps.windows(2) {
+            let [before, after] = pair else { panic!() };
+            // Some hosts have the file of the step before.
+            assert!(after.accepted().any(|k| *k == before.used));
+            assert!(before.accepted().any(|k| *k == after.used));
+        }
+        assert_eq!(steps[3], KeyFile::new(key(2)));
+    }
+
+    #[test]
+    fn complaints_name_the_line_and_never_the_key() {
+        let line = |role: &str, byte: &str| format!("{role} {}\n", byte.repeat(keys::LEN));
+        let fails = |text: &str| KeyFile::parse(text.as_bytes()).unwrap_err();
+        assert_eq!(fails("# only\n\n"), KeyFileError::Empty);
+        assert_eq!(fails(&line("next", "11")), KeyFileError::Empty);
+        assert_eq!(fails(&format!("\n{}", line("key", "11"))), KeyFileError::Line(2));
+        assert_eq!(fails("use 11"), KeyFileError::Line(1));
+        assert_eq!(fails(&line("use", "1g")), KeyFileError::Line(1));
+        assert_eq!(fails(&format!("{} more", line("use", "11").trim())), KeyFileError::Line(1));
+        assert_eq!(fails(&line("use", "00")), KeyFileError::Zero(1));
+        let twice = line("use", "11") + &line("use", "22");
+        assert_eq!(fails(&twice), KeyFileError::TooMany(2));
+        let three = line("use", "11") + &line("next", "22") + &line("old", "33");
+        assert_eq!(fails(&three), KeyFileError::TooMany(3));
+        assert_eq!(fails(&(line("use", "11") + &line("old", "11"))), KeyFileError::Same);
+        assert_eq!(KeyFile::parse(&[0xff; 10]), Err(KeyFileError::NotText));
+        assert_eq!(KeyFile::parse(&[b'#'; MAX_LEN + 1]), Err(KeyFileError::TooLong));
+        assert!(KeyFile::parse(line("use", "Ab").as_bytes()).is_ok());
+    }
+}

@@ -1,0 +1,319 @@
+//! Tags of VARP messages: on a secured vnet only members are heard.
+//!
+//! A tag is a MAC of the whole message, with the id of the key and the time at which the message was
+//! made. Freshness is of two kinds. What answers a question repeats its nonce, as on any vnet. And
+//! no message is taken twice: its time must be within [`TOLERANCE`] of this host's clock, and one
+//! that its sender has not used before, of which the last [`REMEMBERED`] are kept. So nothing that
+//! was recorded keeps a mapping alive, or moves one, after its time.
+//!
+//! A message says that *a member* made it, not which one: members trust each other.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::keys::{KeyId, MacKey};
+use crate::wire::VnetId;
+use crate::wire::varp::{Body, Message, TAG_LEN, TAGGED_LEN, Tag};
+
+/// How far a message's time may be from this host's clock.
+pub const TOLERANCE: Duration = Duration::from_secs(90);
+/// Times of a sender that are kept: so far may a message be overtaken by later ones.
+pub const REMEMBERED: usize = 64;
+/// Senders that are kept apart, of all vnets.
+const MAX_SENDERS: usize = 16_384;
+
+/// Why a message is not heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It has no tag.
+    Untagged,
+    /// Its key is none of the vnet's.
+    Key,
+    /// Its tag is wrong.
+    Forged,
+    /// Its time is too far from now.
+    Stale,
+    /// It was heard before, or is too late to tell.
+    Replayed,
+    /// Too many senders.
+    Full,
+}
+
+/// The times of one sender, ascending.
+#[derive(Debug, Default)]
+struct Seen(VecDeque<u64>);
+
+impl Seen {
+    fn take(&mut self, time: u64) -> bool {
+        match self.0.binary_search(&time) {
+            Ok(_) => false,
+            Err(0) if self.0.len() >= REMEMBERED => false,
+            Err(at) => {
+                self.0.insert(at, time);
+                if self.0.len() > REMEMBERED {
+                    self.0.pop_front();
+                }
+                true
+            }
+        }
+    }
+
+    fn newest(&self) -> u64 {
+        self.0.back().copied().unwrap_or(0)
+    }
+}
+
+/// The keys of VARP on secured vnets, and who was heard with them.
+#[derive(Debug, Default)]
+pub struct Membership {
+    vnets: BTreeMap<VnetId, Vec<(KeyId, MacKey)>>,
+    heard: BTreeMap<(VnetId, IpAddr), Seen>,
+    /// The time of the last message made here.
+    last: u64,
+}
+
+impl Membership {
+    /// The keys of a vnet, the used one first; none if it is not secured.
+    pub fn set_vnet(&mut self, vnet: VnetId, keys: Vec<(KeyId, MacKey)>) {
+        if keys.is_empty() {
+            self.vnets.remove(&vnet);
+            self.heard.retain(|(of, _), _| *of != vnet);
+        } else {
+            self.vnets.insert(vnet, keys);
+        }
+    }
+
+    /// Puts a tag on a message for a secured vnet, at a time in milliseconds since 1970.
+    pub fn tag(&mut self, message: &mut Message, wall_ms: u64) {
+        let Some((id, key)) = self.vnets.get(&message.key.vnet).and_then(|keys| keys.first())
+        else {
+            return;
+        };
+        // After a clock was far ahead nobody has believed its times, and it can go back.
+        let is_believed = Duration::from_millis(self.last.saturating_sub(wall_ms)) <= TOLERANCE;
+        self.last = if is_believed { wall_ms.max(self.last + 1) } else { wall_ms };
+        message.tag = Some(Tag { key_id: id.0, time_ms: self.last, tag: [0; TAG_LEN] });
+        let tag = key.sign(&[&covered(message)]);
+        message.tag = Some(Tag { key_id: id.0, time_ms: self.last, tag });
+    }
+
+    /// Checks a message that came `from` there, and takes its tag off. On a vnet that is not
+    /// secured messages stay as they are.
+    ///
+    /// # Errors
+    /// Why it is not to be heard.
+    pub fn check(
+        &mut self,
+        from: SocketAddr,
+        message: Message,
+        wall_ms: u64,
+    ) -> Result<Message, Refusal> {
+        let vnet = message.key.vnet;
+        let Some(keys) = self.vnets.get(&vnet) else { return Ok(message) };
+        let tag = message.tag.ok_or(Refusal::Untagged)?;
+        let key = keys.iter().find(|(id, _)| id.0 == tag.key_id);
+        let (_, key) = key.ok_or(Refusal::Key)?;
+        if !key.verify(&[&covered(&message)], &tag.tag) {
+            return Err(Refusal::Forged);
+        }
+        if Duration::from_millis(tag.time_ms.abs_diff(wall_ms)) > TOLERANCE {
+            return Err(Refusal::Stale);
+        }
+        let sender = (vnet, author(from, &message));
+        if !self.heard.contains_key(&sender) && self.heard.len() >= MAX_SENDERS {
+            let oldest = wall_ms.saturating_sub(u64::try_from(TOLERANCE.as_millis()).unwrap_or(0));
+            self.heard.retain(|_, seen| seen.newest() >= oldest);
+            if self.heard.len() >= MAX_SENDERS {
+                return Err(Refusal::Full);
+            }
+        }
+        if !self.heard.entry(sender).or_default().take(tag.time_ms) {
+            return Err(Refusal::Replayed);
+        }
+        Ok(Message { tag: None, ..message })
+    }
+}
+
+/// The bytes under the tag.
+fn covered(message: &Message) -> Vec<u8> {
+    let mut bytes = Message { relayed: false, ..*message }.to_bytes();
+    bytes.truncate(TAGGED_LEN - TAG_LEN);
+    bytes
+}
+
+/// Whose clock made the message's time: many senders come through one `vnetd`.
+fn author(from: SocketAddr, message: &Message) -> IpAddr {
+    let named = match message.body {
+        Body::Request { reply_to, .. } if message.relayed => Some(reply_to.ip()),
+        Body::Reply { claim, .. } | Body::Announce { claim, .. } if message.relayed => {
+            Some(claim.coa.addr.ip())
+        }
+        _ => None,
+    };
+    named.unwrap_or(from.ip()).to_canonical()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::security::keys::Secret;
+    use crate::wire::varp::Claim;
+    use crate::wire::{Capabilities, CareOf, EncapKinds, Mac, Stamp, VifKey};
+
+    const NOW: u64 = 1_767_225_600_000;
+
+    fn vnet(id: u32) -> VnetId {
+        VnetId::new(id).unwrap()
+    }
+
+    fn key(byte: u8) -> (KeyId, MacKey) {
+        (KeyId(byte.into()), MacKey::new(&Secret::new([byte; 32])))
+    }
+
+    fn member(keys: &[u8]) -> Membership {
+        let mut member = Membership::default();
+        member.set_vnet(vnet(42), keys.iter().map(|byte| key(*byte)).collect());
+        member
+    }
+
+    fn from() -> SocketAddr {
+        ([192, 0, 2, 1], 1798).into()
+    }
+
+    fn announce(on: u32) -> Message {
+        let kinds = EncapKinds::UDP;
+        let coa =
+            CareOf { addr: ([192, 0, 2, 1], 4000).into(), kinds, capabilities: Capabilities(3) };
+        let claim = Claim { stamp: Stamp(NOW), coa };
+        Message {
+            key: VifKey { vnet: vnet(on), mac: Mac([2, 0, 0, 0, 0, 1]) },
+            nonce: 7,
+            wide: true,
+            relayed: false,
+            body: Body::Announce { claim, lifetime_ms: 30_000 },
+            tag: None,
+        }
+    }
+
+    fn tagged(member: &mut Membership, now: u64) -> Message {
+        let mut message = announce(42);
+        member.tag(&mut message, now);
+        message
+    }
+
+    #[test]
+    fn members_are_heard_once() {
+        let (mut a, mut b) = (member(&[1]), member(&[1]));
+        let message = tagged(&mut a, NOW);
+        assert_eq!(b.check(from(), message, NOW), Ok(announce(42)));
+        assert_eq!(b.check(from(), message, NOW), Err(Refusal::Replayed));
+        let again = tagged(&mut a, NOW);
+        assert_eq!(b.check(from(), again, NOW + 1), Ok(announce(42)), "said again, not replayed");
+    }
+
+    #[test]
+    fn others_are_not() {
+        let mut b = member(&[1]);
+        assert_eq!(b.check(from(), announce(42), NOW), Err(Refusal::Untagged));
+        assert_eq!(b.check(from(), tagged(&mut member(&[2]), NOW), NOW), Err(Refusal::Key));
+        let stale = tagged(&mut member(&[1]), NOW - 91_000);
+        assert_eq!(b.check(from(), stale, NOW), Err(Refusal::Stale));
+        let early = tagged(&mut member(&[1]), NOW + 91_000);
+        assert_eq!(b.check(from(), early, NOW), Err(Refusal::Stale));
+        assert!(b.heard.is_empty(), "they leave nothing behind");
+    }
+
+    #[test]
+    fn an_unsecured_vnet_is_left_alone() {
+        let mut b = member(&[1]);
+        let mut message = announce(43);
+        b.tag(&mut message, NOW);
+        assert_eq!(message, announce(43));
+        assert_eq!(b.check(from(), message, NOW), Ok(message));
+        let foreign = tagged(&mut member(&[1]), NOW);
+        let mut none = Membership::default();
+        assert_eq!(none.check(from(), foreign, NOW), Ok(foreign), "the mapper drops it");
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed_but_the_relays() {
+        let mut a = member(&[1]);
+        let bytes = tagged(&mut a, NOW).to_bytes();
+        let mut relayed = 0;
+        for bit in 0..bytes.len() * 8 {
+            let mut wrong = bytes.clone();
+            wrong[bit / 8] ^= 1 << (bit % 8);
+            let Ok(message) = Message::parse(&wrong) else { continue };
+            if message.key.vnet != vnet(42) {
+                continue;
+            }
+            match member(&[1]).check(from(), message, NOW) {
+                Ok(heard) => {
+                    assert!(heard.relayed);
+                    relayed += 1;
+                }
+                Err(refusal) => assert!(refusal != Refusal::Replayed, "{bit}"),
+            }
+        }
+        assert_eq!(relayed, 1);
+    }
+
+    #[test]
+    fn overtaken_messages_are_heard_and_late_ones_not() {
+        let (mut a, mut b) = (member(&[1]), member(&[1]));
+        let messages: Vec<Message> = (0..200).map(|n| tagged(&mut a, NOW + n)).collect();
+        for pair in messages.chunks(2) {
+            assert!(b.check(from(), pair[1], NOW).is_ok());
+            assert!(b.check(from(), pair[0], NOW).is_ok());
+        }
+        for message in &messages {
+            assert_eq!(b.check(from(), *message, NOW), Err(Refusal::Replayed));
+        }
+    }
+
+    /// A million messages: made up, of another vnet's member, altered and recorded ones.
+    #[test]
+    fn a_million_forgeries_are_not_heard() {
+        let (mut a, mut b, mut other) = (member(&[1]), member(&[1]), member(&[2]));
+        let recorded: Vec<Message> =
+            (0..REMEMBERED as u64).map(|n| tagged(&mut a, NOW + n)).collect();
+        assert!(recorded.iter().all(|message| b.check(from(), *message, NOW).is_ok()));
+        let (mut heard, mut forged) = (0, 0);
+        for n in 0..1_000_000_u64 {
+            let mut message = match n % 4 {
+                0 => recorded[(n / 4) as usize % recorded.len()],
+                1 => tagged(&mut other, NOW + n / 100),
+                _ => recorded[n as usize % recorded.len()],
+            };
+            if let Some(tag) = &mut message.tag {
+                match n % 4 {
+                    // Another's tag under the right name.
+                    1 => tag.key_id = 1,
+                    2 => tag.tag = [n.to_be_bytes(), n.to_le_bytes()].concat().try_into().unwrap(),
+                    3 => tag.time_ms += 1 + n,
+                    _ => {}
+                }
+            }
+            match b.check(from(), message, NOW) {
+                Ok(_) => heard += 1,
+                Err(Refusal::Forged) => forged += 1,
+                Err(refusal) => assert_eq!(refusal, Refusal::Replayed),
+            }
+        }
+        assert_eq!((heard, forged), (0, 750_000));
+    }
+
+    #[test]
+    fn a_rotation_loses_nobody() {
+        let steps: [&[u8]; 4] = [&[1], &[1, 2], &[2, 1], &[2]];
+        for pair in steps.windows(2) {
+            for (sender, receiver) in [(pair[0], pair[1]), (pair[1], pair[0])] {
+                let message = tagged(&mut member(sender), NOW);
+                assert!(member(receiver).check(from(), message, NOW).is_ok());
+            }
+        }
+        let old = tagged(&mut member(&[1]), NOW);
+        assert_eq!(member(&[2]).check(from(), old, NOW), Err(Refusal::Key));
+    }
+}

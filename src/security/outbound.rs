@@ -1,0 +1,175 @@
+//! A queue pair's security associations for what it sends, by care-of address.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::Suite;
+use super::esp::{Exhausted, HARD_LIMIT, Numbering, SOFT_LIMIT, Sealer};
+use super::group::GroupSender;
+use super::keys::{SaKey, Secret};
+use crate::time::Instant;
+use crate::wire::VnetId;
+use crate::wire::esp::Spi;
+
+/// Associations at most: as many as there are destinations of a queue pair.
+pub const MAX: usize = 16_384;
+
+/// Why a datagram can't be sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SealError {
+    /// There is no key for where it goes.
+    NoKey,
+    /// The association has sent all its packets, and varpd has given no other.
+    Exhausted,
+}
+
+impl From<Exhausted> for SealError {
+    fn from(_: Exhausted) -> Self {
+        Self::Exhausted
+    }
+}
+
+#[derive(Debug)]
+struct Association {
+    sealer: Sealer,
+    ends: Instant,
+    /// Whether varpd was asked for another one.
+    asked: bool,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Outbound {
+    vifs: HashMap<SocketAddr, Association>,
+    group: Option<GroupSender>,
+    worn: Vec<SocketAddr>,
+}
+
+impl Outbound {
+    /// Keys for a care-of address; what is sent there is sealed with them from now on.
+    pub fn insert(
+        &mut self,
+        to: SocketAddr,
+        spi: Spi,
+        suite: Suite,
+        key: &SaKey,
+        lifetime: Duration,
+        now: Instant,
+    ) {
+        if self.vifs.len() >= MAX && !self.vifs.contains_key(&to) {
+            self.vifs.retain(|_, association| association.ends > now);
+            if self.vifs.len() >= MAX {
+                return;
+            }
+        }
+        let sealer = Sealer::new(spi, suite, key, Numbering::Extended);
+        self.vifs.insert(to, Association { sealer, ends: now + lifetime, asked: false });
+    }
+
+    /// Nothing may be sent to a care-of address any more.
+    pub fn remove(&mut self, to: SocketAddr) {
+        self.vifs.remove(&to);
+    }
+
+    /// The key of group frames; `salt` is one that no other sender at `own` had.
+    pub fn set_group(
+        &mut self,
+        key: Secret,
+        suite: Suite,
+        vnet: VnetId,
+        own: SocketAddr,
+        salt: u16,
+    ) {
+        self.group = Some(GroupSender::new(key, suite, vnet, own, salt));
+    }
+
+    /// Seals a packet to a vif, as [`Sealer::seal`] does.
+    ///
+    /// # Errors
+    /// Why it must not be sent.
+    pub fn seal(
+        &mut self,
+        to: SocketAddr,
+        packet: &mut [u8],
+        payload_len: usize,
+    ) -> Result<(), SealError> {
+        let association = self.vifs.get_mut(&to).ok_or(SealError::NoKey)?;
+        association.sealer.seal(packet, payload_len)?;
+        if association.sealer.count() >= SOFT_LIMIT && !association.asked {
+            association.asked = true;
+            self.worn.push(to);
+        }
+        Ok(())
+    }
+
+    /// Seals a packet to the group.
+    ///
+    /// # Errors
+    /// Why it must not be sent.
+    pub fn seal_group(
+        &mut self,
+        packet: &mut [u8],
+        payload_len: usize,
+        wall_ms: u64,
+    ) -> Result<(), SealError> {
+        let sender = self.group.as_mut().ok_or(SealError::NoKey)?;
+        Ok(sender.seal(packet, payload_len, wall_ms)?)
+    }
+
+    /// Whether there are associations that have sent much, and should be replaced.
+    pub fn has_worn(&self) -> bool {
+        !self.worn.is_empty()
+    }
+
+    /// Takes them; each is named once.
+    pub fn take_worn(&mut self) -> Vec<SocketAddr> {
+        std::mem::take(&mut self.worn)
+    }
+}
+
+const _: () = assert!(SOFT_LIMIT < HARD_LIMIT);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::esp::sealed_len;
+
+    fn key(byte: u8) -> SaKey {
+        SaKey { key: Secret::new([byte; 32]), salt: [byte; 4] }
+    }
+
+    fn to(port: u16) -> SocketAddr {
+        ([192, 0, 2, 2], port).into()
+    }
+
+    #[test]
+    fn without_a_key_nothing_is_sealed() {
+        let mut outbound = Outbound::default();
+        let mut packet = vec![0; sealed_len(20)];
+        assert_eq!(outbound.seal(to(1), &mut packet, 20), Err(SealError::NoKey));
+        assert_eq!(outbound.seal_group(&mut packet, 20, 1), Err(SealError::NoKey));
+        let (spi, lifetime) = (Spi::of(1, 1), Duration::from_secs(9));
+        outbound.insert(to(1), spi, Suite::AesGcm, &key(1), lifetime, Instant::ZERO);
+        assert_eq!(outbound.seal(to(1), &mut packet, 20), Ok(()));
+        assert_eq!(packet[..4], spi.0.to_be_bytes());
+        assert_eq!(outbound.seal(to(2), &mut packet, 20), Err(SealError::NoKey));
+        outbound.remove(to(1));
+        assert_eq!(outbound.seal(to(1), &mut packet, 20), Err(SealError::NoKey));
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_what_ended_makes_room() {
+        let mut outbound = Outbound::default();
+        let mut insert = |port, secs, at| {
+            let lifetime = Duration::from_secs(secs);
+            outbound.insert(to(port), Spi(1), Suite::AesGcm, &key(1), lifetime, at);
+            outbound.vifs.len()
+        };
+        for port in 0..u16::try_from(MAX).unwrap() {
+            insert(port, 10, Instant::ZERO);
+        }
+        assert_eq!(insert(60_000, 10, Instant::ZERO), MAX);
+        assert_eq!(insert(60_000, 10, Instant::from_millis(10_000)), 1);
+    }
+}

@@ -1,0 +1,675 @@
+//! The state machine that agrees on keys with other hosts, one session per vnet and host.
+//!
+//! # Theory of operation
+//!
+//! varpd says which hosts it wants to send to ([`Sadb::want`]), hands in the handshake messages that
+//! arrive, and does what [`Sadb::poll_output`] asks for. A *link* is a vnet and another host's
+//! address. What is known of a link:
+//!
+//! | Part | Means | Ends by |
+//! |---|---|---|
+//! | attempt, asking | an INIT is under way | RESPONSE, the peer's INIT, giving up |
+//! | attempt, confirming | the RESPONSE is here: keys serve, CONFIRM is repeated | ACK, giving up |
+//! | half open | the peer's INIT was answered: its packets are accepted | CONFIRM, a short while |
+//! | sessions | keys agreed on; the newest that serves is *current* | their end, another one |
+//!
+//! **Make before break.** A receiver has the keys of a new session before its sender uses them: the
+//! responder hands them to its backends before it answers; where there is a current session, both
+//! sides switch a moment ([`SETTLE`]) after they are sure of the new one; and the old one is received
+//! for a while ([`OVERLAP`]) longer.
+//!
+//! **Who begins again.** The initiator of a session when it is [`Config::rekey`] old, the other side
+//! some time later if that did not happen, each only while it wants to send. When both begin at
+//! once, the INIT of the lower address is dropped by the higher, which is answered.
+//!
+//! **Losses.** Only the initiator repeats: INIT until RESPONSE, CONFIRM until ACK. A responder answers
+//! repetitions alike, so it needs no timer but the end of its patience. After [`TRIES`] an initiator
+//! gives up, which is an output, and begins anew after [`HOLD`] if the link is still wanted.
+//!
+//! **A host that lost its memory** is not noticed by those who send to it: their packets name sessions
+//! that it does not know. Its backends say so, and it begins a handshake itself ([`Sadb::renew`]).
+//!
+//! **Floods.** Without the vnet key nobody gets past the first MAC: no state, no answer. More INITs
+//! with a right one than [`INITS_PER_SECOND`] (recorded ones, from false addresses) are answered
+//! with a cookie, without state. All tables are bounded.
+
+mod link;
+#[cfg(test)]
+mod tests;
+
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::collections::{BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::Level;
+use super::Suite;
+use super::handshake::{Agreed, Cookies, Initiator, Opened, Parties, is_of_member};
+use super::keys::{KeyId, MemberKeys, SaKey, Secret};
+use super::noise::Entropy;
+use crate::metrics::counters;
+use crate::time::{Instant, Now};
+use crate::wire::VnetId;
+use crate::wire::esp::{INDICES, SESSIONS, Spi};
+use crate::wire::handshake::{Kind, Message};
+
+use link::{Attempt, Peer, Session, Stage};
+
+/// A side that knows a new session to serve uses it so much later, where another serves already.
+pub const SETTLE: Duration = Duration::from_millis(500);
+/// How long a replaced session is still received.
+pub const OVERLAP: Duration = Duration::from_secs(30);
+/// Repetitions of a message without an answer; the waits double from [`FIRST_WAIT`] to [`LAST_WAIT`].
+pub const TRIES: u32 = 8;
+/// See [`TRIES`].
+pub const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// See [`TRIES`].
+pub const LAST_WAIT: Duration = Duration::from_secs(3);
+/// How long a link rests after its initiator gave up.
+pub const HOLD: Duration = Duration::from_secs(3);
+/// How long an answered INIT waits for its confirmation: longer than the initiator tries.
+pub const HALF_OPEN: Duration = Duration::from_secs(30);
+/// How far the initiator's clock may be from the responder's.
+pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(90);
+/// INITs handled per second without a cookie.
+pub const INITS_PER_SECOND: u32 = 64;
+/// A secret that cookies are made with serves twice as long.
+const COOKIE_TURN: Duration = Duration::from_secs(120);
+/// Links.
+const MAX_LINKS: usize = 16_384;
+/// Sessions of one link that are received at once.
+const MAX_SESSIONS: usize = 8;
+/// Of the senders' numbers of a session, so many are left when another is made.
+const SPARE_INDICES: u32 = INDICES / 4;
+
+counters! {
+    /// What a security association database did, refused and dropped.
+    SadbCounters by SadbCounter {
+        sa_sessions = "sessions agreed on with other hosts, per vnet",
+        sa_given_up = "handshakes that nobody answered in time",
+        sa_ended = "sessions that ended: replaced, too old, their key withdrawn",
+        handshake_tx = "handshake messages sent",
+        handshake_rx = "handshake messages received",
+        handshake_cookies = "of handshake_tx, cookies: INITs came faster than they are answered",
+        handshake_drop_malformed = "handshake messages that are malformed",
+        handshake_drop_vnet = "handshake messages for a vnet or with a key that this host does not have",
+        handshake_drop_forged = "handshake messages that no holder of the key made for this host",
+        handshake_drop_stale = "INITs that are old, or of a host whose clock is wrong by more than 90 s",
+        handshake_drop_unasked = "handshake messages that answer nothing",
+        handshake_drop_crossed = "INITs that met one of our own, which goes first",
+        handshake_drop_full = "INITs for which there is no room",
+    }
+}
+
+/// Times that can be configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Age at which a session is replaced. It ends at twice that, if it could not be replaced.
+    pub rekey: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { rekey: Duration::from_secs(3600) }
+    }
+}
+
+/// What a secured vnet's members share.
+#[derive(Clone, Debug)]
+pub struct Keyring {
+    /// The policy; not none.
+    pub level: Level,
+    /// Keys that are accepted; the first is used.
+    pub keys: Vec<MemberKeys>,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send a handshake message to the VARP port of a host.
+    Send {
+        /// The vnet.
+        vnet: VnetId,
+        /// The host.
+        to: IpAddr,
+        /// The message.
+        bytes: Vec<u8>,
+    },
+    /// A session was made: local backends of the vnet need [`Sadb::inbound`] before anything else
+    /// that was asked for on this link is done.
+    Receive {
+        /// The vnet.
+        vnet: VnetId,
+        /// The host.
+        peer: IpAddr,
+        /// The session.
+        number: u32,
+    },
+    /// What is sent to this host from now on is sealed with new keys: [`Sadb::outbound`].
+    Serve {
+        /// The vnet.
+        vnet: VnetId,
+        /// The host.
+        peer: IpAddr,
+    },
+    /// A session is over.
+    Ended {
+        /// The vnet.
+        vnet: VnetId,
+        /// The session.
+        number: u32,
+    },
+    /// Nothing serves this link any more.
+    Down {
+        /// The vnet.
+        vnet: VnetId,
+        /// The host.
+        peer: IpAddr,
+    },
+    /// The host does not answer, or not with the vnet's key.
+    GaveUp {
+        /// The vnet.
+        vnet: VnetId,
+        /// The host.
+        peer: IpAddr,
+    },
+}
+
+impl Output {
+    /// Of which link it is; those of one must be done in order.
+    pub const fn link(&self) -> Option<(VnetId, IpAddr)> {
+        match *self {
+            Self::Send { vnet, to: peer, .. }
+            | Self::Receive { vnet, peer, .. }
+            | Self::Serve { vnet, peer }
+            | Self::Down { vnet, peer }
+            | Self::GaveUp { vnet, peer } => Some((vnet, peer)),
+            Self::Ended { .. } => None,
+        }
+    }
+}
+
+/// Keys of senders to one care-of address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outbound {
+    /// What packets are made with.
+    pub suite: Suite,
+    /// For each sender: its SPI and key.
+    pub keys: Vec<(Spi, SaKey)>,
+    /// How long they may serve.
+    pub lifetime: Duration,
+}
+
+/// What the owner of a care-of address derives its senders' keys from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// The session's number in SPIs.
+    pub number: u32,
+    /// What packets are made with.
+    pub suite: Suite,
+    /// The key from which [`sender_key`] derives.
+    pub receiver: Secret,
+    /// How long it may serve.
+    pub lifetime: Duration,
+}
+
+/// The key of the receiver at a care-of address, of a session's direction.
+fn receiver_key(direction: &Secret, receiver: SocketAddr) -> Secret {
+    let port = receiver.port().to_be_bytes();
+    direction.derive("receiver", &[receiver.ip().to_string().as_bytes(), &[0], &port])
+}
+
+/// The key of the sender with a number, of a receiver.
+pub fn sender_key(receiver: &Secret, index: u32) -> SaKey {
+    SaKey::derive(receiver, "sender", &[&index.to_be_bytes()])
+}
+
+/// A vnet and another host.
+type Link = (VnetId, IpAddr);
+
+/// The state machine; see the module's text.
+#[derive(Debug)]
+pub struct Sadb {
+    config: Config,
+    own: IpAddr,
+    entropy: Entropy,
+    cookies: Cookies,
+    cookies_turn: Instant,
+    vnets: BTreeMap<VnetId, Keyring>,
+    peers: BTreeMap<Link, Peer>,
+    /// Session numbers in use, and whose they are.
+    numbers: BTreeMap<u32, Link>,
+    timers: BTreeSet<(Instant, Link)>,
+    inits: Bucket,
+    renewals: Bucket,
+    /// The time in the last INIT.
+    last_time: u64,
+    outputs: VecDeque<Output>,
+    counters: SadbCounters,
+}
+
+impl Sadb {
+    /// Without vnets; `own` is this host's VARP address, `seed` is secret randomness.
+    pub fn new(config: Config, own: IpAddr, seed: Secret) -> Self {
+        let entropy = Entropy::new(seed);
+        Self {
+            config,
+            own: own.to_canonical(),
+            cookies: Cookies::new(&entropy),
+            cookies_turn: Instant::ZERO,
+            entropy,
+            vnets: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            inits: Bucket::new(INITS_PER_SECOND),
+            renewals: Bucket::new(INITS_PER_SECOND),
+            last_time: 0,
+            outputs: VecDeque::new(),
+            counters: SadbCounters::default(),
+        }
+    }
+
+    /// The keys of a vnet, or that it has none any more. Sessions made with keys that are gone end
+    /// now; those made with a key that is only still accepted are replaced soon.
+    pub fn set_vnet(&mut self, vnet: VnetId, keyring: Option<Keyring>, now: Now) {
+        let links: Vec<Link> = self.peers.keys().filter(|(of, _)| *of == vnet).copied().collect();
+        match keyring {
+            Some(keyring) => self.vnets.insert(vnet, keyring),
+            None => self.vnets.remove(&vnet),
+        };
+        for link in links {
+            self.end_withdrawn(link, now);
+            self.advance(link, now);
+        }
+    }
+
+    /// Frames are to be sent to a host on a vnet, until then at least.
+    pub fn want(&mut self, vnet: VnetId, peer: IpAddr, until: Instant, now: Now) {
+        let link = (vnet, peer.to_canonical());
+        if !self.vnets.contains_key(&vnet) || !self.has_room(link, now) {
+            return;
+        }
+        let known = self.peers.entry(link).or_default();
+        known.wanted_until = known.wanted_until.max(until);
+        self.advance(link, now);
+    }
+
+    /// Packets of a session that is not known came from a host: it is asked for another one.
+    pub fn renew(&mut self, vnet: VnetId, peer: IpAddr, now: Now) {
+        let link = (vnet, peer.to_canonical());
+        let is_busy = self.peers.get(&link).is_some_and(Peer::is_negotiating);
+        if is_busy
+            || !self.vnets.contains_key(&vnet)
+            || !self.has_room(link, now)
+            || !self.renewals.take(now.mono)
+        {
+            return;
+        }
+        let known = self.peers.entry(link).or_default();
+        if known.rest_until <= now.mono {
+            self.begin(link, now);
+        }
+        self.advance(link, now);
+    }
+
+    /// Keys for `count` senders of this host to a care-of address, if a session serves the link.
+    /// Each call gives keys that were never given before.
+    pub fn outbound(
+        &mut self,
+        vnet: VnetId,
+        to: SocketAddr,
+        count: u32,
+        now: Now,
+    ) -> Option<Outbound> {
+        let link = (vnet, to.ip().to_canonical());
+        let session = self.peers.get_mut(&link)?.current_mut(now.mono)?;
+        let first = session.next_index;
+        if first + count > INDICES {
+            return None;
+        }
+        session.next_index += count;
+        let receiver = receiver_key(&session.agreed.send, canonical(to));
+        let spi = |index| Spi::of(session.agreed.peer_number, index);
+        let keys = (first..first + count).map(|i| (spi(i), sender_key(&receiver, i))).collect();
+        let lifetime = session.ends.saturating_since(now.mono);
+        let outbound = Outbound { suite: session.agreed.suite, keys, lifetime };
+        if session.next_index + SPARE_INDICES > INDICES {
+            session.rekey_at = session.rekey_at.min(now.mono);
+            self.advance(link, now);
+        }
+        Some(outbound)
+    }
+
+    /// The receive key of a session for a care-of address of this host. It is given out once: who
+    /// comes later (a backend started anew) has not the window that goes with it.
+    pub fn inbound(&mut self, number: u32, own: SocketAddr, now: Now) -> Option<Inbound> {
+        let link = *self.numbers.get(&number)?;
+        let session = self.peers.get_mut(&link)?.session_mut(number)?;
+        if !session.handed.insert(own.port()) {
+            return None;
+        }
+        let receiver = receiver_key(&session.agreed.receive, canonical(own));
+        let suite = session.agreed.suite;
+        Some(Inbound { number, suite, receiver, lifetime: session.ends.saturating_since(now.mono) })
+    }
+
+    /// The sessions of a vnet whose packets are accepted, with their hosts.
+    pub fn sessions(&self, vnet: VnetId) -> Vec<(u32, IpAddr)> {
+        let of_vnet = self.numbers.iter().filter(|(_, (of, _))| *of == vnet);
+        let exists = |(number, link): (&u32, &Link)| {
+            let session = self.peers.get(link)?.session(*number)?;
+            Some((session.number, link.1))
+        };
+        of_vnet.filter_map(exists).collect()
+    }
+
+    /// Whether packets can be sent to a host now.
+    pub fn is_served(&self, vnet: VnetId, peer: IpAddr, now: Now) -> bool {
+        let peer = self.peers.get(&(vnet, peer.to_canonical()));
+        peer.is_some_and(|peer| peer.current(now.mono).is_some())
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Now) {
+        if self.cookies_turn <= now.mono {
+            self.cookies_turn = now.mono + COOKIE_TURN;
+            self.cookies.turn(&self.entropy);
+        }
+        while let Some(&(at, link)) = self.timers.first().filter(|(at, _)| *at <= now.mono) {
+            self.timers.remove(&(at, link));
+            if let Some(peer) = self.peers.get_mut(&link) {
+                peer.due = None;
+            }
+            self.advance(link, now);
+        }
+    }
+
+    /// The next thing to do, if any; call until there is none.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Sadb::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// What it did, refused and dropped.
+    pub fn counters(&self) -> &SadbCounters {
+        &self.counters
+    }
+
+    /// Takes in a datagram that came from a host.
+    pub fn handle_message(&mut self, from: IpAddr, bytes: &[u8], now: Now) {
+        self.counters.inc(SadbCounter::handshake_rx);
+        if let Err(counter) = self.receive(from.to_canonical(), bytes, now) {
+            self.counters.inc(counter);
+        }
+    }
+
+    fn receive(&mut self, from: IpAddr, bytes: &[u8], now: Now) -> Result<(), SadbCounter> {
+        let message = Message::parse(bytes).map_err(|_| SadbCounter::handshake_drop_malformed)?;
+        let (vnet, key_id) = (message.header.vnet, KeyId(message.header.key_id));
+        let keys = self.keys(vnet, key_id).ok_or(SadbCounter::handshake_drop_vnet)?;
+        if from == self.own || !is_of_member(&message, keys) {
+            return Err(SadbCounter::handshake_drop_forged);
+        }
+        let link = (vnet, from);
+        match message.header.kind {
+            Kind::Init => self.on_init(link, &message, now),
+            Kind::Response => self.on_response(link, &message, now),
+            Kind::Confirm => self.on_confirm(link, &message, now),
+            Kind::Ack => self.on_ack(link, &message),
+            Kind::Cookie => self.on_cookie(link, &message),
+        }?;
+        self.advance(link, now);
+        Ok(())
+    }
+
+    fn keys(&self, vnet: VnetId, id: KeyId) -> Option<&MemberKeys> {
+        self.vnets.get(&vnet)?.keys.iter().find(|keys| keys.id == id)
+    }
+
+    fn parties(&self, (vnet, peer): Link, we_begin: bool) -> Option<Parties> {
+        let level = self.vnets.get(&vnet)?.level;
+        let (initiator, responder) = if we_begin { (self.own, peer) } else { (peer, self.own) };
+        Some(Parties { vnet, level, initiator, responder })
+    }
+
+    fn on_init(&mut self, link: Link, message: &Message<'_>, now: Now) -> Result<(), SadbCounter> {
+        let (vnet, from) = link;
+        let keys = self.keys(vnet, KeyId(message.header.key_id));
+        let keys = keys.ok_or(SadbCounter::handshake_drop_vnet)?.clone();
+        if !self.cookies.accepts(from, message) && !self.inits.take(now.mono) {
+            self.counters.inc(SadbCounter::handshake_cookies);
+            let cookie = self.cookies.message(from, message, &keys);
+            self.send(link, cookie);
+            return Ok(());
+        }
+        let known = self.peers.get(&link);
+        if let Some(half) = known.and_then(|peer| peer.half_open.as_ref())
+            && half.init == *message.first_mac
+        {
+            let response = half.response.clone();
+            self.send(link, response);
+            return Ok(());
+        }
+        if self.own > from && known.is_some_and(Peer::is_asking) {
+            return Err(SadbCounter::handshake_drop_crossed);
+        }
+        let parties = self.parties(link, false).ok_or(SadbCounter::handshake_drop_vnet)?;
+        let opened = Opened::new(parties, &keys, message, &self.entropy)
+            .map_err(|_| SadbCounter::handshake_drop_forged)?;
+        let apart = Duration::from_millis(opened.time_ms.abs_diff(now.wall_ms));
+        if apart > CLOCK_TOLERANCE || known.is_some_and(|peer| opened.time_ms <= peer.newest_init) {
+            return Err(SadbCounter::handshake_drop_stale);
+        }
+        self.answer(link, message, opened, &keys, now)
+    }
+
+    /// Answers an INIT that is authentic and new.
+    fn answer(
+        &mut self,
+        link: Link,
+        message: &Message<'_>,
+        opened: Opened,
+        keys: &MemberKeys,
+        now: Now,
+    ) -> Result<(), SadbCounter> {
+        let (vnet, from) = link;
+        let full = SadbCounter::handshake_drop_full;
+        if !self.has_room(link, now) {
+            return Err(full);
+        }
+        let number = self.new_number(link).ok_or(full)?;
+        let time = opened.time_ms;
+        let Ok((agreed, response)) = opened.respond(keys, number) else {
+            self.numbers.remove(&number);
+            return Err(SadbCounter::handshake_drop_forged);
+        };
+        let session = self.new_session(number, keys.id, agreed, false, now);
+        let peer = self.peers.entry(link).or_default();
+        (peer.newest_init, peer.newest_init_at) = (time, now.mono);
+        let dropped = [peer.drop_asking(), peer.drop_half_open()];
+        peer.half_open = Some(link::HalfOpen {
+            session,
+            init: *message.first_mac,
+            response: response.clone(),
+            until: now.mono + HALF_OPEN,
+        });
+        dropped.into_iter().flatten().for_each(|number| self.release(number));
+        self.outputs.push_back(Output::Receive { vnet, peer: from, number });
+        self.send(link, response);
+        Ok(())
+    }
+
+    fn on_response(
+        &mut self,
+        link: Link,
+        message: &Message<'_>,
+        now: Now,
+    ) -> Result<(), SadbCounter> {
+        let unasked = SadbCounter::handshake_drop_unasked;
+        let (vnet, peer_address) = link;
+        let keys = self.keys(vnet, KeyId(message.header.key_id)).ok_or(unasked)?.clone();
+        let peer = self.peers.get_mut(&link).ok_or(unasked)?;
+        let Some(Attempt { stage: Stage::Asking(initiator), .. }) = &mut peer.attempt else {
+            // The confirmation of this one was lost, or is under way.
+            return Err(unasked);
+        };
+        if initiator.number != message.header.receiver || initiator.key_id != keys.id.0 {
+            return Err(unasked);
+        }
+        let agreed =
+            initiator.handle_response(message).map_err(|_| SadbCounter::handshake_drop_forged)?;
+        let number = initiator.number;
+        let mut session = self.new_session(number, keys.id, agreed, true, now);
+        let peer = self.peers.get_mut(&link).ok_or(unasked)?;
+        session.serves_from = Some(peer.settled(now.mono));
+        peer.sessions.push(session);
+        peer.attempt = Some(Attempt::confirming(number, now.mono));
+        self.counters.inc(SadbCounter::sa_sessions);
+        self.outputs.push_back(Output::Receive { vnet, peer: peer_address, number });
+        Ok(())
+    }
+
+    fn on_confirm(
+        &mut self,
+        link: Link,
+        message: &Message<'_>,
+        now: Now,
+    ) -> Result<(), SadbCounter> {
+        let number = message.header.receiver;
+        let unasked = SadbCounter::handshake_drop_unasked;
+        let peer = self.peers.get_mut(&link).ok_or(unasked)?;
+        let session = peer.session_mut(number).ok_or(unasked)?;
+        if session.is_initiator || !session.agreed.accepts(message) {
+            return Err(SadbCounter::handshake_drop_forged);
+        }
+        if peer.half_open.as_ref().is_some_and(|half| half.session.number == number)
+            && let Some(half) = peer.half_open.take()
+        {
+            let mut session = half.session;
+            session.serves_from = Some(peer.settled(now.mono));
+            peer.sessions.push(session);
+            self.counters.inc(SadbCounter::sa_sessions);
+        }
+        self.send_short(link, number, Kind::Ack);
+        Ok(())
+    }
+
+    fn on_ack(&mut self, link: Link, message: &Message<'_>) -> Result<(), SadbCounter> {
+        let number = message.header.receiver;
+        let unasked = SadbCounter::handshake_drop_unasked;
+        let peer = self.peers.get_mut(&link).ok_or(unasked)?;
+        let session = peer.session_mut(number).ok_or(unasked)?;
+        if !session.is_initiator || !session.agreed.accepts(message) {
+            return Err(SadbCounter::handshake_drop_forged);
+        }
+        if peer.is_confirming(number) {
+            peer.attempt = None;
+        }
+        Ok(())
+    }
+
+    fn on_cookie(&mut self, link: Link, message: &Message<'_>) -> Result<(), SadbCounter> {
+        let unasked = SadbCounter::handshake_drop_unasked;
+        let peer = self.peers.get_mut(&link).ok_or(unasked)?;
+        let Some(Attempt { stage: Stage::Asking(initiator), .. }) = &mut peer.attempt else {
+            return Err(unasked);
+        };
+        if !initiator.handle_cookie(message) {
+            return Err(unasked);
+        }
+        let bytes = initiator.message();
+        self.send(link, bytes);
+        Ok(())
+    }
+
+    fn send(&mut self, (vnet, to): Link, bytes: Vec<u8>) {
+        self.counters.inc(SadbCounter::handshake_tx);
+        self.outputs.push_back(Output::Send { vnet, to, bytes });
+    }
+
+    fn has_room(&mut self, link: Link, now: Now) -> bool {
+        if self.peers.len() >= MAX_LINKS && !self.peers.contains_key(&link) {
+            let idle = |peer: &Peer| peer.is_idle(now.mono);
+            self.peers.retain(|_, peer| !idle(peer));
+            self.timers.retain(|(_, link)| self.peers.contains_key(link));
+        }
+        self.peers.len() < MAX_LINKS || self.peers.contains_key(&link)
+    }
+
+    /// A number that no other session of this host has.
+    fn new_number(&mut self, link: Link) -> Option<u32> {
+        // With half of all numbers in use, ten tries fail once in a thousand.
+        for _ in 0..10 {
+            let number = self.entropy.number() % SESSIONS;
+            if let Entry::Vacant(vacant) = self.numbers.entry(number) {
+                vacant.insert(link);
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    fn new_session(
+        &self,
+        number: u32,
+        key_id: KeyId,
+        agreed: Agreed,
+        is_initiator: bool,
+        now: Now,
+    ) -> Session {
+        // The initiator begins again first, and not all links at once.
+        let part = if is_initiator { 900 } else { 1100 } + self.entropy.number() % 100;
+        let rekey = self.config.rekey * part / 1000;
+        Session {
+            number,
+            key_id,
+            agreed,
+            is_initiator,
+            serves_from: None,
+            rekey_at: now.mono + rekey,
+            ends: now.mono + self.config.rekey * 2,
+            next_index: 0,
+            handed: BTreeSet::new(),
+        }
+    }
+
+    /// A session is no more.
+    fn release(&mut self, number: u32) {
+        if let Some((vnet, _)) = self.numbers.remove(&number) {
+            self.outputs.push_back(Output::Ended { vnet, number });
+        }
+    }
+}
+
+/// An address as it is in keys: without scope and flow label.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Lets through so many per second, and as many at once after a quiet second.
+#[derive(Debug)]
+struct Bucket {
+    interval: Duration,
+    full_at: Instant,
+}
+
+impl Bucket {
+    fn new(per_second: u32) -> Self {
+        Self { interval: Duration::from_secs(1) / per_second.max(1), full_at: Instant::ZERO }
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let taken = self.full_at.max(now) + self.interval;
+        let fits = taken.saturating_since(now) <= Duration::from_secs(1);
+        if fits {
+            self.full_at = taken;
+        }
+        fits
+    }
+}

@@ -1,0 +1,493 @@
+use super::*;
+use std::collections::VecDeque;
+
+const WALL: u64 = 1_767_225_600_000;
+const SECOND: Duration = Duration::from_secs(1);
+
+fn vnet() -> VnetId {
+    VnetId::new(42).unwrap()
+}
+
+fn ip(host: usize) -> IpAddr {
+    [192, 0, 2, u8::try_from(host + 1).unwrap()].into()
+}
+
+fn keyring(keys: &[u8]) -> Keyring {
+    let member =
+        |byte: &u8| MemberKeys::new(&Secret::new([*byte; 32]), vnet(), Level::Conf, Suite::AesGcm);
+    Keyring { level: Level::Conf, keys: keys.iter().map(member).collect() }
+}
+
+/// What happens to a message on its way: in percent.
+#[derive(Clone, Copy, Default)]
+struct Faults {
+    lost: u64,
+    twice: u64,
+}
+
+struct Host {
+    sadb: Sadb,
+    /// Sessions whose packets its backends accept.
+    received: BTreeSet<u32>,
+    /// The session it sends with, by peer: the receiver's number.
+    sends: BTreeMap<IpAddr, Outbound>,
+    gave_up: usize,
+    clock_ms: u64,
+}
+
+/// Hosts with their machines, on a network with delays.
+struct World {
+    hosts: Vec<Host>,
+    now: Instant,
+    /// In flight: when it arrives, from, to, what.
+    wire: VecDeque<(Instant, usize, usize, Vec<u8>)>,
+    faults: Faults,
+    random: u64,
+    recorded: Vec<(usize, usize, Vec<u8>)>,
+    /// Packets sent with a session that the receiver did not accept.
+    black: usize,
+}
+
+impl World {
+    fn new(hosts: usize, seed: u64, config: Config) -> Self {
+        let host = |n: usize| {
+            let secret = Secret::new([u8::try_from(n + 1).unwrap() ^ (seed & 0x7f) as u8; 32]);
+            let mut sadb = Sadb::new(config, ip(n), secret);
+            let now = Now { mono: Instant::ZERO, wall_ms: WALL };
+            sadb.set_vnet(vnet(), Some(keyring(&[1])), now);
+            let (received, sends) = (BTreeSet::new(), BTreeMap::new());
+            Host { sadb, received, sends, gave_up: 0, clock_ms: WALL }
+        };
+        Self {
+            hosts: (0..hosts).map(host).collect(),
+            now: Instant::ZERO,
+            wire: VecDeque::new(),
+            faults: Faults::default(),
+            random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            recorded: Vec::new(),
+            black: 0,
+        }
+    }
+
+    fn random(&mut self, below: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % below
+    }
+
+    fn at(&self, host: usize) -> Now {
+        Now { mono: self.now, wall_ms: self.hosts[host].clock_ms + self.now.as_micros() / 1000 }
+    }
+
+    fn want(&mut self, from: usize, to: usize, seconds: u32) {
+        let now = self.at(from);
+        let until = self.now + SECOND * seconds;
+        self.hosts[from].sadb.want(vnet(), ip(to), until, now);
+        self.drain(from);
+    }
+
+    fn number(&self, address: IpAddr) -> usize {
+        (0..self.hosts.len()).find(|n| ip(*n) == address).unwrap()
+    }
+
+    /// Does what a machine asks for.
+    fn drain(&mut self, n: usize) {
+        while let Some(output) = self.hosts[n].sadb.poll_output() {
+            let now = self.at(n);
+            match output {
+                Output::Send { to, bytes, .. } => {
+                    let to = self.number(to);
+                    self.recorded.push((n, to, bytes.clone()));
+                    self.transmit(n, to, bytes);
+                }
+                Output::Receive { number, .. } => {
+                    let own = SocketAddr::new(ip(n), 4000);
+                    let inbound = self.hosts[n].sadb.inbound(number, own, now).unwrap();
+                    assert_eq!(inbound.number, number);
+                    assert_eq!(self.hosts[n].sadb.inbound(number, own, now), None, "once");
+                    self.hosts[n].received.insert(number);
+                }
+                Output::Serve { peer, .. } => {
+                    let to = SocketAddr::new(peer, 4000);
+                    let keys = self.hosts[n].sadb.outbound(vnet(), to, 2, now).unwrap();
+                    assert_eq!(keys.keys.len(), 2);
+                    self.hosts[n].sends.insert(peer, keys);
+                }
+                Output::Ended { number, .. } => drop(self.hosts[n].received.remove(&number)),
+                Output::Down { peer, .. } => drop(self.hosts[n].sends.remove(&peer)),
+                Output::GaveUp { .. } => self.hosts[n].gave_up += 1,
+            }
+        }
+    }
+
+    fn transmit(&mut self, from: usize, to: usize, bytes: Vec<u8>) {
+        let copies = match self.random(100) {
+            draw if draw < self.faults.lost => 0,
+            draw if draw < self.faults.lost + self.faults.twice => 2,
+            _ => 1,
+        };
+        for _ in 0..copies {
+            let delay = Duration::from_micros(100 + self.random(20_000));
+            self.wire.push_back((self.now + delay, from, to, bytes.clone()));
+        }
+    }
+
+    fn deliver(&mut self, from: usize, to: usize, bytes: &[u8]) {
+        let now = self.at(to);
+        self.hosts[to].sadb.handle_message(ip(from), bytes, now);
+        self.drain(to);
+    }
+
+    /// Every sender sends a packet: is it accepted?
+    fn probe(&mut self) {
+        for host in &self.hosts {
+            for (peer, keys) in &host.sends {
+                let to = (0..self.hosts.len()).find(|n| ip(*n) == *peer).unwrap();
+                let number = keys.keys[0].0.session();
+                self.black += usize::from(!self.hosts[to].received.contains(&number));
+            }
+        }
+    }
+
+    /// Lets time pass, in steps of what happens next.
+    fn run(&mut self, seconds: u64) {
+        let end = self.now + Duration::from_secs(seconds);
+        loop {
+            let timers = self.hosts.iter().filter_map(|host| host.sadb.poll_timeout());
+            let arrivals = self.wire.iter().map(|(at, ..)| *at);
+            let Some(next) = timers.chain(arrivals).min().filter(|at| *at <= end) else { break };
+            self.now = self.now.max(next);
+            let (due, rest): (Vec<_>, Vec<_>) =
+                self.wire.drain(..).partition(|(at, ..)| *at <= self.now);
+            self.wire = rest.into();
+            for (_, from, to, bytes) in due {
+                self.deliver(from, to, &bytes);
+            }
+            for n in 0..self.hosts.len() {
+                let now = self.at(n);
+                self.hosts[n].sadb.handle_timeout(now);
+                self.drain(n);
+            }
+            self.probe();
+        }
+        self.now = end;
+    }
+
+    /// Whether what `from` sends to `to` is received.
+    fn is_through(&self, from: usize, to: usize) -> bool {
+        let session = self.hosts[from].sends.get(&ip(to)).map(|keys| keys.keys[0].0.session());
+        session.is_some_and(|number| self.hosts[to].received.contains(&number))
+    }
+
+    fn count(&self, host: usize, counter: SadbCounter) -> u64 {
+        self.hosts[host].sadb.counters().get(counter)
+    }
+}
+
+fn world(hosts: usize) -> World {
+    World::new(hosts, 1, Config::default())
+}
+
+#[test]
+fn two_hosts_agree_and_derive_the_same_keys() {
+    let mut w = world(2);
+    w.want(0, 1, 60);
+    w.run(1);
+    assert!(w.is_through(0, 1) && w.is_through(1, 0));
+    assert_eq!(w.count(0, SadbCounter::sa_sessions), 1);
+    let [a, b] = [0, 1].map(|n| w.at(n));
+    let to: SocketAddr = (ip(1), 4001).into();
+    let out = w.hosts[0].sadb.outbound(vnet(), to, 1, a).unwrap();
+    let (spi, key) = &out.keys[0];
+    let inbound = w.hosts[1].sadb.inbound(spi.session(), to, b).unwrap();
+    assert_eq!(sender_key(&inbound.receiver, spi.index()), *key);
+    let other = w.hosts[1].sadb.inbound(spi.session(), (ip(1), 4002).into(), b).unwrap();
+    assert_ne!(other.receiver, inbound.receiver, "each vif has its own");
+    let again = w.hosts[0].sadb.outbound(vnet(), to, 1, a).unwrap();
+    assert_ne!(again.keys[0], out.keys[0], "no sender gets another's key");
+}
+
+#[test]
+fn a_host_sends_to_itself_without_asking() {
+    let mut w = world(1);
+    w.want(0, 0, 60);
+    assert!(w.is_through(0, 0));
+    assert!(w.recorded.is_empty());
+}
+
+#[test]
+fn both_at_once_end_with_one_session() {
+    for seed in 0..50 {
+        let mut w = World::new(2, seed, Config::default());
+        w.want(0, 1, 60);
+        w.want(1, 0, 60);
+        w.run(5);
+        assert!(w.is_through(0, 1) && w.is_through(1, 0), "seed {seed}");
+        let sessions = w.count(0, SadbCounter::sa_sessions);
+        assert_eq!((sessions, w.count(1, SadbCounter::sa_sessions)), (1, 1), "seed {seed}");
+        assert_eq!(w.black, 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn losses_reorder_and_duplicates_only_delay() {
+    for seed in 0..50 {
+        let mut w = World::new(4, seed, Config::default());
+        w.faults = Faults { lost: 30, twice: 20 };
+        for (from, to) in [(0, 1), (1, 0), (2, 1), (3, 0), (0, 3), (3, 2)] {
+            w.want(from, to, 200);
+        }
+        w.run(60);
+        for (from, to) in [(0, 1), (1, 0), (2, 1), (3, 0), (0, 3), (3, 2)] {
+            assert!(w.is_through(from, to), "seed {seed}: {from} to {to}");
+        }
+    }
+}
+
+#[test]
+fn a_session_is_replaced_without_a_gap() {
+    for seed in 0..20 {
+        let mut w = World::new(2, seed, Config { rekey: SECOND * 10 });
+        if seed % 2 == 1 {
+            w.faults = Faults { lost: 10, twice: 10 };
+        }
+        w.want(0, 1, 700);
+        w.run(600);
+        assert!(w.is_through(0, 1), "seed {seed}");
+        let made = w.count(0, SadbCounter::sa_sessions);
+        assert!((50..=80).contains(&made), "seed {seed}: {made}");
+        assert_eq!(w.black, 0, "seed {seed}");
+        assert!(w.hosts[1].received.len() <= 6, "old ones end");
+    }
+}
+
+#[test]
+fn only_what_is_wanted_is_replaced() {
+    let mut w = World::new(2, 3, Config { rekey: SECOND * 10 });
+    w.want(0, 1, 15);
+    w.run(100);
+    assert_eq!(w.count(0, SadbCounter::sa_sessions), 2);
+    assert!(w.hosts[0].sends.is_empty() && w.hosts[1].received.is_empty());
+    assert!(w.hosts.iter().all(|host| host.sadb.numbers.is_empty()));
+}
+
+#[test]
+fn who_does_not_answer_is_given_up_and_tried_again() {
+    let mut w = world(2);
+    w.faults.lost = 100;
+    w.want(0, 1, 100);
+    w.run(30);
+    assert!(w.hosts[0].gave_up >= 2, "{}", w.hosts[0].gave_up);
+    assert!(w.recorded.len() < 40, "backs off: {}", w.recorded.len());
+    w.faults.lost = 0;
+    w.run(15);
+    assert!(w.is_through(0, 1));
+    w.run(1000);
+    assert!(w.hosts[0].sadb.numbers.len() <= 1, "nothing is left of the attempts");
+}
+
+#[test]
+fn strangers_get_nowhere() {
+    for (keys, level) in [(&[2][..], Level::Conf), (&[1][..], Level::Auth)] {
+        let mut w = world(3);
+        let mut ring = keyring(keys);
+        if level == Level::Auth {
+            let key = Secret::new([1; 32]);
+            ring.keys = vec![MemberKeys::new(&key, vnet(), level, Suite::AesGcm)];
+        }
+        ring.level = level;
+        let now = w.at(2);
+        w.hosts[2].sadb.set_vnet(vnet(), Some(ring), now);
+        w.want(2, 0, 60);
+        w.want(0, 2, 60);
+        w.want(0, 1, 60);
+        w.run(60);
+        assert!(w.is_through(0, 1));
+        assert!(w.hosts[2].sends.is_empty() && w.hosts[2].received.is_empty());
+        assert_eq!(w.count(0, SadbCounter::sa_sessions), 1);
+    }
+}
+
+#[test]
+fn a_host_without_the_vnet_answers_nothing() {
+    let mut w = world(2);
+    let now = w.at(1);
+    w.hosts[1].sadb.set_vnet(vnet(), None, now);
+    w.want(0, 1, 60);
+    w.want(1, 0, 60);
+    w.run(10);
+    assert!(w.recorded.iter().all(|(from, ..)| *from == 0));
+    assert!(w.count(1, SadbCounter::handshake_drop_vnet) > 0);
+}
+
+#[test]
+fn replayed_messages_change_nothing() {
+    let mut w = world(2);
+    w.want(0, 1, 600);
+    w.run(2);
+    let recorded = std::mem::take(&mut w.recorded);
+    let sessions = [w.hosts[0].received.clone(), w.hosts[1].received.clone()];
+    for _ in 0..100 {
+        for (from, to, bytes) in &recorded {
+            w.deliver(*from, *to, bytes);
+            // As if from the other host, and from a third.
+            w.deliver(*to, *from, bytes);
+        }
+    }
+    assert_eq!([w.hosts[0].received.clone(), w.hosts[1].received.clone()], sessions);
+    let answers = w.recorded.iter().filter(|(_, _, bytes)| bytes[3] != 4 && bytes[3] != 5).count();
+    assert_eq!(answers, 0, "only ACKs and cookies");
+    w.run(200);
+    for (from, to, bytes) in &recorded {
+        w.deliver(*from, *to, bytes);
+    }
+    w.run(10);
+    assert!(w.is_through(0, 1));
+}
+
+#[test]
+fn every_flipped_byte_is_dropped() {
+    let mut w = world(2);
+    w.want(0, 1, 600);
+    w.run(2);
+    let recorded = std::mem::take(&mut w.recorded);
+    for (from, to, bytes) in &recorded {
+        for at in 0..bytes.len() - if bytes[3] == 1 { 16 } else { 0 } {
+            let mut wrong = bytes.clone();
+            wrong[at] ^= 0x10;
+            let before = w.count(*to, SadbCounter::handshake_drop_forged)
+                + w.count(*to, SadbCounter::handshake_drop_malformed)
+                + w.count(*to, SadbCounter::handshake_drop_vnet);
+            w.deliver(*from, *to, &wrong);
+            let after = w.count(*to, SadbCounter::handshake_drop_forged)
+                + w.count(*to, SadbCounter::handshake_drop_malformed)
+                + w.count(*to, SadbCounter::handshake_drop_vnet);
+            assert_eq!(after, before + 1, "type {} byte {at}", bytes[3]);
+        }
+    }
+    assert!(w.recorded.is_empty());
+}
+
+/// A hundred thousand INITs: of outsiders, and recorded ones from false addresses.
+#[test]
+fn a_flood_makes_no_state_and_members_still_get_through() {
+    let mut w = world(3);
+    let now = w.at(0);
+    let mut forged = vec![0; Kind::Init.message_len()];
+    forged[..4].copy_from_slice(&[b'V', b'K', 1, 1]);
+    forged[7] = 42;
+    for n in 0..100_000_u32 {
+        forged[12..16].copy_from_slice(&n.to_be_bytes());
+        let [a, b, c, d] = (n | 0x0a00_0000).to_be_bytes();
+        w.hosts[0].sadb.handle_message([a, b, c, d].into(), &forged, now);
+    }
+    assert!(w.hosts[0].sadb.poll_output().is_none(), "not one answer");
+    assert!(w.hosts[0].sadb.peers.is_empty());
+
+    // Recorded on the way from 1 to 2, sent to 0 and 2 from anywhere.
+    w.want(1, 2, 600);
+    w.run(1);
+    let (.., init) = w.recorded[0].clone();
+    let mut answers = 0;
+    for n in 0..10_000_u32 {
+        let now = w.at(2);
+        let [a, b, c, d] = (n | 0x0a00_0000).to_be_bytes();
+        w.hosts[2].sadb.handle_message([a, b, c, d].into(), &init, now);
+        while let Some(output) = w.hosts[2].sadb.poll_output() {
+            let Output::Send { bytes, .. } = output else { panic!("{output:?}") };
+            assert_eq!(bytes[3], 5, "a cookie");
+            answers += 1;
+        }
+    }
+    assert!(answers > 9000);
+    assert_eq!(w.hosts[2].sadb.peers.len(), 1);
+    // Host 0 is a member: it has to show that it is where it says.
+    w.want(0, 2, 60);
+    let (.., bytes) = w.recorded.last().unwrap().clone();
+    w.deliver(0, 2, &bytes);
+    w.run(5);
+    assert!(w.is_through(0, 2));
+    assert!(w.recorded.iter().any(|(from, to, bytes)| (*from, *to, bytes[3]) == (2, 0, 5)));
+}
+
+#[test]
+fn a_rotation_of_the_vnet_key_loses_nothing_and_shuts_out_the_rest() {
+    let mut w = world(3);
+    for (from, to) in [(0, 1), (1, 0), (0, 2), (2, 0)] {
+        w.want(from, to, 10_000);
+    }
+    w.run(1);
+    let steps: [&[u8]; 3] = [&[1, 2], &[2, 1], &[2]];
+    for step in steps {
+        // Host 2 does not get the new file.
+        for n in [0, 1] {
+            let now = w.at(n);
+            w.hosts[n].sadb.set_vnet(vnet(), Some(keyring(step)), now);
+            w.drain(n);
+            if step.len() > 1 {
+                w.run(2);
+            }
+        }
+        w.run(40);
+        if step.len() > 1 {
+            assert_eq!(w.black, 0, "{step:?}");
+        }
+        assert!(w.is_through(0, 1) && w.is_through(1, 0), "{step:?}");
+    }
+    assert!(!w.is_through(2, 0) && !w.is_through(0, 2));
+    assert!(!w.hosts[0].sends.contains_key(&ip(2)));
+}
+
+#[test]
+fn a_host_that_lost_its_memory_asks_for_another_session() {
+    let mut w = world(2);
+    w.want(0, 1, 600);
+    w.run(1);
+    let fresh = World::new(2, 9, Config::default()).hosts.pop().unwrap();
+    w.hosts[1] = fresh;
+    w.run(5);
+    assert!(!w.is_through(0, 1));
+    // A backend there has seen packets of a session that it does not know.
+    for _ in 0..1000 {
+        let now = w.at(1);
+        w.hosts[1].sadb.renew(vnet(), ip(0), now);
+    }
+    w.drain(1);
+    w.run(5);
+    assert!(w.is_through(0, 1), "told once, all is well again");
+    assert_eq!(w.count(1, SadbCounter::sa_sessions), 1);
+}
+
+#[test]
+fn a_wrong_clock_is_said_and_does_no_harm() {
+    let mut w = world(2);
+    w.hosts[0].clock_ms += 200_000;
+    w.want(0, 1, 60);
+    w.run(20);
+    assert!(!w.is_through(0, 1));
+    assert!(w.count(1, SadbCounter::handshake_drop_stale) > 0);
+    w.hosts[0].clock_ms -= 200_000;
+    w.run(30);
+    assert!(w.is_through(0, 1));
+}
+
+#[test]
+fn a_session_gives_out_its_senders_and_then_makes_room() {
+    let mut w = world(2);
+    w.want(0, 1, 600);
+    w.run(1);
+    let to = SocketAddr::new(ip(1), 4000);
+    let mut given = 2;
+    loop {
+        let now = w.at(0);
+        let Some(keys) = w.hosts[0].sadb.outbound(vnet(), to, 16, now) else { break };
+        given += keys.keys.len();
+    }
+    assert!(given > INDICES as usize - 16);
+    w.drain(0);
+    w.run(2);
+    assert_eq!(w.count(0, SadbCounter::sa_sessions), 2, "another session");
+    let now = w.at(0);
+    assert!(w.hosts[0].sadb.outbound(vnet(), to, 16, now).is_some());
+}

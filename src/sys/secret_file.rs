@@ -1,0 +1,131 @@
+//! Files that hold secrets: read only if nobody else can, and written so that nobody ever could.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+/// Permission bits of group and others.
+const OTHERS: u32 = 0o077;
+
+/// Tells one content of a file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Version {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self {
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// The version that a path leads to.
+///
+/// # Errors
+/// There is no such file.
+pub fn version(path: &Path) -> io::Result<Version> {
+    Ok(Version::of(&fs::metadata(path)?))
+}
+
+/// Reads a file of at most `most` bytes, that is a file, belongs to this process's user or to root,
+/// and is closed to group and others.
+///
+/// # Errors
+/// Which of these it is not.
+pub fn read(path: &Path, most: usize) -> io::Result<(Zeroizing<Vec<u8>>, Version)> {
+    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & OTHERS != 0 {
+        let text = format!("its mode {mode:04o} lets group or others in; it must be 0600 or 0400");
+        return Err(io::Error::other(text));
+    }
+    let user = nix::unistd::geteuid().as_raw();
+    if metadata.uid() != user && metadata.uid() != 0 {
+        return Err(io::Error::other(format!("it belongs to user {}", metadata.uid())));
+    }
+    // Room for one byte more, so that what is too long shows; never grown, so no copy is left.
+    let mut bytes = Zeroizing::new(vec![0; most + 1]);
+    let mut len = 0;
+    while len < bytes.len() {
+        match file.read(bytes.get_mut(len..).unwrap_or_default())? {
+            0 => break,
+            n => len += n,
+        }
+    }
+    bytes.truncate(len);
+    Ok((bytes, Version::of(&metadata)))
+}
+
+/// Writes a file that did not exist.
+///
+/// # Errors
+/// It exists, or can't be written.
+pub fn create(path: &Path, text: &[u8]) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    finish(file, text)
+}
+
+/// Puts a new content in place of a file, at once: nobody sees half of it.
+///
+/// # Errors
+/// The directory can't be written to.
+pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new: PathBuf = path.with_file_name(name);
+    create(&new, text)?;
+    fs::rename(&new, path).inspect_err(|_| {
+        // The error to tell is that of the renaming.
+        let _ = fs::remove_file(&new);
+    })
+}
+
+fn finish(mut file: File, text: &[u8]) -> io::Result<()> {
+    file.write_all(text)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn only_closed_files_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k");
+        create(&path, b"secret").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(create(&path, b"x").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        let (bytes, first) = read(&path, 100).unwrap();
+        assert_eq!(&bytes[..], b"secret");
+        assert_eq!(read(&path, 3).unwrap().0.len(), 4, "shows that it is too long");
+        for mode in [0o640, 0o604, 0o620, 0o601] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let error = read(&path, 100).unwrap_err().to_string();
+            assert!(error.contains(&format!("{mode:04o}")), "{error}");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
+        assert!(read(&path, 100).is_ok());
+        assert_eq!(read(dir.path(), 100).unwrap_err().to_string(), "not a regular file");
+        replace(&path, b"other").unwrap();
+        assert_eq!(&read(&path, 100).unwrap().0[..], b"other");
+        assert_ne!(version(&path).unwrap(), first);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,513 @@
+//! Secured vnets: the shell around [`Sadb`] and [`Membership`], and what backends are told.
+//!
+//! A backend is told keys before it is told to use them: on a secured vnet a mapping is held back
+//! until there is a session with its host, and the keys for its care-of address have been sent. Key
+//! files are read when a vnet is first needed and whenever they change; a file that can't be read any
+//! more leaves the keys as they are, and is complained about.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::mapper::{LocalVif, Notice};
+use crate::metrics::{VarpdCounter, VarpdCounters};
+use crate::quiet::Quiet;
+use crate::security::keyfile::{self, KeyFile};
+use crate::security::keys::{MemberKeys, Secret, fingerprint};
+use crate::security::membership::{Membership, Refusal};
+use crate::security::sadb::{self, Keyring, Outbound, Output, Sadb};
+use crate::security::{Level, Suite};
+use crate::sys::secret_file::{self, Version};
+use crate::time::{Instant, Now};
+use crate::wire::control::{Event, MAX_INBOUND};
+use crate::wire::varp::Message;
+use crate::wire::{CareOf, Mac, VnetId};
+
+use super::clients::ClientId;
+use super::daemon::Daemon;
+use super::registry::Owner;
+
+/// How often key files are looked at.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// How long nobody asks again for a vif whose host does not agree on keys.
+const GAVE_UP_HOLD: Duration = Duration::from_secs(1);
+
+/// How long the backends of a vnet may take to say that they accept a new session.
+const GATE_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// A vnet and another host.
+type Link = (VnetId, IpAddr);
+
+/// Holds back what is to happen on a link until local backends accept its new session: nobody there
+/// is to send with it before.
+#[derive(Debug)]
+struct Gate {
+    waiting: BTreeSet<(LocalVif, u32)>,
+    until: Instant,
+    held: VecDeque<Output>,
+}
+
+/// A secured vnet whose key was read.
+#[derive(Debug)]
+struct Secured {
+    path: PathBuf,
+    version: Version,
+    suite: Suite,
+    /// Those that are accepted, the used one first.
+    keys: Vec<MemberKeys>,
+}
+
+/// A mapping that a backend has or waits for.
+#[derive(Debug)]
+struct User {
+    to: SocketAddr,
+    /// Not told yet: there are no keys.
+    held: Option<Notice>,
+    until: Instant,
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(super) struct Security {
+    pub(super) sadb: Sadb,
+    membership: Membership,
+    vnets: BTreeMap<VnetId, Secured>,
+    users: BTreeMap<(LocalVif, Mac), User>,
+    /// Care-of addresses that a backend has keys for.
+    issued: BTreeSet<(LocalVif, SocketAddr)>,
+    gates: BTreeMap<Link, Gate>,
+    /// For the next sender of group frames.
+    salt: u16,
+    check_at: Option<Instant>,
+    quiet: Quiet,
+}
+
+impl Security {
+    /// Without vnets. `seed` is secret randomness, `own` the VARP address.
+    pub(super) fn new(config: &Config, own: IpAddr, seed: [u8; 32]) -> Self {
+        let seed = Secret::new(seed);
+        let [high, low] = seed.expand("salt", &[]);
+        let timers = sadb::Config { rekey: config.security.rekey.duration() };
+        Self {
+            sadb: Sadb::new(timers, own, seed.derive("sadb", &[])),
+            membership: Membership::default(),
+            vnets: BTreeMap::new(),
+            users: BTreeMap::new(),
+            issued: BTreeSet::new(),
+            gates: BTreeMap::new(),
+            salt: u16::from_be_bytes([high, low]),
+            check_at: None,
+            quiet: Quiet::new(5),
+        }
+    }
+
+    /// Reads a vnet's key, unless that was done; fails with one line for people.
+    pub(super) fn load(
+        &mut self,
+        vnet: VnetId,
+        config: &Config,
+        counters: &VarpdCounters,
+        now: Now,
+    ) -> Result<(), String> {
+        let Some(suite) = config.group_suite(vnet).filter(|_| !self.vnets.contains_key(&vnet))
+        else {
+            return Ok(());
+        };
+        let (path, level) = (config.key_file(vnet), config.policy(vnet));
+        let (file, version) = read(&path, counters).map_err(|e| {
+            format!("vnet {vnet} is secured ({level}), but its key {}: {e}", path.display())
+        })?;
+        log::info!("vnet {vnet}: {level}, key {}", fingerprint(&file.used));
+        let keys = member_keys(&file, vnet, level, suite);
+        self.vnets.insert(vnet, Secured { path, version, suite, keys });
+        self.publish(vnet, level, now);
+        self.check_at.get_or_insert(now.mono + CHECK_INTERVAL);
+        Ok(())
+    }
+
+    /// Hands a vnet's keys to the state machines.
+    fn publish(&mut self, vnet: VnetId, level: Level, now: Now) {
+        let Some(secured) = self.vnets.get(&vnet) else { return };
+        let tags = secured.keys.iter().map(|keys| (keys.id, keys.varp.clone())).collect();
+        self.membership.set_vnet(vnet, tags);
+        self.sadb.set_vnet(vnet, Some(Keyring { level, keys: secured.keys.clone() }), now);
+    }
+
+    /// Reads the key files that have changed; returns their vnets.
+    fn reload(&mut self, config: &Config, counters: &VarpdCounters, now: Now) -> Vec<VnetId> {
+        let mut changed = Vec::new();
+        for (&vnet, secured) in &mut self.vnets {
+            if secret_file::version(&secured.path).is_ok_and(|v| v == secured.version) {
+                continue;
+            }
+            match read(&secured.path, counters) {
+                Ok((file, version)) => {
+                    secured.version = version;
+                    secured.keys = member_keys(&file, vnet, config.policy(vnet), secured.suite);
+                    log::info!("vnet {vnet}: key {}", fingerprint(&file.used));
+                    changed.push(vnet);
+                }
+                Err(e) => {
+                    let path = secured.path.display();
+                    let level = self.quiet.level(now.mono);
+                    log::log!(level, "vnet {vnet} keeps its key: {path}: {e}");
+                }
+            }
+        }
+        for vnet in &changed {
+            self.publish(*vnet, config.policy(*vnet), now);
+        }
+        changed
+    }
+
+    pub(super) fn is_secured(&self, vnet: VnetId) -> bool {
+        self.vnets.contains_key(&vnet)
+    }
+
+    /// Puts a tag on a message for a secured vnet.
+    pub(super) fn tag(&mut self, message: &mut Message, now: Now) {
+        self.membership.tag(message, now.wall_ms);
+    }
+
+    /// Checks a message of another host and takes its tag off; what is refused is counted.
+    pub(super) fn check(
+        &mut self,
+        from: SocketAddr,
+        message: Message,
+        counters: &VarpdCounters,
+        now: Now,
+    ) -> Option<Message> {
+        match self.membership.check(from, message, now.wall_ms) {
+            Ok(message) => Some(message),
+            Err(refusal) => {
+                counters.inc(match refusal {
+                    Refusal::Untagged => VarpdCounter::varp_drop_untagged,
+                    Refusal::Key => VarpdCounter::varp_drop_key,
+                    Refusal::Forged => VarpdCounter::varp_drop_forged,
+                    Refusal::Stale => VarpdCounter::varp_drop_stale,
+                    Refusal::Replayed | Refusal::Full => VarpdCounter::varp_drop_replayed,
+                });
+                None
+            }
+        }
+    }
+
+    /// When something is due.
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        let gates = self.gates.values().map(|gate| gate.until);
+        self.sadb.poll_timeout().into_iter().chain(self.check_at).chain(gates).min()
+    }
+
+    /// A vif is gone, or has another backend.
+    pub(super) fn forget_vif(&mut self, vif: LocalVif) {
+        self.users.retain(|(of, _), _| *of != vif);
+        self.issued.retain(|(of, _)| *of != vif);
+    }
+
+    /// Mappings that are no longer used.
+    fn sweep(&mut self, now: Now) {
+        self.users.retain(|_, user| user.until > now.mono);
+        let used: BTreeSet<_> = self.users.iter().map(|(&(vif, _), user)| (vif, user.to)).collect();
+        self.issued.retain(|issued| used.contains(issued));
+    }
+}
+
+fn read(path: &Path, counters: &VarpdCounters) -> io::Result<(KeyFile, Version)> {
+    counters.inc(VarpdCounter::key_files_read);
+    let read = || {
+        let (bytes, version) = secret_file::read(path, keyfile::MAX_LEN)?;
+        Ok((KeyFile::parse(&bytes).map_err(io::Error::other)?, version))
+    };
+    read().inspect_err(|_| counters.inc(VarpdCounter::key_files_failed))
+}
+
+fn member_keys(file: &KeyFile, vnet: VnetId, level: Level, suite: Suite) -> Vec<MemberKeys> {
+    file.accepted().map(|key| MemberKeys::new(key, vnet, level, suite)).collect()
+}
+
+impl Daemon {
+    /// Whether a vif is on a secured vnet.
+    pub(super) fn is_secured(&self, id: LocalVif) -> bool {
+        self.registry.get(id).is_some_and(|vif| self.security.is_secured(vif.key.vnet))
+    }
+
+    /// Reads the keys of the vnets that are configured to be secured.
+    pub(super) fn load_keys(&mut self, now: Now) -> Result<(), String> {
+        for vnet in self.config.secured_vnets() {
+            self.security.load(vnet, &self.config, &self.counters, now)?;
+        }
+        Ok(())
+    }
+
+    /// What a backend on a secured vnet needs before anything else.
+    pub(super) fn send_keys(&mut self, id: LocalVif, client: ClientId, now: Now) {
+        let Some(vif) = self.registry.get(id) else { return };
+        let (vnet, own) = (vif.key.vnet, vif.coa.addr);
+        if !self.security.is_secured(vnet) {
+            return;
+        }
+        self.security.forget_vif(id);
+        self.send_group_keys(id, client, now);
+        let mut keys = Vec::new();
+        for (number, peer) in self.security.sadb.sessions(vnet) {
+            match self.security.sadb.inbound(number, own, now) {
+                Some(inbound) => keys.push(inbound),
+                // An earlier backend had it, and the window that goes with it.
+                None => self.security.sadb.renew(vnet, peer, now),
+            }
+        }
+        for keys in keys.chunks(MAX_INBOUND) {
+            self.tell(client, &Event::SaIn { keys: keys.to_vec() }, now);
+        }
+    }
+
+    fn send_group_keys(&mut self, id: LocalVif, client: ClientId, now: Now) {
+        let Some(vif) = self.registry.get(id) else { return };
+        let Some(secured) = self.security.vnets.get(&vif.key.vnet) else { return };
+        let pairs = u16::try_from(vif.sockets.queue_pairs()).unwrap_or(u16::MAX);
+        let salt = self.security.salt;
+        self.security.salt = salt.wrapping_add(pairs);
+        let keys = secured.keys.iter().map(|keys| keys.group.clone()).collect();
+        let event = Event::GroupKeys { suite: secured.suite, salt, keys };
+        self.tell(client, &event, now);
+    }
+
+    fn tell(&mut self, client: ClientId, event: &Event, now: Now) {
+        let sent = self.clients.send(client, event, &[]);
+        self.drop_if_stalled(client, sent, now);
+    }
+
+    /// The live backends of a vnet.
+    fn backends(&self, vnet: VnetId) -> Vec<(LocalVif, ClientId)> {
+        let live = |(id, vif): (LocalVif, &super::registry::Vif<_>)| match vif.owner {
+            Owner::Live(client) if vif.key.vnet == vnet => Some((id, client)),
+            _ => None,
+        };
+        self.registry.iter().filter_map(live).collect()
+    }
+
+    /// Whether a notice has to wait until there are keys; then it is told later. Keeps account of
+    /// who uses what.
+    pub(super) fn holds_back(&mut self, id: LocalVif, notice: Notice, now: Now) -> bool {
+        let Some(vif) = self.registry.get(id) else { return false };
+        let vnet = vif.key.vnet;
+        if !self.security.is_secured(vnet) {
+            return false;
+        }
+        match notice {
+            Notice::Mapping { mac, coa, lifetime, .. } => {
+                let (to, until) = (coa.addr, now.mono + lifetime);
+                let user = User { to, held: Some(notice), until };
+                self.security.users.insert((id, mac), user);
+                self.security.sadb.want(vnet, to.ip(), until, now);
+                self.serve_if_open(id, vnet, to, now);
+                true
+            }
+            Notice::Unresolved { mac, .. } | Notice::Invalidate { mac } => {
+                self.security.users.remove(&(id, mac));
+                false
+            }
+            Notice::Lost { coa, .. } => {
+                self.send_on(id, vif.key.mac, coa, now);
+                false
+            }
+            Notice::Claimed { .. } => false,
+        }
+    }
+
+    /// A MAC of this backend is elsewhere: for a while it sends on what still comes, and needs keys
+    /// for that.
+    pub(super) fn send_on(&mut self, id: LocalVif, mac: Mac, coa: CareOf, now: Now) {
+        let Some(vnet) = self.registry.get(id).map(|vif| vif.key.vnet) else { return };
+        if !self.security.is_secured(vnet) {
+            return;
+        }
+        let (to, until) = (coa.addr, now.mono + self.config.timers.lifetime.duration());
+        self.security.users.insert((id, mac), User { to, held: None, until });
+        self.security.sadb.want(vnet, to.ip(), until, now);
+        self.serve_if_open(id, vnet, to, now);
+    }
+
+    /// Serves a backend at once if there are keys for where it sends, and nothing waits.
+    fn serve_if_open(&mut self, id: LocalVif, vnet: VnetId, to: SocketAddr, now: Now) {
+        // Keys for the host may be among the outputs: they come first.
+        self.drive_security(now);
+        let is_gated = self.security.gates.contains_key(&(vnet, to.ip().to_canonical()));
+        if !is_gated && self.security.sadb.is_served(vnet, to.ip(), now) {
+            self.serve(id, to, false, now);
+        }
+    }
+
+    /// Tells a backend keys for a care-of address, if it has none or is to have others, and then what
+    /// waits for them.
+    fn serve(&mut self, id: LocalVif, to: SocketAddr, anew: bool, now: Now) {
+        let Some(vif) = self.registry.get(id) else { return };
+        let Owner::Live(client) = vif.owner else { return };
+        let (vnet, own, pairs) = (vif.key.vnet, vif.key.mac, vif.sockets.queue_pairs());
+        if anew || !self.security.issued.contains(&(id, to)) {
+            let pairs = u32::try_from(pairs).unwrap_or(1);
+            let Some(keys) = self.security.sadb.outbound(vnet, to, pairs, now) else { return };
+            self.security.issued.insert((id, to));
+            self.tell(client, &Event::SaOut { to, keys }, now);
+        }
+        let of_vif = self.security.users.range_mut((id, Mac([0; 6]))..=(id, Mac([0xff; 6])));
+        let held: Vec<Notice> =
+            of_vif.filter(|(_, user)| user.to == to).filter_map(|(_, u)| u.held.take()).collect();
+        for notice in held {
+            if let Notice::Mapping { mac, coa, .. } = notice {
+                self.offer_lanes(id, mac, coa, now);
+            }
+            let event = notice.event(own, self.config.timers.lifetime.duration());
+            self.tell(client, &event, now);
+        }
+    }
+
+    /// Who sends to vifs of a host, and where.
+    fn users_of(&self, vnet: VnetId, peer: IpAddr) -> BTreeSet<(LocalVif, SocketAddr)> {
+        let users = self.security.users.iter();
+        let of_peer = users.filter(|(_, user)| user.to.ip().to_canonical() == peer);
+        let of_vnet = |vif: &LocalVif| self.registry.get(*vif).is_some_and(|v| v.key.vnet == vnet);
+        of_peer.map(|(&(vif, _), user)| (vif, user.to)).filter(|(vif, _)| of_vnet(vif)).collect()
+    }
+
+    /// Does what the database asks for.
+    pub(super) fn drive_security(&mut self, now: Now) {
+        while let Some(output) = self.security.sadb.poll_output() {
+            let gate = output.link().and_then(|link| self.security.gates.get_mut(&link));
+            match (gate, &output) {
+                (Some(gate), output) if !matches!(output, Output::Receive { .. }) => {
+                    gate.held.push_back(output.clone());
+                }
+                _ => self.perform(output, now),
+            }
+        }
+    }
+
+    fn perform(&mut self, output: Output, now: Now) {
+        match output {
+            Output::Send { to, bytes, .. } => {
+                let to = SocketAddr::new(to, self.config.port.0);
+                self.varp.send_bytes(to, &bytes, now.mono, &self.counters);
+            }
+            Output::Receive { vnet, peer, number } => self.hand_out((vnet, peer), number, now),
+            Output::Serve { vnet, peer } => {
+                for (vif, to) in self.users_of(vnet, peer) {
+                    self.serve(vif, to, true, now);
+                }
+            }
+            Output::Ended { vnet, number } => {
+                for (_, client) in self.backends(vnet) {
+                    self.tell(client, &Event::SaEnd { number }, now);
+                }
+            }
+            Output::Down { vnet, peer } => self.link_down(vnet, peer, now),
+            Output::GaveUp { vnet, peer } => self.gave_up(vnet, peer, now),
+        }
+    }
+
+    /// Gives local backends a session's key, and waits for their word.
+    fn hand_out(&mut self, link: Link, number: u32, now: Now) {
+        let mut waiting = BTreeSet::new();
+        for (id, client) in self.backends(link.0) {
+            let Some(own) = self.registry.get(id).map(|vif| vif.coa.addr) else { continue };
+            if let Some(inbound) = self.security.sadb.inbound(number, own, now) {
+                self.tell(client, &Event::SaIn { keys: vec![inbound] }, now);
+                waiting.insert((id, number));
+            }
+        }
+        if !waiting.is_empty() {
+            let until = now.mono + GATE_TIMEOUT;
+            let gate = Gate { waiting: BTreeSet::new(), until, held: VecDeque::new() };
+            let gate = self.security.gates.entry(link).or_insert(gate);
+            gate.waiting.extend(waiting);
+            gate.until = until;
+        }
+    }
+
+    /// A backend accepts a session.
+    pub(super) fn sa_ready(&mut self, id: LocalVif, number: u32, now: Now) {
+        for gate in self.security.gates.values_mut() {
+            gate.waiting.remove(&(id, number));
+        }
+        self.open_gates(now);
+    }
+
+    /// Goes on with links whose backends are ready, or too slow.
+    fn open_gates(&mut self, now: Now) {
+        let is_open = |gate: &Gate| gate.waiting.is_empty() || gate.until <= now.mono;
+        let gates = self.security.gates.iter();
+        let open: Vec<Link> = gates.filter(|(_, g)| is_open(g)).map(|(link, _)| *link).collect();
+        for link in open {
+            let held = self.security.gates.remove(&link).map(|gate| gate.held);
+            held.into_iter().flatten().for_each(|output| self.perform(output, now));
+        }
+    }
+
+    /// No key serves a host any more: its vifs are resolved anew before anything is sent there.
+    fn link_down(&mut self, vnet: VnetId, peer: IpAddr, now: Now) {
+        for (id, to) in self.users_of(vnet, peer) {
+            self.security.issued.remove(&(id, to));
+            let Some(Owner::Live(client)) = self.registry.get(id).map(|vif| vif.owner) else {
+                continue;
+            };
+            if let Some(Secured { suite, .. }) = self.security.vnets.get(&vnet) {
+                let none = Outbound { suite: *suite, keys: Vec::new(), lifetime: Duration::ZERO };
+                self.tell(client, &Event::SaOut { to, keys: none }, now);
+            }
+            let of_vif = self.security.users.iter().filter(|((of, _), u)| *of == id && u.to == to);
+            let macs: Vec<Mac> = of_vif.map(|((_, mac), _)| *mac).collect();
+            for mac in macs {
+                self.security.users.remove(&(id, mac));
+                self.tell(client, &Event::Invalidate { mac }, now);
+            }
+        }
+    }
+
+    /// A host does not agree on keys: who waits for them hears that nobody is there.
+    fn gave_up(&mut self, vnet: VnetId, peer: IpAddr, now: Now) {
+        let level = self.quiet.level(now.mono);
+        log::log!(level, "vnet {vnet}: {peer} does not agree on keys (another key or policy?)");
+        for (id, to) in self.users_of(vnet, peer) {
+            let Some(Owner::Live(client)) = self.registry.get(id).map(|vif| vif.owner) else {
+                continue;
+            };
+            let waits = |((of, _), user): &(&(LocalVif, Mac), &User)| {
+                *of == id && user.to == to && user.held.is_some()
+            };
+            let users = self.security.users.iter().filter(waits);
+            let macs: Vec<Mac> = users.map(|((_, mac), _)| *mac).collect();
+            let hold_ms = u32::try_from(GAVE_UP_HOLD.as_millis()).unwrap_or(u32::MAX);
+            for mac in macs {
+                self.security.users.remove(&(id, mac));
+                self.tell(client, &Event::Unresolved { mac, hold_ms }, now);
+            }
+        }
+    }
+
+    /// A backend needs another session with a host.
+    pub(super) fn sa_needed(&mut self, id: LocalVif, address: SocketAddr, now: Now) {
+        self.counters.inc(VarpdCounter::sa_needed);
+        if let Some(vif) = self.registry.get(id) {
+            self.security.sadb.renew(vif.key.vnet, address.ip(), now);
+        }
+    }
+
+    /// Does what is due.
+    pub(super) fn security_timeout(&mut self, now: Now) {
+        self.open_gates(now);
+        self.security.sadb.handle_timeout(now);
+        if self.security.check_at.is_none_or(|at| at > now.mono) {
+            return;
+        }
+        self.security.check_at = Some(now.mono + CHECK_INTERVAL);
+        self.security.sweep(now);
+        for vnet in self.security.reload(&self.config, &self.counters, now) {
+            for (id, client) in self.backends(vnet) {
+                self.send_group_keys(id, client, now);
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The messages that carry keys.
+
+use std::time::Duration;
+
+use super::{Reader, Writer, code};
+use crate::security::keys::{LEN, SALT_LEN, SaKey, Secret};
+use crate::security::sadb::{Inbound, Outbound};
+use crate::security::{Level, Suite};
+use crate::wire::ParseError;
+use crate::wire::control::{Event, MAX_GROUP_KEYS, MAX_INBOUND, MAX_QUEUE_PAIRS};
+use crate::wire::esp::{SESSIONS, SPI_BIT, Spi};
+
+impl Reader<'_> {
+    pub(super) fn level(&mut self) -> Result<Level, ParseError> {
+        let level = Level::from_code(self.u8()?).ok_or(ParseError::Value)?;
+        self.zero_u8()?;
+        if self.u16()? != 0 {
+            return Err(ParseError::Reserved);
+        }
+        Ok(level)
+    }
+
+    fn suite(&mut self) -> Result<Suite, ParseError> {
+        let suite = Suite::from_code(self.u8()?).ok_or(ParseError::Value)?;
+        self.zero_u8()?;
+        Ok(suite)
+    }
+
+    fn secret(&mut self) -> Result<Secret, ParseError> {
+        self.array::<LEN>().map(Secret::new)
+    }
+
+    pub(super) fn session(&mut self) -> Result<u32, ParseError> {
+        let number = self.u32()?;
+        if number < SESSIONS { Ok(number) } else { Err(ParseError::Value) }
+    }
+
+    fn millis(&mut self) -> Result<Duration, ParseError> {
+        self.u32().map(|ms| Duration::from_millis(ms.into()))
+    }
+}
+
+impl Writer {
+    pub(super) fn level(&mut self, level: Level) -> &mut Self {
+        self.u8(level.code()).u8(0).u16(0)
+    }
+
+    fn suite(&mut self, suite: Suite) -> &mut Self {
+        self.u8(suite.code()).u8(0)
+    }
+
+    fn millis(&mut self, duration: Duration) -> &mut Self {
+        self.u32(u32::try_from(duration.as_millis()).unwrap_or(u32::MAX))
+    }
+}
+
+pub(super) fn parse_group_keys(r: &mut Reader<'_>) -> Result<Event, ParseError> {
+    let (suite, salt) = (r.suite()?, r.u16()?);
+    let n = r.count(MAX_GROUP_KEYS)?;
+    let keys = (0..n).map(|_| r.secret()).collect::<Result<_, _>>()?;
+    Ok(Event::GroupKeys { suite, salt, keys })
+}
+
+pub(super) fn parse_sa_out(r: &mut Reader<'_>) -> Result<Event, ParseError> {
+    let to = r.addr()?;
+    let (suite, lifetime) = (r.suite()?, r.millis()?);
+    let n = r.count(MAX_QUEUE_PAIRS.into())?;
+    let key = |r: &mut Reader<'_>| {
+        let spi = Spi(r.u32()?);
+        if spi.0 & SPI_BIT == 0 {
+            return Err(ParseError::Value);
+        }
+        Ok((spi, SaKey { key: r.secret()?, salt: r.array::<SALT_LEN>()? }))
+    };
+    let keys = (0..n).map(|_| key(r)).collect::<Result<_, _>>()?;
+    Ok(Event::SaOut { to, keys: Outbound { suite, keys, lifetime } })
+}
+
+pub(super) fn parse_sa_in(r: &mut Reader<'_>) -> Result<Event, ParseError> {
+    let n = r.count(MAX_INBOUND)?;
+    let key = |r: &mut Reader<'_>| {
+        let (suite, number, lifetime) = (r.suite()?, r.session()?, r.millis()?);
+        Ok(Inbound { number, suite, receiver: r.secret()?, lifetime })
+    };
+    let keys = (0..n).map(|_| key(r)).collect::<Result<_, _>>()?;
+    Ok(Event::SaIn { keys })
+}
+
+pub(super) fn parse_sa_end(r: &mut Reader<'_>) -> Result<Event, ParseError> {
+    Ok(Event::SaEnd { number: r.session()? })
+}
+
+pub(super) fn emit_group_keys(suite: Suite, salt: u16, keys: &[Secret]) -> Vec<u8> {
+    let mut w = Writer::new(code::GROUP_KEYS, 0);
+    w.suite(suite).u16(salt).count(keys.len(), MAX_GROUP_KEYS);
+    for key in keys.iter().take(MAX_GROUP_KEYS) {
+        w.bytes(key.bytes());
+    }
+    w.done()
+}
+
+pub(super) fn emit_sa_out(to: &std::net::SocketAddr, out: &Outbound) -> Vec<u8> {
+    let mut w = Writer::new(code::SA_OUT, 0);
+    w.addr(to).suite(out.suite).millis(out.lifetime);
+    w.count(out.keys.len(), MAX_QUEUE_PAIRS.into());
+    for (spi, key) in out.keys.iter().take(MAX_QUEUE_PAIRS.into()) {
+        w.u32(spi.0).bytes(key.key.bytes()).bytes(&key.salt);
+    }
+    w.done()
+}
+
+pub(super) fn emit_sa_in(keys: &[Inbound]) -> Vec<u8> {
+    let mut w = Writer::new(code::SA_IN, 0);
+    w.count(keys.len(), MAX_INBOUND);
+    for key in keys.iter().take(MAX_INBOUND) {
+        w.suite(key.suite).u32(key.number).millis(key.lifetime).bytes(key.receiver.bytes());
+    }
+    w.done()
+}
+
+pub(super) fn emit_sa_end(number: u32) -> Vec<u8> {
+    Writer::new(code::SA_END, 0).u32(number).done()
+}

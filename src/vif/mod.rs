@@ -10,7 +10,7 @@
 //! | [`paths`] | how long those may be, by destination |
 //! | [`too_big`], [`told`] | the answer to frames that are longer; who ignores it |
 //! | [`incoming`], [`reassembly`] | frames that were received and accepted, whole or in pieces |
-//! | [`ring`] | split virtqueues by checked slices |
+//! | [`protect`] | datagrams of a secured vnet are sealed and opened |
 //! | [`arrival`] | a guest that has migrated here: what its vnet is told |
 //! | [`throttle`], [`alarm`] | rate limits: what waits, what is dropped; the end of waiting |
 //! | [`learnt`], [`learning`] | MACs behind the vif: a queue pair's table, and the book of all |

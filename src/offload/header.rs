@@ -104,14 +104,13 @@ impl Request {
         total_len: usize,
         offloads: Offloads,
     ) -> Result<Self, HeaderFault> {
-        let header = Header::parse(header).ok_or(HeaderFault::Truncated)?;
-        let place = header.partial_checksum(total_len, offloads)?;
-        if header.gso_type != GSO_NONE {
-            let place = place.ok_or(HeaderFault::GsoWithoutChecksum);
-            return header.segments(place, lead, total_len, offloads);
+        let fields = Header::parse(header).ok_or(HeaderFault::Truncated)?;
+        if fields.gso_type == GSO_NONE {
+            return Self::parse_whole(header, lead, total_len, offloads);
         }
-        let Some(place) = place else { return Ok(Self::Plain) };
-        Ok(Self::Checksum { place, is_transport: place.is_transport(lead, total_len) })
+        let place = fields.partial_checksum(total_len, offloads)?;
+        let place = place.ok_or(HeaderFault::GsoWithoutChecksum);
+        fields.segments(place, lead, total_len, offloads)
     }
 
     /// The same for a frame that is not to be cut; the headers in `lead` may even be incomplete:
@@ -134,11 +133,9 @@ impl Request {
             None => Self::Plain,
         })
     }
-}
 
-impl Request {
-    /// Checks the header of a frame that is not to be cut, without a look at the frame: what is
-    /// left out is the layout. `None` if it is to be cut.
+    /// Checks the header of a frame that is not to be cut, without a look at the frame: whether the
+    /// checksum is that of the transport header stays open. `None` if it is to be cut.
     ///
     /// # Errors
     /// The fault.

@@ -385,9 +385,10 @@ impl DataPath for Nic {
 
     fn handle(&self, pair: usize, wake: Wake, rings: &mut Rings<'_>) -> Interest {
         let Some(mut worker) = self.worker(pair) else { return Interest::ALL };
-        let now = clock::now();
-        worker.set_clock(now);
-        let now = now.mono;
+        let now = clock::mono();
+        if worker.protection_mut().is_some() {
+            worker.set_clock(clock::now());
+        }
         let Rings { rx, tx, memory } = rings;
         let (mut transmit_again, mut receive_again) = (false, false);
         if worker.arrival().is_unsettled() {

@@ -37,7 +37,7 @@ use crate::wire::encap::{self, Flags, Header};
 use crate::wire::{Capabilities, VnetId, frame};
 
 /// Room for staged datagrams: a few messages, and little enough for a level-2 cache.
-const ROOM: usize = 4 << 16;
+const ROOM: usize = 5 << 16;
 
 /// Length of the datagram that ends a message where one has to be shorter than the others, in
 /// bytes: half of theirs within these bounds.
@@ -362,6 +362,8 @@ impl Stager {
         while self.segment < cut.count() {
             let room = (self.room() / staged_size).min(MAX_MESSAGE_LEN / size);
             let most = room.min(self.most_segments(&frame.route));
+            let most =
+                if is_scattered { most } else { self.continues(frame, size).unwrap_or(most) };
             let count = most.min(cut.count() - self.segment);
             let segments = self.segment..self.segment + count;
             if count == 0 {
@@ -393,9 +395,37 @@ impl Stager {
         (frames, bytes): (u64, usize),
     ) -> Option<()> {
         let size = encap::LEN + cut.header_len() + cut.size();
+        let is_continued = self.continues(frame, size).is_some();
         let len = self.write_segments(batch, frame, cut, segments)?;
-        self.push(frame.route, len, size, frames, bytes);
+        match self.staged.last_mut() {
+            Some(last) if is_continued => {
+                last.range.end += len;
+                last.datagrams = last.range.len().div_ceil(size);
+                last.segment = u16::try_from(size).unwrap_or(0);
+                last.frames += frames;
+                last.frame_bytes += bytes as u64;
+                self.used += len;
+            }
+            _ => self.push(frame.route, len, size, frames, bytes),
+        }
         Some(())
+    }
+
+    /// How many datagrams of this size the message that was staged last takes in addition, if any.
+    ///
+    /// A message holds fewer segments than a frame of 64 KiB has, since each has headers of its own
+    /// there: of frames that follow each other, as those of a TCP flow do, the rest of one and the
+    /// beginning of the next share a message.
+    fn continues(&self, frame: &Outgoing, size: usize) -> Option<usize> {
+        let last = self.staged.last()?;
+        let is_open = last.route == frame.route
+            && last.scattered.is_empty()
+            && last.range.len() == last.datagrams * size
+            && !self.short_ends;
+        let most = (MAX_MESSAGE_LEN / size).min(self.most_segments(&frame.route));
+        let room = (self.buffer.len() - self.used) / size;
+        let more = most.saturating_sub(last.datagrams).min(room);
+        (is_open && more > 0).then_some(more)
     }
 
     fn write_segments(

@@ -90,6 +90,39 @@ fn payload_is_not_copied_where_the_receiver_completes_checksums() {
 }
 
 #[test]
+fn large_frames_that_follow_each_other_share_messages() {
+    // 46 segments a frame, of which a message takes 44.
+    let even = tcp_frame(46 * 1390);
+    let uneven = tcp_frame(45 * 1390 + 1);
+    let in_turns = [&even, &even, &uneven, &even].map(|frame| (frame, 1390));
+    let cases: [(&[_], _); 4] = [
+        (&[(&even, 1390)], 2),
+        // 138 segments in four messages: 44, 44, 44 and 6.
+        (&[(&even, 1390); 3], 4),
+        // The short end of the third closes its message.
+        (&in_turns, 4 + 2),
+        // Datagrams of a message are of one length.
+        (&[(&even, 1390), (&even, 695)], 2 + 2),
+    ];
+    for (frames, messages) in cases {
+        let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+        for (frame, size) in frames {
+            offer_in_pieces(&mut driver, tso_header(frame, *size), frame, &[12]);
+        }
+        transmit(&mut worker, &mut driver);
+        assert_eq!(worker.underlay.messages, messages);
+        assert_eq!(worker.counters.get(VifCounter::tx_frames), frames.len() as u64);
+        let mut left = worker.underlay.sent.iter().map(|(_, d)| &d[8 + TCP_HEADERS..]);
+        for (frame, size) in frames {
+            for chunk in frame[TCP_HEADERS..].chunks((*size).into()) {
+                assert!(left.next() == Some(chunk));
+            }
+        }
+        assert_eq!(left.next(), None);
+    }
+}
+
+#[test]
 fn a_message_never_has_more_than_the_kernel_takes() {
     fn is_too_much(message: &Message<'_>) -> Option<i32> {
         let fits = message.parts.len() <= MAX_PARTS

@@ -2,7 +2,7 @@
 //!
 //! Each queue pair has a table of its own ([`super::learnt`]); here they are held together. A MAC
 //! comes in when a queue pair sees it, or when varpd says that it is held for this vif (its backend
-//! was restarted). It goes when it has not been used for `AGE`, when a newer claim says that it
+//! was restarted). It goes when it has not been used for five minutes, when a newer claim says that it
 //! is elsewhere, when varpd refuses it, or when the guest's rings stop.
 
 use std::collections::BTreeMap;

@@ -101,7 +101,7 @@ impl Learnt {
         *self = Self::new(self.most);
     }
 
-    /// When a MAC was last used here, to `PRECISION`.
+    /// When a MAC was last used here, to a second.
     pub fn used(&self, mac: Mac) -> Option<Instant> {
         self.macs.get(&mac).copied()
     }

@@ -236,7 +236,8 @@ fn no_descriptor_is_left_of_clients_that_die() {
         }
     }
     wait_until("all that was kept is forgotten", SOON, || varpd.show("vifs").is_empty());
-    wait_until("as many open files as before", SOON, || varpd.open_files() <= files);
+    // The last to look may still have been connected when they were counted first.
+    wait_until("no more open files than before", SOON, || varpd.open_files() <= files);
     assert_serves(&varpd);
 }
 

@@ -20,6 +20,7 @@ mod support;
 #[path = "../support/driver.rs"]
 mod driver;
 mod isolation;
+mod jumbo;
 mod launch;
 mod migration;
 mod paths;

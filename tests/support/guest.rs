@@ -80,6 +80,16 @@ impl Guest {
         Self::start_command(name, &mut command, directory)
     }
 
+    /// Starts a guest from the image that has what routers need, such as a ping that can set DF.
+    pub(crate) fn start_router(name: &str, qemu: Qemu, nics: &[Nic<'_>], directory: &Path) -> Self {
+        let mut command = machine(qemu, nics);
+        command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
+        command.args(["-machine", "q35,memory-backend=mem"]);
+        // Of several, QEMU takes the last.
+        command.arg("-initrd").arg(image("initramfs-router.cpio.gz"));
+        Self::start_command(name, &mut command, directory)
+    }
+
     /// Starts a QEMU that waits for a guest to migrate to it, from one that was started with NICs
     /// in the same number.
     pub(crate) fn await_migration(
@@ -377,15 +387,19 @@ fn nic_options(number: usize, nic: &Nic<'_>) -> [String; 6] {
 }
 
 fn kernel() -> [String; 6] {
-    let cache = Path::new(ROOT).join(".cache/guest");
     [
         "-kernel".to_owned(),
-        cache.join("vmlinux").display().to_string(),
+        image("vmlinux"),
         "-initrd".to_owned(),
-        cache.join("initramfs.cpio.gz").display().to_string(),
+        image("initramfs.cpio.gz"),
         "-append".to_owned(),
         "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check".to_owned(),
     ]
+}
+
+/// A file that `qemu-examples/guest-image` makes.
+fn image(name: &str) -> String {
+    Path::new(ROOT).join(".cache/guest").join(name).display().to_string()
 }
 
 /// QEMU options for the fastest way to run the guest here.

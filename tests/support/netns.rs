@@ -69,6 +69,15 @@ impl Underlay {
         self.hosts.push(Host { name, ipv4, ipv6, namespace });
     }
 
+    /// Changes the MTU of the underlay and of all hosts on it, in bytes.
+    pub(crate) fn set_mtu(&self, mtu: u32) {
+        for host in &self.hosts {
+            host.namespace.ip(&format!("link set eth0 mtu {mtu}"));
+            self.switch.ip(&format!("link set to-{} mtu {mtu}", host.name));
+        }
+        self.switch.ip(&format!("link set bridge mtu {mtu}"));
+    }
+
     /// A further namespace, which is not on the underlay.
     pub(crate) fn namespace(&self, name: &str) -> Namespace {
         Namespace::new(format!("{}-{name}", self.prefix))

@@ -38,6 +38,7 @@ mod nic;
 mod offpath;
 mod paths;
 mod queues;
+mod rekey;
 mod resolution;
 mod restarts;
 #[path = "../support/rig.rs"]

@@ -288,13 +288,15 @@ pub struct Security {
     /// Age at which keys between two hosts are replaced; at least a second.
     #[serde(deserialize_with = "at_least_a_second")]
     pub rekey: Seconds,
+    /// Who may have vifs on vnets that have no list of their own.
+    pub allow_users: Option<Users>,
 }
 
 impl Default for Security {
     fn default() -> Self {
         let rekey = sadb::Config::default().rekey;
         let rekey = Seconds(u32::try_from(rekey.as_millis()).unwrap_or(u32::MAX));
-        Self { policy: Level::None, key_directory: DEFAULT_KEYS.into(), rekey }
+        Self { policy: Level::None, key_directory: DEFAULT_KEYS.into(), rekey, allow_users: None }
     }
 }
 
@@ -310,6 +312,47 @@ pub struct Vnet {
     pub key_file: Option<PathBuf>,
     /// What protects its group frames, if the policy is conf.
     pub group_cipher: Cipher,
+    /// Who may have vifs on it, beside root; all who can connect if not given.
+    pub allow_users: Option<Users>,
+}
+
+/// A list of users.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Users(pub Vec<User>);
+
+/// A user, to be looked up by varpd.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "UserText")]
+pub enum User {
+    /// By number.
+    Number(u32),
+    /// By name.
+    Name(String),
+}
+
+/// A user as it stands in the file.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a user is a name or a number from 0 to 4294967294")]
+enum UserText {
+    Number(i64),
+    Name(String),
+}
+
+impl TryFrom<UserText> for User {
+    type Error = &'static str;
+
+    fn try_from(text: UserText) -> Result<Self, Self::Error> {
+        let wrong = "a user is a name or a number from 0 to 4294967294";
+        match text {
+            // The last number is nobody's (-1 of chown(2)).
+            UserText::Number(n) => match u32::try_from(n).ok().filter(|uid| *uid != u32::MAX) {
+                Some(uid) => Ok(Self::Number(uid)),
+                None => Err(wrong),
+            },
+            UserText::Name(name) if name.is_empty() => Err(wrong),
+            UserText::Name(name) => Ok(Self::Name(name)),
+        }
+    }
 }
 
 /// A cipher that is not negotiated.
@@ -497,8 +540,9 @@ mod tests {
              [limits]\nclients = 1\nclients-per-user = 2\nkept-vifs = 3\n\
              [timers]\nkeep = 1.5\nearly-retries = [0.05]\n\
              [security]\npolicy = 'auth'\nkey-directory = '/k'\nrekey = 60\n\
+             allow-users = ['libvirt-qemu']\n\
              [vnet.0x2a]\ngroup = 'ff15::2'\npolicy = 'conf'\nkey-file = '/k/a'\n\
-             group-cipher = 'chacha20-poly1305'\n",
+             group-cipher = 'chacha20-poly1305'\nallow-users = [1000, 'kvm']\n",
         )
         .unwrap();
         let want = Config {
@@ -517,6 +561,7 @@ mod tests {
                 policy: Level::Auth,
                 key_directory: "/k".into(),
                 rekey: Seconds(60_000),
+                allow_users: Some(Users(vec![User::Name("libvirt-qemu".into())])),
             },
             limits: Limits { clients: 1, clients_per_user: 2, kept_vifs: 3, ..Limits::default() },
             timers: Timers {
@@ -531,6 +576,7 @@ mod tests {
                     policy: Some(Level::Conf),
                     key_file: Some("/k/a".into()),
                     group_cipher: Cipher::Chacha20Poly1305,
+                    allow_users: Some(Users(vec![User::Number(1000), User::Name("kvm".into())])),
                 },
             )]
             .into(),
@@ -582,7 +628,7 @@ mod tests {
         let keys = text.lines().filter_map(|line| line.strip_prefix('#'));
         let keys: Vec<&str> =
             keys.filter(|line| !line.starts_with(' ') && !line.is_empty()).collect();
-        assert_eq!(keys.len(), 9, "{keys:?}");
+        assert_eq!(keys.len(), 10, "{keys:?}");
         for key in keys {
             parse(key).unwrap();
         }

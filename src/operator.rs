@@ -81,8 +81,9 @@ fn answer(args: &Args) -> Result<String, OperatorError> {
     match &args.action {
         Action::Monitor { .. } => Ok(String::new()),
         Action::Show { table, filter } => {
-            if *table == ShowTable::Vnets && filter.mac.is_some() {
-                let text = "the vnets have no MAC addresses: --mac selects vifs, varp and stats";
+            if matches!(table, ShowTable::Vnets | ShowTable::Peers) && filter.mac.is_some() {
+                let text =
+                    "vnets and peers have no MAC addresses: --mac selects vifs, varp and stats";
                 return Err(OperatorError::Usage(text.into()));
             }
             let table = Table::from(*table);

@@ -36,6 +36,7 @@ pub const fn columns(table: Table) -> &'static [Column] {
         Table::Vifs => VIFS,
         Table::Varp => VARP,
         Table::Stats => STATS,
+        Table::Peers => PEERS,
     }
 }
 
@@ -74,6 +75,22 @@ pub const MONITOR: &[Column] = &[
 /// The event of one who missed events.
 pub const MISSED: &str = "missed";
 
+const PEERS: &[Column] = &[
+    number("vnet"),
+    text("peer"),
+    text("policy"),
+    text("state"),
+    text("key"),
+    text("cipher"),
+    number("age"),
+    number("rekey"),
+    number("expires"),
+    number("senders"),
+    number("sessions"),
+    number("made"),
+    number("failed"),
+    number("dropped"),
+];
 const STATS: &[Column] = &[text("scope"), text("counter"), number("value")];
 
 /// An event as a line for people: only what it has.

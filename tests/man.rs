@@ -44,7 +44,7 @@ fn render(page: &Page) -> String {
     let mut text = String::from_utf8(out).unwrap();
     if has_commands {
         text.push_str(".SH COMMANDS\n");
-        command.get_subcommands().for_each(|c| text.push_str(&command_section(c)));
+        command.get_subcommands().for_each(|c| text.push_str(&command_section("", c)));
     }
     let extra = directory().join(format!("{}.extra", file_name(page)));
     tidy(&text) + &fs::read_to_string(&extra).unwrap_or_default()
@@ -84,8 +84,8 @@ fn counters() -> String {
     text
 }
 
-/// A command of a program that has several, as a subsection.
-fn command_section(command: &Command) -> String {
+/// A command of a program that has several, as a subsection, and those that it has itself.
+fn command_section(above: &str, command: &Command) -> String {
     let man = Man::new(command.clone());
     let mut synopsis = Vec::new();
     man.render_synopsis_section(&mut synopsis).unwrap();
@@ -97,8 +97,10 @@ fn command_section(command: &Command) -> String {
         lines.map(|line| format!("{line}\n")).collect::<String>()
     };
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-    let name = command.get_name();
-    format!(".SS {name}\n{}.PP\n{about}.\n{}", body(synopsis), body(options))
+    let name = format!("{above}{}", command.get_name());
+    let own = format!(".SS {name}\n{}.PP\n{about}.\n{}", body(synopsis), body(options));
+    let below = command.get_subcommands().map(|c| command_section(&format!("{name} "), c));
+    std::iter::once(own).chain(below).collect()
 }
 
 #[test]

@@ -38,6 +38,7 @@ pub enum Action {
         filter: Filter,
     },
     /// Make and exchange the keys of secured vnets; needs no varpd
+    #[command(subcommand_value_name = "COMMAND")]
     Key {
         /// What to do
         #[command(subcommand)]
@@ -105,6 +106,8 @@ pub enum ShowTable {
     Varp,
     /// Counters of varpd and of the vifs
     Stats,
+    /// The hosts with which keys of secured vnets are agreed on
+    Peers,
 }
 
 impl From<ShowTable> for Table {
@@ -114,6 +117,7 @@ impl From<ShowTable> for Table {
             ShowTable::Vifs => Self::Vifs,
             ShowTable::Varp => Self::Varp,
             ShowTable::Stats => Self::Stats,
+            ShowTable::Peers => Self::Peers,
         }
     }
 }

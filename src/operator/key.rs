@@ -22,7 +22,10 @@ pub(super) fn run(action: &KeyAction) -> Result<String, OperatorError> {
             let (key, step) = read(file)?.rotate(random(file)?);
             secret_file::replace(file, key.emit().as_bytes()).map_err(failed(file))?;
             let then = "copy the file to all hosts of the vnet";
-            let next = if key.other.is_some() { ", then rotate again" } else { "" };
+            let next = match key.other {
+                Some(_) => ", wait ten seconds, then rotate again",
+                None => "",
+            };
             Ok(format!("{}{step}: {then}{next}\n", fingerprints(&key)))
         }
     }

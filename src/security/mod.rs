@@ -161,6 +161,16 @@ impl Suite {
     }
 }
 
+impl fmt::Display for Suite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::AesGcm => "aes-gcm",
+            Self::AesGmac => "aes-gmac",
+            Self::ChaCha20Poly1305 => "chacha20-poly1305",
+        })
+    }
+}
+
 /// Whether this processor has instructions for AES: without them it is slow, and its time depends
 /// on the data.
 pub fn has_aes() -> bool {

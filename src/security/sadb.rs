@@ -34,6 +34,7 @@
 //! with a cookie, without state. All tables are bounded.
 
 mod link;
+pub mod rows;
 #[cfg(test)]
 mod tests;
 
@@ -404,8 +405,15 @@ impl Sadb {
     /// Takes in a datagram that came from a host.
     pub fn handle_message(&mut self, from: IpAddr, bytes: &[u8], now: Now) {
         self.counters.inc(SadbCounter::handshake_rx);
-        if let Err(counter) = self.receive(from.to_canonical(), bytes, now) {
+        let from = from.to_canonical();
+        if let Err(counter) = self.receive(from, bytes, now) {
             self.counters.inc(counter);
+            // Only of links that are known: who sends nonsense makes no state.
+            if let Ok(message) = Message::parse(bytes)
+                && let Some(peer) = self.peers.get_mut(&(message.header.vnet, from))
+            {
+                peer.tally.dropped += 1;
+            }
         }
     }
 
@@ -529,6 +537,7 @@ impl Sadb {
         let peer = self.peers.get_mut(&link).ok_or(unasked)?;
         session.serves_from = Some(peer.settled(now.mono));
         peer.sessions.push(session);
+        peer.tally.made += 1;
         peer.attempt = Some(Attempt::confirming(number, now.mono));
         self.counters.inc(SadbCounter::sa_sessions);
         self.outputs.push_back(Output::Receive { vnet, peer: peer_address, number });
@@ -554,6 +563,7 @@ impl Sadb {
             let mut session = half.session;
             session.serves_from = Some(peer.settled(now.mono));
             peer.sessions.push(session);
+            peer.tally.made += 1;
             self.counters.inc(SadbCounter::sa_sessions);
         }
         self.send_short(link, number, Kind::Ack);
@@ -631,6 +641,7 @@ impl Sadb {
             key_id,
             agreed,
             is_initiator,
+            made: now.mono,
             serves_from: None,
             rekey_at: now.mono + rekey,
             ends: now.mono + self.config.rekey * 2,

@@ -8,7 +8,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::unistd::Group;
+use nix::unistd::{Group, User};
 
 /// Raises the limit of open descriptors to the hard limit; returns what it is now.
 pub fn raise_file_limit() -> io::Result<u64> {
@@ -38,6 +38,12 @@ pub fn group_id(name: &str) -> io::Result<u32> {
     }
     let group = Group::from_name(name)?;
     group.map(|group| group.gid.as_raw()).ok_or_else(|| io::Error::other("no such group"))
+}
+
+/// The number of a user given by name.
+pub fn user_id(name: &str) -> io::Result<u32> {
+    let user = User::from_name(name)?;
+    user.map(|user| user.uid.as_raw()).ok_or_else(|| io::Error::other("no such user"))
 }
 
 /// Takes over a descriptor that the process was started with.

@@ -18,6 +18,7 @@ use crate::time::{Instant, Now};
 use crate::underlay::sockets::{Opener, VifSockets};
 use crate::wire::VnetId;
 
+use super::admission::Admission;
 use super::clients::{ClientId, Clients, Sent};
 use super::lanes::Lanes;
 use super::learnt::LearntTable;
@@ -102,6 +103,7 @@ pub(super) struct Daemon {
     pub(super) clients: Clients,
     pub(super) runs: Runs,
     pub(super) security: Security,
+    pub(super) admission: Admission,
     pub(super) lanes: Lanes,
     pub(super) counters: VarpdCounters,
 }
@@ -124,6 +126,8 @@ impl Daemon {
         let lane_seed = u32::from_ne_bytes([l0, l1, l2, l3]);
         let own = SocketAddr::new(address, config.port.0);
         let mapper = Mapper::new(mapper_config(&config), seed, own);
+        let admission = Admission::new(&config, process::user_id)
+            .map_err(|(name, source)| VarpdError::User { name, source })?;
         let secret = process::random().map_err(failed("get random numbers"))?;
         let security = Security::new(&config, address, secret);
         let listener = listen(&config, group)?;
@@ -152,6 +156,7 @@ impl Daemon {
             learnt: LearntTable::default(),
             runs: Runs::default(),
             security,
+            admission,
             lanes: Lanes::new(lane_seed),
             counters: VarpdCounters::default(),
             config,

@@ -27,6 +27,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admission;
 mod clients;
 mod daemon;
 mod lanes;
@@ -78,6 +79,14 @@ pub enum VarpdError {
     /// A secured vnet's key can't be read.
     #[error("{0}")]
     Key(String),
+    /// A list of users names one that does not exist.
+    #[error("allow-users: '{name}': {source}")]
+    User {
+        /// The name.
+        name: String,
+        /// Why it is not known.
+        source: io::Error,
+    },
     /// See [`SandboxError`].
     #[error(transparent)]
     Sandbox(#[from] SandboxError),

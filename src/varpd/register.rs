@@ -60,6 +60,10 @@ impl Daemon {
         if !key.mac.is_individual() {
             return Err(invalid(format!("{} is not an individual MAC address", key.mac)));
         }
+        if let Err(refusal) = self.admission.check(key.vnet, peer) {
+            self.counters.inc(VarpdCounter::vifs_denied);
+            return Err(Failure::fatal(ErrorCode::Denied, refusal.to_string()));
+        }
         self.security
             .load(key.vnet, &self.config, &self.counters, now)
             .map_err(|text| Failure::fatal(ErrorCode::Failed, text))?;

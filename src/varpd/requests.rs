@@ -188,6 +188,7 @@ impl Daemon {
                 self.drop_if_stalled(id, sent, now);
                 return Ok(());
             }
+            Table::Peers => self.peer_rows(now),
             Table::Stats => return self.begin_stats(id, now),
         };
         let sent = self.clients.send_rows(id, rows, &self.poller, now);

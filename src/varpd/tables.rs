@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::mapper::{LocalVif, Row, State};
+use crate::security::sadb::rows;
 use crate::show::{self, NONE};
 use crate::time::Now;
 use crate::wire::{VifKey, VnetId};
@@ -111,6 +112,32 @@ impl Daemon {
             ]
         };
         (rows.iter().map(row).collect(), last)
+    }
+
+    /// The hosts with which keys are agreed on, by vnet.
+    pub(super) fn peer_rows(&self, now: Now) -> Rows {
+        let or_none = |text: Option<String>| text.unwrap_or_else(|| NONE.to_owned());
+        let row = |row: rows::Row| {
+            let serving = row.serving;
+            let time = |of: fn(rows::Serving) -> Duration| or_none(serving.map(|s| seconds(of(s))));
+            vec![
+                row.vnet.to_string(),
+                row.peer.to_string(),
+                row.level.to_string(),
+                row.state.to_string(),
+                or_none(serving.map(|s| if s.has_used_key { "use" } else { "other" }.to_owned())),
+                or_none(serving.map(|s| s.suite.to_string())),
+                time(|s| s.age),
+                time(|s| s.rekey_in),
+                time(|s| s.ends_in),
+                or_none(serving.map(|s| s.senders_left.to_string())),
+                row.sessions.to_string(),
+                row.tally.made.to_string(),
+                row.tally.failed.to_string(),
+                row.tally.dropped.to_string(),
+            ]
+        };
+        self.security.sadb.rows(now).into_iter().map(row).collect()
     }
 
     /// varpd's counters, then those that backends sent.

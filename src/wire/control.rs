@@ -230,6 +230,8 @@ pub enum Table {
     Varp,
     /// Counters of varpd and of every vif.
     Stats,
+    /// The hosts with which keys are agreed on.
+    Peers,
 }
 
 /// From varpd to a client.

@@ -21,7 +21,9 @@ mod abuse;
 mod confined;
 #[path = "../support/driver.rs"]
 mod driver;
+mod flood;
 mod flows;
+mod forged;
 mod idle;
 mod injection;
 mod lan;
@@ -33,8 +35,10 @@ mod local_hostile;
 mod migration;
 mod moves;
 mod nic;
+mod offpath;
 mod paths;
 mod queues;
+mod rekey;
 mod resolution;
 mod restarts;
 #[path = "../support/rig.rs"]
@@ -68,7 +72,7 @@ const MTU: u32 = 1600;
 /// Hosts with a varpd each. Fields are dropped in this order.
 struct Net {
     varpds: Vec<Varpd>,
-    _underlay: Underlay,
+    underlay: Underlay,
     directory: TempDir,
     _turn: MutexGuard<'static, ()>,
 }
@@ -108,7 +112,7 @@ impl Net {
             Varpd::start_with(host, host.address(family), config(number.into()), directory.path())
         };
         let varpds = (0..hosts).map(start).collect();
-        Some(Self { varpds, _underlay: underlay, directory, _turn: turn })
+        Some(Self { varpds, underlay, directory, _turn: turn })
     }
 
     fn path(&self) -> &Path {

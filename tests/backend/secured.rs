@@ -23,10 +23,10 @@ use crate::support::{step, wait_until};
 use crate::{Net, SOON};
 
 /// Key files.
-struct Keys(TempDir);
+pub(crate) struct Keys(TempDir);
 
 impl Keys {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
@@ -41,14 +41,20 @@ impl Keys {
         path
     }
 
-    fn config(&self, policy: &str, name: &str, lines: &[(&str, &str)], more: &str) -> String {
+    pub(crate) fn config(
+        &self,
+        policy: &str,
+        name: &str,
+        lines: &[(&str, &str)],
+        more: &str,
+    ) -> String {
         let file = self.write(name, lines);
         format!("{more}[vnet.42]\npolicy = '{policy}'\nkey-file = '{}'\n", file.display())
     }
 }
 
 /// One of varpd's own counters.
-fn varpd_counter(varpd: &Varpd, name: &str) -> u64 {
+pub(crate) fn varpd_counter(varpd: &Varpd, name: &str) -> u64 {
     let rows = varpd.show("stats");
     let of_varpd = |row: &&serde_json::Value| row["scope"] == "varpd" && row["counter"] == name;
     rows.as_array().unwrap().iter().find(of_varpd).map_or(0, |row| row["value"].as_u64().unwrap())
@@ -67,7 +73,7 @@ fn wait_passes(from: &mut Nic, to: &mut Nic, first: u32) {
     while to.driver.recv_frame(Duration::from_millis(50)).is_some() {}
 }
 
-fn assert_no_drops(net: &Net, host: usize, nic: &Nic) {
+pub(crate) fn assert_no_drops(net: &Net, host: usize, nic: &Nic) {
     let drops = net.counters(host, nic.vif);
     assert_eq!(drops.sum("rx_drop_") - drops.get(VifCounter::rx_drop_own), 0, "{drops:?}");
     assert_eq!(drops.sum("tx_drop_"), 0, "{drops:?}");
@@ -175,9 +181,24 @@ fn keys_are_replaced_under_traffic_without_loss() {
     let sessions = varpd_counter(&net.varpds[0], "sa_sessions");
     step(&format!("{sent} frames each way, {sessions} sessions"));
     assert!(sessions >= 5, "{sessions}");
+    assert_shown(&net.varpds[0], sessions);
     for (host, nic) in [(0, &one), (1, &two)] {
         assert_no_drops(&net, host, nic);
     }
+}
+
+/// The only link of host a is shown as it is.
+fn assert_shown(varpd: &Varpd, sessions: u64) {
+    let peers = varpd.show("peers");
+    let [row] = &peers.as_array().unwrap()[..] else { panic!("{peers}") };
+    let cells = ["vnet", "peer", "policy", "key", "failed", "dropped"].map(|name| &row[name]);
+    let want = serde_json::json!([42, "192.0.2.2", "conf", "use", 0, 0]);
+    assert_eq!(serde_json::json!(cells), want, "{row}");
+    assert!(["open", "replacing"].iter().any(|state| row["state"] == *state), "{row}");
+    let number = |name: &str| row[name].as_f64().unwrap();
+    assert!(number("age") < 3.0 && number("rekey") <= 1.2 && number("expires") <= 2.0, "{row}");
+    assert!(number("made") >= sessions as f64 && number("sessions") >= 1.0, "{row}");
+    assert!(number("senders") > 4000.0 && row["cipher"].is_string(), "{row}");
 }
 
 #[test]

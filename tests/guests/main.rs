@@ -17,6 +17,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod capture;
 #[path = "../support/driver.rs"]
 mod driver;
 mod isolation;
@@ -28,6 +29,7 @@ mod ping;
 mod probe;
 mod reach;
 mod restarts;
+mod secured;
 mod sniffer;
 mod station;
 
@@ -59,12 +61,28 @@ impl Site {
     /// The same with another MTU of the underlay, in bytes.
     fn with_mtu(hosts: u8, family: Family, mtu: u32) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
+        Self::build(&vec![String::new(); hosts.into()], family, mtu, directory)
+    }
+
+    /// A host for each of these configurations of varpd, in which `DIR` stands for [`Self::path`];
+    /// what they name there is made by `prepare`.
+    fn prepared(configs: &[String], prepare: impl FnOnce(&Path)) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        prepare(directory.path());
+        let inside = directory.path().display().to_string();
+        let configs: Vec<String> =
+            configs.iter().map(|text| text.replace("DIR", &inside)).collect();
+        Self::build(&configs, Family::V4, 1500, directory)
+    }
+
+    fn build(configs: &[String], family: Family, mtu: u32, directory: TempDir) -> Self {
+        let hosts = u8::try_from(configs.len()).expect("a few hosts");
         let underlay = Underlay::new(hosts, mtu);
-        let start = |number: u8| {
-            let host = underlay.host(number.into());
-            Varpd::start(host, host.address(family), directory.path())
+        let start = |(number, config): (usize, &String)| {
+            let host = underlay.host(number);
+            Varpd::start_with(host, host.address(family), config, directory.path())
         };
-        let varpds = (0..hosts).map(start).collect();
+        let varpds = configs.iter().enumerate().map(start).collect();
         let guest_mtu = match family {
             Family::V4 => mtu - 50,
             Family::V6 => mtu - 70,
@@ -107,15 +125,20 @@ impl Machine {
 
 /// Sends `mib` MiB of random bytes over TCP and checks that what arrives has the same checksum.
 fn transfer(from: &mut Guest, to: &mut Guest, address: &str, mib: u32) {
+    transfer_output(from, to, address, &format!("head -c {} /dev/urandom", mib << 20));
+}
+
+/// The same with what a command prints.
+fn transfer_output(from: &mut Guest, to: &mut Guest, address: &str, command: &str) {
     let begin = clock::mono();
     // The receiver sends back the checksum of what it has got.
     to.run("nc -l -p 5000 -e sha256sum </dev/null >/dev/null 2>&1 &");
     to.run("until netstat -ltn | grep -q :5000; do usleep 10000; done");
-    from.run(&format!("head -c {} /dev/urandom >/tmp/data", mib << 20));
+    from.run(&format!("{command} >/tmp/data"));
     let sent = from.run("sha256sum </tmp/data");
     let arrived = from.run(&format!("nc {address} 5000 </tmp/data; rm /tmp/data"));
     assert_eq!(sent, arrived, "checksums of what was sent and what has arrived");
-    support::step(&format!("  {mib} MiB, made and checked, in {:?}", elapsed(begin)));
+    support::step(&format!("  '{command}', made, sent and checked in {:?}", elapsed(begin)));
 }
 
 fn elapsed(since: Instant) -> Duration {

@@ -100,6 +100,11 @@ impl Underlay {
         }
     }
 
+    /// The namespace of the switch: whoever listens there hears all that hosts say to each other.
+    pub(crate) fn switch(&self) -> &Namespace {
+        &self.switch
+    }
+
     /// The host with this number, from 0.
     pub(crate) fn host(&self, number: usize) -> &Host {
         &self.hosts[number]

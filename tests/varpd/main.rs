@@ -14,6 +14,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed test may panic")]
 
+mod admission;
 mod hostile;
 mod learning;
 mod migration;

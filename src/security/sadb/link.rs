@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::rows::Tally;
 use super::{
     Agreed, CLOCK_TOLERANCE, FIRST_WAIT, HOLD, Initiator, KeyId, Kind, LAST_WAIT, Link,
     MAX_SESSIONS, OVERLAP, Output, SETTLE, Sadb, SadbCounter, TRIES,
@@ -19,6 +20,8 @@ pub(super) struct Session {
     pub(super) key_id: KeyId,
     pub(super) agreed: Agreed,
     pub(super) is_initiator: bool,
+    /// When it was agreed on.
+    pub(super) made: Instant,
     /// From when it is used for sending; `None`: the peer has not shown that it is there.
     pub(super) serves_from: Option<Instant>,
     /// When another one is made, if the link is wanted.
@@ -89,6 +92,8 @@ pub(super) struct Peer {
     pub(super) newest_init_at: Instant,
     /// No attempt before.
     pub(super) rest_until: Instant,
+    /// What has become of it so far.
+    pub(super) tally: Tally,
     /// The session that was told to serve.
     serving: Option<u32>,
     /// Its timer.
@@ -281,6 +286,7 @@ impl Sadb {
         let Some(peer) = self.peers.get_mut(&link) else { return false };
         session.serves_from = Some(peer.settled(now.mono));
         peer.sessions.push(session);
+        peer.tally.made += 1;
         self.counters.inc(SadbCounter::sa_sessions);
         self.outputs.push_back(Output::Receive { vnet: link.0, peer: link.1, number });
         true
@@ -331,6 +337,7 @@ impl Sadb {
             Stage::Confirming(number) => number,
         };
         peer.sessions.retain(|session| session.number != number);
+        peer.tally.failed += 1;
         self.counters.inc(SadbCounter::sa_given_up);
         self.release(number);
         self.outputs.push_back(Output::GaveUp { vnet, peer: host });

@@ -1,3 +1,4 @@
+use super::rows::State;
 use super::*;
 use std::collections::VecDeque;
 
@@ -285,6 +286,49 @@ fn who_does_not_answer_is_given_up_and_tried_again() {
     assert!(w.is_through(0, 1));
     w.run(1000);
     assert!(w.hosts[0].sadb.numbers.len() <= 1, "nothing is left of the attempts");
+}
+
+#[test]
+fn rows_tell_how_far_links_are() {
+    let mut w = world(2);
+    let row = |w: &World, host: usize| {
+        let rows = w.hosts[host].sadb.rows(w.at(host));
+        assert!(rows.len() <= 1);
+        rows.first().copied()
+    };
+    assert_eq!(row(&w, 0), None);
+    w.faults.lost = 100;
+    w.want(0, 1, 20_000);
+    let asking = row(&w, 0).unwrap();
+    assert_eq!((asking.vnet, asking.peer, asking.level), (vnet(), ip(1), Level::Conf));
+    assert_eq!((asking.state, asking.serving, asking.sessions), (State::Asking, None, 0));
+    while w.hosts[0].gave_up == 0 {
+        w.run(1);
+    }
+    let failed = row(&w, 0).unwrap();
+    assert_eq!((failed.state, failed.tally.failed, failed.tally.made), (State::Failed, 1, 0));
+
+    w.faults.lost = 0;
+    w.run(15);
+    for host in [0, 1] {
+        let open = row(&w, host).unwrap();
+        let serving = open.serving.unwrap();
+        assert_eq!((open.state, open.sessions, open.tally.made), (State::Open, 1, 1));
+        assert!(serving.has_used_key && serving.suite.level() == Level::Conf);
+        assert!(serving.age < 15 * SECOND && serving.rekey_in > 3000 * SECOND);
+        assert!(serving.ends_in > serving.rekey_in);
+        assert_eq!(serving.senders_left, INDICES - 2);
+    }
+    let init = w.recorded.iter().find(|(from, ..)| *from == 0).unwrap().2.clone();
+    w.deliver(0, 1, &init);
+    assert_eq!(row(&w, 1).unwrap().tally.dropped, 1, "it was heard before");
+
+    let now = w.at(0);
+    w.hosts[0].sadb.set_vnet(vnet(), Some(keyring(&[2, 1])), now);
+    assert!(!row(&w, 0).unwrap().serving.unwrap().has_used_key);
+    w.hosts[0].sadb.set_vnet(vnet(), Some(keyring(&[2])), now);
+    let closed = row(&w, 0).unwrap();
+    assert_eq!((closed.serving, closed.sessions), (None, 0));
 }
 
 #[test]

@@ -316,7 +316,7 @@ impl Event {
 
 impl Table {
     /// All, in the order of their codes, which start at 1.
-    const ALL: [Self; 4] = [Self::Vnets, Self::Vifs, Self::Varp, Self::Stats];
+    const ALL: [Self; 5] = [Self::Vnets, Self::Vifs, Self::Varp, Self::Stats, Self::Peers];
 
     fn code(self) -> u8 {
         match self {
@@ -324,6 +324,7 @@ impl Table {
             Self::Vifs => 2,
             Self::Varp => 3,
             Self::Stats => 4,
+            Self::Peers => 5,
         }
     }
 

@@ -261,7 +261,7 @@ fn each_fault_has_its_name() {
     assert_eq!(with(2, 1), Err(ParseError::Reserved));
     assert_eq!(with(7, 1), Err(ParseError::Reserved));
     assert_eq!(with(8, 0), Err(ParseError::Value));
-    assert_eq!(with(8, 5), Err(ParseError::Value));
+    assert_eq!(with(8, 6), Err(ParseError::Value));
     assert_eq!(Request::parse(&[]), Err(ParseError::Truncated));
     // A newer version may have another layout: it's named before anything else is looked at.
     assert_eq!(Request::parse(&[2, 0]), Err(ParseError::Version));
@@ -333,8 +333,13 @@ fn request() -> impl Strategy<Value = Request> {
             stamp,
         });
     let values = proptest::collection::vec((text(), any::<u64>()), 0..=MAX_VALUES);
-    let table =
-        proptest::sample::select(vec![Table::Vnets, Table::Vifs, Table::Varp, Table::Stats]);
+    let table = proptest::sample::select(vec![
+        Table::Vnets,
+        Table::Vifs,
+        Table::Varp,
+        Table::Stats,
+        Table::Peers,
+    ]);
     prop_oneof![
         register,
         any::<bool>().prop_map(|active| Request::SetActive { active }),

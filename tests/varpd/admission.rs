@@ -1,0 +1,88 @@
+//! Lists of users: who may have vifs on which vnet, with real users and the real backend.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::peer::{ACTIVE, Backend};
+use super::support::netns::Family;
+use super::support::process::Process;
+use super::support::wait_until;
+use super::{Net, SOON, Varpd, key};
+
+/// On every system; 65534 is nobody's.
+const DAEMON: u32 = 1;
+const NOBODY: u32 = 65534;
+
+/// The backend where every user can run it, and a directory where every user can have its socket.
+fn program(net: &Net) -> PathBuf {
+    let program = net.path("vhost-user-vnet");
+    fs::copy(env!("CARGO_BIN_EXE_vhost-user-vnet"), &program).unwrap();
+    fs::create_dir(net.path("sockets")).unwrap();
+    fs::set_permissions(net.path("sockets"), Permissions::from_mode(0o1777)).unwrap();
+    program
+}
+
+/// A backend of a user, for the vif with this last octet.
+fn backend(net: &Net, varpd: &Varpd, uid: u32, vnet: u32, last: u8) -> Command {
+    let mut command = Command::new(net.path("vhost-user-vnet"));
+    command.uid(uid).gid(uid).current_dir("/");
+    command.args(["--vnet", &vnet.to_string(), "--mac", &format!("52:54:00:00:00:{last:02x}")]);
+    command.arg("--varpd").arg(&varpd.socket);
+    command.arg("--socket-path").arg(net.path("sockets").join(format!("{uid}-{vnet}.sock")));
+    command
+}
+
+#[test]
+fn a_vnet_is_open_to_the_users_on_its_list() {
+    let Some(net) = Net::new("varpd: lists of users") else { return };
+    program(&net);
+    let config = "[security]\nallow-users = [65534]\n\
+                  [vnet.42]\nallow-users = ['daemon', 1000]\n[vnet.43]\nallow-users = []\n";
+    let varpd = net.varpd(net.a(), Family::V4, config);
+    let refused = [(NOBODY, 42), (DAEMON, 43), (NOBODY, 43), (DAEMON, 44)];
+    for (uid, vnet) in refused {
+        let output = backend(&net, &varpd, uid, vnet, 1).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let want = format!("user {uid} is not allowed to have vifs on vnet {vnet}");
+        assert_eq!(said.lines().filter(|line| line.contains(&want)).count(), 1, "{said}");
+        assert!(varpd.process.log().contains(&want), "varpd says so, too");
+    }
+    assert!(varpd.show("vifs").is_empty());
+    let count = refused.len() as u64;
+    assert_eq!((varpd.counter("vifs_denied"), varpd.counter("vifs_refused")), (count, count));
+
+    // The listed, where they are listed, and root everywhere.
+    let allowed = [(DAEMON, 42, 2), (NOBODY, 44, 3)];
+    let mut running: Vec<Process> = Vec::new();
+    for (uid, vnet, last) in allowed {
+        let mut command = backend(&net, &varpd, uid, vnet, last);
+        running.push(Process::start(&format!("backend-{last}"), net.dir.path(), &mut command));
+        wait_until(&format!("user {uid} has a vif on vnet {vnet}"), SOON, || {
+            running.iter_mut().for_each(Process::assert_running);
+            varpd.show("vifs").iter().any(|row| row["vnet"] == vnet && row["uid"] == uid)
+        });
+    }
+    let mut on_43 = key(4);
+    on_43.vnet = super::vnet_id(43);
+    for key in [key(4), on_43] {
+        Backend::register(&varpd.socket, key, ACTIVE).peer.claimed();
+    }
+    assert_eq!(varpd.counter("vifs_denied"), count);
+}
+
+#[test]
+fn a_list_that_names_nobody_is_an_error() {
+    let Some(net) = Net::new("varpd: a user that does not exist") else { return };
+    let file = net.path("c.toml");
+    fs::write(&file, "[vnet.42]\nallow-users = ['no-such-user']\n").unwrap();
+    let mut command = net.a().command(env!("CARGO_BIN_EXE_varpd"));
+    command.arg("--socket").arg(net.path("own.sock")).arg("--config").arg(&file);
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said, "varpd: allow-users: 'no-such-user': no such user\n");
+}

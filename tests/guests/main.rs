@@ -30,6 +30,7 @@ mod reach;
 mod restarts;
 mod sniffer;
 mod station;
+mod timing;
 
 use std::path::Path;
 use std::time::Duration;

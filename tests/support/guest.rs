@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ::vnet::sys::clock;
 
+use super::netns::Host;
 use super::process::Process;
 use super::qmp::Qmp;
 use super::vnet::{Backend, Listener};
@@ -60,6 +61,16 @@ pub(crate) struct Nic<'a> {
     pub(crate) queue_pairs: u8,
 }
 
+/// An existing tap on a host, on which a guest's NIC can be instead; QEMU then runs on that host.
+pub(crate) struct Tap<'a> {
+    pub(crate) host: &'a Host,
+    pub(crate) name: &'a str,
+    /// The NIC's address.
+    pub(crate) mac: String,
+    /// MTU that QEMU tells the guest, in bytes.
+    pub(crate) mtu: u32,
+}
+
 /// A running guest.
 pub(crate) struct Guest {
     /// QEMU.
@@ -102,6 +113,29 @@ impl Guest {
         command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
         command.args(["-machine", "q35,memory-backend=mem"]);
         command.arg("-incoming").arg(format!("unix:{}", incoming(name, directory)));
+        Self::start_command(name, &mut command, directory)
+    }
+
+    /// Starts a guest whose NIC (eth0) is on a tap, but is otherwise the same; or a QEMU that waits for
+    /// such a guest to migrate to it.
+    pub(crate) fn start_on_tap(
+        name: &str,
+        qemu: Qemu,
+        tap: &Tap<'_>,
+        awaits_migration: bool,
+        directory: &Path,
+    ) -> Self {
+        let mut command = tap.host.command(qemu.program());
+        command.args(machine(qemu, &[]).get_args());
+        command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
+        command.args(["-machine", "q35,memory-backend=mem"]);
+        let Tap { name: interface, mac, mtu, .. } = tap;
+        let netdev = format!("tap,id=n0,ifname={interface},script=no,downscript=no");
+        let device = format!("virtio-net-pci,netdev=n0,mac={mac},host_mtu={mtu}");
+        command.args(["-netdev", &netdev, "-device", &device]);
+        if awaits_migration {
+            command.arg("-incoming").arg(format!("unix:{}", incoming(name, directory)));
+        }
         Self::start_command(name, &mut command, directory)
     }
 

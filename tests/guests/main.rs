@@ -31,6 +31,8 @@ mod restarts;
 mod sniffer;
 mod station;
 mod timing;
+mod uso;
+mod withhold;
 
 use std::path::Path;
 use std::time::Duration;

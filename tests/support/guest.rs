@@ -139,6 +139,28 @@ impl Guest {
         Self::start_command(name, &mut command, directory)
     }
 
+    /// Starts a guest out of what tests/uso-guest has made in `made`, whose NIC (eth0) is a vhost-user
+    /// device of which QEMU knows nothing but its socket.
+    pub(crate) fn start_generic(name: &str, made: &Path, socket: &Path, directory: &Path) -> Self {
+        let qemu = made.join("qemu-system-x86_64").display().to_string();
+        let mut command = Command::new(&qemu);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "128M"]);
+        command.args(accelerator(&qemu)).args(kernel()).args(["-serial", "stdio"]);
+        command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
+        command.args(["-machine", "q35,memory-backend=mem"]);
+        // Of several, QEMU takes the last.
+        let base = Path::new(ROOT).join(".cache/guest/initramfs.cpio.gz");
+        let parts =
+            [base, made.join("overlay.cpio.gz")].map(|path| std::fs::read(path).expect("made"));
+        let initramfs = directory.join(format!("{name}.initramfs"));
+        std::fs::write(&initramfs, parts.concat()).expect("a file");
+        command.arg("-kernel").arg(made.join("vmlinux")).arg("-initrd").arg(initramfs);
+        command.arg("-chardev").arg(format!("socket,id=c0,path={}", socket.display()));
+        let device = "vhost-user-test-device-pci,chardev=c0,virtio-id=1,num_vqs=2,vq_size=256";
+        command.args(["-device", device]);
+        Self::start_command(name, &mut command, directory)
+    }
+
     /// Where QEMU waits for the guest, in the form in which it is told so.
     pub(crate) fn incoming(&self) -> String {
         format!("unix:{}", incoming(&self.name, &self.directory))
@@ -387,7 +409,7 @@ fn incoming(name: &str, directory: &Path) -> String {
 fn machine(qemu: Qemu, nics: &[Nic<'_>]) -> Command {
     let mut command = Command::new(qemu.program());
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "128M"]);
-    command.args(accelerator(qemu)).args(kernel()).args(["-serial", "stdio"]);
+    command.args(accelerator(qemu.program())).args(kernel()).args(["-serial", "stdio"]);
     let queue_pairs = nics.iter().map(|nic| nic.queue_pairs).max().unwrap_or(1);
     if queue_pairs > 1 {
         command.arg("-smp").arg(queue_pairs.to_string());
@@ -437,8 +459,8 @@ fn image(name: &str) -> String {
 }
 
 /// QEMU options for the fastest way to run the guest here.
-fn accelerator(qemu: Qemu) -> Vec<String> {
-    let options = output_of("qemu-examples/accelerator", &[qemu.program()]);
+fn accelerator(qemu: &str) -> Vec<String> {
+    let options = output_of("qemu-examples/accelerator", &[qemu]);
     let options = options.expect("qemu-examples/accelerator");
     options.split(' ').map(str::to_owned).collect()
 }

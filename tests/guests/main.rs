@@ -32,6 +32,9 @@ mod restarts;
 mod secured;
 mod sniffer;
 mod station;
+mod timing;
+mod uso;
+mod withhold;
 
 use std::path::Path;
 use std::time::Duration;

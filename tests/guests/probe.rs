@@ -2,7 +2,6 @@
 //! guest and compared.
 
 use std::io::{ErrorKind, Read, Write};
-use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,10 +10,10 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use vnet::sys::clock;
-use vnet::time::Instant;
 
 use super::station::Station;
 use super::support::pause;
+use super::timing;
 
 /// Time between two pings.
 pub(crate) const PING_INTERVAL: Duration = Duration::from_millis(10);
@@ -26,15 +25,17 @@ const ECHO_REPLY: u8 = 0;
 const IP_LEN: usize = 20;
 const ICMP_LEN: usize = 8;
 
-/// When pings were sent and answered.
+/// When pings were sent and answered, in microseconds of wall-clock time.
 #[derive(Default)]
 struct Times {
-    answers: Vec<Instant>,
+    /// When the answers arrived, as the kernel says.
+    answers: Vec<u64>,
     /// When one was sent, and how much later than it should have been.
-    sent: Vec<(Instant, Duration)>,
+    sent: Vec<(u64, Duration)>,
 }
 
-/// Pings under way, one each [`PING_INTERVAL`] whether or not those before are answered.
+/// Pings under way, one each [`PING_INTERVAL`] whether or not those before are answered, but for the
+/// times at which the station is told to be quiet.
 pub(crate) struct Pinger {
     times: Arc<Mutex<Times>>,
     end: Arc<AtomicBool>,
@@ -44,8 +45,8 @@ pub(crate) struct Pinger {
 impl Pinger {
     pub(crate) fn start(station: &Station, to: Ipv4Addr) -> Self {
         let (times, end) = (Arc::<Mutex<Times>>::default(), Arc::<AtomicBool>::default());
-        let (list, told) = (times.clone(), end.clone());
-        let thread = Some(station.spawn(move || ping(to, &list, &told)));
+        let (list, told, is_quiet) = (times.clone(), end.clone(), station.quiet());
+        let thread = Some(station.spawn(move || ping(to, &list, &is_quiet, &told)));
         Self { times, end, thread }
     }
 
@@ -64,16 +65,22 @@ impl Pinger {
         times.sent.len().saturating_sub(times.answers.len())
     }
 
-    /// The longest time without an answer, of those that ended after `since`.
-    pub(crate) fn longest_gap(&self, since: Instant) -> Duration {
-        let times = self.times();
-        let pairs = times.answers.windows(2).filter(|pair| pair[1] > since);
-        pairs.map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    /// When the first answer since then arrived. Times are microseconds of wall-clock time.
+    pub(crate) fn first_answer(&self, since: u64) -> Option<u64> {
+        self.times().answers.iter().copied().find(|time| *time > since)
     }
 
-    /// How much too late a ping was sent at most since then: how long this machine lets a process
-    /// wait that has something to do.
-    pub(crate) fn lateness(&self, since: Instant) -> Duration {
+    /// The longest time without an answer, of those that ended after `since`.
+    pub(crate) fn longest_gap(&self, since: u64) -> Duration {
+        let times = self.times();
+        let pairs = times.answers.windows(2).filter(|pair| pair[1] > since);
+        let longest = pairs.map(|pair| pair[1].saturating_sub(pair[0])).max();
+        Duration::from_micros(longest.unwrap_or_default())
+    }
+
+    /// How much too late a ping was sent at most since then: how long this machine lets even a thread
+    /// wait that goes before all others.
+    pub(crate) fn lateness(&self, since: u64) -> Duration {
         let times = self.times();
         let late = times.sent.iter().rev().take_while(|(sent, _)| *sent > since);
         late.map(|(_, late)| *late).max().unwrap_or_default()
@@ -90,31 +97,33 @@ impl Drop for Pinger {
     }
 }
 
-fn ping(to: Ipv4Addr, times: &Mutex<Times>, end: &AtomicBool) {
+fn ping(to: Ipv4Addr, times: &Mutex<Times>, is_quiet: &AtomicBool, end: &AtomicBool) {
+    timing::go_first();
     let times = || times.lock().unwrap_or_else(PoisonError::into_inner);
     let mut number = 0_u16;
     let socket =
         Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).expect("a raw socket");
     socket.connect(&SocketAddr::from((to, 0)).into()).expect("a route");
+    timing::stamp(&socket);
     let mut next = clock::mono();
-    let mut buffer = [MaybeUninit::uninit(); 256];
+    let mut buffer = [0; 256];
     while !end.load(Ordering::Relaxed) {
         let now = clock::mono();
-        if now >= next {
-            times().sent.push((now, now - next));
+        if is_quiet.load(Ordering::Relaxed) {
+            next = now + PING_INTERVAL;
+        } else if now >= next {
+            times().sent.push((timing::wall(), now - next));
             number = number.wrapping_add(1);
             // While the guest's MAC is not known a send may fail: that ping is lost.
             let _ = socket.send(&echo_request(number));
             // After a late one the next comes in time, and none is sent twice as fast.
             next = (next + PING_INTERVAL).max(now);
         }
-        let left = next.saturating_since(clock::mono()).max(Duration::from_micros(100));
-        socket.set_read_timeout(Some(left)).expect("a time limit");
-        let Ok(len) = socket.recv(&mut buffer) else { continue };
-        // SAFETY: the kernel has written that many bytes.
-        let kind = (len >= IP_LEN + ICMP_LEN).then(|| unsafe { buffer[IP_LEN].assume_init() });
-        if kind == Some(ECHO_REPLY) {
-            times().answers.push(clock::mono());
+        timing::wait_packet(&socket, next.saturating_since(clock::mono()));
+        while let Some((len, time)) = timing::receive(&socket, &mut buffer) {
+            if len >= IP_LEN + ICMP_LEN && buffer[IP_LEN] == ECHO_REPLY {
+                times().answers.push(time);
+            }
         }
     }
 }
@@ -131,25 +140,38 @@ fn echo_request(number: u16) -> [u8; ICMP_LEN] {
 const CHUNK: usize = 8 << 10;
 const AHEAD: u64 = 128 << 10;
 
-/// A TCP connection to an echo server, in use in both directions all the time.
+/// A TCP connection to an echo server, in use in both directions all the time, but for the times at which
+/// the station is told to be quiet.
 pub(crate) struct Echo {
-    back: Arc<AtomicU64>,
+    counts: Arc<Counts>,
     end: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<u64, String>>>,
+}
+
+/// Bytes that were sent, and that came back.
+#[derive(Default)]
+struct Counts {
+    sent: AtomicU64,
+    back: AtomicU64,
 }
 
 impl Echo {
     /// Sends a known sequence of bytes, and compares what comes back.
     pub(crate) fn start(station: &Station, to: SocketAddr) -> Self {
-        let (back, end) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
-        let (count, told) = (back.clone(), end.clone());
-        let thread = Some(station.spawn(move || echo(to, &count, &told)));
-        Self { back, end, thread }
+        let (counts, end) = (Arc::<Counts>::default(), Arc::<AtomicBool>::default());
+        let (count, told, is_quiet) = (counts.clone(), end.clone(), station.quiet());
+        let thread = Some(station.spawn(move || echo(to, &count, &is_quiet, &told)));
+        Self { counts, end, thread }
     }
 
     /// How many bytes have come back.
     pub(crate) fn bytes(&self) -> u64 {
-        self.back.load(Ordering::Relaxed)
+        self.counts.back.load(Ordering::Relaxed)
+    }
+
+    /// Whether all that was sent has come back.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.counts.sent.load(Ordering::Acquire) == self.bytes()
     }
 
     /// Ends the connection in order; returns how many bytes went there and back. Panics if it was reset,
@@ -223,7 +245,12 @@ fn byte(place: u64) -> u8 {
     (place.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
 }
 
-fn echo(to: SocketAddr, back: &AtomicU64, end: &AtomicBool) -> Result<u64, String> {
+fn echo(
+    to: SocketAddr,
+    counts: &Counts,
+    is_quiet: &AtomicBool,
+    end: &AtomicBool,
+) -> Result<u64, String> {
     let mut stream = TcpStream::connect(to).map_err(|error| format!("connect: {error}"))?;
     stream.set_nonblocking(true).map_err(|error| error.to_string())?;
     let (mut sent, mut came) = (0, 0);
@@ -234,10 +261,13 @@ fn echo(to: SocketAddr, back: &AtomicU64, end: &AtomicBool) -> Result<u64, Strin
             is_open = false;
             stream.shutdown(Shutdown::Write).map_err(|error| format!("shutdown: {error}"))?;
         }
-        if is_open && sent < came + AHEAD {
+        if is_open && sent < came + AHEAD && !is_quiet.load(Ordering::Relaxed) {
             let chunk: Vec<u8> = (sent..sent + CHUNK as u64).map(byte).collect();
             match stream.write(&chunk) {
-                Ok(count) => sent += count as u64,
+                Ok(count) => {
+                    sent += count as u64;
+                    counts.sent.store(sent, Ordering::Release);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => return Err(format!("write after {sent} bytes: {error}")),
             }
@@ -251,7 +281,7 @@ fn echo(to: SocketAddr, back: &AtomicU64, end: &AtomicBool) -> Result<u64, Strin
                     return Err(format!("byte {} is wrong", came + n as u64));
                 }
                 came += count as u64;
-                back.store(came, Ordering::Relaxed);
+                counts.back.store(came, Ordering::Relaxed);
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => pause(),
             Err(error) => return Err(format!("read after {came} bytes: {error}")),

@@ -1,39 +1,45 @@
-//! When the frames for a guest reach a host: datagrams to the vif's port on the underlay.
+//! When frames for a guest reach a host: packets on the underlay that carry them.
 
-use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, poll};
-use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg,
-    setsockopt, socket, sockopt,
-};
-use nix::sys::time::TimeVal;
-use std::os::fd::AsFd;
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use super::support::netns::Host;
+use super::timing;
 
 /// Where the UDP destination port is in an Ethernet frame with IPv4 without options.
 const PORT_AT: usize = 14 + 20 + 2;
 /// Where the protocol is, and UDP's number.
 const PROTOCOL_AT: usize = 14 + 9;
 const UDP: u8 = 17;
+/// Where a UDP datagram's payload begins.
+const PAYLOAD_AT: usize = 14 + 20 + 8;
+/// How much of a frame is looked at, in bytes.
+const SEEN_LEN: usize = 128;
+/// The time between two looks at whether it is over.
+const LOOK: Duration = Duration::from_millis(20);
 
-/// Looks out for the first datagram to a port.
+/// Looks out for UDP datagrams, in a thread of its own.
 pub(crate) struct Sniffer {
-    first: Arc<AtomicU64>,
+    seen: Arc<Mutex<Vec<u64>>>,
     end: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Sniffer {
-    /// Begins to look at what arrives at a host.
-    pub(crate) fn start(host: &Host, port: u16) -> Self {
-        let (first, end) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
-        let (seen, told) = (first.clone(), end.clone());
+    /// Begins to look at datagrams to `port` that arrive at a host; those of which `is_wanted`, given
+    /// the begin of the payload, says so are noted.
+    pub(crate) fn start(
+        host: &Host,
+        port: u16,
+        is_wanted: impl Fn(&[u8]) -> bool + Send + 'static,
+    ) -> Self {
+        let (seen, end) = (Arc::<Mutex<Vec<u64>>>::default(), Arc::<AtomicBool>::default());
+        let (list, told) = (seen.clone(), end.clone());
         let socket = std::thread::scope(|scope| {
             let opened = scope.spawn(|| {
                 host.enter();
@@ -41,13 +47,25 @@ impl Sniffer {
             });
             opened.join().expect("the thread has not panicked")
         });
-        let thread = Some(std::thread::spawn(move || sniff(&socket, port, &seen, &told)));
-        Self { first, end, thread }
+        let thread = std::thread::spawn(move || {
+            let note = |time| list.lock().unwrap_or_else(PoisonError::into_inner).push(time);
+            let mut bytes = [0; SEEN_LEN];
+            while !told.load(Ordering::Relaxed) {
+                timing::wait_packet(&socket, LOOK);
+                while let Some((len, time)) = timing::receive(&socket, &mut bytes) {
+                    if payload(&bytes[..len], port).is_some_and(&is_wanted) {
+                        note(time);
+                    }
+                }
+            }
+        });
+        Self { seen, end, thread: Some(thread) }
     }
 
-    /// When the first one arrived, in microseconds of wall-clock time.
-    pub(crate) fn first(&self) -> Option<u64> {
-        Some(self.first.load(Ordering::Acquire)).filter(|&time| time > 0)
+    /// When the first one since `since` arrived, both in microseconds of wall-clock time.
+    pub(crate) fn first_since(&self, since: u64) -> Option<u64> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.iter().copied().find(|time| *time >= since)
     }
 }
 
@@ -65,32 +83,13 @@ fn open() -> OwnedFd {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll);
     let socket = socket.expect("root may look at packets");
-    setsockopt(&socket, sockopt::ReceiveTimestamp, &true).expect("the kernel's time stamps");
+    timing::stamp(&socket);
     socket
 }
 
-fn sniff(socket: &OwnedFd, port: u16, first: &AtomicU64, end: &AtomicBool) {
-    let mut bytes = [0; 128];
-    let mut control = nix::cmsg_space!(TimeVal);
-    while !end.load(Ordering::Relaxed) {
-        let mut parts = [IoSliceMut::new(&mut bytes)];
-        let flags = MsgFlags::empty();
-        let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags);
-        let Ok(message) = received else {
-            let _ = poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], 20_u8);
-            continue;
-        };
-        let time = message.cmsgs().ok().and_then(|mut all| all.find_map(micros));
-        let len = message.bytes;
-        let to = bytes[PORT_AT..PORT_AT + 2] == port.to_be_bytes();
-        if len > PORT_AT + 2 && bytes[PROTOCOL_AT] == UDP && to {
-            first.store(time.expect("a time stamp"), Ordering::Release);
-            return;
-        }
-    }
-}
-
-fn micros(message: ControlMessageOwned) -> Option<u64> {
-    let ControlMessageOwned::ScmTimestamp(time) = message else { return None };
-    Some(u64::try_from(time.tv_sec()).ok()? * 1_000_000 + u64::try_from(time.tv_usec()).ok()?)
+/// The begin of the payload of a UDP datagram to a port.
+fn payload(frame: &[u8], port: u16) -> Option<&[u8]> {
+    let payload = frame.get(PAYLOAD_AT..)?;
+    let is_udp = frame[PROTOCOL_AT] == UDP && frame[PORT_AT..PORT_AT + 2] == port.to_be_bytes();
+    is_udp.then_some(payload)
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ::vnet::sys::clock;
 
+use super::netns::Host;
 use super::process::Process;
 use super::qmp::Qmp;
 use super::vnet::{Backend, Listener};
@@ -60,6 +61,16 @@ pub(crate) struct Nic<'a> {
     pub(crate) queue_pairs: u8,
 }
 
+/// An existing tap on a host, on which a guest's NIC can be instead; QEMU then runs on that host.
+pub(crate) struct Tap<'a> {
+    pub(crate) host: &'a Host,
+    pub(crate) name: &'a str,
+    /// The NIC's address.
+    pub(crate) mac: String,
+    /// MTU that QEMU tells the guest, in bytes.
+    pub(crate) mtu: u32,
+}
+
 /// A running guest.
 pub(crate) struct Guest {
     /// QEMU.
@@ -102,6 +113,51 @@ impl Guest {
         command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
         command.args(["-machine", "q35,memory-backend=mem"]);
         command.arg("-incoming").arg(format!("unix:{}", incoming(name, directory)));
+        Self::start_command(name, &mut command, directory)
+    }
+
+    /// Starts a guest whose NIC (eth0) is on a tap, but is otherwise the same; or a QEMU that waits for
+    /// such a guest to migrate to it.
+    pub(crate) fn start_on_tap(
+        name: &str,
+        qemu: Qemu,
+        tap: &Tap<'_>,
+        awaits_migration: bool,
+        directory: &Path,
+    ) -> Self {
+        let mut command = tap.host.command(qemu.program());
+        command.args(machine(qemu, &[]).get_args());
+        command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
+        command.args(["-machine", "q35,memory-backend=mem"]);
+        let Tap { name: interface, mac, mtu, .. } = tap;
+        let netdev = format!("tap,id=n0,ifname={interface},script=no,downscript=no");
+        let device = format!("virtio-net-pci,netdev=n0,mac={mac},host_mtu={mtu}");
+        command.args(["-netdev", &netdev, "-device", &device]);
+        if awaits_migration {
+            command.arg("-incoming").arg(format!("unix:{}", incoming(name, directory)));
+        }
+        Self::start_command(name, &mut command, directory)
+    }
+
+    /// Starts a guest out of what tests/uso-guest has made in `made`, whose NIC (eth0) is a vhost-user
+    /// device of which QEMU knows nothing but its socket.
+    pub(crate) fn start_generic(name: &str, made: &Path, socket: &Path, directory: &Path) -> Self {
+        let qemu = made.join("qemu-system-x86_64").display().to_string();
+        let mut command = Command::new(&qemu);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "128M"]);
+        command.args(accelerator(&qemu)).args(kernel()).args(["-serial", "stdio"]);
+        command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
+        command.args(["-machine", "q35,memory-backend=mem"]);
+        // Of several, QEMU takes the last.
+        let base = Path::new(ROOT).join(".cache/guest/initramfs.cpio.gz");
+        let parts =
+            [base, made.join("overlay.cpio.gz")].map(|path| std::fs::read(path).expect("made"));
+        let initramfs = directory.join(format!("{name}.initramfs"));
+        std::fs::write(&initramfs, parts.concat()).expect("a file");
+        command.arg("-kernel").arg(made.join("vmlinux")).arg("-initrd").arg(initramfs);
+        command.arg("-chardev").arg(format!("socket,id=c0,path={}", socket.display()));
+        let device = "vhost-user-test-device-pci,chardev=c0,virtio-id=1,num_vqs=2,vq_size=256";
+        command.args(["-device", device]);
         Self::start_command(name, &mut command, directory)
     }
 
@@ -353,7 +409,7 @@ fn incoming(name: &str, directory: &Path) -> String {
 fn machine(qemu: Qemu, nics: &[Nic<'_>]) -> Command {
     let mut command = Command::new(qemu.program());
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "128M"]);
-    command.args(accelerator(qemu)).args(kernel()).args(["-serial", "stdio"]);
+    command.args(accelerator(qemu.program())).args(kernel()).args(["-serial", "stdio"]);
     let queue_pairs = nics.iter().map(|nic| nic.queue_pairs).max().unwrap_or(1);
     if queue_pairs > 1 {
         command.arg("-smp").arg(queue_pairs.to_string());
@@ -403,8 +459,8 @@ fn image(name: &str) -> String {
 }
 
 /// QEMU options for the fastest way to run the guest here.
-fn accelerator(qemu: Qemu) -> Vec<String> {
-    let options = output_of("qemu-examples/accelerator", &[qemu.program()]);
+fn accelerator(qemu: &str) -> Vec<String> {
+    let options = output_of("qemu-examples/accelerator", &[qemu]);
     let options = options.expect("qemu-examples/accelerator");
     options.split(' ').map(str::to_owned).collect()
 }

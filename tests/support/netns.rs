@@ -119,6 +119,11 @@ impl Host {
         command
     }
 
+    /// Runs `ip` there.
+    pub(crate) fn ip(&self, arguments: &str) {
+        self.namespace.ip(arguments);
+    }
+
     /// Moves the calling thread there: sockets that it opens from now on are the host's.
     pub(crate) fn enter(&self) {
         self.namespace.enter();
@@ -153,6 +158,11 @@ impl Namespace {
         let namespace = Self { name };
         namespace.ip("link set lo up");
         namespace
+    }
+
+    /// What others call it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Runs `ip` inside.

@@ -24,6 +24,7 @@
 pub mod alarm;
 pub mod arrival;
 pub mod departed;
+pub mod guard;
 pub mod guest;
 pub mod incoming;
 pub mod lanes;

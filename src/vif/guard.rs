@@ -3,27 +3,32 @@
 //!
 //! A vif with a list of addresses (`--allow-ip`) sends nothing else: a frame passes only if all of
 //! it that names its sender was understood and found on the list. So there is nothing to hide
-//! behind:
+//! behind. Without a list nothing is looked at.
 //!
 //! | In a frame | Passes if |
 //! |---|---|
 //! | VLAN tags, tags for priority (VLAN 0) | at most two, and what is behind them passes |
 //! | LLC, SNAP, any protocol but those below | never |
-//! | IPv4 | the source is on the list; without an address: DHCP client, IGMP |
-//! | IPv6 | the source is on the list or the link-local address made of the MAC (RFC 4291, appendix A); without an address: neighbour solicitation, MLD |
-//! | ARP (RFC 826) | it names the vif's MAC, and a sender on the list or none (RFC 5227) |
-//! | RARP (RFC 903) | it names the vif's MAC and no address that is not on the list |
-//! | Neighbour discovery (RFC 4861) | it names the vif's MAC, a target on the list, and is no fragment (RFC 6980) |
-//! | DHCP server, DHCPv6 server, router advertisement, redirect | never |
+//! | IPv4 | the source is on the list; without an address: DHCP client, IGMP report |
+//! | IPv6 | the source is on the list or the link-local address made of the MAC (RFC 4291, appendix A); without an address: neighbour solicitation, router solicitation, MLD report |
+//! | ARP (RFC 826) | it names the frame's source MAC, and a sender on the list; or none, if it asks for one on the list (a probe, RFC 5227) |
+//! | RARP (RFC 903) | it names that MAC and no address that is not on the list |
+//! | neighbour discovery (RFC 4861) | it names no other MAC, and is no fragment (RFC 6980); an advertisement, or a solicitation without a source (RFC 4862, 5.4): for a target that may be a source |
+//! | from a DHCP or DHCPv6 server's port or to a client's, router advertisement, redirect, IGMP or MLD query | never |
 //! | a first fragment | it holds all headers (RFC 7112) |
+//! | a checksum that is left to us, or to the receiver | it is behind all that was looked at |
 //!
-//! A protocol version with no address on the list does not pass at all. The frame's MAC addresses
-//! are not looked at here: the source is stamped, whatever the guest wrote.
+//! A protocol version with no address on the list does not pass at all. No group address, nor the
+//! unspecified one, is on a list, whatever its prefixes are. The frame's MAC addresses are not
+//! looked at here: the source is stamped, whatever the guest wrote, and is what "the MAC" is above.
+//!
+//! [`exit`] has the frames' beginnings copied before they are checked, and sends the copies.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing)]
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
 
+pub mod exit;
 mod ipv6;
 mod prefix;
 #[cfg(test)]
@@ -42,10 +47,15 @@ const MAX_TAGS: usize = 2;
 const ARP_LEN: usize = 28;
 const ARP_REQUEST: u16 = 1;
 const ARP_REPLY: u16 = 2;
+const ICMP: u8 = 1;
 const IGMP: u8 = 2;
 const UDP: u8 = 17;
 const BOOTP_SERVER: u16 = 67;
 const BOOTP_CLIENT: u16 = 68;
+/// Types of ICMP (RFC 792, RFC 1256) and IGMP (RFC 3376) that only routers send.
+const ICMP_REDIRECT: u8 = 5;
+const ICMP_ROUTER_ADVERTISEMENT: u8 = 9;
+const IGMP_QUERY: u8 = 0x11;
 /// More fragments follow.
 const MORE_FRAGMENTS: u16 = 0x2000;
 /// In units of 8 bytes.
@@ -76,19 +86,51 @@ impl Offence {
 /// The addresses of a vif.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guard {
-    mac: Mac,
     allowed: Vec<Prefix>,
 }
 
 impl Guard {
-    /// A guest with this MAC that may use addresses in any of the prefixes.
-    pub fn new(mac: Mac, allowed: Vec<Prefix>) -> Self {
-        Self { mac, allowed }
+    /// A guest that may use addresses in any of the prefixes.
+    pub const fn new(allowed: Vec<Prefix>) -> Self {
+        Self { allowed }
     }
 
+    /// Whether a frame of `total_len` bytes that begins with `lead`, and leaves with this source
+    /// MAC, may do so. All that is looked at must be in `lead`; the caller sends these very bytes,
+    /// not what the guest has there later. Returns how many of them must stay as they are: no
+    /// checksum may be completed in there.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self, source: Mac, lead: &[u8], total_len: usize) -> Result<usize, Offence> {
+        let (ether_type, at) = payload_of(lead).ok_or(Offence::Opaque)?;
+        let packet = lead.get(at..).ok_or(Offence::Opaque)?;
+        let total_len = total_len.checked_sub(at).ok_or(Offence::Opaque)?;
+        let sender = Sender { mac: source, allowed: &self.allowed };
+        let looked_at = match ether_type {
+            0x0800 => sender.check_ipv4(packet, total_len),
+            0x86dd => ipv6::check(&sender, packet, total_len),
+            0x0806 => sender.check_arp(packet),
+            0x8035 => sender.check_rarp(packet),
+            _ => Err(Offence::Opaque),
+        };
+        Ok(at + looked_at?)
+    }
+}
+
+/// Who sends a frame. What checks a packet returns how much of it was looked at, in bytes.
+struct Sender<'g> {
+    mac: Mac,
+    allowed: &'g [Prefix],
+}
+
+impl Sender<'_> {
     fn allows(&self, address: impl Into<IpAddr>) -> bool {
         let address = address.into();
-        self.allowed.iter().any(|prefix| prefix.contains(address))
+        let is_one = !address.is_unspecified()
+            && !address.is_multicast()
+            && address != IpAddr::V4(Ipv4Addr::BROADCAST);
+        is_one && self.allowed.iter().any(|prefix| prefix.contains(address))
     }
 
     /// The IPv6 link-local address that is made of the MAC.
@@ -97,25 +139,7 @@ impl Guard {
         Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
     }
 
-    /// Whether a frame of `total_len` bytes that begins with `lead` may leave. All that is looked at
-    /// must be in `lead`; the caller sends these very bytes, not what the guest has there later.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub fn check(&self, lead: &[u8], total_len: usize) -> Result<(), Offence> {
-        let (ether_type, at) = payload_of(lead).ok_or(Offence::Opaque)?;
-        let packet = lead.get(at..).ok_or(Offence::Opaque)?;
-        let total_len = total_len.checked_sub(at).ok_or(Offence::Opaque)?;
-        match ether_type {
-            0x0800 => self.check_ipv4(packet, total_len),
-            0x86dd => ipv6::check(self, packet, total_len),
-            0x0806 => self.check_arp(packet),
-            0x8035 => self.check_rarp(packet),
-            _ => Err(Offence::Opaque),
-        }
-    }
-
-    fn check_ipv4(&self, packet: &[u8], total_len: usize) -> Result<(), Offence> {
+    fn check_ipv4(&self, packet: &[u8], total_len: usize) -> Result<usize, Offence> {
         let fixed: &[u8; 20] = packet.first_chunk().ok_or(Offence::Opaque)?;
         let header_len = usize::from(fixed[0] & 15) * 4;
         let len = usize::from(u16::from_be_bytes([fixed[2], fixed[3]]));
@@ -124,30 +148,26 @@ impl Guard {
         if fixed[0] >> 4 != 4 || !is_whole {
             return Err(Offence::Opaque);
         }
+        let end = if len == 0 { packet.len() } else { len.min(packet.len()) };
+        let payload = packet.get(header_len..end).ok_or(Offence::Opaque)?;
         let source = Ipv4Addr::new(fixed[12], fixed[13], fixed[14], fixed[15]);
         let fragment = u16::from_be_bytes([fixed[6], fixed[7]]);
-        let protocol = fixed[9];
-        let is_first = fragment & FRAGMENT_OFFSET == 0;
-        let ports = if protocol == UDP && is_first {
-            // A first fragment without them would let the next one choose.
-            let end = if len == 0 { total_len } else { len };
-            let udp = packet.get(header_len..end.min(packet.len())).ok_or(Offence::Opaque)?;
-            Some(ports(udp).ok_or(Offence::Opaque)?)
-        } else {
-            None
-        };
-        if ports.is_some_and(|(from, _)| from == BOOTP_SERVER) {
-            return Err(Offence::Role);
-        }
         let is_fragment = fragment & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0;
-        let needs_none = ports == Some((BOOTP_CLIENT, BOOTP_SERVER)) || protocol == IGMP;
-        let has_none = source.is_unspecified() && needs_none && !is_fragment;
+        let upper = match fragment & FRAGMENT_OFFSET {
+            0 => check_above_ipv4(fixed[9], payload)?,
+            _ => Upper::PLAIN,
+        };
         let serves = self.allowed.iter().any(Prefix::is_v4);
-        if self.allows(source) || has_none && serves { Ok(()) } else { Err(Offence::Address) }
+        let has_none = source.is_unspecified() && upper.needs_no_source && !is_fragment && serves;
+        if self.allows(source) || has_none {
+            Ok(header_len + upper.looked_at)
+        } else {
+            Err(Offence::Address)
+        }
     }
 
     /// Hardware and protocol address of the sender, if it is ARP for IPv4 over Ethernet.
-    fn sender<'a>(&self, packet: &'a [u8]) -> Result<(&'a [u8; ARP_LEN], Ipv4Addr), Offence> {
+    fn named_by<'a>(&self, packet: &'a [u8]) -> Result<(&'a [u8; ARP_LEN], Ipv4Addr), Offence> {
         let arp: &[u8; ARP_LEN] = packet.first_chunk().ok_or(Offence::Opaque)?;
         if arp[..6] != [0, 1, 8, 0, 6, 4] {
             return Err(Offence::Opaque);
@@ -158,22 +178,62 @@ impl Guard {
         Ok((arp, Ipv4Addr::new(arp[14], arp[15], arp[16], arp[17])))
     }
 
-    fn check_arp(&self, packet: &[u8]) -> Result<(), Offence> {
-        let (arp, sender) = self.sender(packet)?;
+    fn check_arp(&self, packet: &[u8]) -> Result<usize, Offence> {
+        let (arp, sender) = self.named_by(packet)?;
+        let target = Ipv4Addr::new(arp[24], arp[25], arp[26], arp[27]);
         let is_probe = match u16::from_be_bytes([arp[6], arp[7]]) {
-            ARP_REQUEST => sender.is_unspecified() && self.allowed.iter().any(Prefix::is_v4),
+            // For another's address it would keep its owner from taking it (RFC 5227, 2.1.1).
+            ARP_REQUEST => sender.is_unspecified() && self.allows(target),
             ARP_REPLY => false,
             _ => return Err(Offence::Opaque),
         };
-        if is_probe || self.allows(sender) { Ok(()) } else { Err(Offence::Address) }
+        if is_probe || self.allows(sender) { Ok(ARP_LEN) } else { Err(Offence::Address) }
     }
 
-    fn check_rarp(&self, packet: &[u8]) -> Result<(), Offence> {
-        let (arp, sender) = self.sender(packet)?;
+    fn check_rarp(&self, packet: &[u8]) -> Result<usize, Offence> {
+        let (arp, sender) = self.named_by(packet)?;
         let target = Ipv4Addr::new(arp[24], arp[25], arp[26], arp[27]);
         let is_own = |address: Ipv4Addr| address.is_unspecified() || self.allows(address);
         let is_honest = arp[18..24] == self.mac.0 && is_own(sender) && is_own(target);
-        if is_honest { Ok(()) } else { Err(Offence::Address) }
+        if is_honest { Ok(ARP_LEN) } else { Err(Offence::Address) }
+    }
+}
+
+/// What the protocol above IP is about.
+struct Upper {
+    /// How much of its header was looked at, in bytes.
+    looked_at: usize,
+    /// Whether it is for a host that has no address yet.
+    needs_no_source: bool,
+}
+
+impl Upper {
+    /// Not looked at.
+    const PLAIN: Self = Self { looked_at: 0, needs_no_source: false };
+}
+
+/// Checks what begins above an IPv4 header.
+fn check_above_ipv4(protocol: u8, payload: &[u8]) -> Result<Upper, Offence> {
+    match protocol {
+        // A first fragment without ports would let the next one choose.
+        UDP => match ports(payload).ok_or(Offence::Opaque)? {
+            // Clients do not care which port an answer comes from.
+            (BOOTP_SERVER, _) | (_, BOOTP_CLIENT) => Err(Offence::Role),
+            ports => {
+                let needs_no_source = ports == (BOOTP_CLIENT, BOOTP_SERVER);
+                Ok(Upper { looked_at: 4, needs_no_source })
+            }
+        },
+        ICMP | IGMP => {
+            let kind = *payload.first().ok_or(Offence::Opaque)?;
+            match (protocol, kind) {
+                (ICMP, ICMP_REDIRECT | ICMP_ROUTER_ADVERTISEMENT) | (IGMP, IGMP_QUERY) => {
+                    Err(Offence::Role)
+                }
+                _ => Ok(Upper { looked_at: 1, needs_no_source: protocol == IGMP }),
+            }
+        }
+        _ => Ok(Upper::PLAIN),
     }
 }
 

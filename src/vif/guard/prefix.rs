@@ -1,5 +1,6 @@
 //! Addresses with a common beginning, as an operator writes them: `192.0.2.7`, `2001:db8::/64`.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
@@ -29,6 +30,16 @@ impl Prefix {
     /// Whether they are addresses of IPv4.
     pub const fn is_v4(&self) -> bool {
         self.address.is_ipv4()
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = if self.is_v4() { 32 } else { 128 };
+        match self.len {
+            len if len == bits => write!(f, "{}", self.address),
+            len => write!(f, "{}/{len}", self.address),
+        }
     }
 }
 
@@ -62,14 +73,23 @@ impl FromStr for Prefix {
                 Ipv6Addr::from_bits(own.to_bits() & mask).into()
             }
         };
-        if zero == address {
-            Ok(prefix)
-        } else {
+        if zero != address {
             // Either the address or the length is a mistake.
-            Err(format!(
+            return Err(format!(
                 "{address} has bits beyond /{len}; did you mean {zero}/{len}, or {address}?"
-            ))
+            ));
         }
+        // The first of a prefix that begins like a group's is a group's.
+        let is_none = len == bits && address.is_unspecified();
+        if is_none || address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
+            return Err(format!("nobody sends from {prefix}"));
+        }
+        if let IpAddr::V6(own) = address
+            && let Some(v4) = own.to_ipv4_mapped()
+        {
+            return Err(format!("{address} is IPv4 in disguise; did you mean {v4}?"));
+        }
+        Ok(prefix)
     }
 }
 
@@ -106,5 +126,23 @@ mod tests {
             why("10.0.0.1/24"),
             "10.0.0.1 has bits beyond /24; did you mean 10.0.0.0/24, or 10.0.0.1?"
         );
+        assert_eq!(why("0.0.0.0"), "nobody sends from 0.0.0.0");
+        assert_eq!(why("::"), "nobody sends from ::");
+        assert_eq!(why("255.255.255.255"), "nobody sends from 255.255.255.255");
+        assert_eq!(why("224.0.0.0/4"), "nobody sends from 224.0.0.0/4");
+        assert_eq!(why("ff02::1"), "nobody sends from ff02::1");
+        assert_eq!(
+            why("::ffff:10.0.0.1"),
+            "::ffff:10.0.0.1 is IPv4 in disguise; did you mean 10.0.0.1?"
+        );
+    }
+
+    #[test]
+    fn a_prefix_is_shown_as_it_is_written() {
+        for text in
+            ["192.0.2.7", "192.0.2.0/24", "0.0.0.0/0", "2001:db8::7", "2001:db8::/64", "::/0"]
+        {
+            assert_eq!(text.parse::<Prefix>().unwrap().to_string(), text);
+        }
     }
 }

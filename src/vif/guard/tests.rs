@@ -17,11 +17,11 @@ fn v6(text: &str) -> [u8; 16] {
 
 fn guard() -> Guard {
     let allowed = ["10.0.0.1", "2001:db8:1::/64"];
-    Guard::new(Mac(OWN), allowed.map(|text| text.parse().unwrap()).to_vec())
+    Guard::new(allowed.map(|text| text.parse().unwrap()).to_vec())
 }
 
 fn check(frame: &[u8]) -> Result<(), Offence> {
-    guard().check(frame, frame.len())
+    guard().check(Mac(OWN), frame, frame.len()).map(drop)
 }
 
 fn udp4(source: [u8; 4], from: u16, to: u16) -> Vec<u8> {
@@ -54,9 +54,22 @@ fn discovery(target: &str, option: u8, mac: [u8; 6]) -> Vec<u8> {
 }
 
 fn arp(op: u8, mac: [u8; 6], sender: [u8; 4]) -> Vec<u8> {
+    arp_for([10, 0, 0, 9], op, mac, sender)
+}
+
+fn arp_for(target: [u8; 4], op: u8, mac: [u8; 6], sender: [u8; 4]) -> Vec<u8> {
     let mut frame =
         [&[0xff; 6][..], &OWN, &[8, 6, 0, 1, 8, 0, 6, 4, 0, op], &mac, &sender].concat();
-    frame.extend([0, 0, 0, 0, 0, 0, 10, 0, 0, 9]);
+    frame.extend([0; 6]);
+    frame.extend(target);
+    frame
+}
+
+/// IPv4 of any protocol.
+fn ip4(source: [u8; 4], protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let builder = PacketBuilder::ethernet2(OWN, OTHER).ipv4(source, [224, 0, 0, 1], 64);
+    builder.write(&mut frame, IpNumber(protocol), payload).unwrap();
     frame
 }
 
@@ -99,23 +112,32 @@ fn own_addresses_pass_and_others_do_not() {
 
 #[test]
 fn a_version_without_an_address_does_not_pass() {
-    let only = |text: &str| Guard::new(Mac(OWN), vec![text.parse().unwrap()]);
+    let only = |text: &str, frame: &[u8]| {
+        Guard::new(vec![text.parse().unwrap()]).check(Mac(OWN), frame, frame.len()).map(drop)
+    };
     let (v4, v6) = (udp4([0; 4], 68, 67), udp6("fe80::5054:ff:fe00:1", 546, 547));
-    assert_eq!(only("10.0.0.1").check(&v4, v4.len()), Ok(()));
-    assert_eq!(only("10.0.0.1").check(&v6, v6.len()), Err(Address));
-    assert_eq!(only("2001:db8::1").check(&v6, v6.len()), Ok(()));
-    assert_eq!(only("2001:db8::1").check(&v4, v4.len()), Err(Address));
-    let probe = arp(1, OWN, [0; 4]);
-    assert_eq!(only("2001:db8::1").check(&probe, probe.len()), Err(Address));
+    assert_eq!(only("10.0.0.1", &v4), Ok(()));
+    assert_eq!(only("10.0.0.1", &v6), Err(Address));
+    assert_eq!(only("2001:db8::1", &v6), Ok(()));
+    assert_eq!(only("2001:db8::1", &v4), Err(Address));
+    let probe = arp_for(V4, 1, OWN, [0; 4]);
+    assert_eq!(only("2001:db8::1", &probe), Err(Address));
 }
 
 #[test]
 fn a_guest_without_an_address_can_get_one() {
     assert_eq!(check(&udp4([0; 4], 68, 67)), Ok(()));
     assert_eq!(check(&udp4([0; 4], 1000, 67)), Err(Address));
-    assert_eq!(check(&arp(1, OWN, [0; 4])), Ok(()), "probe");
-    assert_eq!(check(&arp(2, OWN, [0; 4])), Err(Address));
+    assert_eq!(check(&arp_for(V4, 1, OWN, [0; 4])), Ok(()), "probe");
+    assert_eq!(check(&arp_for(FOREIGN_V4, 1, OWN, [0; 4])), Err(Address), "keeps its owner away");
+    assert_eq!(check(&arp_for(V4, 2, OWN, [0; 4])), Err(Address));
     assert_eq!(check(&icmp6("::", 135, &v6("2001:db8:1::7"))), Ok(()));
+    assert_eq!(check(&icmp6("::", 135, &v6("fe80::5054:ff:fe00:1"))), Ok(()));
+    assert_eq!(
+        check(&icmp6("::", 135, &v6("2001:db8:2::1"))),
+        Err(Address),
+        "keeps its owner away"
+    );
     assert_eq!(check(&icmp6("::", 133, &[])), Ok(()));
     assert_eq!(check(&icmp6("::", 143, &[0; 4])), Ok(()));
     assert_eq!(check(&icmp6("::", 128, &[0; 4])), Err(Address), "echo request");
@@ -126,7 +148,17 @@ fn a_guest_without_an_address_can_get_one() {
 fn nobody_plays_server_or_router() {
     assert_eq!(check(&udp4(V4, 67, 68)), Err(Role));
     assert_eq!(check(&udp6("2001:db8:1::7", 547, 546)), Err(Role));
-    for kind in [134, 137] {
+    // Clients do not look at the port that an answer comes from.
+    assert_eq!(check(&udp4(V4, 1000, 68)), Err(Role));
+    assert_eq!(check(&udp6("2001:db8:1::7", 1000, 546)), Err(Role));
+    for (protocol, kind) in [(1, 5), (1, 9), (2, 0x11)] {
+        assert_eq!(check(&ip4(V4, protocol, &[kind; 8])), Err(Role));
+        assert_eq!(check(&ip4([0; 4], protocol, &[kind; 8])), Err(Role));
+        assert_eq!(check(&ip4(V4, protocol, &[])), Err(Opaque));
+    }
+    assert_eq!(check(&ip4([0; 4], 2, &[0x22; 8])), Ok(()), "an IGMP report");
+    assert_eq!(check(&ip4([0; 4], 1, &[8; 8])), Err(Address), "an echo request");
+    for kind in [130, 134, 137] {
         assert_eq!(check(&icmp6("fe80::5054:ff:fe00:1", kind, &[0; 40])), Err(Role));
     }
     assert_eq!(check(&udp4(V4, 68, 67)), Ok(()), "a client renews");
@@ -200,7 +232,7 @@ fn extension_headers_hide_nothing() {
     assert_eq!(check(&extended(&router, &[(60, &long)])), Err(Role));
     // As the caller hands it over: only the beginning was copied.
     let hidden = extended(&router, &[(60, &long)]);
-    assert_eq!(guard().check(&hidden[..256], hidden.len()), Err(Opaque));
+    assert_eq!(guard().check(Mac(OWN), &hidden[..256], hidden.len()), Err(Opaque));
 }
 
 #[test]
@@ -250,11 +282,46 @@ fn options_move_the_ports_and_the_walk_follows() {
 #[test]
 fn other_transports_need_only_the_address() {
     for number in [6, 1, 47, 132] {
-        let mut frame = Vec::new();
-        let builder = PacketBuilder::ethernet2(OWN, OTHER).ipv4(V4, [10, 0, 0, 9], 64);
-        builder.write(&mut frame, IpNumber(number), &[1; 30]).unwrap();
-        assert_eq!(check(&frame), Ok(()), "{number}");
+        assert_eq!(check(&ip4(V4, number, &[1; 30])), Ok(()), "{number}");
+        assert_eq!(check(&ip4(FOREIGN_V4, number, &[1; 30])), Err(Address), "{number}");
     }
+}
+
+#[test]
+fn a_wide_prefix_has_no_address_that_nobody_is() {
+    let any = Guard::new(["0.0.0.0/0", "::/0"].map(|text| text.parse().unwrap()).to_vec());
+    let check = |frame: &[u8]| any.check(Mac(OWN), frame, frame.len()).map(drop);
+    assert_eq!(check(&udp4(FOREIGN_V4, 1, 2)), Ok(()));
+    for nobody in [[0; 4], [255; 4], [224, 0, 0, 1]] {
+        assert_eq!(check(&udp4(nobody, 1, 2)), Err(Address));
+    }
+    assert_eq!(check(&udp6("2001:db8:2::7", 1, 2)), Ok(()));
+    assert_eq!(check(&udp6("::", 1, 2)), Err(Address));
+    assert_eq!(check(&udp6("ff02::1", 1, 2)), Err(Address));
+}
+
+#[test]
+fn a_mac_behind_the_vif_speaks_for_itself() {
+    let check = |source, frame: &[u8]| guard().check(Mac(source), frame, frame.len()).map(drop);
+    assert_eq!(check(OTHER, &arp(1, OTHER, V4)), Ok(()));
+    assert_eq!(check(OTHER, &arp(1, OWN, V4)), Err(Address));
+    assert_eq!(check(OTHER, &udp6("fe80::5054:ff:fe00:2", 1, 2)), Ok(()));
+    assert_eq!(check(OTHER, &udp6("fe80::5054:ff:fe00:1", 1, 2)), Err(Address));
+}
+
+#[test]
+fn what_was_looked_at_is_told() {
+    let fixed = |frame: &[u8]| guard().check(Mac(OWN), frame, frame.len());
+    assert_eq!(fixed(&udp4(V4, 1, 2)), Ok(14 + 20 + 4), "up to the ports");
+    assert_eq!(fixed(&tagged(&udp4(V4, 1, 2), &[0x81, 0, 0, 0])), Ok(18 + 20 + 4));
+    assert_eq!(fixed(&ip4(V4, 6, &[0; 20])), Ok(14 + 20), "TCP's checksum is behind it");
+    assert_eq!(fixed(&arp(1, OWN, V4)), Ok(14 + 28));
+    assert_eq!(fixed(&udp6("2001:db8:1::7", 1, 2)), Ok(14 + 40 + 4));
+    let extended = |headers: &[(u8, &[u8])]| extended(&udp6("2001:db8:1::7", 1, 2), headers);
+    assert_eq!(fixed(&extended(&[(60, PAD)])), Ok(14 + 48 + 4));
+    assert_eq!(fixed(&extended(&[(44, LATER)])), Ok(14 + 48));
+    let neighbour = icmp6("::", 135, &discovery("2001:db8:1::7", 1, OWN));
+    assert_eq!(fixed(&neighbour), Ok(neighbour.len()));
 }
 
 proptest! {
@@ -270,7 +337,7 @@ proptest! {
             if check(&frame).is_ok() {
                 let names_own = match frame[12..14] {
                     [8, 0] => frame[26..30] == V4 || frame[26..30] == [0; 4],
-                    [0x86, 0xdd] => guard().allows(Ipv6Addr::from(<[u8; 16]>::try_from(&frame[22..38]).unwrap())),
+                    [0x86, 0xdd] => frame[22..30] == v6("2001:db8:1::7")[..8] || frame[22..38] == v6("fe80::5054:ff:fe00:1") || frame[22..38] == [0; 16],
                     [8, 6] => frame[22..28] == OWN,
                     _ => false,
                 };

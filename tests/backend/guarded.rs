@@ -250,7 +250,11 @@ fn flip(guest: &crate::driver::Memory, buffers: &[u64], task: &AtomicU8) {
     loop {
         match task.load(Ordering::Acquire) {
             END => return,
-            PAUSE => task.store(PAUSED, Ordering::Release),
+            // Unless it is to end by now.
+            PAUSE => {
+                let order = Ordering::AcqRel;
+                let _ = task.compare_exchange(PAUSE, PAUSED, order, Ordering::Relaxed);
+            }
             PAUSED => thread::yield_now(),
             _ => {
                 // More often the address, which is the point.

@@ -41,7 +41,8 @@
 //! # The path of a frame
 //!
 //! [`vif::worker`] has it in one picture. Out: a kick wakes the pair's thread; [`vif::guest`] turns
-//! descriptor chains into frames, checked and with their header copied; [`vif::tx`] judges each;
+//! descriptor chains into frames, checked and with their header copied; [`vif::tx`] judges each, and
+//! [`vif::guard`] whether it names its sender rightly;
 //! [`vif::outgoing`] copies them into one staging buffer while it cuts large ones and bundles small
 //! ones, for the path to their destination ([`vif::paths`]), and [`underlay`] sends that in a few
 //! messages. What is longer than the path and can't be cut is refused with an answer

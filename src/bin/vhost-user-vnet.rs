@@ -49,6 +49,7 @@ fn options(arguments: Backend) -> Result<Options, String> {
         sandbox: !arguments.no_sandbox,
         busy_poll: Duration::from_micros(arguments.busy_poll.into()),
         learn: arguments.learn.into(),
+        allowed: arguments.allow_ip,
     })
 }
 

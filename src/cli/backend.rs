@@ -7,6 +7,7 @@ use clap::{ArgGroup, Parser};
 
 use crate::config::SocketMode;
 use crate::limiter::units::{Rate, Size};
+use crate::vif::guard::Prefix;
 use crate::vif::throttle::Limits;
 use crate::vif::tx::SourceMac;
 use crate::wire::{Mac, VnetId};
@@ -62,6 +63,14 @@ pub struct Backend {
     /// What happens to frames whose source MAC is not the NIC's, nor one of --learn.
     #[arg(long, value_name = "ACTION", value_enum, default_value_t)]
     pub source_mac: SourceMac,
+
+    /// Keep the guest to this IPv4 or IPv6 address or prefix, as in 192.0.2.7 or 2001:db8:0:1::/64; may be given
+    /// several times, or with commas [default: any].
+    ///
+    /// What it sends from another address (IP, ARP, neighbour discovery), as DHCP server or router, or in another
+    /// protocol, is dropped; see ADDRESSES.
+    #[arg(long, value_name = "ADDRESS[/BITS]", value_delimiter = ',')]
+    pub allow_ip: Vec<Prefix>,
 
     /// Most that the guest may send, in bits per second of its Ethernet frames without FCS: a number
     /// with k, M or G (powers of 1000), as in 100M or 2.5gbit. What is more waits in its ring
@@ -152,6 +161,10 @@ mod tests {
         assert!(parse(&format!("b --socket-path /s --client {mac}")).unwrap().client);
         assert_eq!(parse(&format!("b --fd 3 {mac}")).unwrap().fd, Some(3));
         assert!(parse("b --print-capabilities").unwrap().print_capabilities);
+        let lists = "--allow-ip 192.0.2.7,2001:db8::/64 --allow-ip 198.51.100.0/24";
+        let allowed = parse(&format!("b --socket-path /s {mac} {lists}")).unwrap().allow_ip;
+        let shown: Vec<String> = allowed.iter().map(Prefix::to_string).collect();
+        assert_eq!(shown, ["192.0.2.7", "2001:db8::/64", "198.51.100.0/24"]);
         let rates = "--rate-out 100M --rate-in 1gbit --burst 2M --group-rate 5M --group-frames 500";
         let limits = parse(&format!("b --socket-path /s {mac} {rates}")).unwrap().limits();
         let shown = "out 100Mbit/s, in 1Gbit/s, to groups 5Mbit/s, to groups 500 frames/s";
@@ -177,6 +190,10 @@ mod tests {
             format!("--socket-path /s --burst 64k {mac}"),
             format!("--socket-path /s --group-burst 64k {mac}"),
             format!("--socket-path /s --group-frames 0 {mac}"),
+            format!("--socket-path /s --allow-ip 192.0.2.1/24 {mac}"),
+            format!("--socket-path /s --allow-ip 192.0.2.1, {mac}"),
+            format!("--socket-path /s --allow-ip 224.0.0.1 {mac}"),
+            format!("--socket-path /s --allow-ip= {mac}"),
         ] {
             assert!(parse(&format!("b {line}")).is_err(), "{line}");
         }

@@ -308,6 +308,13 @@ impl Header {
     }
 }
 
+/// Where a header says that a checksum is to be stored, in bytes from the frame's beginning, if it
+/// leaves one to us; compared with nothing yet.
+pub fn checksum_at(header: &[u8]) -> Option<usize> {
+    let header = Header::parse(header).filter(|header| header.flags & NEEDS_CSUM != 0)?;
+    Some(usize::from(header.csum_start) + usize::from(header.csum_offset))
+}
+
 /// Offsets are those of a header: of 16 bits, or below [`super::LEAD_LEN`].
 fn saturate(offset: usize) -> u16 {
     u16::try_from(offset).unwrap_or(u16::MAX)

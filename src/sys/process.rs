@@ -56,6 +56,16 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Has the allocator keep what threads free. To give back the end of a thread's heap, glibc first
+/// reads /proc/sys/vm/overcommit_memory, wherever in the program that happens to come up.
+pub fn keep_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number of the allocator, which takes its own lock; -1 is for never (mallopt(3)).
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
+    }
+}
+
 /// Secret randomness from the kernel (getrandom(2)).
 pub fn random<const N: usize>() -> io::Result<[u8; N]> {
     const { assert!(N <= 256) };

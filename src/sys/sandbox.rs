@@ -87,6 +87,7 @@ impl Confinement {
     /// # Errors
     /// What stays open. Some of it may be closed already: the process should end.
     pub fn enter(&self) -> Result<(), SandboxError> {
+        super::process::keep_freed_memory();
         nix::sys::prctl::set_no_new_privs().map_err(|e| SandboxError::NoNewPrivs(e.into()))?;
         self.drop_capabilities()?;
         self.restrict_files()?;

@@ -102,11 +102,11 @@ impl TransmitFrame {
 ///
 /// # Errors
 /// The fault; the chain is used up either way.
-pub fn read_frame<'m>(
+pub fn read_frame<'m: 'b, 'b>(
     ring: &mut RingView<'_, 'm>,
     head: u16,
     header_len: usize,
-    pieces: &mut Vec<IoVec<'m>>,
+    pieces: &mut Vec<IoVec<'b>>,
     frame: &mut TransmitFrame,
 ) -> Result<(), Malformed> {
     let start = pieces.len();
@@ -117,11 +117,11 @@ pub fn read_frame<'m>(
     read
 }
 
-fn gather<'m>(
+fn gather<'m: 'b, 'b>(
     ring: &mut RingView<'_, 'm>,
     head: u16,
     header_len: usize,
-    pieces: &mut Vec<IoVec<'m>>,
+    pieces: &mut Vec<IoVec<'b>>,
     frame: &mut TransmitFrame,
 ) -> Result<(), Malformed> {
     let start = pieces.len();

@@ -5,6 +5,7 @@
 //! | [`guest`] | the trust boundary: descriptor chains become frames or named faults |
 //! | [`ring`] | the rings themselves: chains taken, walked and given back, by the batch |
 //! | [`tx`] | from the guest: whose frame it is, where it goes |
+//! | [`guard`] | which addresses it may send from, if it is kept to a list |
 //! | [`rx`] | from the underlay: whether a datagram holds a frame for this vif |
 //! | [`outgoing`] | frames become datagrams |
 //! | [`paths`] | how long those may be, by destination |
@@ -24,6 +25,7 @@
 pub mod alarm;
 pub mod arrival;
 pub mod departed;
+pub mod guard;
 pub mod guest;
 pub mod incoming;
 pub mod lanes;

@@ -15,6 +15,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::guard::Prefix;
 use super::late::LateWatch;
 use super::link::{CAPABILITIES, Link};
 use super::nic::Nic;
@@ -73,6 +74,8 @@ pub struct Options {
     pub busy_poll: Duration,
     /// Most MACs behind the vif.
     pub learn: usize,
+    /// Addresses that the guest is kept to; any if there are none.
+    pub allowed: Vec<Prefix>,
 }
 
 /// Why a backend can't start, or ended.
@@ -153,6 +156,10 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     log::info!("vif {} at {coa}, MTU {mtu}", options.key);
     if options.limits != Limits::default() {
         log::info!("limits: {}", options.limits);
+    }
+    if !options.allowed.is_empty() {
+        let allowed: Vec<String> = options.allowed.iter().map(Prefix::to_string).collect();
+        log::info!("the guest may send from {}", allowed.join(", "));
     }
     match confinement {
         Some(confinement) => confinement.enter()?,
@@ -328,7 +335,8 @@ fn new_nic(
         let counters = Arc::clone(&counters);
         let mut worker = Worker::new(place, options.source_mac, counters, underlay)
             .with_throttle(throttle.clone())
-            .learning(options.learn);
+            .learning(options.learn)
+            .allowing(&options.allowed);
         worker.set_frame_ids(FrameIds::from(first_id.wrapping_add(pair << 28)));
         worker.set_protection(protection());
         worker.set_clock(clock::now());

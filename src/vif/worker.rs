@@ -13,6 +13,8 @@
 //!                                                        or names the drop)
 //! ```
 //!
+//! If the guest is kept to a list of addresses, [`super::guard`] checks each frame behind `tx::judge`.
+//!
 //! What goes to another vif of this host, or comes from one, takes a shorter way: see
 //! [`crate::lane`] and [`super::lanes`].
 //!
@@ -39,6 +41,8 @@ use std::time::Duration;
 
 use super::arrival::Arrival;
 use super::departed::Departures;
+use super::guard::Prefix;
+use super::guard::exit::Exit;
 use super::guest::{HeaderLayout, MODERN_HEADER_LEN};
 use super::incoming::Incoming;
 use super::lanes::Lanes;
@@ -105,6 +109,8 @@ pub struct Place {
 pub struct Worker<U> {
     place: Place,
     source_mac: SourceMac,
+    /// If the guest is kept to a list of addresses.
+    exit: Option<Box<Exit>>,
     counters: Arc<VifCounters>,
     underlay: U,
     neighbors: Neighbors,
@@ -159,6 +165,7 @@ impl<U: Underlay> Worker<U> {
         Self {
             place,
             source_mac,
+            exit: None,
             counters,
             underlay,
             neighbors: Neighbors::default(),
@@ -214,6 +221,15 @@ impl<U: Underlay> Worker<U> {
     /// the same time.
     pub fn set_frame_ids(&mut self, ids: FrameIds) {
         self.frame_ids = ids;
+    }
+
+    /// The same for a guest that is kept to these addresses; to none in particular if the list is
+    /// empty.
+    #[must_use]
+    pub fn allowing(mut self, addresses: &[Prefix]) -> Self {
+        let exit = || Box::new(Exit::new(addresses.to_vec(), transmit::BATCH_FRAMES));
+        self.exit = (!addresses.is_empty()).then(exit);
+        self
     }
 
     /// The same, taking up to `most` MACs behind the vif.

@@ -19,11 +19,13 @@
 #[path = "../support/abuse.rs"]
 mod abuse;
 mod confined;
+mod disguises;
 #[path = "../support/driver.rs"]
 mod driver;
 mod flood;
 mod flows;
 mod forged;
+mod guarded;
 mod idle;
 mod injection;
 mod lan;
@@ -49,6 +51,7 @@ mod spoofing;
 #[expect(dead_code, reason = "other tests use the rest")]
 #[path = "../support/mod.rs"]
 mod support;
+mod underneath;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -68,6 +71,7 @@ const SOON: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_millis(300);
 /// MTU of the underlay unless a test needs another.
 const MTU: u32 = 1600;
+const JUMBO_MTU: u32 = 9000;
 
 /// Hosts with a varpd each. Fields are dropped in this order.
 struct Net {
@@ -85,18 +89,24 @@ impl Net {
 
     /// The same with an underlay of this family, and with what the configuration of varpd says.
     fn with(test: &str, hosts: u8, family: Family, config: &str) -> Option<Self> {
-        Self::build(test, hosts, family, |_| config)
+        Self::build(test, hosts, MTU, family, |_| config)
+    }
+
+    /// Hosts whose underlay takes long packets.
+    fn jumbo(test: &str, hosts: u8) -> Option<Self> {
+        Self::build(test, hosts, JUMBO_MTU, Family::V4, |_| "")
     }
 
     /// A host with each of these configurations.
     fn with_configs(test: &str, configs: &[String]) -> Option<Self> {
         let hosts = u8::try_from(configs.len()).unwrap();
-        Self::build(test, hosts, Family::V4, |host| &configs[host])
+        Self::build(test, hosts, MTU, Family::V4, |host| &configs[host])
     }
 
     fn build<'c>(
         test: &str,
         hosts: u8,
+        mtu: u32,
         family: Family,
         config: impl Fn(usize) -> &'c str,
     ) -> Option<Self> {
@@ -106,7 +116,7 @@ impl Net {
         let turn = take_turn();
         step(test);
         let directory = tempfile::tempdir().unwrap();
-        let underlay = Underlay::new(hosts, MTU);
+        let underlay = Underlay::new(hosts, mtu);
         let start = |number: u8| {
             let host = underlay.host(number.into());
             Varpd::start_with(host, host.address(family), config(number.into()), directory.path())

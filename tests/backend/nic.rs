@@ -125,7 +125,7 @@ impl Nic {
     }
 
     /// The next frame but for those that say that a vif has arrived.
-    fn next_frame(&mut self, timeout: Duration) -> Option<Vec<u8>> {
+    pub(crate) fn next_frame(&mut self, timeout: Duration) -> Option<Vec<u8>> {
         loop {
             let frame = self.driver.recv_frame(timeout)?;
             if frame[12..14] != RARP {

@@ -731,6 +731,13 @@ impl Driver {
         self.flush(0);
     }
 
+    /// Where the first pair's packets are put that are sent: offsets in guest memory.
+    pub fn tx_buffers(&self) -> Vec<u64> {
+        let room = u64::from(self.options.tx_buffer);
+        let at = self.pairs[0].tx_buffers;
+        (0..self.options.queue_size).map(|n| at + u64::from(n) * room).collect()
+    }
+
     /// Takes the next frame that the first pair received.
     pub fn recv_frame(&mut self, timeout: Duration) -> Option<Vec<u8>> {
         self.recv_packet(0, timeout).map(|(_, frame)| frame)

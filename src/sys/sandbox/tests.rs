@@ -54,6 +54,9 @@ fn run_child(attempt: &str) {
     backend().enter().unwrap();
     let sum = std::thread::spawn(|| (1..=10).sum::<i32>()).join().unwrap();
     assert_eq!(sum, 55, "threads work");
+    // So much, in pieces so small, that a heap would shrink.
+    let freed = std::thread::spawn(|| vec![vec![1_u8; 65_000]; 40].len()).join().unwrap();
+    assert_eq!(freed, 40, "and free what they had");
     assert!(std::os::unix::net::UnixStream::pair().is_ok());
     println!("{CONFINED}");
     io::stdout().flush().unwrap();

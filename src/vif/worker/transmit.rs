@@ -14,6 +14,7 @@ use crate::sys::mmsg::{BATCH, Message};
 use crate::time::Instant;
 use crate::underlay::Underlay;
 use crate::vhost_user::vring::{GuestMemory, RingError};
+use crate::vif::guard::exit::Exit;
 use crate::vif::guest::{self, MODERN_HEADER_LEN, TransmitFrame};
 use crate::vif::lanes::Written;
 use crate::vif::outgoing::{AddressBytes, Batch, Lead, Route, Staged, Stager, Step};
@@ -23,7 +24,7 @@ use crate::vif::tx::{self, SourceMac, Verdict};
 use crate::wire::{Capabilities, CareOf, encap, frame};
 
 /// Frames of one batch at most, and bytes after which it is large enough.
-const BATCH_FRAMES: usize = 256;
+pub(super) const BATCH_FRAMES: usize = 256;
 const BATCH_BYTES: usize = 256 << 10;
 /// Times in one flush that an error of an earlier datagram is taken for that, and the call made again.
 const MAX_STALE: usize = 64;
@@ -65,25 +66,31 @@ impl<U: Underlay> Worker<U> {
         ring: &mut RingView<'_, '_>,
         now: Instant,
     ) -> Result<usize, RingError> {
+        let mut exit = self.exit.take();
         let mut batch = mem::take(&mut self.batch).recycle();
         self.lanes.begin_batch();
         let mut allowance = self.throttle.out.open(now);
-        let taken = self.take_batch(ring, &mut batch, &mut allowance, now);
+        let taken = self.take_batch(ring, &mut batch, exit.as_deref(), &mut allowance, now);
         if self.throttle.out.close(allowance) {
             self.counters.inc(VifCounter::tx_throttled);
         }
         self.send(&batch, now);
         self.publish_local();
         self.batch = batch.recycle();
+        if let Some(exit) = &mut exit {
+            exit.clear();
+        }
+        self.exit = exit;
         ring.publish()?;
         taken
     }
 
     /// Takes frames from the ring until the batch is full, there are no more, or the rest must wait.
-    fn take_batch<'m>(
+    fn take_batch<'m: 'b, 'b>(
         &mut self,
         ring: &mut RingView<'_, 'm>,
-        batch: &mut Batch<'m>,
+        batch: &mut Batch<'b>,
+        exit: Option<&'b Exit>,
         allowance: &mut Allowance,
         now: Instant,
     ) -> Result<usize, RingError> {
@@ -99,7 +106,7 @@ impl<U: Underlay> Worker<U> {
             match guest::read_frame(ring, head, self.layout.len, &mut batch.pieces, &mut frame) {
                 Ok(()) => {
                     bytes += frame.len;
-                    let Some(charged) = self.dispatch(&frame, batch, now) else {
+                    let Some(charged) = self.dispatch(&mut frame, batch, exit, now) else {
                         ring.rewind_to(position);
                         break;
                     };
@@ -116,17 +123,21 @@ impl<U: Underlay> Worker<U> {
     /// Judges a frame and puts it where it belongs; its pieces stay only if it leaves with the batch.
     /// Returns its length, or 0 if it was dropped; `None` if it has to stay in the ring for a while.
     #[inline]
-    fn dispatch(
+    fn dispatch<'b>(
         &mut self,
-        frame: &TransmitFrame,
-        batch: &mut Batch<'_>,
+        frame: &mut TransmitFrame,
+        batch: &mut Batch<'b>,
+        exit: Option<&'b Exit>,
         now: Instant,
     ) -> Option<usize> {
         let key = self.place.receiver.key;
         let Self { learnt, neighbors, source_mac, .. } = self;
-        let judged = tx::judge(key, *source_mac, frame.ethernet(), learnt, neighbors, now);
+        let mut judged = tx::judge(key, *source_mac, frame.ethernet(), learnt, neighbors, now);
         if judged.is_stamped && self.source_mac == SourceMac::Stamp {
             self.counters.inc(VifCounter::tx_stamped);
+        }
+        if let Some(exit) = exit {
+            exit.judge(&mut judged, frame, &mut batch.pieces);
         }
         let (start, len) = (frame.pieces.start, frame.len);
         let prepared = match judged.verdict {

@@ -44,10 +44,11 @@
 //! descriptor chains into frames, checked and with their header copied; [`vif::tx`] judges each, and
 //! [`vif::guard`] whether it names its sender rightly;
 //! [`vif::outgoing`] copies them into one staging buffer while it cuts large ones and bundles small
-//! ones, for the path to their destination ([`vif::paths`]), and [`underlay`] sends that in a few
-//! messages. What is longer than the path and can't be cut is refused with an answer
-//! ([`vif::too_big`]) or leaves in pieces, which [`vif::reassembly`] puts together at the other end. In: a readable socket wakes the thread;
-//! [`vif::rx`] accepts or names the drop; [`offload::gro`] merges segments; [`vif::guest`] copies the
+//! ones, for the path to their destination ([`vif::paths`]), [`vif::protect`] seals them there on a
+//! secured vnet, and [`underlay`] sends that in a few messages. What is longer than the path and can't
+//! be cut is refused with an answer ([`vif::too_big`]) or leaves in pieces, which [`vif::reassembly`]
+//! puts together at the other end. In: a readable socket wakes the thread; [`vif::protect`] opens what is
+//! sealed; [`vif::rx`] accepts or names the drop; [`offload::gro`] merges segments; [`vif::guest`] copies the
 //! frame into the guest's buffers.
 //!
 //! Between two vifs of one host there is a shorter path: [`vif::lanes`] takes the frame straight from

@@ -8,6 +8,7 @@
 
 mod ring;
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
@@ -19,14 +20,19 @@ use vnet::metrics::{VifCounter, VifCounters};
 use vnet::offload::features::Offloads;
 use vnet::offload::header::Header;
 use vnet::offload::layout::Layout;
+use vnet::security::keys::Secret;
+use vnet::security::sadb::sender_key;
+use vnet::security::{Level, Suite};
 use vnet::sys::clock;
 use vnet::sys::mmsg::{Message, ReceiveBatch};
 use vnet::time::Instant;
 use vnet::underlay::{Port, Underlay};
 use vnet::vif::guest::HeaderLayout;
+use vnet::vif::protect::Protection;
 use vnet::vif::rx::Receiver;
 use vnet::vif::tx::SourceMac;
 use vnet::vif::worker::{Place, Worker};
+use vnet::wire::esp::Spi;
 use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, Stamp, VifKey, VnetId};
 
 use ring::{Driver, VIRTIO_LEN};
@@ -140,6 +146,33 @@ fn least(rounds: usize, mut again: impl FnMut(), mut step: impl FnMut()) -> f64 
     least
 }
 
+/// Keys for what is sent to the peer on a secured vnet.
+fn protection() -> Option<Protection> {
+    let vnet = VnetId::new(42).expect("an id");
+    let mut protection = Protection::of_vif(vnet, Level::Conf)()?;
+    let key = sender_key(&Secret::new([5; 32]), 0);
+    let lifetime = Duration::from_secs(1 << 20);
+    let outbound = protection.outbound_mut();
+    outbound.insert(addr(2), Spi::of(1, 0), Suite::AesGcm, &key, lifetime, Instant::ZERO);
+    Some(protection)
+}
+
+/// Sends batches of frames over a vnet, sealed or not.
+fn send(driver: &RefCell<Driver>, rounds: usize, count: u16, is_secured: bool) -> f64 {
+    let (mut sender, counters) = worker(OWN, PEER, Loop::default());
+    sender.set_protection(if is_secured { protection() } else { None });
+    let sent = least(
+        rounds,
+        || driver.borrow_mut().offer_tx(count),
+        || {
+            let Driver { tx, memory, .. } = &mut *driver.borrow_mut();
+            sender.transmit(tx, memory, Instant::ZERO).expect("a sound ring");
+        },
+    );
+    assert!(counters.get(VifCounter::tx_frames) >= u64::from(count), "frames leave");
+    sent
+}
+
 fn measure(name: &str, rounds: usize, bytes: &[u8], pieces: &[usize], count: u16) {
     let mut driver = Driver::new();
     driver.fill_tx(bytes, pieces, count);
@@ -152,26 +185,21 @@ fn measure(name: &str, rounds: usize, bytes: &[u8], pieces: &[usize], count: u16
     transmit(&mut sender, &mut driver);
     assert_eq!(counters.get(VifCounter::tx_frames), u64::from(count), "{name}");
     let kept = sender.underlay().kept.clone();
-    let (mut sender, _) = worker(OWN, PEER, Loop::default());
-    let driver = std::cell::RefCell::new(driver);
-    let sent = least(
-        rounds,
-        || driver.borrow_mut().offer_tx(count),
-        || {
-            let Driver { tx, memory, .. } = &mut *driver.borrow_mut();
-            sender.transmit(tx, memory, Instant::ZERO).expect("a sound ring");
-        },
-    );
+    let driver = RefCell::new(driver);
+    let [sent, sealed] = [false, true].map(|sealed| send(&driver, rounds, count, sealed));
     let received = receive(name, rounds, kept, count);
     let each = |time: f64| time / f64::from(count);
-    println!("{name:12} sending {:7.1} ns, receiving {:7.1} ns", each(sent), each(received));
+    let (sent, sealed, received) = (each(sent), each(sealed), each(received));
+    println!(
+        "{name:12} sending {sent:7.1} ns, sealed {sealed:7.1} ns, receiving {received:7.1} ns"
+    );
 }
 
 fn receive(name: &str, rounds: usize, kept: Vec<(Vec<u8>, usize)>, count: u16) -> f64 {
     let mut driver = Driver::new();
     driver.fill_rx();
     let (worker, counters) = worker(PEER, OWN, Loop { kept, is_full: true, ..Loop::default() });
-    let worker = std::cell::RefCell::new(worker);
+    let worker = RefCell::new(worker);
     let mut step = |worker: &mut Worker<Loop>| {
         let Driver { rx, memory, .. } = &mut driver;
         worker.receive(Port::Own, rx, memory, Instant::ZERO).expect("a sound ring");

@@ -8,8 +8,9 @@ use crate::frames::Load;
 use crate::measure::{self, Rate, Window};
 use crate::options::Options;
 use crate::report::{Row, Samples};
-use crate::subject::{Conditions, Kind, Place, Subject};
+use crate::subject::{Conditions, KINDS, Kind, Place, Subject};
 use crate::topology::{Hosts, Link};
+use crate::wireguard;
 
 /// What a case does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,18 +35,20 @@ impl Work {
             Self::Beside => "rtt-beside-bulk".to_owned(),
         }
     }
+}
 
-    /// Who does it: polling is for round trips.
-    pub(crate) fn subjects(self) -> &'static [Kind] {
-        match self {
-            Self::Idle => &[Kind::Vnet, Kind::Polling, Kind::Kernel],
-            Self::Bulk | Self::Frames(_) | Self::Beside => &[Kind::Vnet, Kind::Kernel],
-        }
-    }
+/// Who is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    /// A vnet and the kernel's own tunnel.
+    Plain,
+    /// The policies of vnets, and WireGuard.
+    Secured,
 }
 
 /// Conditions and what is done under them.
 pub(crate) struct Group {
+    pub(crate) comparison: Comparison,
     pub(crate) conditions: Conditions,
     pub(crate) works: Vec<Work>,
 }
@@ -58,7 +61,26 @@ impl Group {
             Place::Across => format!("/{link:?}"),
             Place::Same => String::new(),
         };
-        format!("{place:?}/{mtu}{link}/{queue_pairs}q/{}", work.name()).to_lowercase()
+        let secured = match self.comparison {
+            Comparison::Plain => "",
+            Comparison::Secured => "conf/",
+        };
+        let work = work.name();
+        format!("{place:?}/{mtu}{link}/{queue_pairs}q/{secured}{work}").to_lowercase()
+    }
+
+    /// Who does some work: polling is for round trips, and what only authenticates for streams.
+    pub(crate) fn subjects(&self, work: Work) -> Vec<Kind> {
+        let mut kinds = match (self.comparison, work) {
+            (Comparison::Plain, Work::Idle) => vec![Kind::Vnet, Kind::Polling, Kind::Kernel],
+            (Comparison::Plain, _) => vec![Kind::Vnet, Kind::Kernel],
+            (Comparison::Secured, Work::Bulk) => vec![Kind::Vnet, Kind::Auth, Kind::Conf],
+            (Comparison::Secured, _) => vec![Kind::Vnet, Kind::Conf],
+        };
+        if self.comparison == Comparison::Secured {
+            kinds.extend(wireguard::available());
+        }
+        kinds
     }
 }
 
@@ -67,9 +89,11 @@ pub(crate) fn all() -> Vec<Group> {
     const SMALL: Work = Work::Frames(64);
     const LARGE: Work = Work::Frames(1400);
     let group = |place, mtu, link, queue_pairs, works: &[Work]| Group {
+        comparison: Comparison::Plain,
         conditions: Conditions { place, mtu, link, queue_pairs },
         works: works.to_vec(),
     };
+    let secured = |group| Group { comparison: Comparison::Secured, ..group };
     use Link::{Cut, Whole};
     use Place::{Across, Same};
     use Work::{Beside, Bulk, Idle};
@@ -83,15 +107,27 @@ pub(crate) fn all() -> Vec<Group> {
         group(Same, 1500, Whole, 1, &[Bulk, SMALL, LARGE, Idle, Beside]),
         group(Same, 9000, Whole, 1, &[Bulk]),
         group(Same, 1500, Whole, 2, &[Bulk, SMALL]),
+        secured(group(Across, 1500, Whole, 1, &[Bulk, SMALL, LARGE])),
     ]
 }
 
 /// Windows that are tried before a case is measured; the one with the highest rate is taken.
-const WINDOWS: [Window; 3] = [
+const WINDOWS: [Window; 5] = [
+    Window { bytes: 64 << 10, frames: 32 },
+    Window { bytes: 192 << 10, frames: 96 },
     Window { bytes: 512 << 10, frames: 256 },
     Window { bytes: 2 << 20, frames: 1024 },
     Window { bytes: 4 << 20, frames: 4096 },
 ];
+
+/// Those that a subject tries. The small ones are for WireGuard: wireguard-go loses most of what
+/// comes faster than it takes it, and a stream that adapts would not send so much.
+fn windows(kind: Kind) -> &'static [Window] {
+    match kind {
+        Kind::WireGuard | Kind::WireGuardGo => &WINDOWS,
+        _ => &WINDOWS[2..],
+    }
+}
 
 /// The window that a subject does a case with.
 #[derive(Clone, Debug)]
@@ -117,8 +153,8 @@ pub(crate) fn run(
     let directory = tempfile::tempdir_in(directory)?;
     let hosts = Hosts::new(prefix, conditions.mtu, conditions.link)?;
     let mut subjects = Vec::new();
-    for kind in [Kind::Vnet, Kind::Polling, Kind::Kernel] {
-        if !works.iter().any(|work| work.subjects().contains(&kind)) {
+    for kind in KINDS {
+        if !works.iter().any(|work| group.subjects(*work).contains(&kind)) {
             continue;
         }
         let mut subject = Subject::start(kind, conditions, &hosts, directory.path())?;
@@ -129,7 +165,8 @@ pub(crate) fn run(
     for work in works {
         let name = group.case_name(work);
         eprintln!("{name}");
-        let doing = subjects.iter_mut().filter(|subject| work.subjects().contains(&subject.kind));
+        let kinds = group.subjects(work);
+        let doing = subjects.iter_mut().filter(|subject| kinds.contains(&subject.kind));
         let more = run_case(work, &name, options, doing.collect());
         rows.extend(more.map_err(|error| io::Error::other(format!("{name}: {error}")))?);
     }
@@ -160,22 +197,22 @@ fn run_case(
     Ok(rows.collect())
 }
 
-fn load(work: Work, conditions: Conditions) -> Load {
+fn load(work: Work, subject: &Subject) -> Load {
     match work {
         Work::Frames(frame) => Load::Datagrams { frame },
-        Work::Bulk | Work::Idle | Work::Beside => Load::Stream { mtu: conditions.inner_mtu() },
+        Work::Bulk | Work::Idle | Work::Beside => Load::Stream { mtu: subject.guest_mtu() },
     }
 }
 
 /// Tries the windows; the first trial also warms everything up.
 fn try_windows(work: Work, options: &Options, subject: &mut Subject) -> io::Result<Windows> {
-    let mut windows = Windows { best: WINDOWS[1], tried: Vec::new() };
+    let mut windows = Windows { best: WINDOWS[3], tried: Vec::new() };
     if work == Work::Idle || options.smoke {
         return Ok(windows);
     }
     let mut highest = 0.0;
-    for window in WINDOWS {
-        let load = load(work, subject.conditions);
+    for &window in self::windows(subject.kind) {
+        let load = load(work, subject);
         let Rate { gbit, .. } = measure::rate(subject, load, window, options.trial())?;
         windows.tried.push((window, gbit));
         if gbit > highest {
@@ -193,7 +230,7 @@ fn run_once(
     subject: &mut Subject,
     samples: &mut Samples,
 ) -> io::Result<()> {
-    let load = load(work, subject.conditions);
+    let load = load(work, subject);
     match work {
         Work::Bulk | Work::Frames(_) => {
             samples.rates.push(measure::rate(subject, load, window, time)?);

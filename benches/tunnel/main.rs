@@ -24,6 +24,7 @@ mod subject;
 mod tap;
 mod topology;
 mod traffic;
+mod wireguard;
 
 use std::io;
 use std::process::ExitCode;
@@ -68,7 +69,8 @@ fn run(options: &Options) -> io::Result<()> {
         for work in &group.works {
             let name = group.case_name(*work);
             if options.wants(&name) {
-                expected.extend(work.subjects().iter().map(|kind| (name.clone(), kind.name())));
+                let subjects = group.subjects(*work).into_iter();
+                expected.extend(subjects.map(|kind| (name.clone(), kind.name())));
             }
         }
     }
@@ -84,13 +86,18 @@ fn run(options: &Options) -> io::Result<()> {
 /// Runs all groups; what is under way goes to standard error.
 fn measure(options: &Options, groups: &[Group]) -> io::Result<Vec<Row>> {
     let directory = tempfile::tempdir()?;
-    let id = std::env::var("VNET_BENCH_ID").unwrap_or_else(|_| std::process::id().to_string());
+    let id = bench_id();
     let mut rows = Vec::new();
     for (number, group) in groups.iter().enumerate() {
         let prefix = format!("vnet-bench-{id}-{number}");
         rows.extend(cases::run(group, options, &prefix, directory.path())?);
     }
     Ok(rows)
+}
+
+/// What the names of this run's namespaces and devices have in common, and those of no other.
+fn bench_id() -> String {
+    std::env::var("VNET_BENCH_ID").unwrap_or_else(|_| std::process::id().to_string())
 }
 
 /// A case that has passed nothing, or that is missing in the file, is a failure, not a figure.

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use clap::Parser;
 
-/// Measures the project's programs and the kernel's bridge and VXLAN, side by side.
+/// Measures the project's programs, the kernel's bridge and VXLAN, and WireGuard, side by side.
 ///
-/// Two hosts are made of network namespaces; both subjects carry the same frames between the same
+/// Two hosts are made of network namespaces; all subjects carry the same frames between the same
 /// stations, in turns. Every byte of payload is verified. See benches/run --help and BENCHMARKS.md.
 #[derive(Debug, Parser)]
 #[command(name = "benches/run", max_term_width = 100)]
 pub(crate) struct Options {
-    /// Shorter and fewer rounds: less than three minutes
+    /// Shorter and fewer rounds: about three minutes
     #[arg(long)]
     pub(crate) quick: bool,
     /// One very short round per case, to see that everything works; its figures say nothing

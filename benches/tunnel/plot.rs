@@ -17,6 +17,10 @@ const VALUES: usize = 70;
 /// Room for the lines that go beyond it.
 const WHISKERS: usize = 60;
 
+/// Names in a line of the legend, and the height of one.
+const PER_LINE: usize = 3;
+const LINE: usize = 18;
+
 /// A panel: its title and the figure that it shows of a row.
 type Panel = (&'static str, fn(&Row) -> Option<Figure>);
 
@@ -34,7 +38,10 @@ fn colour(kind: Kind) -> &'static str {
     match kind {
         Kind::Vnet => "#2563a8",
         Kind::Polling => "#7fb2e5",
+        Kind::Auth => "#3f8f6b",
+        Kind::Conf => "#1d5c40",
         Kind::Kernel => "#b8b8b8",
+        Kind::WireGuard | Kind::WireGuardGo => "#b5651d",
     }
 }
 
@@ -98,11 +105,14 @@ fn legend(body: &mut String, y: usize, below: &str) -> usize {
         (Kind::Vnet, "vnet: vhost-user-vnet and varpd"),
         (Kind::Polling, "vnet-poll: the same with --busy-poll 50"),
         (Kind::Kernel, "kernel: taps and bridges, with VXLAN between hosts"),
+        (Kind::Auth, "vnet-auth: vnet, authenticated"),
+        (Kind::Conf, "vnet-conf: vnet, encrypted"),
+        (Kind::WireGuard, "wireguard, wireguard-go: kernel, over WireGuard"),
     ]
     .into_iter()
     .enumerate()
     {
-        let x = MARGIN + n * 270;
+        let (x, y) = (MARGIN + n % PER_LINE * 270, y + n / PER_LINE * LINE);
         let fill = colour(kind);
         let _ = writeln!(
             body,
@@ -110,8 +120,8 @@ fn legend(body: &mut String, y: usize, below: &str) -> usize {
         );
         text(body, x + 16, y + 10, "", name);
     }
-    text(body, MARGIN, y + 30, "fill=\"#555\"", below);
-    y + 30 + MARGIN
+    text(body, MARGIN, y + LINE + 30, "fill=\"#555\"", below);
+    y + LINE + 30 + MARGIN
 }
 
 fn text(body: &mut String, x: usize, y: usize, style: &str, text: &str) {

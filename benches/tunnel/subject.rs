@@ -1,17 +1,27 @@
-//! What is measured: this project's programs, and the kernel's bridge and tunnel, each with four
+//! What is measured: this project's programs, the kernel's bridge and tunnel, and those over
+//! WireGuard, each with four
 //! stations. Stations 1 and 3 send and ask, 2 and 4 receive and reply.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+
+use vnet::wire::esp;
 
 use crate::board::Board;
 use crate::frames::{Flow, Offload};
 use crate::process::{Process, Station};
 use crate::station::{Attachment, Setup};
 use crate::topology::{Host, Hosts, Link};
+use crate::wireguard::{self, Tunnel};
 
 /// Bytes that each encapsulation adds on IPv4: Ethernet, IP, UDP and a header of 8 bytes.
 const OVERHEAD: usize = 50;
+/// Bytes of the outer IPv4 and UDP headers.
+const IP_UDP: usize = 28;
+/// The key of secured vnets.
+const KEY: &str = "a1a2a3a4a5a6a7a8a9aaabacadaeafb0b1b2b3b4b5b6b7b8b9babbbcbdbebfc0";
 /// What the backends of [`Kind::Polling`] are given for `--busy-poll`, in microseconds.
 const BUSY_POLL: &str = "50";
 /// Where the programs under test are.
@@ -27,9 +37,31 @@ pub(crate) enum Kind {
     /// The same with `--busy-poll`.
     #[serde(rename = "vnet-poll")]
     Polling,
+    /// The same on a vnet whose datagrams are authenticated.
+    #[serde(rename = "vnet-auth")]
+    Auth,
+    /// The same on a vnet whose datagrams are encrypted.
+    #[serde(rename = "vnet-conf")]
+    Conf,
     /// Taps, bridges, and between hosts VXLAN.
     Kernel,
+    /// The same over the kernel's WireGuard.
+    WireGuard,
+    /// The same over `wireguard-go`.
+    #[serde(rename = "wireguard-go")]
+    WireGuardGo,
 }
+
+/// All of them, in the order of their turns.
+pub(crate) const KINDS: [Kind; 7] = [
+    Kind::Vnet,
+    Kind::Polling,
+    Kind::Auth,
+    Kind::Conf,
+    Kind::Kernel,
+    Kind::WireGuard,
+    Kind::WireGuardGo,
+];
 
 impl Kind {
     /// As it is called in tables and files.
@@ -37,13 +69,43 @@ impl Kind {
         match self {
             Self::Vnet => "vnet",
             Self::Polling => "vnet-poll",
+            Self::Auth => "vnet-auth",
+            Self::Conf => "vnet-conf",
             Self::Kernel => "kernel",
+            Self::WireGuard => "wireguard",
+            Self::WireGuardGo => "wireguard-go",
         }
     }
 
     /// UDP port of the subject's varpds: those of two subjects share hosts.
     fn port(self) -> u16 {
-        if self == Self::Polling { 1799 } else { 1798 }
+        1798 + self as u16
+    }
+
+    /// The policy of its vnet, if that is secured.
+    fn policy(self) -> Option<&'static str> {
+        match self {
+            Self::Auth => Some("auth"),
+            Self::Conf => Some("conf"),
+            _ => None,
+        }
+    }
+
+    /// MTU of packets in the subject's tunnel, below that of the guests, for one of the underlay.
+    fn tunnel_mtu(self, mtu: usize) -> usize {
+        match self {
+            Self::Vnet | Self::Polling | Self::Kernel => mtu,
+            // ESP stands between the UDP header and that of the encapsulation.
+            Self::Auth | Self::Conf => esp::payload_room(mtu - IP_UDP) + IP_UDP,
+            Self::WireGuard | Self::WireGuardGo => {
+                (mtu - wireguard::OVERHEAD) / wireguard::ALIGNMENT * wireguard::ALIGNMENT
+            }
+        }
+    }
+
+    /// MTU of the guests, for one of the underlay.
+    pub(crate) fn guest_mtu(self, mtu: usize) -> usize {
+        self.tunnel_mtu(mtu) - OVERHEAD
     }
 }
 
@@ -68,11 +130,6 @@ pub(crate) struct Conditions {
 }
 
 impl Conditions {
-    /// MTU of the guests.
-    pub(crate) fn inner_mtu(&self) -> usize {
-        self.mtu - OVERHEAD
-    }
-
     fn host<'a>(&self, hosts: &'a Hosts, station: u8) -> &'a Host {
         if self.place == Place::Across && station.is_multiple_of(2) { &hosts.b } else { &hosts.a }
     }
@@ -86,6 +143,7 @@ pub(crate) struct Subject {
     pub(crate) stations: Vec<Station>,
     pub(crate) boards: Vec<(PathBuf, Board)>,
     pub(crate) programs: Vec<Process>,
+    _tunnel: Option<Tunnel>,
     /// Frames torn so far, see [`crate::lane::Lane::torn`].
     pub(crate) torn: u64,
     next_port: u16,
@@ -100,12 +158,21 @@ impl Subject {
     ) -> io::Result<Self> {
         let directory = directory.join(kind.name());
         std::fs::create_dir(&directory)?;
-        let mut programs = Vec::new();
+        let (mut programs, mut tunnel) = (Vec::new(), None);
+        let mtu = kind.guest_mtu(conditions.mtu);
         let attachments = match kind {
-            Kind::Vnet | Kind::Polling => {
+            Kind::Vnet | Kind::Polling | Kind::Auth | Kind::Conf => {
                 start_vnet(kind, conditions, hosts, &directory, &mut programs)?
             }
-            Kind::Kernel => start_kernel(conditions, hosts)?,
+            Kind::Kernel => {
+                start_kernel(conditions, hosts, mtu)?;
+                add_taps(conditions, hosts, mtu)?
+            }
+            Kind::WireGuard | Kind::WireGuardGo => {
+                let mtus = (kind.tunnel_mtu(conditions.mtu), mtu);
+                tunnel = Some(wireguard::start(kind, hosts, mtus, &directory, &mut programs)?);
+                add_taps(conditions, hosts, mtu)?
+            }
         };
         let mut stations = Vec::new();
         for (number, attachment) in (1..).zip(attachments) {
@@ -120,7 +187,14 @@ impl Subject {
             let board = Board::create(&path)?;
             boards.push((path, board));
         }
-        Ok(Self { kind, conditions, stations, boards, programs, torn: 0, next_port: 5000 })
+        let (torn, next_port) = (0, 5000);
+        let _tunnel = tunnel;
+        Ok(Self { kind, conditions, stations, boards, programs, _tunnel, torn, next_port })
+    }
+
+    /// MTU of the guests.
+    pub(crate) fn guest_mtu(&self) -> usize {
+        self.kind.guest_mtu(self.conditions.mtu)
     }
 
     /// What the subject offers its guests.
@@ -167,6 +241,9 @@ fn start_vnet(
         let mut command = host.command(VARPD);
         command.args(["--address", host.address, "--port", &kind.port().to_string()]);
         command.arg("--socket").arg(&socket);
+        if let Some(policy) = kind.policy() {
+            command.arg("--config").arg(write_config(policy, directory)?);
+        }
         let mut varpd = Process::start(&format!("varpd-{}", host.name), directory, &mut command)?;
         varpd.wait_socket(&socket)?;
         programs.push(varpd);
@@ -190,14 +267,28 @@ fn start_vnet(
     Ok(attachments)
 }
 
-fn start_kernel(conditions: Conditions, hosts: &Hosts) -> io::Result<Vec<Attachment>> {
-    let mtu = conditions.inner_mtu();
-    hosts.a.add_bridge(mtu)?;
+/// Writes varpd's configuration of a secured vnet, and its key.
+fn write_config(policy: &str, directory: &Path) -> io::Result<PathBuf> {
+    let (config, key) = (directory.join("varpd.toml"), directory.join("vnet.key"));
+    std::fs::write(&key, format!("use {KEY}\n"))?;
+    std::fs::set_permissions(&key, Permissions::from_mode(0o600))?;
+    let text = format!("[vnet.42]\npolicy = '{policy}'\nkey-file = '{}'\n", key.display());
+    std::fs::write(&config, text)?;
+    Ok(config)
+}
+
+fn start_kernel(conditions: Conditions, hosts: &Hosts, mtu: usize) -> io::Result<()> {
+    let Hosts { a, b } = hosts;
+    a.add_bridge(mtu)?;
     if conditions.place == Place::Across {
-        hosts.b.add_bridge(mtu)?;
-        hosts.a.add_vxlan(&hosts.b, mtu)?;
-        hosts.b.add_vxlan(&hosts.a, mtu)?;
+        b.add_bridge(mtu)?;
+        a.add_vxlan("eth0", (a.address, b.address), mtu)?;
+        b.add_vxlan("eth0", (b.address, a.address), mtu)?;
     }
+    Ok(())
+}
+
+fn add_taps(conditions: Conditions, hosts: &Hosts, mtu: usize) -> io::Result<Vec<Attachment>> {
     let mut attachments = Vec::new();
     for station in 1..=4 {
         let name = format!("tap{station}");

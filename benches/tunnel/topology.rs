@@ -8,6 +8,8 @@
 //!     \   /                                                \   /
 //!      br0 -- vxlan0 (VNI 42, over eth0) === vxlan0 -- br0                  with the hosts apart
 //!
+//!      br0 -- vxlan0 (over wg) -- wg == eth0 == wg -- vxlan0 -- br0         beside secured vnets
+//!
 //!   tap1  tap2  tap3  tap4                                                  on the same host
 //!     \     \    /    /
 //!          -- br0 --
@@ -95,12 +97,15 @@ impl Host {
         self.ip("link set br0 up")
     }
 
-    /// A tunnel to `remote`, on the bridge.
-    pub(crate) fn add_vxlan(&self, remote: &Self, mtu: usize) -> io::Result<()> {
-        let (local, remote) = (self.address, remote.address);
-        self.ip(&format!(
-            "link add vxlan0 mtu {mtu} type vxlan id 42 dstport 4789 local {local} remote {remote} dev eth0"
-        ))?;
+    /// A tunnel over `device`, from one address to another, on the bridge.
+    pub(crate) fn add_vxlan(
+        &self,
+        device: &str,
+        (local, remote): (&str, &str),
+        mtu: usize,
+    ) -> io::Result<()> {
+        let ends = format!("local {local} remote {remote} dev {device}");
+        self.ip(&format!("link add vxlan0 mtu {mtu} type vxlan id 42 dstport 4789 {ends}"))?;
         self.ip("link set vxlan0 master br0 up")
     }
 
@@ -120,9 +125,14 @@ impl Drop for Host {
 }
 
 fn run(command: &mut Command) -> io::Result<()> {
+    output(command).map(drop)
+}
+
+/// What a command prints; one that fails is an error.
+pub(crate) fn output(command: &mut Command) -> io::Result<String> {
     let output = command.output()?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let error = String::from_utf8_lossy(&output.stderr);
     Err(io::Error::other(format!("{command:?}: {}", error.trim())))

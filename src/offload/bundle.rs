@@ -15,6 +15,8 @@
 //! Padding makes all datagrams of one UDP_SEGMENT call equally long. A single octet of it is too
 //! short for an entry: it must be 0. Entries are not aligned.
 
+use super::envelope::Envelope;
+
 /// Length of what precedes each frame, in bytes.
 pub const ENTRY_LEN: usize = 2;
 /// Longest frame in a bundle, in bytes.
@@ -95,8 +97,10 @@ pub struct Limits {
     pub datagram: usize,
     /// Most datagrams.
     pub datagrams: usize,
-    /// Longest sum of all, in bytes; as far as the buffer has that room.
+    /// Longest sum of all, in bytes, with what surrounds them; as far as the buffer has that room.
     pub total: usize,
+    /// What surrounds each.
+    pub envelope: Envelope,
 }
 
 /// Writes bundles into a buffer: datagrams one behind the other, all of one length except the last,
@@ -109,7 +113,7 @@ pub struct Packer<'b> {
     limits: Limits,
     /// Length of all datagrams but the last; settled when the first is full.
     size: Option<usize>,
-    /// Where the datagram being written begins.
+    /// Where the datagram being written begins; in front of what surrounds it.
     start: usize,
     /// Where it ends so far.
     end: usize,
@@ -120,9 +124,9 @@ pub struct Packer<'b> {
 /// What was packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packed {
-    /// Length of all datagrams together, in bytes: as much of the buffer is to be sent.
+    /// Length of all datagrams together with what surrounds them, in bytes: as much of the buffer is to be sent.
     pub len: usize,
-    /// Length of each but the last, in bytes.
+    /// Length of each but the last, in bytes, with what surrounds it.
     pub size: usize,
     /// How many datagrams.
     pub datagrams: usize,
@@ -147,10 +151,10 @@ impl<'b> Packer<'b> {
         }
         let entry_len = ENTRY_LEN + len;
         let max = self.size.unwrap_or(self.limits.datagram);
-        let used = self.end - self.start;
+        let used = self.used();
         if self.datagrams == 0 || used + entry_len > max {
             self.open(entry_len)?;
-        } else if self.end + entry_len > self.limits.total {
+        } else if self.start + self.limits.envelope.len_of(used + entry_len) > self.limits.total {
             return None;
         }
         let at = self.end;
@@ -165,7 +169,8 @@ impl<'b> Packer<'b> {
 
     /// Pads the datagram being written and begins the next, if an entry of this length fits there.
     fn open(&mut self, entry_len: usize) -> Option<()> {
-        let used = self.end - self.start;
+        let used = self.used();
+        let envelope = self.limits.envelope;
         let needed = self.prefix.len() + entry_len;
         // The first full datagram is the measure for all if what did not fit into it would fit an
         // empty one: frames of one length, the usual case, then need no padding at all.
@@ -174,32 +179,42 @@ impl<'b> Packer<'b> {
             None if self.datagrams > 0 && needed <= used => used,
             None => self.limits.datagram,
         };
-        let start = if self.datagrams == 0 { 0 } else { self.start + size };
+        let start = if self.datagrams == 0 { 0 } else { self.start + envelope.len_of(size) };
         let fits = needed <= size
             && self.datagrams < self.limits.datagrams
-            && start + needed <= self.limits.total;
+            && start + envelope.len_of(needed) <= self.limits.total;
         if !fits {
             return None;
         }
-        self.buffer.get_mut(self.end..start)?.fill(0);
-        let end = start + self.prefix.len();
-        self.buffer.get_mut(start..end)?.copy_from_slice(self.prefix);
         if self.datagrams > 0 {
+            self.buffer.get_mut(self.end..self.end + size - used)?.fill(0);
+            envelope.close(self.buffer.get_mut(self.start..start)?, size);
             self.size = Some(size);
         }
+        let at = start + envelope.head();
+        let end = at + self.prefix.len();
+        self.buffer.get_mut(at..end)?.copy_from_slice(self.prefix);
         (self.start, self.end) = (start, end);
         self.datagrams += 1;
         Some(())
     }
 
+    /// Length of the datagram being written, in bytes; 0 if there is none.
+    #[inline]
+    fn used(&self) -> usize {
+        self.end.saturating_sub(self.start + self.limits.envelope.head())
+    }
+
     /// Ends packing; nothing was packed if there are no frames.
     pub fn finish(self) -> Packed {
-        Packed {
-            len: self.end,
-            size: self.size.unwrap_or(self.end),
-            datagrams: self.datagrams,
-            frames: self.frames,
+        let (datagrams, frames, used) = (self.datagrams, self.frames, self.used());
+        let envelope = self.limits.envelope;
+        if datagrams == 0 {
+            return Packed { len: 0, size: 0, datagrams, frames };
         }
+        let (len, size) = (self.start + envelope.len_of(used), self.size.unwrap_or(used));
+        envelope.close(self.buffer.get_mut(self.start..len).unwrap_or_default(), used);
+        Packed { len, size: envelope.len_of(size), datagrams, frames }
     }
 }
 

@@ -27,6 +27,7 @@
 //! | [`checksum`] | the Internet checksum, partial and complete |
 //! | [`gso`] | one large frame becomes segments |
 //! | [`gro`] | segments become one large frame |
+//! | [`envelope`] | the room around a datagram for what seals it |
 //! | [`bundle`] | many small frames in a datagram (flag B) |
 //! | [`fragment`] | one large frame in many datagrams (flag F) |
 
@@ -36,6 +37,7 @@
 
 pub mod bundle;
 pub mod checksum;
+pub mod envelope;
 pub mod features;
 mod field;
 pub mod fragment;

@@ -19,7 +19,7 @@ use super::Suite;
 use super::keys::{SALT_LEN, SaKey};
 use super::replay::Window;
 use crate::wire::esp::{
-    HEAD_LEN, Head, ICV_LEN, MIN_LEN, NEXT_HEADER, Spi, TRAILER_LEN, padding, sealed_len,
+    HEAD_LEN, Head, ICV_LEN, MIN_LEN, Spi, payload_len, sealed_len, write_trailer,
 };
 
 /// Packets of one association after which another should be made. Well within what is known to be
@@ -109,16 +109,35 @@ impl Cipher {
     /// Opens `body`, which ends with the ICV, in place.
     fn open(&mut self, aad: &[u8], iv: [u8; 8], body: &mut [u8]) -> Result<(), OpenError> {
         let nonce = self.nonce(iv);
+        let at = body.len().checked_sub(ICV_LEN).ok_or(OpenError::Inauthentic)?;
+        let (text, icv) = body.split_at_mut(at);
+        // Of the ways to open, this one moves nothing behind it.
         let opened = match &mut self.covered {
             Some(covered) => {
-                let at = body.len().checked_sub(ICV_LEN).ok_or(OpenError::Inauthentic)?;
-                let (text, icv) = body.split_at_mut(at);
                 cover(covered, aad, iv, text);
-                self.key.open_in_place(nonce, Aad::from(&covered[..]), icv)
+                let aad = Aad::from(&covered[..]);
+                self.key.open_in_place_separate_tag(nonce, aad, icv, &mut [])
             }
-            None => self.key.open_in_place(nonce, Aad::from(aad), body),
+            None => self.key.open_in_place_separate_tag(nonce, Aad::from(aad), icv, text),
         };
         opened.map(|_| ()).map_err(|_| OpenError::Inauthentic)
+    }
+
+    /// Opens a packet with this number in place and returns where in it the payload is.
+    fn open_packet(
+        &mut self,
+        head: &Head,
+        number: u64,
+        numbering: Numbering,
+        packet: &mut [u8],
+    ) -> Result<Range<usize>, OpenError> {
+        let (aad, aad_len) = associated(head.spi, number, numbering);
+        let end = packet.len() - ICV_LEN;
+        let (_, body) = packet.split_at_mut(HEAD_LEN);
+        self.open(&aad[..aad_len], head.iv, body)?;
+        let body = packet.get(HEAD_LEN..end).unwrap_or_default();
+        let len = payload_len(body).ok_or(OpenError::Malformed)?;
+        Ok(HEAD_LEN..HEAD_LEN + len)
     }
 }
 
@@ -179,6 +198,22 @@ impl Sealer {
         if self.last >= self.most {
             return Err(Exhausted);
         }
+        write_trailer(packet.get_mut(HEAD_LEN + payload_len..).unwrap_or_default(), payload_len);
+        self.seal_closed(packet)
+    }
+
+    /// Seals the payload that stands behind the first [`HEAD_LEN`] bytes of `packet` with its trailer
+    /// behind it, and then room for the ICV.
+    ///
+    /// # Errors
+    /// [`Exhausted`]: the association has made all its packets; nothing was changed.
+    ///
+    /// # Panics
+    /// The packet is shorter than any.
+    pub fn seal_closed(&mut self, packet: &mut [u8]) -> Result<(), Exhausted> {
+        if self.last >= self.most {
+            return Err(Exhausted);
+        }
         self.last += 1;
         let number = self.last;
         let [.., l0, l1, l2, l3] = number.to_be_bytes();
@@ -193,22 +228,20 @@ impl Sealer {
         let (head, rest) = packet.split_at_mut(HEAD_LEN);
         head.copy_from_slice(&Head { spi: self.spi, sequence, iv }.emit());
         let (body, icv) = rest.split_at_mut(rest.len() - ICV_LEN);
-        let (_, trailer) = body.split_at_mut(payload_len);
-        write_trailer(trailer);
         let (aad, aad_len) = associated(self.spi, number, self.numbering);
         icv.copy_from_slice(&self.cipher.seal(&aad[..aad_len], iv, body));
         Ok(())
     }
-}
 
-/// Padding 1, 2, 3 ... (RFC 4303, 2.4), its length, the next header.
-fn write_trailer(trailer: &mut [u8]) {
-    let pad_len = trailer.len() - TRAILER_LEN;
-    for (value, byte) in (1..).zip(trailer.iter_mut()) {
-        *byte = value;
+    /// Opens in place one of the last 2^32 packets that this sealed, and that did not leave; returns
+    /// where in it the payload is. `None` if it is none of them.
+    pub fn reopen(&mut self, packet: &mut [u8]) -> Option<Range<usize>> {
+        let head = Head::parse(packet).ok().filter(|head| head.spi == self.spi)?;
+        let [.., l0, l1, l2, l3] = self.last.to_be_bytes();
+        let age = u32::from_be_bytes([l0, l1, l2, l3]).wrapping_sub(head.sequence);
+        let number = self.last.checked_sub(age.into())?;
+        self.cipher.open_packet(&head, number, self.numbering, packet).ok()
     }
-    let pad_len = u8::try_from(pad_len).expect("padding is at most 3 bytes");
-    trailer[usize::from(pad_len)..].copy_from_slice(&[pad_len, NEXT_HEADER]);
 }
 
 /// The receiver's side of a security association.
@@ -241,23 +274,12 @@ impl Opener {
         if packet.len() < MIN_LEN {
             return Err(OpenError::Malformed);
         }
-        let (aad, aad_len) = associated(head.spi, number, self.numbering);
-        let end = packet.len() - ICV_LEN;
-        let (_, body) = packet.split_at_mut(HEAD_LEN);
-        self.cipher.open(&aad[..aad_len], head.iv, body)?;
-        self.window.mark(number);
-        let payload_end = payload_end(&packet[..end]).ok_or(OpenError::Malformed)?;
-        Ok(HEAD_LEN..payload_end)
+        let opened = self.cipher.open_packet(head, number, self.numbering, packet);
+        if opened != Err(OpenError::Inauthentic) {
+            self.window.mark(number);
+        }
+        opened
     }
-}
-
-/// Where the payload ends in an opened packet without its ICV, if the trailer is right.
-fn payload_end(packet: &[u8]) -> Option<usize> {
-    let (rest, trailer) = packet.split_last_chunk::<TRAILER_LEN>()?;
-    let [pad_len, NEXT_HEADER] = *trailer else { return None };
-    let end = rest.len().checked_sub(pad_len.into()).filter(|end| *end >= HEAD_LEN)?;
-    let is_padding = rest[end..].iter().zip(1..).all(|(byte, value): (&u8, u8)| *byte == value);
-    (is_padding && usize::from(pad_len) == padding(end - HEAD_LEN)).then_some(end)
 }
 
 #[cfg(test)]

@@ -99,6 +99,14 @@ impl GroupSender {
         payload_len: usize,
         wall_ms: u64,
     ) -> Result<(), Exhausted> {
+        self.sealer(wall_ms)?.seal(packet, payload_len)
+    }
+
+    /// What seals packets at a time in milliseconds since 1970.
+    ///
+    /// # Errors
+    /// As [`GroupSender::seal`].
+    pub fn sealer(&mut self, wall_ms: u64) -> Result<&mut Sealer, Exhausted> {
         let now = seconds(wall_ms).filter(|now| *now > 0).ok_or(Exhausted)?;
         let is_due = match &self.sealer {
             Some(sealer) => {
@@ -113,7 +121,7 @@ impl GroupSender {
             let numbering = Numbering::Group(self.start);
             self.sealer = Some(Sealer::new(self.spi, self.suite, &key, numbering));
         }
-        self.sealer.as_mut().ok_or(Exhausted)?.seal(packet, payload_len)
+        self.sealer.as_mut().ok_or(Exhausted)
     }
 
     /// The first second from `now` on in which this sender never started.

@@ -149,16 +149,38 @@ impl Inbound {
     /// # Errors
     /// Why it is dropped.
     pub fn open(&self, from: SocketAddr, packet: &mut [u8]) -> Result<Range<usize>, Refusal> {
-        let head = Head::parse(packet).map_err(|_| Refusal::Truncated)?;
-        let association = {
+        let mut opened = Err(Refusal::Truncated);
+        self.open_all(from, std::iter::once(((), packet)), |(), done| opened = done);
+        opened
+    }
+
+    /// Opens packets as [`Inbound::open`] does, and tells what became of each; what they come with is
+    /// handed through. The association of packets that follow each other is looked for once.
+    pub fn open_all<'p, T>(
+        &self,
+        from: SocketAddr,
+        mut packets: impl Iterator<Item = (T, &'p mut [u8])>,
+        mut done: impl FnMut(T, Result<Range<usize>, Refusal>),
+    ) {
+        let mut next = packets.next();
+        while let Some((with, packet)) = next.take() {
+            let Ok(head) = Head::parse(packet) else {
+                done(with, Err(Refusal::Truncated));
+                next = packets.next();
+                continue;
+            };
             let mut tables = self.tables();
-            match tables.associations.get(&head.spi) {
-                Some(association) => Arc::clone(association),
-                None => return tables.open_first(from, &head, packet),
-            }
-        };
-        let mut opener = association.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(opener.open(&head, packet)?)
+            let Some(association) = tables.associations.get(&head.spi).map(Arc::clone) else {
+                // Under one lock, or two queue pairs might each make one of it.
+                done(with, tables.open_first(from, &head, packet));
+                next = packets.next();
+                continue;
+            };
+            drop(tables);
+            let mut opener = association.lock().unwrap_or_else(PoisonError::into_inner);
+            done(with, opener.open(&head, packet).map_err(Refusal::from));
+            next = open_run(&mut opener, head.spi, &mut packets, &mut done);
+        }
     }
 
     /// Opens a packet that came to the group, at a time in milliseconds since 1970.
@@ -184,6 +206,24 @@ impl Inbound {
     pub fn take_strangers(&self) -> Vec<SocketAddr> {
         std::mem::take(&mut self.tables().strangers)
     }
+}
+
+/// Opens packets as long as they have this SPI; returns the first that has another.
+fn open_run<'p, T>(
+    opener: &mut Opener,
+    spi: Spi,
+    packets: &mut impl Iterator<Item = (T, &'p mut [u8])>,
+    done: &mut impl FnMut(T, Result<Range<usize>, Refusal>),
+) -> Option<(T, &'p mut [u8])> {
+    for (with, packet) in packets {
+        match Head::parse(packet) {
+            Ok(head) if head.spi == spi => {
+                done(with, opener.open(&head, packet).map_err(Refusal::from));
+            }
+            _ => return Some((with, packet)),
+        }
+    }
+    None
 }
 
 impl Tables {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::Duration;
 
 use super::Suite;
@@ -94,8 +95,34 @@ impl Outbound {
         packet: &mut [u8],
         payload_len: usize,
     ) -> Result<(), SealError> {
+        self.seal_with(to, |sealer| sealer.seal(packet, payload_len))
+    }
+
+    /// Seals the packets of a message to a vif, as [`Sealer::seal_closed`] does.
+    ///
+    /// # Errors
+    /// Why they must not be sent; some may have been sealed.
+    pub fn seal_all<'p>(
+        &mut self,
+        to: SocketAddr,
+        mut packets: impl Iterator<Item = &'p mut [u8]>,
+    ) -> Result<(), SealError> {
+        self.seal_with(to, |sealer| packets.try_for_each(|packet| sealer.seal_closed(packet)))
+    }
+
+    /// Opens in place a packet that was sealed but did not leave; returns where in it the payload is,
+    /// if there still is the key.
+    pub fn reopen(&mut self, to: SocketAddr, packet: &mut [u8]) -> Option<Range<usize>> {
+        self.vifs.get_mut(&to)?.sealer.reopen(packet)
+    }
+
+    fn seal_with(
+        &mut self,
+        to: SocketAddr,
+        seal: impl FnOnce(&mut Sealer) -> Result<(), Exhausted>,
+    ) -> Result<(), SealError> {
         let association = self.vifs.get_mut(&to).ok_or(SealError::NoKey)?;
-        association.sealer.seal(packet, payload_len)?;
+        seal(&mut association.sealer)?;
         if association.sealer.count() >= SOFT_LIMIT && !association.asked {
             association.asked = true;
             self.worn.push(to);
@@ -103,18 +130,17 @@ impl Outbound {
         Ok(())
     }
 
-    /// Seals a packet to the group.
+    /// Seals the packets of a message to the group, as [`Sealer::seal_closed`] does.
     ///
     /// # Errors
-    /// Why it must not be sent.
-    pub fn seal_group(
+    /// Why they must not be sent; some may have been sealed.
+    pub fn seal_group<'p>(
         &mut self,
-        packet: &mut [u8],
-        payload_len: usize,
+        mut packets: impl Iterator<Item = &'p mut [u8]>,
         wall_ms: u64,
     ) -> Result<(), SealError> {
-        let sender = self.group.as_mut().ok_or(SealError::NoKey)?;
-        Ok(sender.seal(packet, payload_len, wall_ms)?)
+        let sealer = self.group.as_mut().ok_or(SealError::NoKey)?.sealer(wall_ms)?;
+        Ok(packets.try_for_each(|packet| sealer.seal_closed(packet))?)
     }
 
     /// Whether there are associations that have sent much, and should be replaced.
@@ -148,7 +174,8 @@ mod tests {
         let mut outbound = Outbound::default();
         let mut packet = vec![0; sealed_len(20)];
         assert_eq!(outbound.seal(to(1), &mut packet, 20), Err(SealError::NoKey));
-        assert_eq!(outbound.seal_group(&mut packet, 20, 1), Err(SealError::NoKey));
+        let packets = std::iter::once(&mut packet[..]);
+        assert_eq!(outbound.seal_group(packets, 1), Err(SealError::NoKey));
         let (spi, lifetime) = (Spi::of(1, 1), Duration::from_secs(9));
         outbound.insert(to(1), spi, Suite::AesGcm, &key(1), lifetime, Instant::ZERO);
         assert_eq!(outbound.seal(to(1), &mut packet, 20), Ok(()));

@@ -14,11 +14,14 @@
 //!
 //! The buffer is filled straight from guest memory and reused for each batch, so it stays in the
 //! level-2 cache: the copy is also where checksums are completed. Where none has to be and datagrams
-//! are long, only headers are staged, and the kernel reads the rest in guest memory ([`scatter`]).
+//! are long, only headers are staged, and the kernel reads the rest in guest memory ([`scatter`]). On
+//! a secured vnet all is staged, with room around each datagram ([`crate::offload::envelope`]) for what
+//! protects it, and sealed there.
 
 pub mod pieces;
 pub mod scatter;
 
+use std::mem;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 
@@ -27,6 +30,7 @@ use self::scatter::Scattered;
 use crate::metrics::VifCounter;
 use crate::offload::bundle::{ENTRY_LEN, Limits, Packer};
 use crate::offload::checksum::{self, Sum};
+use crate::offload::envelope::Envelope;
 use crate::offload::gso::{Cut, CutFault};
 use crate::offload::header::Request;
 use crate::offload::layout::Layout;
@@ -160,13 +164,6 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// A message of no bytes in a stager.
-    #[cfg(test)]
-    pub(crate) fn nothing(route: Route) -> Self {
-        let (datagrams, segment, frames, frame_bytes) = (1, 0, 0, 0);
-        Self { route, range: 0..0, scattered: 0..0, datagrams, segment, frames, frame_bytes }
-    }
-
     /// As messages of at most so many datagrams. The frames count with the first.
     pub fn split(&self, datagrams: usize) -> Vec<Self> {
         let most = datagrams.max(1);
@@ -209,6 +206,7 @@ pub struct Stager {
     max_segments: usize,
     scatter_from: usize,
     short_ends: bool,
+    envelope: Envelope,
 }
 
 impl Stager {
@@ -230,7 +228,13 @@ impl Stager {
             max_segments: MAX_SEGMENTS,
             scatter_from: scatter::FROM,
             short_ends: false,
+            envelope: Envelope::Bare,
         }
+    }
+
+    /// What surrounds datagrams from now on. Nothing may be staged.
+    pub fn set_envelope(&mut self, envelope: Envelope) {
+        self.envelope = envelope;
     }
 
     /// Most datagrams in a message from now on; at least 1.
@@ -263,6 +267,28 @@ impl Stager {
         }
     }
 
+    /// Seals what is staged: `seal` gets the packets of each message, and a message that it returns
+    /// an error for does not leave.
+    pub fn seal<'s, E>(
+        &'s mut self,
+        mut seal: impl FnMut(&Route, &mut dyn Iterator<Item = &'s mut [u8]>) -> Result<(), E>,
+        mut refused: impl FnMut(&Staged, E),
+    ) {
+        let mut rest = self.buffer.as_mut_slice();
+        let mut at = 0;
+        self.staged.retain(|staged| {
+            // Messages stand in the buffer in order.
+            let (_, ahead) = mem::take(&mut rest).split_at_mut(staged.range.start - at);
+            let (bytes, behind) = ahead.split_at_mut(staged.range.len());
+            (rest, at) = (behind, staged.range.end);
+            let size = if staged.segment == 0 { bytes.len() } else { staged.segment.into() };
+            let sealed = seal(&staged.route, &mut bytes.chunks_mut(size.max(1)));
+            let is_sealed = sealed.is_ok();
+            sealed.unwrap_or_else(|error| refused(staged, error));
+            is_sealed
+        });
+    }
+
     fn bytes(&self, range: Range<usize>) -> &[u8] {
         self.buffer.get(range).unwrap_or_default()
     }
@@ -275,7 +301,7 @@ impl Stager {
     }
 
     /// Stages the frame at `at` and perhaps more behind it. `max_datagram` is the longest datagram
-    /// that its path takes.
+    /// that its path takes, without what surrounds it.
     pub fn stage(&mut self, batch: &Batch<'_>, at: usize, max_datagram: usize) -> Step {
         let Some(frame) = batch.frames.get(at) else { return Step::Done(1) };
         let max_frame = max_datagram.saturating_sub(encap::LEN);
@@ -321,7 +347,8 @@ impl Stager {
         }
     }
 
-    /// Adds the message that was written behind what is used.
+    /// Adds the message that was written behind what is used; lengths are those of datagrams with
+    /// what surrounds them.
     fn push(&mut self, route: Route, len: usize, segment: usize, frames: u64, bytes: usize) {
         let mut range = self.used..self.used + len;
         let mut datagrams = len.div_ceil(segment.max(1)).max(1);
@@ -341,23 +368,25 @@ impl Stager {
         });
     }
 
-    /// Writes a bundle of nothing but padding, shorter than `segment`; returns its length.
+    /// Writes a bundle of nothing but padding, that with what surrounds it is shorter than `segment`;
+    /// returns its length with that.
     fn write_short_end(&mut self, at: usize, segment: usize) -> usize {
-        let len = (segment / 2).clamp(MIN_SHORT_END, MAX_SHORT_END).min(segment - 1);
+        let most = (segment / 2).clamp(MIN_SHORT_END, MAX_SHORT_END).min(segment - 1);
+        let len = self.envelope.room_in(most);
         let prefix = self.header(Flags::BUNDLE);
-        let place = self.buffer.get_mut(at..at + len).unwrap_or_default();
+        let place = self.envelope.place(&mut self.buffer, at, len).unwrap_or_default();
         place.fill(0);
         if let Some(head) = place.first_chunk_mut() {
             *head = prefix;
         }
-        len
+        self.envelope.len_of(len)
     }
 
     /// Stages the segments of one frame: all of them, or as many as there is room for.
     fn stage_cut(&mut self, batch: &Batch<'_>, at: usize, cut: &Cut) -> Step {
         let Some(frame) = batch.frames.get(at) else { return Step::Done(1) };
         let is_scattered = self.scatters_segments(frame, cut);
-        let size = encap::LEN + cut.header_len() + cut.size();
+        let size = self.envelope.len_of(encap::LEN + cut.header_len() + cut.size());
         let staged_size = if is_scattered { encap::LEN + cut.header_len() } else { size };
         while self.segment < cut.count() {
             let room = (self.room() / staged_size).min(MAX_MESSAGE_LEN / size);
@@ -394,7 +423,7 @@ impl Stager {
         segments: Range<usize>,
         (frames, bytes): (u64, usize),
     ) -> Option<()> {
-        let size = encap::LEN + cut.header_len() + cut.size();
+        let size = self.envelope.len_of(encap::LEN + cut.header_len() + cut.size());
         let is_continued = self.continues(frame, size).is_some();
         let len = self.write_segments(batch, frame, cut, segments)?;
         match self.staged.last_mut() {
@@ -438,11 +467,12 @@ impl Stager {
         let is_partial = frame.route.capabilities.contains(Capabilities::PARTIAL_CHECKSUM);
         let encap = self.header(if is_partial { Flags::PARTIAL_CHECKSUM } else { Flags::NONE });
         let mut payload = batch.gather(frame, cut.payload(segments.start).start);
+        let envelope = self.envelope;
         let mut at = self.used;
         for index in segments {
             let payload_len = cut.payload(index).len();
             let len = encap::LEN + cut.header_len() + payload_len;
-            let datagram = self.buffer.get_mut(at..at + len)?;
+            let datagram = envelope.place(&mut self.buffer, at, len)?;
             let (head, rest) = datagram.split_first_chunk_mut::<{ encap::LEN }>()?;
             *head = encap;
             let (headers, data) = rest.split_at_mut_checked(cut.header_len())?;
@@ -451,7 +481,7 @@ impl Stager {
             if !is_partial {
                 cut.complete(headers, Sum::of(data))?;
             }
-            at += len;
+            at += envelope.len_of(len);
         }
         Some(at - self.used)
     }
@@ -462,7 +492,8 @@ impl Stager {
         let room = self.room();
         let prefix = self.header(Flags::BUNDLE);
         let datagrams = self.most_segments(route);
-        let limits = Limits { datagram: max_datagram, datagrams, total: room };
+        let envelope = self.envelope;
+        let limits = Limits { datagram: max_datagram, datagrams, total: room, envelope };
         let buffer = self.buffer.get_mut(self.used..).unwrap_or_default();
         let mut packer = Packer::new(buffer, &prefix, limits);
         let mut bytes = 0;
@@ -484,7 +515,8 @@ impl Stager {
     /// place and are as long; a shorter one is the last.
     fn stage_singles(&mut self, batch: &Batch<'_>, run: &[Outgoing], max_datagram: usize) -> Step {
         let Some(first) = run.first() else { return Step::Done(1) };
-        let size = encap::LEN + first.len;
+        let envelope = self.envelope;
+        let size = envelope.len_of(encap::LEN + first.len);
         if size > self.room() {
             return Step::Full;
         }
@@ -501,13 +533,14 @@ impl Stager {
             let is_partial = leaves_partial(frame);
             let flags = if is_partial { Flags::PARTIAL_CHECKSUM } else { Flags::NONE };
             let encap = self.header(flags);
-            let at = self.used + len;
-            let end = at + encap::LEN + frame.len;
-            let Some(place) = self.buffer.get_mut(at..end) else { break };
-            let Some((head, place)) = place.split_first_chunk_mut() else { break };
+            let datagram_len = encap::LEN + frame.len;
+            let place = envelope.place(&mut self.buffer, self.used + len, datagram_len);
+            let Some((head, place)) = place.and_then(|place| place.split_first_chunk_mut()) else {
+                break;
+            };
             *head = encap;
             fill(batch, frame, place);
-            len += encap::LEN + frame.len;
+            len += envelope.len_of(datagram_len);
             count += 1;
             bytes += frame.len;
         }

@@ -59,6 +59,7 @@ use super::told::Listeners;
 use super::tx::SourceMac;
 use super::unpacked::Unpacked;
 use crate::metrics::{VifCounter, VifCounters};
+use crate::offload::envelope::Envelope;
 use crate::offload::features::Offloads;
 use crate::offload::gro::Merger;
 use crate::quiet::Quiet;
@@ -256,6 +257,8 @@ impl<U: Underlay> Worker<U> {
 
     /// What protects its datagrams, on a secured vnet; on others nothing does.
     pub fn set_protection(&mut self, protection: Option<Protection>) {
+        let envelope = if protection.is_some() { Envelope::Sealed } else { Envelope::Bare };
+        self.stager.set_envelope(envelope);
         self.protection = protection;
         self.incoming.clear();
     }

@@ -138,12 +138,42 @@ impl Head {
 }
 
 /// Padding of a payload of this length, in bytes: 0 to 3.
+#[inline]
 pub const fn padding(payload_len: usize) -> usize {
     (payload_len + TRAILER_LEN).wrapping_neg() % ALIGNMENT
 }
 
+/// Padding 1, 2, 3 ... of a payload of this length (RFC 4303, 2.4), the padding's length, the next
+/// header.
+#[inline]
+const fn trailer(payload_len: usize) -> &'static [u8] {
+    match padding(payload_len) {
+        0 => &[0, NEXT_HEADER],
+        1 => &[1, 1, NEXT_HEADER],
+        2 => &[1, 2, 2, NEXT_HEADER],
+        _ => &[1, 2, 3, 3, NEXT_HEADER],
+    }
+}
+
+/// Writes what follows a payload of this length to the beginning of `to`, as far as there is room.
+#[inline]
+pub fn write_trailer(to: &mut [u8], payload_len: usize) {
+    let trailer = trailer(payload_len);
+    if let Some(place) = to.get_mut(..trailer.len()) {
+        place.copy_from_slice(trailer);
+    }
+}
+
+/// Where the payload ends in the opened protected part of a packet, if its trailer is right.
+pub fn payload_len(body: &[u8]) -> Option<usize> {
+    let (rest, [pad_len, _]) = body.split_last_chunk::<TRAILER_LEN>()?;
+    let len = rest.len().checked_sub((*pad_len).into())?;
+    (body.get(len..) == Some(trailer(len))).then_some(len)
+}
+
 /// Length of the packet that protects a payload of this length. Never shorter for a longer payload,
 /// so datagrams of one size stay so, and a shorter last one stays the shortest.
+#[inline]
 pub const fn sealed_len(payload_len: usize) -> usize {
     HEAD_LEN + payload_len + padding(payload_len) + TRAILER_LEN + ICV_LEN
 }

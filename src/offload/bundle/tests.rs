@@ -1,10 +1,11 @@
 use super::*;
+use crate::wire::esp::{HEAD_LEN, ICV_LEN, payload_len};
 use proptest::prelude::*;
 
 const PREFIX: [u8; 8] = [0x40, 2, 0, 0, 0, 0, 0, 42];
 
 fn limits(datagram: usize) -> Limits {
-    Limits { datagram, datagrams: 64, total: 65_507 }
+    Limits { datagram, datagrams: 64, total: 65_507, envelope: Envelope::Bare }
 }
 
 /// Two frames, the second partial, and three octets of padding.
@@ -45,15 +46,27 @@ fn pack(frames: &[(Vec<u8>, bool)], limits: Limits) -> Vec<(Packed, Vec<u8>)> {
     calls
 }
 
+/// A datagram without what surrounds it.
+fn inside(packet: &[u8], envelope: Envelope) -> &[u8] {
+    match envelope {
+        Envelope::Bare => packet,
+        Envelope::Sealed => {
+            let body = &packet[HEAD_LEN..packet.len() - ICV_LEN];
+            &body[..payload_len(body).unwrap()]
+        }
+    }
+}
+
 /// The frames in what was packed, and the checks that hold for every call.
 fn unpack(calls: &[(Packed, Vec<u8>)], limits: Limits) -> Vec<(Vec<u8>, bool)> {
     let mut frames = vec![];
     for (packed, bytes) in calls {
         let datagrams: Vec<&[u8]> = bytes.chunks(packed.size).collect();
         assert_eq!(datagrams.len(), packed.datagrams);
-        assert!(packed.size <= limits.datagram);
+        assert!(packed.size <= limits.envelope.len_of(limits.datagram));
         assert!(packed.datagrams <= limits.datagrams && packed.len <= limits.total);
-        for datagram in datagrams {
+        for packet in datagrams {
+            let datagram = inside(packet, limits.envelope);
             let (prefix, payload) = datagram.split_at(8);
             assert_eq!(prefix, PREFIX);
             let entries = read(payload).unwrap();
@@ -167,7 +180,8 @@ fn what_does_not_fit_changes_nothing() {
     assert!(packer.reserve(14, false).is_none(), "the buffer is full");
     let packed = packer.finish();
     assert_eq!(packed, Packed { len: 100, size: 60, datagrams: 2, frames: 2 });
-    let endless = Limits { datagram: usize::MAX, datagrams: usize::MAX, total: usize::MAX };
+    let (datagram, datagrams, total) = (usize::MAX, usize::MAX, usize::MAX);
+    let endless = Limits { datagram, datagrams, total, envelope: Envelope::Bare };
     let mut packer = Packer::new(&mut buffer, &PREFIX, endless);
     assert!(packer.reserve(90, false).is_some());
     assert!(packer.reserve(14, false).is_none(), "the buffer is the limit");
@@ -181,9 +195,10 @@ proptest! {
     fn what_is_packed_is_unpacked(
         frames in prop::collection::vec(
             (prop::collection::vec(any::<u8>(), 14..300), any::<bool>()), 1..200),
-        datagram in 310usize..3000, datagrams in 1usize..70, total in 3000usize..65_507,
+        datagram in 310usize..3000, datagrams in 1usize..70, total in 3050usize..65_507,
+        envelope in prop::sample::select(vec![Envelope::Bare, Envelope::Sealed]),
     ) {
-        let limits = Limits { datagram, datagrams, total };
+        let limits = Limits { datagram, datagrams, total, envelope };
         let calls = pack(&frames, limits);
         prop_assert_eq!(unpack(&calls, limits), frames);
     }

@@ -31,7 +31,7 @@ use crate::wire::Mac;
 type Copied = [u8; MODERN_HEADER_LEN + LEAD_LEN];
 
 /// The copy is one piece more, which a message of segments has room for.
-const _: () = assert!(2 * MAX_SEGMENTS + MAX_PIECES + 1 <= MAX_PARTS);
+const _: () = assert!(2 * MAX_SEGMENTS + MAX_PIECES < MAX_PARTS);
 
 /// The way out for the frames of a guest with a list of addresses.
 #[derive(Debug)]

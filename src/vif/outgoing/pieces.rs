@@ -1,5 +1,7 @@
 //! Frames that are longer than their path and can't be cut leave in pieces (flag F).
 
+use std::ops::Range;
+
 use crate::offload::fragment::Split;
 use crate::offload::gso::Cut;
 use crate::offload::header::Request;
@@ -130,24 +132,34 @@ impl Stager {
         let Some(split) = Split::new(whole.bytes.len(), max_datagram) else {
             return Step::Refused(VifCounter::tx_drop_too_big);
         };
-        if split.datagrams_len(&(0..split.count())) > self.buffer.len() - self.used {
+        let envelope = self.envelope;
+        let lens = |pieces: Range<usize>| {
+            pieces.map(|piece| envelope.len_of(split.datagrams_len(&(piece..piece + 1))))
+        };
+        if lens(0..split.count()).sum::<usize>() > self.buffer.len() - self.used {
             return Step::Full;
         }
         let header = Header { flags: whole.flags, vnet: self.vnet };
         let piece = Piece { id: ids.take(), offset: 0, is_last: true, bytes: whole.bytes };
-        let most = (MAX_MESSAGE_LEN / split.datagram()).clamp(1, MAX_SEGMENTS);
+        let size = envelope.len_of(split.datagram());
+        let most = (MAX_MESSAGE_LEN / size).clamp(1, MAX_SEGMENTS);
         let mut start = 0;
         while start < split.count() {
             let pieces = start..(start + most).min(split.count());
-            let len = split.datagrams_len(&pieces);
-            let place = self.buffer.get_mut(self.used..self.used + len);
-            let done = place.and_then(|place| split.write(header, &piece, pieces.clone(), place));
-            if done.is_none() {
-                return Step::Refused(VifCounter::tx_drop_too_big);
+            let mut len = 0;
+            for one in pieces.clone() {
+                let one = one..one + 1;
+                let datagram_len = split.datagrams_len(&one);
+                let place = envelope.place(&mut self.buffer, self.used + len, datagram_len);
+                let done = place.and_then(|place| split.write(header, &piece, one, place));
+                if done.is_none() {
+                    return Step::Refused(VifCounter::tx_drop_too_big);
+                }
+                len += envelope.len_of(datagram_len);
             }
             let is_first = start == 0;
             let (frames, bytes) = if is_first { (whole.frames, whole.frame_bytes) } else { (0, 0) };
-            self.push(whole.route, len, split.datagram(), frames, bytes);
+            self.push(whole.route, len, size, frames, bytes);
             start = pieces.end;
         }
         Step::Done(1)

@@ -9,12 +9,13 @@
 //! ```
 //!
 //! That spares a copy and costs the kernel a piece of memory to look up for each datagram, so it
-//! pays for long ones only. It is possible only where no checksum is ours to complete: the sum would
-//! have to be taken of bytes that the guest can still change.
+//! pays for long ones only. It is possible only where no checksum is ours to complete, and nothing to
+//! be sealed: that would have to be done to bytes that the guest can still change.
 
 use std::ops::Range;
 
 use super::{Batch, Outgoing, Route, Staged, Stager, Step, is_large, leaves_partial};
+use crate::offload::envelope::Envelope;
 use crate::offload::gso::Cut;
 use crate::offload::header::Request;
 use crate::sys::iovec::{Gather, IoVec};
@@ -54,12 +55,15 @@ impl Stager {
     /// Whether a whole frame is to be scattered.
     pub(super) fn scatters(&self, frame: &Outgoing) -> bool {
         let is_finished = frame.request == Request::Plain || leaves_partial(frame);
-        is_finished && frame.len - frame::ADDRESSES_LEN >= self.scatter_from
+        is_finished
+            && self.envelope == Envelope::Bare
+            && frame.len - frame::ADDRESSES_LEN >= self.scatter_from
     }
 
     /// Whether the segments of a frame are.
     pub(super) fn scatters_segments(&self, frame: &Outgoing, cut: &Cut) -> bool {
         cut.size() >= self.scatter_from
+            && self.envelope == Envelope::Bare
             && frame.route.capabilities.contains(Capabilities::PARTIAL_CHECKSUM)
     }
 

@@ -4,14 +4,14 @@
 //! |---|---|
 //! | a frame is longer than the path | its sender is told, or it leaves in pieces, see [`Worker::send_too_long`] |
 //! | a router says that the path is narrower | the table of paths learns it; what was under way is lost, as in any network |
-//! | the kernel refuses a datagram for its length | the table learns it; the datagram leaves in pieces, unless it is sealed already |
+//! | the kernel refuses a datagram for its length | the table learns it; the datagram leaves in pieces, sealed again if it was |
 //!
 //! The kernel tells the next call on a socket, whatever it is for, of an ICMP error that came for an
 //! earlier datagram. So behind every error the socket's reports are read, and if there were such, the
 //! call is made again.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::Worker;
 use crate::metrics::VifCounter;
@@ -53,11 +53,15 @@ impl Reports {
 }
 
 impl<U: Underlay> Worker<U> {
-    /// The longest datagram to a destination, in bytes; on a secured vnet, before it is sealed. What
-    /// is sealed, while it is being sent (and the protection is lent), is measured as it is.
+    /// The longest datagram to a destination, in bytes; on a secured vnet, before it is sealed.
     pub(super) fn max_datagram(&self, route: &Route, now: Instant) -> usize {
-        let max = self.paths.max_datagram(route.to.ip(), self.place.max_datagram, now);
+        let max = self.path_room(route, now);
         if self.protection.is_some() { esp::payload_room(max) } else { max }
+    }
+
+    /// The longest datagram that the path to a destination takes, as it leaves, in bytes.
+    fn path_room(&self, route: &Route, now: Instant) -> usize {
+        self.paths.max_datagram(route.to.ip(), self.place.max_datagram, now)
     }
 
     /// The socket that frames leave from polls as in error.
@@ -155,7 +159,7 @@ impl<U: Underlay> Worker<U> {
             return false;
         }
         let len = len_of(datagram);
-        if len <= self.max_datagram(&staged.route, now) {
+        if len <= self.path_room(&staged.route, now) {
             // No report: they need room in the socket's receive buffer.
             let to = staged.route.to.ip();
             let Some(mtu) = paths::guess(to, len) else { return false };
@@ -167,27 +171,46 @@ impl<U: Underlay> Worker<U> {
     /// Sends a datagram that is longer than its path in pieces; false if it is not, or the receiver
     /// takes none.
     fn split(&mut self, staged: &Staged, datagram: &Message<'_>, now: Instant) -> bool {
-        let max_datagram = self.max_datagram(&staged.route, now);
         let len = len_of(datagram);
-        if len <= max_datagram || !takes_pieces(&staged.route) {
+        if len <= self.path_room(&staged.route, now) || !takes_pieces(&staged.route) {
             return false;
         }
         let mut bytes = vec![0; len];
         Gather::new(datagram.parts, 0).copy_to(&mut bytes);
-        let Some((header, whole)) = reopen(&bytes, &mut self.frame_ids) else { return false };
-        let Some(split) = Split::new(whole.bytes.len(), max_datagram) else { return false };
-        let mut pieces = vec![0; split.datagrams_len(&(0..split.count()))];
-        if split.write(header, &whole, 0..split.count(), &mut pieces).is_none() {
+        let max_datagram = self.max_datagram(&staged.route, now);
+        let Some(pieces) = self.pieces_of(&mut bytes, staged.route.to, max_datagram) else {
             return false;
-        }
+        };
         self.counters.inc(VifCounter::tx_fragmented);
         let mut staged = staged.clone();
-        staged.datagrams = split.count();
-        match self.send_all(pieces.chunks(split.datagram()), datagram) {
+        staged.datagrams = pieces.len();
+        match self.send_all(pieces.iter().map(Vec::as_slice), datagram) {
             Ok(()) => self.count_sent(&staged),
             Err(error) => drop(self.count_refused(&error, &[staged], now)),
         }
         true
+    }
+
+    /// The datagrams of the pieces of one that was too long, sealed again if that was.
+    fn pieces_of(
+        &mut self,
+        datagram: &mut [u8],
+        to: SocketAddr,
+        max_datagram: usize,
+    ) -> Option<Vec<Vec<u8>>> {
+        let inner = match &mut self.protection {
+            Some(protection) => protection.reopen(to, datagram)?,
+            None => 0..datagram.len(),
+        };
+        let (header, whole) = reopen(datagram.get(inner)?, &mut self.frame_ids)?;
+        let split = Split::new(whole.bytes.len(), max_datagram)?;
+        let mut pieces = vec![0; split.datagrams_len(&(0..split.count()))];
+        split.write(header, &whole, 0..split.count(), &mut pieces)?;
+        let pieces = pieces.chunks(split.datagram());
+        match &mut self.protection {
+            Some(protection) => pieces.map(|piece| protection.seal_one(to, piece)).collect(),
+            None => Some(pieces.map(<[u8]>::to_vec).collect()),
+        }
     }
 
     /// Sends datagrams to where `like` goes; ends at the first that is refused.

@@ -2,6 +2,7 @@
 
 mod forwarding;
 mod limits;
+mod secured;
 mod sending;
 
 use std::mem;

@@ -333,33 +333,16 @@ impl<U: Underlay> Worker<U> {
     /// Sends what is staged of a batch. What the kernel refuses is counted by reason and the next one
     /// tried.
     pub(super) fn flush(&mut self, batch: &Batch<'_>, now: Instant) {
-        let stager = mem::replace(&mut self.stager, Stager::empty());
-        if let Some(mut protection) = self.protection.take() {
-            let short_ends = self.underlay.needs_short_ends();
-            let sealed = protection.seal(&stager, batch, short_ends, &self.counters, now);
-            self.send_staged(sealed.staged(), |n, _, parts| parts.push(sealed.part(n)), now);
-            self.protection = Some(protection);
-        } else {
-            let parts_of = |_, staged: &_, parts: &mut _| stager.parts(staged, batch, parts);
-            self.send_staged(stager.staged(), parts_of, now);
+        let mut stager = mem::replace(&mut self.stager, Stager::empty());
+        if let Some(protection) = &mut self.protection {
+            protection.seal(&mut stager, &self.counters, now);
         }
-        self.stager = stager;
-        self.stager.clear();
-    }
-
-    /// Sends messages whose bytes are those that `parts_of` adds for the n-th of them.
-    fn send_staged<'s>(
-        &mut self,
-        staged: &[Staged],
-        parts_of: impl Fn(usize, &Staged, &mut Vec<IoVec<'s>>),
-        now: Instant,
-    ) {
         let mut parts = iovec::recycle(mem::take(&mut self.parts));
-        for (n, staged) in (0..).step_by(BATCH).zip(staged.chunks(BATCH)) {
+        for staged in stager.staged().chunks(BATCH) {
             parts.clear();
             let mut ends = [0; BATCH];
-            for ((n, staged), end) in (n..).zip(staged).zip(&mut ends) {
-                parts_of(n, staged, &mut parts);
+            for (staged, end) in staged.iter().zip(&mut ends) {
+                stager.parts(staged, batch, &mut parts);
                 *end = parts.len();
             }
             let mut messages = [Message { to: self.place.group, parts: &[], segment: 0 }; BATCH];
@@ -373,6 +356,8 @@ impl<U: Underlay> Worker<U> {
             self.send_messages(staged, messages.get(..staged.len()).unwrap_or_default(), now);
         }
         self.parts = iovec::recycle(parts);
+        self.stager = stager;
+        self.stager.clear();
     }
 
     /// Sends messages in order; returns whether the first has left.

@@ -22,6 +22,7 @@ mod confined;
 #[path = "../support/driver.rs"]
 mod driver;
 mod flows;
+mod hostile_frontend;
 mod idle;
 mod injection;
 mod lan;

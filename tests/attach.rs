@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use driver::{Control, Driver, F_PROTOCOL_FEATURES, Options, Order, request};
+use driver::{Control, Driver, F_PROTOCOL_FEATURES, Memory, Options, Order, request};
 use in_process::InProcess;
 use loopback::Loopback;
 use rig::{PATIENCE, Rig, eventually};
@@ -130,6 +130,95 @@ fn messages_that_cannot_be_obeyed_end_their_connection() {
         assert!(control.is_closed(PATIENCE), "{name}");
     }
     eventually("nothing is left", || resources() == before);
+    rig.assert_alive(&mut rig.connect(Options::default()));
+}
+
+/// A region of guest memory: guest physical address, size, frontend's address, offset in its file.
+type Region = [u64; 4];
+
+const MIB: u64 = 1 << 20;
+const LOW: Region = [0, MIB, 1 << 32, 0];
+const HIGH: Region = [1 << 31, MIB, 1 << 33, 0];
+
+/// The payload of SET_MEM_TABLE.
+fn table(regions: &[Region]) -> Vec<u8> {
+    let mut words = vec![regions.len() as u64];
+    words.extend(regions.iter().flatten());
+    words.into_iter().flat_map(u64::to_ne_bytes).collect()
+}
+
+#[test]
+fn memory_that_is_not_what_is_said_of_it_is_refused() {
+    let _alone = alone();
+    let rig = InProcess::listening(1);
+    let memory = Memory::new(MIB as usize);
+    let (pipe, _writer) = nix::unistd::pipe().unwrap();
+    let null = fs::File::open("/dev/null").unwrap();
+    let (good, pipe, null) = (file(&memory.file), pipe.as_raw_fd(), file(&null));
+    let [guest, size, user, offset] = HIGH;
+    let wrap = u64::MAX - MIB + 1;
+    let bad: &[(&str, &[Region], &[i32])] = &[
+        ("a file that is too short", &[[0, MIB + 1, 1 << 32, 0]], &[good]),
+        ("one that is too short behind the offset", &[[0, MIB, 1 << 32, 4096]], &[good]),
+        ("a second one that is too short", &[LOW, [guest, 2 * MIB, user, 0]], &[good, good]),
+        ("an offset behind the end", &[[0, 4096, 1 << 32, 1 << 62]], &[good]),
+        ("a pipe", &[LOW], &[pipe]),
+        ("a device", &[LOW], &[null]),
+        ("a region of no bytes", &[LOW, [guest, 0, user, offset]], &[good, good]),
+        ("one that wraps around", &[LOW, [wrap, size, user, offset]], &[good, good]),
+        ("one that wraps around at the frontend", &[LOW, [guest, size, wrap, 0]], &[good, good]),
+        ("one that wraps around in its file", &[LOW, [guest, size, user, wrap]], &[good, good]),
+        ("an odd offset", &[[0, 4096, 1 << 32, 512]], &[good]),
+        ("two in one place", &[LOW, [MIB - 1, size, user, offset]], &[good, good]),
+        ("two in the wrong order", &[HIGH, LOW], &[good, good]),
+        ("two in one place of the frontend", &[LOW, [guest, size, 1 << 32, 0]], &[good, good]),
+        ("too few files", &[LOW, HIGH], &[good]),
+        ("too many files", &[LOW], &[good, good]),
+        ("too many regions", &[LOW; 33], &[good; 32]),
+    ];
+    let before = resources();
+    for (name, regions, files) in bad {
+        let mut control = Control::connect(rig.path()).unwrap();
+        control.send(request::SET_MEM_TABLE, 0, &table(regions), files).unwrap();
+        assert!(control.is_closed(PATIENCE), "{name}");
+    }
+    let mut control = Control::connect(rig.path()).unwrap();
+    control.send(request::SET_MEM_TABLE, 0, &table(&[LOW, HIGH]), &[good, good]).unwrap();
+    control.sync().unwrap();
+    drop(control);
+    eventually("nothing is left", || resources() == before);
+    rig.assert_alive(&mut rig.connect(Options::default()));
+}
+
+/// Whatever a frontend sends along, again and again, is closed or takes the place of what was before.
+#[test]
+fn a_flood_of_descriptors_fills_nothing() {
+    let _alone = alone();
+    let rig = InProcess::listening(1);
+    let memory = Memory::new(2 * MIB as usize);
+    let null = fs::File::open("/dev/null").unwrap();
+    let (memory, many) = (file(&memory.file), [file(&null); 32]);
+    let mut driver = rig.connect(Options { order: Order::Plain, ..Options::default() });
+    rig.assert_alive(&mut driver);
+    let event = driver.pairs[0].tx.err.try_clone().unwrap();
+    let maps = || fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+    let control = &mut driver.control;
+    let flood = |control: &mut Control| {
+        for code in [request::SET_VRING_CALL, request::SET_VRING_ERR] {
+            control.set_ring_fd(code, 0, event.as_raw_fd()).unwrap();
+        }
+        // GET_INFLIGHT_FD, SET_INFLIGHT_FD, ADD_MEM_REG and one that nobody knows: not on offer.
+        for code in [31, 32, 37, 99] {
+            assert_eq!(control.set_acknowledged(code, &[0; 40], &many).unwrap(), 1);
+        }
+        let table = table(&[[1 << 40, MIB, 1 << 45, 0], [1 << 41, MIB, 1 << 46, MIB]]);
+        control.set(request::SET_MEM_TABLE, &table, &[memory, memory]).unwrap();
+    };
+    flood(control);
+    let before = (resources(), maps());
+    (0..1000).for_each(|_| flood(control));
+    assert_eq!((resources(), maps()), before);
+    drop(driver);
     rig.assert_alive(&mut rig.connect(Options::default()));
 }
 

@@ -2,6 +2,7 @@
 //! through has the form that the device needs, and answers keep the order of requests.
 
 use vnet::vhost_user::filter::{Filter, HEADER_LEN, Header, MAX_DESCRIPTORS, MAX_PAYLOAD, Step};
+use vnet::vhost_user::memory_table::check_file;
 
 use super::Input;
 
@@ -17,6 +18,12 @@ pub(crate) fn run(data: &[u8]) {
         let descriptors = usize::from(input.u8()) % (MAX_DESCRIPTORS + 1);
         let Ok(steps) = filter.request(&header, payload, descriptors) else { return };
         assert!(steps.len() <= 4, "{steps:?}");
+        for step in &steps {
+            if let Step::Measure(regions) = step {
+                assert_eq!(regions.len(), descriptors, "a file for each");
+                assert!(regions.iter().all(|region| check_file(0, region, u64::MAX).is_ok()));
+            }
+        }
         let forwards = steps.iter().filter(|step| matches!(step, Step::Forward { .. })).count();
         assert!(forwards <= 1, "{steps:?}");
         if let Some(awaited) = filter.awaited() {

@@ -7,7 +7,14 @@
 
 pub(crate) mod config;
 pub(crate) mod control;
+pub(crate) mod esp;
 pub(crate) mod frontend;
+pub(crate) mod guest;
+pub(crate) mod handshake;
+pub(crate) mod inbound;
+pub(crate) mod keyfile;
+pub(crate) mod lanes;
+pub(crate) mod local;
 pub(crate) mod offload;
 pub(crate) mod receive;
 pub(crate) mod rings;

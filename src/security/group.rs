@@ -244,6 +244,8 @@ impl GroupReceiver {
             let mut opener = Opener::new(*suite, &sa, Numbering::Group(start));
             match opener.open(head, packet) {
                 Err(OpenError::Inauthentic) => {}
+                // Number 0, which no window takes: nobody has proved anything.
+                Err(OpenError::Replay) => return Err(OpenError::Replay.into()),
                 opened => {
                     let sender = Sender { opener, key: key.clone() };
                     self.senders.insert(id, sender);
@@ -322,6 +324,24 @@ mod tests {
         assert_eq!(r.senders.len(), 1, "a forger leaves nothing behind");
         assert!(open(&mut receiver(&[2]), at(1), &first, NOW).is_err());
         assert_eq!(open(&mut receiver(&[2, 1]), at(1), &first, NOW).unwrap(), b"who has");
+    }
+
+    /// Number 0 is refused before its key is tried: that must not count as a sender who has one.
+    #[test]
+    fn forged_first_packets_leave_nothing_behind() {
+        let mut r = receiver(&[2, 1]);
+        let mut s = sender(5);
+        let genuine = seal(&mut s, b"x", NOW);
+        for host in 0..100 {
+            let mut forged = genuine.clone();
+            // The number: in the head, and in the IV.
+            forged[4..8].fill(0);
+            forged[12..16].fill(0);
+            let refused = open(&mut r, at(host), &forged, NOW);
+            assert_eq!(refused, Err(OpenError::Replay.into()));
+        }
+        assert!(r.senders.is_empty());
+        assert_eq!(open(&mut r, at(1), &genuine, NOW).unwrap(), b"x", "its key is the second");
     }
 
     #[test]

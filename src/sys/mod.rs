@@ -1,6 +1,7 @@
 //! Safe wrappers over system calls.
 
 pub mod ancillary;
+pub mod bus_error;
 pub mod clock;
 pub mod doorbell;
 pub mod error_queue;

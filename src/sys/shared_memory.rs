@@ -5,7 +5,7 @@
 //! reached only by [`VolatileSlice`]s and atomics, and no reference to them is ever made.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicU32;
 
@@ -54,8 +54,9 @@ impl SharedMemory {
         if !seals.is_ok_and(|seals| seals.contains(SEALS)) {
             return no("a memfd that can still be cut");
         }
-        let file = File::from(file);
-        let len = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+        let mut file = File::from(file);
+        // Not by statx(2), which a confined process may lack.
+        let len = usize::try_from(file.seek(SeekFrom::End(0))?).unwrap_or(usize::MAX);
         if !lens(len) {
             return no("a memfd of another length");
         }

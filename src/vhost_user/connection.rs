@@ -19,6 +19,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockname, listen,
     socket,
 };
+use nix::unistd::{Whence, lseek};
 use thiserror::Error;
 use vhost::vhost_user::{Error as UserError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
@@ -26,7 +27,8 @@ use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use super::channel::{Channel, ChannelError, Message};
 use super::device::{DataPath, Device};
 use super::dirty::{Log, LogError};
-use super::filter::{self, Filter, Step};
+use super::filter::{self, Filter, Refusal, Step};
+use super::memory_table::{self, Region, TableError};
 use super::vring::{GuestMemory, SharedMemory};
 
 /// Messages handled in one step, so that one frontend can't keep the thread.
@@ -200,6 +202,10 @@ impl Connection {
                     self.frontend.send(filter::acknowledgement(self.last_request, 0), Vec::new());
                 }
             }
+            Step::Measure(regions) => {
+                let files = self.message.iter().flat_map(|message| &message.descriptors);
+                measure(&regions, files).map_err(|e| End::Frontend(Refusal::from(e).into()))?;
+            }
             Step::SetMtu { mtu, acknowledge } => {
                 let taken = self.device.data_path().set_mtu(mtu);
                 if acknowledge {
@@ -249,6 +255,22 @@ impl Drop for Connection {
         self.device.stop_all();
         self.device.data_path().frontend_disconnected();
     }
+}
+
+/// Checks that each region lies within its file.
+fn measure<'f>(
+    regions: &[Region],
+    files: impl IntoIterator<Item = &'f OwnedFd>,
+) -> Result<(), TableError> {
+    for (number, (region, file)) in regions.iter().zip(files).enumerate() {
+        // Not by fstat(2), which a confined process may lack.
+        let len = lseek(file, 0, Whence::SeekEnd).map_err(|why| TableError::NotAFile {
+            region: number,
+            why: io::Error::from(why).to_string(),
+        })?;
+        memory_table::check_file(number, region, u64::try_from(len).unwrap_or(0))?;
+    }
+    Ok(())
 }
 
 fn frontend_ended(error: ChannelError) -> End {

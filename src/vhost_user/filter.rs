@@ -11,6 +11,7 @@
 //! | `SEND_RARP`, `NET_SET_MTU` | consumed, given to the data path, acknowledged |
 //! | `GET_QUEUE_NUM` | the answer is halved: the crate counts rings, QEMU queue pairs |
 //! | `SET_LOG_BASE` | consumed, and the log mapped here: the crate believes what is said of it |
+//! | `SET_MEM_TABLE` | checked, and its files measured: the crate maps whatever it is told |
 //! | `SET_LOG_FD`, `GET_STATUS`, `SET_STATUS` | consumed and answered |
 //! | anything else that the device does not offer | refused by the acknowledgement if there is one, else by ending the connection |
 //!
@@ -21,6 +22,8 @@
 #![warn(clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
 use thiserror::Error;
+
+use super::memory_table::{self, Region, TableError};
 
 /// Length of a message's header, in bytes.
 pub const HEADER_LEN: usize = 12;
@@ -189,6 +192,8 @@ pub enum Step {
     Answer(Vec<u8>),
     /// The guest is here: tell the network.
     Announce,
+    /// Check that the files that came along, one for each, hold these regions of guest memory.
+    Measure(Vec<Region>),
     /// Map the file that came along and log writes there, then acknowledge.
     SetLog {
         /// Length of the log, in bytes.
@@ -238,6 +243,9 @@ pub enum Refusal {
     /// Memory regions without descriptors.
     #[error("{UNSHARED}")]
     MemoryNotShared,
+    /// Guest memory that can't be used.
+    #[error("SET_MEM_TABLE with {0}")]
+    Memory(#[from] TableError),
     /// A request that this device never offered, and that can't be refused politely.
     #[error("{} (request {}) is not supported", name(*.0), .0)]
     Unsupported(u32),
@@ -310,8 +318,11 @@ impl Filter {
                 self.asked_features = true;
                 vec![self.forward(header)]
             }
+            code::SET_MEM_TABLE => {
+                let regions = memory_table::parse(payload)?;
+                vec![Step::Measure(regions), self.forward(header)]
+            }
             code::SET_OWNER
-            | code::SET_MEM_TABLE
             | code::SET_VRING_NUM
             | code::SET_VRING_ADDR
             | code::SET_VRING_BASE
@@ -461,10 +472,11 @@ fn check_descriptors(request: u32, payload: &[u8], count: usize) -> Result<(), R
     let most = match request {
         code::SET_MEM_TABLE => {
             let regions = word(payload, 0).ok_or(Refusal::Malformed(request))?;
-            if usize::try_from(regions).is_ok_and(|regions| count < regions) {
+            let regions = usize::try_from(regions).unwrap_or(usize::MAX);
+            if count < regions && regions <= MAX_DESCRIPTORS {
                 return Err(Refusal::MemoryNotShared);
             }
-            MAX_DESCRIPTORS
+            regions
         }
         code::SET_LOG_BASE if count == 0 => return Err(Refusal::Descriptors { request, count }),
         code::SET_LOG_BASE
@@ -581,12 +593,27 @@ mod tests {
     #[test]
     fn memory_without_descriptors_is_explained() {
         let mut filter = negotiated();
-        let table = [pair(2, 0), vec![0; 64]].concat();
+        let region = |n: u64| [n, 1, n, 0].map(|word| (word << 12).to_ne_bytes()).concat();
+        let table = [pair(2, 0), region(0), region(1)].concat();
         let header = header(code::SET_MEM_TABLE, table.len());
         let refused = filter.request(&header, &table, 1).unwrap_err();
         assert_eq!(refused, Refusal::MemoryNotShared);
         assert!(refused.to_string().contains("share=on"));
-        assert_eq!(filter.request(&header, &table, 2).unwrap(), [QUIET]);
+        let steps = filter.request(&header, &table, 2).unwrap();
+        let regions = memory_table::parse(&table).unwrap();
+        assert_eq!(steps, [Step::Measure(regions), QUIET]);
+        let refused = Refusal::Descriptors { request: code::SET_MEM_TABLE, count: 3 };
+        assert_eq!(filter.request(&header, &table, 3), Err(refused));
+    }
+
+    #[test]
+    fn memory_that_cannot_be_is_refused() {
+        let region = [0_u64, 0, 0, 0].map(u64::to_ne_bytes).concat();
+        let table = [pair(1, 0), region].concat();
+        let refused = negotiated().request(&header(code::SET_MEM_TABLE, table.len()), &table, 1);
+        let refused = refused.unwrap_err();
+        assert_eq!(refused, Refusal::Memory(TableError::Empty(0)));
+        assert_eq!(refused.to_string(), "SET_MEM_TABLE with region 0 of no bytes");
     }
 
     #[test]

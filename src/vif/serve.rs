@@ -27,6 +27,7 @@ use super::tx::SourceMac;
 use super::worker::{Place, Worker};
 use crate::metrics::VifCounters;
 use crate::security::Level;
+use crate::sys::bus_error;
 use crate::sys::clock;
 use crate::sys::event::{Interest, Poller};
 use crate::sys::mmsg::MAX_MESSAGE_LEN;
@@ -137,6 +138,7 @@ struct Registration {
 /// What prevented the start, each in one line.
 pub fn serve(options: Options) -> Result<(), ServeError> {
     let termination = Termination::new().map_err(doing("cannot handle signals"))?;
+    bus_error::explain().map_err(doing("cannot handle signals"))?;
     let throttle = Throttle::new(&options.limits).map_err(ServeError::Limits)?;
     let varpd = connect(&options.varpd)?;
     let register = Request::Register {

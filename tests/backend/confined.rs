@@ -3,12 +3,16 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use crate::driver::Driver;
+use vnet::metrics::VifCounter;
+
+use crate::driver::{Control, Driver};
 use crate::nic::{Nic, mac, vif};
 use crate::support::process::Process;
+use crate::support::vnet::{Backend, Listener};
 use crate::support::wait_until;
 use crate::{Net, SOON};
 
@@ -95,4 +99,31 @@ fn a_backend_works_as_nobody_in_an_empty_namespace() {
     assert_eq!(b.receive(mac(1)), 7);
     assert_eq!(field(&process, "Uid").split('\t').next(), Some("65534"));
     assert_eq!(capabilities(&process), 0);
+}
+
+/// A backend that connects to its frontend has no socket to remove, and no calls for files at all.
+#[test]
+fn a_backend_that_connects_takes_lanes_as_well() {
+    let Some(net) = Net::new("lanes of backends that connect", 1) else { return };
+    let join = |name: &str, number: u8| {
+        let socket = net.path().join(format!("{name}.sock"));
+        let listener = UnixListener::bind(&socket).unwrap();
+        let vif = vif(42, number);
+        let backend = Backend::start(name, vif, Listener::Qemu, &net.varpds[0]);
+        let (stream, _) = listener.accept().unwrap();
+        let mut driver = Driver::new(Control::new(stream), Nic::options());
+        driver.negotiate().unwrap();
+        driver.start().unwrap();
+        let nic = Nic { driver, backend, vif };
+        nic.wait_state("active", &net.varpds[0]);
+        nic
+    };
+    let (mut one, mut two) = (join("g1", 1), join("g2", 2));
+    one.introduce(&mut two);
+    wait_until("frames take lanes", SOON, || {
+        one.introduce(&mut two);
+        one.counters(&net.varpds[0]).get(VifCounter::tx_local_frames) > 0
+    });
+    one.backend.process.assert_running();
+    two.backend.process.assert_running();
 }

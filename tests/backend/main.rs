@@ -26,6 +26,7 @@ mod flood;
 mod flows;
 mod forged;
 mod guarded;
+mod hostile_frontend;
 mod idle;
 mod injection;
 mod lan;

@@ -80,4 +80,7 @@ macro_rules! replayed {
     };
 }
 
-replayed!(config, control, frontend, offload, receive, rings, varp);
+replayed!(
+    config, control, esp, frontend, handshake, inbound, keyfile, lanes, local, offload, receive,
+    rings, varp,
+);

@@ -1,0 +1,8 @@
+//! See `targets::keyfile`: files of vnet keys.
+
+#![no_main]
+
+#[path = "../targets/mod.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::keyfile::run(data));

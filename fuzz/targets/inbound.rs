@@ -1,0 +1,121 @@
+//! Datagrams on their whole way into a guest, on vnets of each policy: whatever they hold, in pieces, in
+//! bundles or sealed by a member, the guest gets frames for it with headers that it has agreed to,
+//! in its buffers and nowhere else.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vnet::metrics::VifCounters;
+use vnet::offload::features::Offloads;
+use vnet::security::esp::{Numbering, Sealer};
+use vnet::security::inbound::Inbound;
+use vnet::security::keys::Secret;
+use vnet::security::sadb::sender_key;
+use vnet::security::{Level, Suite};
+use vnet::time::Instant;
+use vnet::underlay::Port;
+use vnet::vif::guest::HeaderLayout;
+use vnet::vif::link::CAPABILITIES;
+use vnet::vif::protect::Protection;
+use vnet::vif::rx::Receiver;
+use vnet::vif::tx::SourceMac;
+use vnet::vif::worker::{Place, Worker};
+use vnet::wire::encap::{Flags, Header};
+use vnet::wire::esp::{HEAD_LEN, Spi, sealed_len};
+use vnet::wire::{Mac, VifKey, VnetId};
+
+use super::Input;
+use super::guest::{Arrivals, Arrived, Guest};
+
+const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+const SESSION: u32 = 5;
+const HOUR: Duration = Duration::from_secs(3600);
+
+pub(crate) fn run(data: &[u8]) {
+    let mut input = Input(data);
+    let features = input.u64();
+    let offloads = Offloads::from_features(features);
+    let layout = HeaderLayout { len: 12, mergeable: features & 1 != 0 };
+    let mut guest = Guest::new(&mut input);
+    let suite = match input.u8() % 4 {
+        0 => Some(Suite::AesGcm),
+        1 => Some(Suite::AesGmac),
+        _ => None,
+    };
+    let mut sealer = suite.map(sealer);
+    let mut worker = worker(suite);
+    worker.set_features(layout, offloads);
+    let mut now = Instant::from_millis(1000);
+    while !input.0.is_empty() {
+        let what = input.u8();
+        now += Duration::from_millis(u64::from(what >> 5) * 50);
+        for _ in 0..=input.u8() % 8 {
+            let arrived = arrive(&mut input, sealer.as_mut());
+            worker.underlay_mut().0.extend(arrived);
+        }
+        guest.offer(&mut input);
+        let (queue, memory) = (&mut guest.queue, &guest.memory);
+        let ports = if what & 1 == 0 { [Port::Own, Port::Group] } else { [Port::Group, Port::Own] };
+        for port in ports {
+            worker.receive(port, queue, memory, now).expect("the guest's ring is sound");
+        }
+        if worker.poll_timeout().is_some_and(|at| at <= now) {
+            worker.handle_timeout(now);
+        }
+        guest.check(layout, offloads, MAC);
+    }
+}
+
+/// The next message of the input: as it is, with a header of its vnet in front, or sealed as well.
+fn arrive(input: &mut Input<'_>, sealer: Option<&mut Sealer>) -> Option<Arrived> {
+    let (what, flags, last) = (input.u8(), input.u8(), input.u8());
+    let content = input.chunk()?;
+    let vnet = VnetId::new(42).expect("not 0");
+    let flags = match flags % 8 {
+        0 | 1 => Flags::NONE,
+        2 => Flags::PARTIAL_CHECKSUM,
+        3 | 4 => Flags::BUNDLE,
+        5 => Flags::FRAGMENT,
+        6 => Flags::FRAGMENT.with(Flags::BUNDLE),
+        _ => Flags::FRAGMENT.with(Flags::PARTIAL_CHECKSUM),
+    };
+    let mut bytes = if what & 1 == 0 { Header { flags, vnet }.emit().to_vec() } else { Vec::new() };
+    bytes.extend_from_slice(content);
+    if let Some(sealer) = sealer.filter(|_| what & 2 == 0) {
+        let mut packet = vec![0; sealed_len(bytes.len())];
+        packet[HEAD_LEN..HEAD_LEN + bytes.len()].copy_from_slice(&bytes);
+        sealer.seal(&mut packet, bytes.len()).expect("numbers are left");
+        bytes = packet;
+    }
+    let port = if what & 0x1c == 0x1c { Port::Group } else { Port::Own };
+    // Cut as the kernel merges datagrams, where the input says so.
+    let segment = if what & 0x20 == 0 { bytes.len() } else { usize::from(input.u16()) };
+    let from = SocketAddr::from(([192, 0, 2, last % 4], 4000));
+    Some(Arrived { port, from, bytes, segment: segment.max(1) })
+}
+
+fn receive_key() -> Secret {
+    Secret::new([7; 32])
+}
+
+fn sealer(suite: Suite) -> Sealer {
+    let (spi, key) = (Spi::of(SESSION, 1), sender_key(&receive_key(), 1));
+    Sealer::new(spi, suite, &key, Numbering::Extended)
+}
+
+fn worker(suite: Option<Suite>) -> Worker<Arrivals> {
+    let vnet = VnetId::new(42).expect("not 0");
+    let own = SocketAddr::from(([192, 0, 2, 1], 4000));
+    let key = VifKey { vnet, mac: MAC };
+    let receiver = Receiver { key, own, capabilities: CAPABILITIES };
+    let place = Place { receiver, group: own, max_datagram: 1472 };
+    let counters = Arc::new(VifCounters::default());
+    let mut worker = Worker::new(place, SourceMac::Stamp, counters, Arrivals::default());
+    let inbound = Inbound::new(vnet, suite.map_or(Level::None, Suite::level));
+    if let Some(suite) = suite {
+        inbound.insert(SESSION, suite, receive_key(), HOUR, Instant::ZERO);
+        worker.set_protection(Some(Protection::new(Arc::new(inbound))));
+    }
+    worker
+}

@@ -14,7 +14,7 @@ use vnet::sys::bus_error::EXIT_STATUS;
 
 use crate::driver::{Control, Driver, F_LOG_ALL, GUEST_BASE, Memory, USER_BASE, gpa, request};
 use crate::nic::{Nic, mac, vif};
-use crate::support::step;
+use crate::support::wait_until;
 use crate::{Net, SOON};
 
 const MIB: u64 = 1 << 20;
@@ -56,10 +56,8 @@ fn memory_that_is_shorter_than_said_is_refused() {
     control.send(request::SET_MEM_TABLE, 0, &table, &[fd]).unwrap();
     assert!(control.is_closed(SOON));
     one.backend.process.assert_running();
-    let log = one.backend.process.log();
     let why = "SET_MEM_TABLE with region 0: 2097152 bytes at offset 0 of a file of 1048576";
-    assert!(log.contains(why), "{log}");
-    step(why);
+    wait_until(why, SOON, || one.backend.process.log().contains(why));
     one.driver = Driver::connect(&one.backend.socket, Nic::options()).unwrap();
     one.wait_state("active", &net.varpds[0]);
     one.introduce(&mut two);

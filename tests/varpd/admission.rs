@@ -49,7 +49,7 @@ fn a_vnet_is_open_to_the_users_on_its_list() {
         assert_eq!(output.status.code(), Some(1), "{said}");
         let want = format!("user {uid} is not allowed to have vifs on vnet {vnet}");
         assert_eq!(said.lines().filter(|line| line.contains(&want)).count(), 1, "{said}");
-        assert!(varpd.process.log().contains(&want), "varpd says so, too");
+        wait_until("varpd says so, too", SOON, || varpd.process.log().contains(&want));
     }
     assert!(varpd.show("vifs").is_empty());
     let count = refused.len() as u64;

@@ -300,6 +300,12 @@ impl Stager {
         self.scattered.clear();
     }
 
+    /// The frame at the front is done with, whatever became of it: if some of its segments are
+    /// staged, no more of them will be.
+    pub fn next_frame(&mut self) {
+        self.segment = 0;
+    }
+
     /// Stages the frame at `at` and perhaps more behind it. `max_datagram` is the longest datagram
     /// that its path takes, without what surrounds it.
     pub fn stage(&mut self, batch: &Batch<'_>, at: usize, max_datagram: usize) -> Step {
@@ -329,9 +335,20 @@ impl Stager {
         }
     }
 
+    /// Bytes that a message may have now, without a short end.
     fn room(&self) -> usize {
-        let end = if self.short_ends { MAX_SHORT_END } else { 0 };
-        (self.buffer.len() - self.used).min(MAX_MESSAGE_LEN).saturating_sub(end)
+        let free = self.buffer.len().saturating_sub(self.used).saturating_sub(self.short_end());
+        free.min(self.max_message())
+    }
+
+    /// Longest message, without a short end.
+    fn max_message(&self) -> usize {
+        MAX_MESSAGE_LEN - self.short_end()
+    }
+
+    /// Room for the datagram that ends a message, if there has to be one.
+    fn short_end(&self) -> usize {
+        if self.short_ends { MAX_SHORT_END } else { 0 }
     }
 
     /// Most datagrams in a message to there.
@@ -353,8 +370,9 @@ impl Stager {
         let mut range = self.used..self.used + len;
         let mut datagrams = len.div_ceil(segment.max(1)).max(1);
         if self.short_ends && datagrams > 1 && len.is_multiple_of(segment) {
-            range.end += self.write_short_end(range.end, segment);
-            datagrams += 1;
+            let end = self.write_short_end(range.end, segment);
+            range.end += end;
+            datagrams += usize::from(end > 0);
         }
         self.used = range.end;
         self.staged.push(Staged {
@@ -374,7 +392,8 @@ impl Stager {
         let most = (segment / 2).clamp(MIN_SHORT_END, MAX_SHORT_END).min(segment - 1);
         let len = self.envelope.room_in(most);
         let prefix = self.header(Flags::BUNDLE);
-        let place = self.envelope.place(&mut self.buffer, at, len).unwrap_or_default();
+        // There is always room: that of a message leaves it.
+        let Some(place) = self.envelope.place(&mut self.buffer, at, len) else { return 0 };
         place.fill(0);
         if let Some(head) = place.first_chunk_mut() {
             *head = prefix;
@@ -389,7 +408,7 @@ impl Stager {
         let size = self.envelope.len_of(encap::LEN + cut.header_len() + cut.size());
         let staged_size = if is_scattered { encap::LEN + cut.header_len() } else { size };
         while self.segment < cut.count() {
-            let room = (self.room() / staged_size).min(MAX_MESSAGE_LEN / size);
+            let room = (self.room() / staged_size).min(self.max_message() / size);
             let most = room.min(self.most_segments(&frame.route));
             let most =
                 if is_scattered { most } else { self.continues(frame, size).unwrap_or(most) };
@@ -450,6 +469,9 @@ impl Stager {
         let is_open = last.route == frame.route
             && last.scattered.is_empty()
             && last.range.len() == last.datagrams * size
+            // Its datagrams are of this length one by one, not on average: where the kernel cuts the
+            // message, a header of ours begins, and nothing that the guest wrote.
+            && (last.datagrams == 1 || usize::from(last.segment) == size)
             && !self.short_ends;
         let most = (MAX_MESSAGE_LEN / size).min(self.most_segments(&frame.route));
         let room = (self.buffer.len() - self.used) / size;
@@ -543,6 +565,9 @@ impl Stager {
             len += envelope.len_of(datagram_len);
             count += 1;
             bytes += frame.len;
+        }
+        if count == 0 {
+            return Step::Full;
         }
         self.push(first.route, len, size, count as u64, bytes);
         Step::Done(count)

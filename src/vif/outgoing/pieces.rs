@@ -5,7 +5,6 @@ use std::ops::Range;
 use crate::offload::fragment::Split;
 use crate::offload::gso::Cut;
 use crate::offload::header::Request;
-use crate::sys::mmsg::{MAX_MESSAGE_LEN, MAX_SEGMENTS};
 use crate::wire::Capabilities;
 use crate::wire::encap::{Flags, Header};
 use crate::wire::fragment::Piece;
@@ -136,13 +135,14 @@ impl Stager {
         let lens = |pieces: Range<usize>| {
             pieces.map(|piece| envelope.len_of(split.datagrams_len(&(piece..piece + 1))))
         };
-        if lens(0..split.count()).sum::<usize>() > self.buffer.len() - self.used {
+        let size = envelope.len_of(split.datagram());
+        let most = (self.max_message() / size).min(self.most_segments(&whole.route)).max(1);
+        let ends = split.count().div_ceil(most) * self.short_end();
+        if lens(0..split.count()).sum::<usize>() + ends > self.buffer.len() - self.used {
             return Step::Full;
         }
         let header = Header { flags: whole.flags, vnet: self.vnet };
         let piece = Piece { id: ids.take(), offset: 0, is_last: true, bytes: whole.bytes };
-        let size = envelope.len_of(split.datagram());
-        let most = (MAX_MESSAGE_LEN / size).clamp(1, MAX_SEGMENTS);
         let mut start = 0;
         while start < split.count() {
             let pieces = start..(start + most).min(split.count());

@@ -19,7 +19,7 @@ use crate::offload::envelope::Envelope;
 use crate::offload::gso::Cut;
 use crate::offload::header::Request;
 use crate::sys::iovec::{Gather, IoVec};
-use crate::sys::mmsg::{MAX_MESSAGE_LEN, MAX_PARTS, MAX_SEGMENTS};
+use crate::sys::mmsg::{MAX_PARTS, MAX_SEGMENTS};
 use crate::vif::guest::MAX_PIECES;
 use crate::wire::encap::{self, Flags};
 use crate::wire::{Capabilities, frame};
@@ -106,7 +106,7 @@ impl Stager {
         let Some(Outgoing { route, len, .. }) = run.first() else { return Step::Done(1) };
         let size = encap::LEN + len;
         let most = self.most_segments(route).min(self.room() / HEADER_LEN);
-        let most = most.min((MAX_MESSAGE_LEN / size).max(1));
+        let most = most.min((self.max_message() / size).max(1));
         let (mut parts, mut end, mut bytes, mut last) = (0, self.used, 0, *len);
         let first = self.scattered.len();
         for (index, frame) in run.iter().enumerate().take(most) {

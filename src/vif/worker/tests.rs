@@ -2,6 +2,7 @@
 
 mod forwarding;
 mod limits;
+mod messages;
 mod secured;
 mod sending;
 

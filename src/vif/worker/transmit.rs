@@ -312,17 +312,18 @@ impl<U: Underlay> Worker<U> {
             match self.stager.stage(batch, at, max_datagram) {
                 Step::Done(count) => at += count,
                 Step::Full if !self.stager.staged().is_empty() => self.flush(batch, now),
-                // Larger than the empty buffer.
-                Step::Full => {
-                    self.counters.inc(VifCounter::tx_drop_too_big);
-                    at += 1;
-                }
-                Step::Refused(VifCounter::tx_drop_too_big) => {
-                    self.send_too_long(batch, at, now);
-                    at += 1;
-                }
-                Step::Refused(counter) => {
-                    self.counters.inc(counter);
+                refusal => {
+                    match refusal {
+                        Step::Refused(VifCounter::tx_drop_too_big) => {
+                            self.send_too_long(batch, at, now);
+                        }
+                        Step::Refused(counter) => self.counters.inc(counter),
+                        // Larger than the empty buffer.
+                        Step::Full | Step::Done(_) => {
+                            self.counters.inc(VifCounter::tx_drop_too_big);
+                        }
+                    }
+                    self.stager.next_frame();
                     at += 1;
                 }
             }

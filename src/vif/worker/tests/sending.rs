@@ -95,7 +95,8 @@ fn large_frames_that_follow_each_other_share_messages() {
     let even = tcp_frame(46 * 1390);
     let uneven = tcp_frame(45 * 1390 + 1);
     let in_turns = [&even, &even, &uneven, &even].map(|frame| (frame, 1390));
-    let cases: [(&[_], _); 4] = [
+    let short_ended = tcp_frame(2580);
+    let cases: [(&[_], _); 5] = [
         (&[(&even, 1390)], 2),
         // 138 segments in four messages: 44, 44, 44 and 6.
         (&[(&even, 1390); 3], 4),
@@ -103,6 +104,8 @@ fn large_frames_that_follow_each_other_share_messages() {
         (&in_turns, 4 + 2),
         // Datagrams of a message are of one length.
         (&[(&even, 1390), (&even, 695)], 2 + 2),
+        // Also where that is what they are on average: 1390 and 1190.
+        (&[(&short_ended, 1390), (&short_ended, 1290)], 2),
     ];
     for (frames, messages) in cases {
         let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());

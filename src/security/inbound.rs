@@ -79,8 +79,10 @@ struct Tables {
     sessions: HashMap<u32, Session>,
     associations: HashMap<Spi, Association>,
     group: GroupReceiver,
-    /// Senders of unknown sessions, to be told to varpd.
+    /// Senders of unknown sessions, an address per host.
     strangers: Vec<SocketAddr>,
+    /// How many of them varpd has been told.
+    strangers_told: usize,
 }
 
 /// All of a vif's.
@@ -91,7 +93,8 @@ pub struct Inbound {
     tables: Mutex<Tables>,
 }
 
-/// Strangers that wait to be told at most.
+/// Most strangers that are remembered, until all are forgotten at once: anybody can pose as one, and
+/// must neither fill varpd's queue nor keep it busy.
 const MAX_STRANGERS: usize = 16;
 
 impl Inbound {
@@ -199,12 +202,23 @@ impl Inbound {
 
     /// Whether packets of unknown sessions came.
     pub fn has_strangers(&self) -> bool {
-        !self.tables().strangers.is_empty()
+        let tables = self.tables();
+        tables.strangers.len() > tables.strangers_told
     }
 
-    /// Takes their senders, each once.
+    /// Takes their senders, each host once until [`Inbound::forget_strangers`].
     pub fn take_strangers(&self) -> Vec<SocketAddr> {
-        std::mem::take(&mut self.tables().strangers)
+        let mut tables = self.tables();
+        let untold = tables.strangers.get(tables.strangers_told..).unwrap_or_default().to_vec();
+        tables.strangers_told = tables.strangers.len();
+        untold
+    }
+
+    /// Those that come from now on are taken anew.
+    pub fn forget_strangers(&self) {
+        let mut tables = self.tables();
+        tables.strangers.clear();
+        tables.strangers_told = 0;
     }
 }
 
@@ -241,7 +255,8 @@ impl Tables {
         packet: &mut [u8],
     ) -> Result<Range<usize>, Refusal> {
         let Some(session) = self.sessions.get(&head.spi.session()) else {
-            if self.strangers.len() < MAX_STRANGERS && !self.strangers.contains(&from) {
+            let is_named = self.strangers.iter().any(|known| known.ip() == from.ip());
+            if self.strangers.len() < MAX_STRANGERS && !is_named {
                 self.strangers.push(from);
             }
             return Err(Refusal::Spi);
@@ -327,12 +342,23 @@ mod tests {
     fn strangers_are_named_once_and_bounded() {
         let inbound = inbound();
         let packet = seal(&mut sealer(6, 0), b"x");
-        for port in 0..100 {
-            let from = from(port / 2);
-            assert_eq!(inbound.open(from, &mut packet.clone()), Err(Refusal::Spi));
-        }
-        assert_eq!(inbound.take_strangers().len(), MAX_STRANGERS);
+        let come = |hosts: Range<u8>| {
+            for n in hosts.flat_map(|host| [(host, 1), (host, 2)]) {
+                let from = ([192, 0, 2, n.0], n.1).into();
+                assert_eq!(inbound.open(from, &mut packet.clone()), Err(Refusal::Spi));
+            }
+        };
+        come(0..5);
+        assert_eq!(inbound.take_strangers().len(), 5, "a host each");
+        come(0..5);
+        assert!(!inbound.has_strangers(), "they are known by now");
+        come(3..100);
+        assert_eq!(inbound.take_strangers().len(), MAX_STRANGERS - 5);
+        come(100..200);
         assert!(!inbound.has_strangers());
+        inbound.forget_strangers();
+        come(0..1);
+        assert_eq!(inbound.take_strangers().len(), 1);
     }
 
     #[test]

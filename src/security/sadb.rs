@@ -244,6 +244,7 @@ pub struct Sadb {
     timers: BTreeSet<(Instant, Link)>,
     inits: Bucket,
     renewals: Bucket,
+    first_renewals: Bucket,
     /// The time in the last INIT.
     last_time: u64,
     outputs: VecDeque<Output>,
@@ -266,6 +267,7 @@ impl Sadb {
             timers: BTreeSet::new(),
             inits: Bucket::new(INITS_PER_SECOND),
             renewals: Bucket::new(INITS_PER_SECOND),
+            first_renewals: Bucket::new(INITS_PER_SECOND),
             last_time: 0,
             outputs: VecDeque::new(),
             counters: SadbCounters::default(),
@@ -304,7 +306,7 @@ impl Sadb {
         if is_busy
             || !self.vnets.contains_key(&vnet)
             || !self.has_room(link, now)
-            || !self.renewals.take(now.mono)
+            || !self.bucket_of(link).take(now.mono)
         {
             return;
         }
@@ -313,6 +315,13 @@ impl Sadb {
             self.begin(link, now);
         }
         self.advance(link, now);
+    }
+
+    /// What limits renewals with a host: anybody can pose as one that is not known, and takes
+    /// nothing from those that are.
+    fn bucket_of(&mut self, link: Link) -> &mut Bucket {
+        let is_known = self.peers.get(&link).is_some_and(|peer| !peer.sessions.is_empty());
+        if is_known { &mut self.renewals } else { &mut self.first_renewals }
     }
 
     /// Keys for `count` senders of this host to a care-of address, if a session serves the link.
@@ -326,17 +335,19 @@ impl Sadb {
     ) -> Option<Outbound> {
         let link = (vnet, to.ip().to_canonical());
         let session = self.peers.get_mut(&link)?.current_mut(now.mono)?;
-        let first = session.next_index;
+        let next = session.next_index.entry(to.port()).or_default();
+        let first = *next;
         if first + count > INDICES {
             return None;
         }
-        session.next_index += count;
+        *next += count;
+        let is_worn = *next + SPARE_INDICES > INDICES;
         let receiver = receiver_key(&session.agreed.send, canonical(to));
         let spi = |index| Spi::of(session.agreed.peer_number, index);
         let keys = (first..first + count).map(|i| (spi(i), sender_key(&receiver, i))).collect();
         let lifetime = session.ends.saturating_since(now.mono);
         let outbound = Outbound { suite: session.agreed.suite, keys, lifetime };
-        if session.next_index + SPARE_INDICES > INDICES {
+        if is_worn {
             session.rekey_at = session.rekey_at.min(now.mono);
             self.advance(link, now);
         }
@@ -645,7 +656,7 @@ impl Sadb {
             serves_from: None,
             rekey_at: now.mono + rekey,
             ends: now.mono + self.config.rekey * 2,
-            next_index: 0,
+            next_index: BTreeMap::new(),
             handed: BTreeSet::new(),
         }
     }

@@ -10,6 +10,7 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::outgoing::Stager;
 use crate::metrics::{VifCounter, VifCounters};
@@ -29,12 +30,18 @@ pub struct Protection {
     outbound: Outbound,
     /// What the wall clock (milliseconds since 1970) is ahead of the monotonic one.
     wall_ahead: u64,
+    /// When strangers are heeded anew.
+    forget_at: Instant,
 }
+
+/// Hosts of unknown sessions that varpd is told of come in turns this long: what anybody can send
+/// must not keep varpd busy.
+const STRANGERS_TURN: Duration = Duration::from_millis(100);
 
 impl Protection {
     /// For a queue pair; `inbound` is shared by those of the vif.
     pub fn new(inbound: Arc<Inbound>) -> Self {
-        Self { inbound, outbound: Outbound::default(), wall_ahead: 0 }
+        Self { inbound, outbound: Outbound::default(), wall_ahead: 0, forget_at: Instant::ZERO }
     }
 
     /// The protections of all queue pairs of a vif; none on a vnet that is not secured.
@@ -56,6 +63,10 @@ impl Protection {
     /// What the clocks say, for group traffic; told as often as they are read anyway.
     pub fn set_clock(&mut self, now: Now) {
         self.wall_ahead = now.wall_ms.wrapping_sub(now.mono.as_micros() / 1000);
+        if now.mono >= self.forget_at {
+            self.forget_at = now.mono + STRANGERS_TURN;
+            self.inbound.forget_strangers();
+        }
     }
 
     fn wall_ms(&self, now: Instant) -> u64 {

@@ -1,6 +1,6 @@
 //! What is known of one link, and what time does to it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::rows::Tally;
@@ -27,13 +27,18 @@ pub(super) struct Session {
     /// When another one is made, if the link is wanted.
     pub(super) rekey_at: Instant,
     pub(super) ends: Instant,
-    /// The number of the next sender.
-    pub(super) next_index: u32,
+    /// The number of the next sender to each port of the peer: keys differ by receiver.
+    pub(super) next_index: BTreeMap<u16, u32>,
     /// Ports of this host's care-of addresses that have the receive key.
     pub(super) handed: BTreeSet<u16>,
 }
 
 impl Session {
+    /// How many senders the receiver has that has the most.
+    pub(super) fn most_senders(&self) -> u32 {
+        self.next_index.values().copied().max().unwrap_or(0)
+    }
+
     fn serves(&self, now: Instant) -> bool {
         self.serves_from.is_some_and(|from| from <= now) && now < self.ends
     }

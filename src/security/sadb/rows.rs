@@ -99,7 +99,7 @@ impl Sadb {
                 age: now.mono.saturating_since(session.made),
                 rekey_in: session.rekey_at.saturating_since(now.mono),
                 ends_in: session.ends.saturating_since(now.mono),
-                senders_left: INDICES.saturating_sub(session.next_index),
+                senders_left: INDICES.saturating_sub(session.most_senders()),
             });
             Row {
                 vnet,

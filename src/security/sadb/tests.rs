@@ -88,8 +88,8 @@ impl World {
         self.drain(from);
     }
 
-    fn number(&self, address: IpAddr) -> usize {
-        (0..self.hosts.len()).find(|n| ip(*n) == address).unwrap()
+    fn number(&self, address: IpAddr) -> Option<usize> {
+        (0..self.hosts.len()).find(|n| ip(*n) == address)
     }
 
     /// Does what a machine asks for.
@@ -98,7 +98,7 @@ impl World {
             let now = self.at(n);
             match output {
                 Output::Send { to, bytes, .. } => {
-                    let to = self.number(to);
+                    let Some(to) = self.number(to) else { continue };
                     self.recorded.push((n, to, bytes.clone()));
                     self.transmit(n, to, bytes);
                 }
@@ -332,6 +332,44 @@ fn rows_tell_how_far_links_are() {
 }
 
 #[test]
+fn many_receivers_of_one_host_do_not_wear_a_session_out() {
+    let mut w = world(2);
+    w.want(0, 1, 600);
+    w.run(1);
+    let made = w.count(0, SadbCounter::sa_sessions);
+    let mut keys = BTreeSet::new();
+    for port in 1..=10_000 {
+        let now = w.at(0);
+        let to = SocketAddr::new(ip(1), port);
+        let outbound = w.hosts[0].sadb.outbound(vnet(), to, 1, now).unwrap();
+        keys.extend(outbound.keys.iter().map(|(_, key)| key.key.bytes().to_vec()));
+    }
+    assert_eq!(keys.len(), 10_000, "no key twice");
+    w.drain(0);
+    w.run(5);
+    assert_eq!(w.count(0, SadbCounter::sa_sessions), made);
+}
+
+#[test]
+fn strangers_take_nothing_from_hosts_that_are_known() {
+    let mut w = world(2);
+    w.want(0, 1, 600);
+    w.run(1);
+    let made = w.count(0, SadbCounter::sa_sessions);
+    let now = w.at(0);
+    for n in 0..1000_u32 {
+        let [.., c, d] = n.to_be_bytes();
+        w.hosts[0].sadb.renew(vnet(), IpAddr::from([10, 1, c, d]), now);
+    }
+    let asked = w.hosts[0].sadb.rows(now).len();
+    assert!(asked <= 2 + INITS_PER_SECOND as usize, "{asked}");
+    w.hosts[0].sadb.renew(vnet(), ip(1), now);
+    w.drain(0);
+    w.run(2);
+    assert_eq!(w.count(0, SadbCounter::sa_sessions), made + 1);
+}
+
+#[test]
 fn strangers_get_nowhere() {
     for (keys, level) in [(&[2][..], Level::Conf), (&[1][..], Level::Auth)] {
         let mut w = world(3);
@@ -529,6 +567,10 @@ fn a_session_gives_out_its_senders_and_then_makes_room() {
         given += keys.keys.len();
     }
     assert!(given > INDICES as usize - 16);
+    // Others there have not had any yet, and do not wear the session out.
+    let other = SocketAddr::new(ip(1), 4001);
+    let now = w.at(0);
+    assert!(w.hosts[0].sadb.outbound(vnet(), other, 16, now).is_some());
     w.drain(0);
     w.run(2);
     assert_eq!(w.count(0, SadbCounter::sa_sessions), 2, "another session");

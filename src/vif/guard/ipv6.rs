@@ -38,6 +38,10 @@ mod icmp {
     pub(super) const MLDV2_REPORT: u8 = 143;
 }
 
+/// Destination options: padding of one byte (RFC 8200, 4.2), and that of a mobile node.
+const PAD_1: u8 = 0;
+const HOME_ADDRESS: u8 = 0xc9;
+
 /// Options of neighbour discovery that name a link-layer address.
 const SOURCE_LINK_LAYER: u8 = 1;
 const TARGET_LINK_LAYER: u8 = 2;
@@ -68,12 +72,13 @@ pub(super) fn check(
     let source: &[u8; 16] = fixed[8..].first_chunk().ok_or(Offence::Opaque)?;
     let source = Ipv6Addr::from(*source);
     // A length of 0 is that of a super-frame, written anew when it is cut.
+    let is_cut = HEADER_LEN + len > packet.len();
     let end = if len == 0 { packet.len() } else { packet.len().min(HEADER_LEN + len) };
     let packet = packet.get(..end).ok_or(Offence::Opaque)?;
     let upper = upper(fixed[6], packet.get(HEADER_LEN..).ok_or(Offence::Opaque)?)?;
     let above = match upper {
         Upper { is_first: false, .. } => super::Upper::PLAIN,
-        Upper { protocol: next::ICMPV6, .. } => check_icmp(sender, source, &upper)?,
+        Upper { protocol: next::ICMPV6, .. } => check_icmp(sender, source, &upper, is_cut)?,
         Upper { protocol: UDP, bytes, .. } => match ports(bytes).ok_or(Offence::Opaque)? {
             // Clients do not care which port an answer comes from.
             (DHCPV6_SERVER, _) | (_, DHCPV6_CLIENT) => return Err(Offence::Role),
@@ -97,12 +102,12 @@ fn upper(mut protocol: u8, mut bytes: &[u8]) -> Result<Upper<'_>, Offence> {
     let mut is_fragment = false;
     for _ in 0..=MAX_EXTENSIONS {
         let len = match protocol {
-            next::HOP_BY_HOP
-            | next::ROUTING
-            | next::DESTINATION
-            | next::MOBILITY
-            | next::HIP
-            | next::SHIM6 => 8 * (1 + usize::from(*bytes.get(1).ok_or(Offence::Opaque)?)),
+            // A home agent's business (RFC 6275).
+            next::MOBILITY => return Err(Offence::Opaque),
+            next::DESTINATION if names_home(bytes)? => return Err(Offence::Opaque),
+            next::HOP_BY_HOP | next::ROUTING | next::DESTINATION | next::HIP | next::SHIM6 => {
+                8 * (1 + usize::from(*bytes.get(1).ok_or(Offence::Opaque)?))
+            }
             next::AUTHENTICATION => 4 * (2 + usize::from(*bytes.get(1).ok_or(Offence::Opaque)?)),
             next::FRAGMENT if is_fragment => return Err(Offence::Opaque),
             next::FRAGMENT => {
@@ -122,10 +127,30 @@ fn upper(mut protocol: u8, mut bytes: &[u8]) -> Result<Upper<'_>, Offence> {
     Err(Offence::Opaque)
 }
 
+/// Whether destination options name another sender, the home address of a mobile node (RFC 6275,
+/// 6.3): its correspondent takes that for the source.
+fn names_home(header: &[u8]) -> Result<bool, Offence> {
+    let len = 8 * (1 + usize::from(*header.get(1).ok_or(Offence::Opaque)?));
+    let mut options = header.get(2..len).ok_or(Offence::Opaque)?;
+    while let Some((&kind, rest)) = options.split_first() {
+        if kind == PAD_1 {
+            options = rest;
+            continue;
+        }
+        if kind == HOME_ADDRESS {
+            return Ok(true);
+        }
+        let (&len, rest) = rest.split_first().ok_or(Offence::Opaque)?;
+        options = rest.get(usize::from(len)..).ok_or(Offence::Opaque)?;
+    }
+    Ok(false)
+}
+
 fn check_icmp(
     sender: &Sender<'_>,
     source: Ipv6Addr,
     upper: &Upper<'_>,
+    is_cut: bool,
 ) -> Result<super::Upper, Offence> {
     let message = upper.bytes;
     let kind = *message.first().ok_or(Offence::Opaque)?;
@@ -133,7 +158,8 @@ fn check_icmp(
     if matches!(kind, icmp::ROUTER_ADVERTISEMENT | icmp::REDIRECT | icmp::MLD_QUERY) {
         return Err(Offence::Role);
     }
-    if is_discovery && upper.is_fragment {
+    // All of its options are to be seen.
+    if is_discovery && (upper.is_fragment || is_cut) {
         return Err(Offence::Opaque);
     }
     let of_discovery = super::Upper {

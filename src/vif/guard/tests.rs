@@ -236,6 +236,34 @@ fn extension_headers_hide_nothing() {
 }
 
 #[test]
+fn no_other_sender_is_named_in_extension_headers() {
+    let good = udp6("2001:db8:1::7", 1000, 53);
+    let home = [&[2, 0xc9, 16][..], &v6("2001:db8:2::1"), &[1, 2, 0, 0]].concat();
+    let other = [&[2, 0x0b, 16][..], &v6("2001:db8:2::1"), &[1, 2, 0, 0]].concat();
+    let behind =
+        [&[3, 0, 1, 5, 0, 0, 0, 0, 0, 0xc9, 16][..], &v6("2001:db8:2::1"), &[0; 4]].concat();
+    assert_eq!(check(&extended(&good, &[(60, &other)])), Ok(()));
+    assert_eq!(check(&extended(&good, &[(60, &home)])), Err(Opaque));
+    assert_eq!(check(&extended(&good, &[(60, &behind)])), Err(Opaque));
+    assert_eq!(check(&extended(&good, &[(0, PAD), (60, PAD), (60, &home)])), Err(Opaque));
+    // An option that is longer than its header.
+    assert_eq!(check(&extended(&good, &[(60, &[0, 5, 200, 0, 0, 0, 0])])), Err(Opaque));
+    assert_eq!(check(&extended(&good, &[(135, PAD)])), Err(Opaque));
+}
+
+#[test]
+fn all_options_of_discovery_are_seen() {
+    let nonces = [14, 1, 0, 0, 0, 0, 0, 0].repeat(40);
+    let message = [discovery("2001:db8:1::7", 2, OWN), nonces].concat();
+    let frame = icmp6("2001:db8:1::7", 136, &message);
+    assert_eq!(check(&frame), Ok(()));
+    // What was copied ends between two options.
+    for copied in [246, 254] {
+        assert_eq!(guard().check(Mac(OWN), &frame[..copied], frame.len()), Err(Opaque));
+    }
+}
+
+#[test]
 fn fragments_hide_nothing() {
     let router = icmp6("fe80::5054:ff:fe00:1", 134, &[0; 40]);
     let neighbour = icmp6("2001:db8:1::7", 136, &discovery("2001:db8:1::7", 2, OWN));

@@ -521,5 +521,4 @@ impl Reader<'_> {
 }
 
 #[cfg(test)]
-#[path = "varp_tests.rs"]
 mod tests;

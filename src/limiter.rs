@@ -25,12 +25,14 @@
 
 #![forbid(unsafe_code)]
 
+mod tokens;
 pub mod units;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::time::Instant;
+pub(crate) use tokens::TokenBucket;
 use units::{Rate, Size};
 
 /// Microseconds in a second: the clock's resolution.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::config::Limits;
 use super::interest::Interest;
-use super::limits::Moves;
+use super::moves::Moves;
 use crate::time::Instant;
 use crate::wire::varp::Claim;
 use crate::wire::{Mac, VifKey, VnetId};

@@ -69,8 +69,8 @@ mod clock;
 mod config;
 mod counters;
 mod interest;
-mod limits;
 mod mappings;
+mod moves;
 mod nonce;
 mod notes;
 mod output;
@@ -97,13 +97,14 @@ pub use rows::{Row, State};
 use cache::Cache;
 use clock::Clock;
 use interest::Interest;
-use limits::{Moves, TokenBucket};
+use moves::Moves;
 use nonce::Nonces;
 use notes::Notes;
 use pending::PendingTable;
 use timers::{Timer, Timers};
 use vifs::{Vif, Vifs};
 
+use crate::limiter::TokenBucket;
 use crate::time::{Instant, Now};
 #[cfg(doc)]
 use crate::wire::Stamp;

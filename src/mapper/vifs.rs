@@ -5,7 +5,8 @@ use std::ops::RangeBounds;
 
 use super::LocalVif;
 use super::interest::Interest;
-use super::limits::{Moves, TokenBucket};
+use super::moves::Moves;
+use crate::limiter::TokenBucket;
 use crate::time::Instant;
 use crate::wire::varp::Claim;
 use crate::wire::{CareOf, Mac, Stamp, VifKey, VnetId};

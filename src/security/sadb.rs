@@ -34,6 +34,8 @@
 //! with a cookie, without state. All tables are bounded.
 
 mod link;
+mod output;
+mod receive;
 pub mod rows;
 #[cfg(test)]
 mod tests;
@@ -45,17 +47,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Level;
-use super::Suite;
-use super::handshake::{Agreed, Cookies, Initiator, Opened, Parties, is_of_member};
-use super::keys::{KeyId, MemberKeys, SaKey, Secret};
+use super::handshake::{Agreed, Cookies, Parties};
+use super::keys::{KeyId, MemberKeys, Secret};
 use super::noise::Entropy;
+use crate::limiter::TokenBucket;
 use crate::metrics::counters;
 use crate::time::{Instant, Now};
 use crate::wire::VnetId;
 use crate::wire::esp::{INDICES, SESSIONS, Spi};
-use crate::wire::handshake::{Kind, Message};
 
-use link::{Attempt, Peer, Session, Stage};
+pub use output::{Inbound, Outbound, Output, sender_key};
+
+use link::{Peer, Session};
+use output::receiver_key;
 
 /// A side that knows a new session to serve uses it so much later, where another serves already.
 pub const SETTLE: Duration = Duration::from_millis(500);
@@ -125,107 +129,6 @@ pub struct Keyring {
     pub keys: Vec<MemberKeys>,
 }
 
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// Send a handshake message to the VARP port of a host.
-    Send {
-        /// The vnet.
-        vnet: VnetId,
-        /// The host.
-        to: IpAddr,
-        /// The message.
-        bytes: Vec<u8>,
-    },
-    /// A session was made: local backends of the vnet need [`Sadb::inbound`] before anything else
-    /// that was asked for on this link is done.
-    Receive {
-        /// The vnet.
-        vnet: VnetId,
-        /// The host.
-        peer: IpAddr,
-        /// The session.
-        number: u32,
-    },
-    /// What is sent to this host from now on is sealed with new keys: [`Sadb::outbound`].
-    Serve {
-        /// The vnet.
-        vnet: VnetId,
-        /// The host.
-        peer: IpAddr,
-    },
-    /// A session is over.
-    Ended {
-        /// The vnet.
-        vnet: VnetId,
-        /// The session.
-        number: u32,
-    },
-    /// Nothing serves this link any more.
-    Down {
-        /// The vnet.
-        vnet: VnetId,
-        /// The host.
-        peer: IpAddr,
-    },
-    /// The host does not answer, or not with the vnet's key.
-    GaveUp {
-        /// The vnet.
-        vnet: VnetId,
-        /// The host.
-        peer: IpAddr,
-    },
-}
-
-impl Output {
-    /// Of which link it is; those of one must be done in order.
-    pub const fn link(&self) -> Option<(VnetId, IpAddr)> {
-        match *self {
-            Self::Send { vnet, to: peer, .. }
-            | Self::Receive { vnet, peer, .. }
-            | Self::Serve { vnet, peer }
-            | Self::Down { vnet, peer }
-            | Self::GaveUp { vnet, peer } => Some((vnet, peer)),
-            Self::Ended { .. } => None,
-        }
-    }
-}
-
-/// Keys of senders to one care-of address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outbound {
-    /// What packets are made with.
-    pub suite: Suite,
-    /// For each sender: its SPI and key.
-    pub keys: Vec<(Spi, SaKey)>,
-    /// How long they may serve.
-    pub lifetime: Duration,
-}
-
-/// What the owner of a care-of address derives its senders' keys from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inbound {
-    /// The session's number in SPIs.
-    pub number: u32,
-    /// What packets are made with.
-    pub suite: Suite,
-    /// The key from which [`sender_key`] derives.
-    pub receiver: Secret,
-    /// How long it may serve.
-    pub lifetime: Duration,
-}
-
-/// The key of the receiver at a care-of address, of a session's direction.
-fn receiver_key(direction: &Secret, receiver: SocketAddr) -> Secret {
-    let port = receiver.port().to_be_bytes();
-    direction.derive("receiver", &[receiver.ip().to_string().as_bytes(), &[0], &port])
-}
-
-/// The key of the sender with a number, of a receiver.
-pub fn sender_key(receiver: &Secret, index: u32) -> SaKey {
-    SaKey::derive(receiver, "sender", &[&index.to_be_bytes()])
-}
-
 /// A vnet and another host.
 type Link = (VnetId, IpAddr);
 
@@ -242,9 +145,9 @@ pub struct Sadb {
     /// Session numbers in use, and whose they are.
     numbers: BTreeMap<u32, Link>,
     timers: BTreeSet<(Instant, Link)>,
-    inits: Bucket,
-    renewals: Bucket,
-    first_renewals: Bucket,
+    inits: TokenBucket,
+    renewals: TokenBucket,
+    first_renewals: TokenBucket,
     /// The time in the last INIT.
     last_time: u64,
     outputs: VecDeque<Output>,
@@ -265,9 +168,9 @@ impl Sadb {
             peers: BTreeMap::new(),
             numbers: BTreeMap::new(),
             timers: BTreeSet::new(),
-            inits: Bucket::new(INITS_PER_SECOND),
-            renewals: Bucket::new(INITS_PER_SECOND),
-            first_renewals: Bucket::new(INITS_PER_SECOND),
+            inits: TokenBucket::new(INITS_PER_SECOND, INITS_PER_SECOND),
+            renewals: TokenBucket::new(INITS_PER_SECOND, INITS_PER_SECOND),
+            first_renewals: TokenBucket::new(INITS_PER_SECOND, INITS_PER_SECOND),
             last_time: 0,
             outputs: VecDeque::new(),
             counters: SadbCounters::default(),
@@ -319,7 +222,7 @@ impl Sadb {
 
     /// What limits renewals with a host: anybody can pose as one that is not known, and takes
     /// nothing from those that are.
-    fn bucket_of(&mut self, link: Link) -> &mut Bucket {
+    fn bucket_of(&mut self, link: Link) -> &mut TokenBucket {
         let is_known = self.peers.get(&link).is_some_and(|peer| !peer.sessions.is_empty());
         if is_known { &mut self.renewals } else { &mut self.first_renewals }
     }
@@ -413,40 +316,6 @@ impl Sadb {
         &self.counters
     }
 
-    /// Takes in a datagram that came from a host.
-    pub fn handle_message(&mut self, from: IpAddr, bytes: &[u8], now: Now) {
-        self.counters.inc(SadbCounter::handshake_rx);
-        let from = from.to_canonical();
-        if let Err(counter) = self.receive(from, bytes, now) {
-            self.counters.inc(counter);
-            // Only of links that are known: who sends nonsense makes no state.
-            if let Ok(message) = Message::parse(bytes)
-                && let Some(peer) = self.peers.get_mut(&(message.header.vnet, from))
-            {
-                peer.tally.dropped += 1;
-            }
-        }
-    }
-
-    fn receive(&mut self, from: IpAddr, bytes: &[u8], now: Now) -> Result<(), SadbCounter> {
-        let message = Message::parse(bytes).map_err(|_| SadbCounter::handshake_drop_malformed)?;
-        let (vnet, key_id) = (message.header.vnet, KeyId(message.header.key_id));
-        let keys = self.keys(vnet, key_id).ok_or(SadbCounter::handshake_drop_vnet)?;
-        if from == self.own || !is_of_member(&message, keys) {
-            return Err(SadbCounter::handshake_drop_forged);
-        }
-        let link = (vnet, from);
-        match message.header.kind {
-            Kind::Init => self.on_init(link, &message, now),
-            Kind::Response => self.on_response(link, &message, now),
-            Kind::Confirm => self.on_confirm(link, &message, now),
-            Kind::Ack => self.on_ack(link, &message),
-            Kind::Cookie => self.on_cookie(link, &message),
-        }?;
-        self.advance(link, now);
-        Ok(())
-    }
-
     fn keys(&self, vnet: VnetId, id: KeyId) -> Option<&MemberKeys> {
         self.vnets.get(&vnet)?.keys.iter().find(|keys| keys.id == id)
     }
@@ -455,158 +324,6 @@ impl Sadb {
         let level = self.vnets.get(&vnet)?.level;
         let (initiator, responder) = if we_begin { (self.own, peer) } else { (peer, self.own) };
         Some(Parties { vnet, level, initiator, responder })
-    }
-
-    fn on_init(&mut self, link: Link, message: &Message<'_>, now: Now) -> Result<(), SadbCounter> {
-        let (vnet, from) = link;
-        let keys = self.keys(vnet, KeyId(message.header.key_id));
-        let keys = keys.ok_or(SadbCounter::handshake_drop_vnet)?.clone();
-        if !self.cookies.accepts(from, message) && !self.inits.take(now.mono) {
-            self.counters.inc(SadbCounter::handshake_cookies);
-            let cookie = self.cookies.message(from, message, &keys);
-            self.send(link, cookie);
-            return Ok(());
-        }
-        let known = self.peers.get(&link);
-        if let Some(half) = known.and_then(|peer| peer.half_open.as_ref())
-            && half.init == *message.first_mac
-        {
-            let response = half.response.clone();
-            self.send(link, response);
-            return Ok(());
-        }
-        if self.own > from && known.is_some_and(Peer::is_asking) {
-            return Err(SadbCounter::handshake_drop_crossed);
-        }
-        let parties = self.parties(link, false).ok_or(SadbCounter::handshake_drop_vnet)?;
-        let opened = Opened::new(parties, &keys, message, &self.entropy)
-            .map_err(|_| SadbCounter::handshake_drop_forged)?;
-        let apart = Duration::from_millis(opened.time_ms.abs_diff(now.wall_ms));
-        if apart > CLOCK_TOLERANCE || known.is_some_and(|peer| opened.time_ms <= peer.newest_init) {
-            return Err(SadbCounter::handshake_drop_stale);
-        }
-        self.answer(link, message, opened, &keys, now)
-    }
-
-    /// Answers an INIT that is authentic and new.
-    fn answer(
-        &mut self,
-        link: Link,
-        message: &Message<'_>,
-        opened: Opened,
-        keys: &MemberKeys,
-        now: Now,
-    ) -> Result<(), SadbCounter> {
-        let (vnet, from) = link;
-        let full = SadbCounter::handshake_drop_full;
-        if !self.has_room(link, now) {
-            return Err(full);
-        }
-        let number = self.new_number(link).ok_or(full)?;
-        let time = opened.time_ms;
-        let Ok((agreed, response)) = opened.respond(keys, number) else {
-            self.numbers.remove(&number);
-            return Err(SadbCounter::handshake_drop_forged);
-        };
-        let session = self.new_session(number, keys.id, agreed, false, now);
-        let peer = self.peers.entry(link).or_default();
-        (peer.newest_init, peer.newest_init_at) = (time, now.mono);
-        let dropped = [peer.drop_asking(), peer.drop_half_open()];
-        peer.half_open = Some(link::HalfOpen {
-            session,
-            init: *message.first_mac,
-            response: response.clone(),
-            until: now.mono + HALF_OPEN,
-        });
-        dropped.into_iter().flatten().for_each(|number| self.release(number));
-        self.outputs.push_back(Output::Receive { vnet, peer: from, number });
-        self.send(link, response);
-        Ok(())
-    }
-
-    fn on_response(
-        &mut self,
-        link: Link,
-        message: &Message<'_>,
-        now: Now,
-    ) -> Result<(), SadbCounter> {
-        let unasked = SadbCounter::handshake_drop_unasked;
-        let (vnet, peer_address) = link;
-        let keys = self.keys(vnet, KeyId(message.header.key_id)).ok_or(unasked)?.clone();
-        let peer = self.peers.get_mut(&link).ok_or(unasked)?;
-        let Some(Attempt { stage: Stage::Asking(initiator), .. }) = &mut peer.attempt else {
-            // The confirmation of this one was lost, or is under way.
-            return Err(unasked);
-        };
-        if initiator.number != message.header.receiver || initiator.key_id != keys.id.0 {
-            return Err(unasked);
-        }
-        let agreed =
-            initiator.handle_response(message).map_err(|_| SadbCounter::handshake_drop_forged)?;
-        let number = initiator.number;
-        let mut session = self.new_session(number, keys.id, agreed, true, now);
-        let peer = self.peers.get_mut(&link).ok_or(unasked)?;
-        session.serves_from = Some(peer.settled(now.mono));
-        peer.sessions.push(session);
-        peer.tally.made += 1;
-        peer.attempt = Some(Attempt::confirming(number, now.mono));
-        self.counters.inc(SadbCounter::sa_sessions);
-        self.outputs.push_back(Output::Receive { vnet, peer: peer_address, number });
-        Ok(())
-    }
-
-    fn on_confirm(
-        &mut self,
-        link: Link,
-        message: &Message<'_>,
-        now: Now,
-    ) -> Result<(), SadbCounter> {
-        let number = message.header.receiver;
-        let unasked = SadbCounter::handshake_drop_unasked;
-        let peer = self.peers.get_mut(&link).ok_or(unasked)?;
-        let session = peer.session_mut(number).ok_or(unasked)?;
-        if session.is_initiator || !session.agreed.accepts(message) {
-            return Err(SadbCounter::handshake_drop_forged);
-        }
-        if peer.half_open.as_ref().is_some_and(|half| half.session.number == number)
-            && let Some(half) = peer.half_open.take()
-        {
-            let mut session = half.session;
-            session.serves_from = Some(peer.settled(now.mono));
-            peer.sessions.push(session);
-            peer.tally.made += 1;
-            self.counters.inc(SadbCounter::sa_sessions);
-        }
-        self.send_short(link, number, Kind::Ack);
-        Ok(())
-    }
-
-    fn on_ack(&mut self, link: Link, message: &Message<'_>) -> Result<(), SadbCounter> {
-        let number = message.header.receiver;
-        let unasked = SadbCounter::handshake_drop_unasked;
-        let peer = self.peers.get_mut(&link).ok_or(unasked)?;
-        let session = peer.session_mut(number).ok_or(unasked)?;
-        if !session.is_initiator || !session.agreed.accepts(message) {
-            return Err(SadbCounter::handshake_drop_forged);
-        }
-        if peer.is_confirming(number) {
-            peer.attempt = None;
-        }
-        Ok(())
-    }
-
-    fn on_cookie(&mut self, link: Link, message: &Message<'_>) -> Result<(), SadbCounter> {
-        let unasked = SadbCounter::handshake_drop_unasked;
-        let peer = self.peers.get_mut(&link).ok_or(unasked)?;
-        let Some(Attempt { stage: Stage::Asking(initiator), .. }) = &mut peer.attempt else {
-            return Err(unasked);
-        };
-        if !initiator.handle_cookie(message) {
-            return Err(unasked);
-        }
-        let bytes = initiator.message();
-        self.send(link, bytes);
-        Ok(())
     }
 
     fn send(&mut self, (vnet, to): Link, bytes: Vec<u8>) {
@@ -672,26 +389,4 @@ impl Sadb {
 /// An address as it is in keys: without scope and flow label.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-/// Lets through so many per second, and as many at once after a quiet second.
-#[derive(Debug)]
-struct Bucket {
-    interval: Duration,
-    full_at: Instant,
-}
-
-impl Bucket {
-    fn new(per_second: u32) -> Self {
-        Self { interval: Duration::from_secs(1) / per_second.max(1), full_at: Instant::ZERO }
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        let taken = self.full_at.max(now) + self.interval;
-        let fits = taken.saturating_since(now) <= Duration::from_secs(1);
-        if fits {
-            self.full_at = taken;
-        }
-        fits
-    }
 }

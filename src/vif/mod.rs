@@ -21,6 +21,7 @@
 //! | [`worker`] | one queue pair's data path: all of the above, in the order of packets |
 //! | [`nic`] | the workers of a NIC, and what they share |
 //! | [`link`], [`serve`] | the conversation with varpd; the process around it all |
+//! | `registration` | what varpd says of a vif that registers, and what follows for its guest |
 
 pub mod alarm;
 pub mod arrival;
@@ -40,6 +41,7 @@ pub mod park;
 pub mod paths;
 pub mod protect;
 pub mod reassembly;
+mod registration;
 pub mod ring;
 pub mod rx;
 pub mod serve;

@@ -18,24 +18,24 @@
 //! a secured vnet all is staged, with room around each datagram ([`crate::offload::envelope`]) for what
 //! protects it, and sealed there.
 
+mod batch;
 pub mod pieces;
 pub mod scatter;
+mod segments;
 
 use std::mem;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 
+pub use self::batch::{AddressBytes, Batch, Lead, Outgoing, Route};
 use self::scatter::Scattered;
-
+pub(super) use self::segments::{cut_plain, refusal};
 use crate::metrics::VifCounter;
-use crate::offload::bundle::{ENTRY_LEN, Limits, Packer};
-use crate::offload::checksum::{self, Sum};
+use crate::offload::bundle::{self, ENTRY_LEN, Limits, Packer};
+use crate::offload::checksum;
 use crate::offload::envelope::Envelope;
-use crate::offload::gso::{Cut, CutFault};
+use crate::offload::gso::Cut;
 use crate::offload::header::Request;
-use crate::offload::layout::Layout;
-use crate::offload::{LEAD_LEN, bundle};
-use crate::sys::iovec::{self, Gather, IoVec};
+use crate::sys::iovec::IoVec;
 use crate::sys::mmsg::{MAX_MESSAGE_LEN, MAX_SEGMENTS};
 use crate::wire::encap::{self, Flags, Header};
 use crate::wire::{Capabilities, VnetId, frame};
@@ -47,102 +47,6 @@ const ROOM: usize = 5 << 16;
 /// bytes: half of theirs within these bounds.
 const MIN_SHORT_END: usize = 64;
 const MAX_SHORT_END: usize = 1024;
-
-/// Destination and source of a frame, as they leave.
-pub type AddressBytes = [u8; frame::ADDRESSES_LEN];
-
-/// Where a frame goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// Care-of address, or group.
-    pub to: SocketAddr,
-    /// Whether it is the group.
-    pub is_group: bool,
-    /// Whether the frame came from elsewhere and is sent on.
-    pub is_redirected: bool,
-    /// What all receivers there understand.
-    pub capabilities: Capabilities,
-}
-
-/// A frame on its way out.
-#[derive(Clone, Debug)]
-pub struct Outgoing {
-    /// Where to.
-    pub route: Route,
-    /// What leaves instead of the frame's own addresses.
-    pub addresses: AddressBytes,
-    /// What the guest wants done.
-    pub request: Request,
-    /// Length of the frame, in bytes.
-    pub len: usize,
-    /// Its bytes, among [`Batch::pieces`].
-    pub pieces: Range<usize>,
-    /// Where it begins in its pieces: they also hold the virtio-net header.
-    pub skip: usize,
-    /// Its beginning, among [`Batch::leads`], if it has to be cut.
-    pub lead: Option<usize>,
-}
-
-impl Outgoing {
-    /// Nothing, to nobody.
-    const EMPTY: Self = Self {
-        route: Route {
-            to: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
-            is_group: false,
-            is_redirected: false,
-            capabilities: Capabilities::NONE,
-        },
-        addresses: [0; frame::ADDRESSES_LEN],
-        request: Request::Plain,
-        len: 0,
-        pieces: 0..0,
-        skip: 0,
-        lead: None,
-    };
-}
-
-/// The beginning of a frame, copied before it was looked at.
-pub type Lead = [u8; LEAD_LEN];
-
-/// Frames of one turn.
-#[derive(Debug, Default)]
-pub struct Batch<'m> {
-    /// The frames, in order.
-    pub frames: Vec<Outgoing>,
-    /// What their bytes are made of.
-    pub pieces: Vec<IoVec<'m>>,
-    /// Beginnings of those that have to be cut.
-    pub leads: Vec<Lead>,
-}
-
-impl<'m> Batch<'m> {
-    /// The same lists, empty, for pieces of another turn.
-    pub fn recycle<'n>(mut self) -> Batch<'n> {
-        self.frames.clear();
-        self.leads.clear();
-        Batch { frames: self.frames, pieces: iovec::recycle(self.pieces), leads: self.leads }
-    }
-
-    /// Adds a frame to be filled in, in its place: a frame that is made elsewhere and moved there
-    /// costs more than all that is written into it.
-    pub fn add(&mut self) -> Option<&mut Outgoing> {
-        self.frames.push(Outgoing::EMPTY);
-        self.frames.last_mut()
-    }
-
-    /// Reads a frame from an offset on.
-    #[inline]
-    pub fn gather(&self, frame: &Outgoing, from: usize) -> Gather<'_, 'm> {
-        let pieces = self.pieces.get(frame.pieces.clone()).unwrap_or_default();
-        Gather::new(pieces, frame.skip + from)
-    }
-
-    /// A frame's copied beginning, if it was kept.
-    pub fn lead(&self, frame: &Outgoing) -> Option<&[u8]> {
-        let lead = self.leads.get(frame.lead?)?;
-        lead.get(..frame.len.min(LEAD_LEN))
-    }
-}
 
 /// A message that is ready to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -401,113 +305,6 @@ impl Stager {
         self.envelope.len_of(len)
     }
 
-    /// Stages the segments of one frame: all of them, or as many as there is room for.
-    fn stage_cut(&mut self, batch: &Batch<'_>, at: usize, cut: &Cut) -> Step {
-        let Some(frame) = batch.frames.get(at) else { return Step::Done(1) };
-        let is_scattered = self.scatters_segments(frame, cut);
-        let size = self.envelope.len_of(encap::LEN + cut.header_len() + cut.size());
-        let staged_size = if is_scattered { encap::LEN + cut.header_len() } else { size };
-        while self.segment < cut.count() {
-            let room = (self.room() / staged_size).min(self.max_message() / size);
-            let most = room.min(self.most_segments(&frame.route));
-            let most =
-                if is_scattered { most } else { self.continues(frame, size).unwrap_or(most) };
-            let count = most.min(cut.count() - self.segment);
-            let segments = self.segment..self.segment + count;
-            if count == 0 {
-                return Step::Full;
-            }
-            let is_first = self.segment == 0;
-            let frames = (u64::from(is_first), if is_first { frame.len } else { 0 });
-            let done = if is_scattered {
-                self.scatter_segments(batch, at, cut, segments.clone(), frames)
-            } else {
-                self.stage_segments(batch, frame, cut, segments.clone(), frames)
-            };
-            if done.is_none() {
-                self.segment = 0;
-                return Step::Refused(VifCounter::tx_drop_header);
-            }
-            self.segment = segments.end;
-        }
-        self.segment = 0;
-        Step::Done(1)
-    }
-
-    fn stage_segments(
-        &mut self,
-        batch: &Batch<'_>,
-        frame: &Outgoing,
-        cut: &Cut,
-        segments: Range<usize>,
-        (frames, bytes): (u64, usize),
-    ) -> Option<()> {
-        let size = self.envelope.len_of(encap::LEN + cut.header_len() + cut.size());
-        let is_continued = self.continues(frame, size).is_some();
-        let len = self.write_segments(batch, frame, cut, segments)?;
-        match self.staged.last_mut() {
-            Some(last) if is_continued => {
-                last.range.end += len;
-                last.datagrams = last.range.len().div_ceil(size);
-                last.segment = u16::try_from(size).unwrap_or(0);
-                last.frames += frames;
-                last.frame_bytes += bytes as u64;
-                self.used += len;
-            }
-            _ => self.push(frame.route, len, size, frames, bytes),
-        }
-        Some(())
-    }
-
-    /// How many datagrams of this size the message that was staged last takes in addition, if any.
-    ///
-    /// A message holds fewer segments than a frame of 64 KiB has, since each has headers of its own
-    /// there: of frames that follow each other, as those of a TCP flow do, the rest of one and the
-    /// beginning of the next share a message.
-    fn continues(&self, frame: &Outgoing, size: usize) -> Option<usize> {
-        let last = self.staged.last()?;
-        let is_open = last.route == frame.route
-            && last.scattered.is_empty()
-            && last.range.len() == last.datagrams * size
-            // Its datagrams are of this length one by one, not on average: where the kernel cuts the
-            // message, a header of ours begins, and nothing that the guest wrote.
-            && (last.datagrams == 1 || usize::from(last.segment) == size)
-            && !self.short_ends;
-        let most = (MAX_MESSAGE_LEN / size).min(self.most_segments(&frame.route));
-        let room = (self.buffer.len() - self.used) / size;
-        let more = most.saturating_sub(last.datagrams).min(room);
-        (is_open && more > 0).then_some(more)
-    }
-
-    fn write_segments(
-        &mut self,
-        batch: &Batch<'_>,
-        frame: &Outgoing,
-        cut: &Cut,
-        segments: Range<usize>,
-    ) -> Option<usize> {
-        let is_partial = frame.route.capabilities.contains(Capabilities::PARTIAL_CHECKSUM);
-        let encap = self.header(if is_partial { Flags::PARTIAL_CHECKSUM } else { Flags::NONE });
-        let mut payload = batch.gather(frame, cut.payload(segments.start).start);
-        let envelope = self.envelope;
-        let mut at = self.used;
-        for index in segments {
-            let payload_len = cut.payload(index).len();
-            let len = encap::LEN + cut.header_len() + payload_len;
-            let datagram = envelope.place(&mut self.buffer, at, len)?;
-            let (head, rest) = datagram.split_first_chunk_mut::<{ encap::LEN }>()?;
-            *head = encap;
-            let (headers, data) = rest.split_at_mut_checked(cut.header_len())?;
-            cut.write_header(index, headers)?;
-            payload.copy_to(data).then_some(())?;
-            if !is_partial {
-                cut.complete(headers, Sum::of(data))?;
-            }
-            at += envelope.len_of(len);
-        }
-        Some(at - self.used)
-    }
-
     /// Stages frames in bundles; as many as there is room for.
     fn stage_bundle(&mut self, batch: &Batch<'_>, run: &[Outgoing], max_datagram: usize) -> Step {
         let Some(Outgoing { route, .. }) = run.first() else { return Step::Done(1) };
@@ -619,19 +416,5 @@ fn fill(batch: &Batch<'_>, frame: &Outgoing, place: &mut [u8]) {
     {
         // In bounds: the place was checked against the frame's length.
         let _ = checksum::complete(place, sum.start, sum.offset);
-    }
-}
-
-/// A TCP frame that is too long for its path can still be cut, as its sender's next try would be.
-pub(super) fn cut_plain(batch: &Batch<'_>, frame: &Outgoing, max_frame: usize) -> Option<Cut> {
-    let lead = batch.lead(frame)?;
-    let layout = Layout::parse(lead, frame.len).ok()?;
-    Cut::plain(lead, &layout, max_frame).ok()
-}
-
-pub(super) fn refusal(fault: CutFault) -> VifCounter {
-    match fault {
-        CutFault::Path => VifCounter::tx_drop_too_big,
-        CutFault::Headers | CutFault::Indivisible | CutFault::TooMany => VifCounter::tx_drop_header,
     }
 }

@@ -27,6 +27,7 @@ mod local;
 mod path;
 mod receive;
 mod resend;
+mod send;
 #[cfg(test)]
 mod tests;
 mod transmit;

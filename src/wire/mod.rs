@@ -24,6 +24,7 @@ pub mod esp;
 pub mod fragment;
 pub mod frame;
 pub mod handshake;
+mod reader;
 pub mod varp;
 
 use std::fmt;

@@ -70,6 +70,7 @@
 use std::cmp::Ordering;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::reader::Reader;
 use super::{Capabilities, CareOf, EncapKinds, Mac, ParseError, Stamp, VifKey, VnetId};
 
 /// The UDP port, of hosts and of the group.
@@ -249,7 +250,7 @@ pub struct Message {
 impl Message {
     /// The message in a whole datagram.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
-        let mut rest = Reader(bytes);
+        let mut rest = Reader::new(bytes);
         if rest.array::<2>().map_err(|_| ParseError::Truncated)? != MAGIC {
             return Err(ParseError::Magic);
         }
@@ -271,16 +272,14 @@ impl Message {
             return Err(ParseError::Value);
         }
         let lifetime_ms = rest.u32()?;
-        let coa = rest.care_of()?;
+        let coa = rest.optional_care_of()?;
         let reply_to = rest.endpoint()?;
         let body = body(opcode, flags.refresh, stamp, lifetime_ms, coa, reply_to)?;
         let tag = match flags.tagged {
             true => Some(Tag { key_id: rest.u32()?, time_ms: rest.u64()?, tag: rest.array()? }),
             false => None,
         };
-        if !rest.0.is_empty() {
-            return Err(ParseError::Trailing);
-        }
+        rest.end()?;
         let (wide, relayed) = (flags.wide, flags.relayed);
         Ok(Self { key: VifKey { vnet, mac }, nonce, wide, relayed, body, tag })
     }
@@ -445,38 +444,9 @@ fn emit_address(out: &mut Vec<u8>, addr: Option<SocketAddr>) {
     }
 }
 
-/// Takes fields from the front of a datagram.
-struct Reader<'a>(&'a [u8]);
-
 impl Reader<'_> {
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], ParseError> {
-        let (head, tail) = self.0.split_first_chunk::<N>().ok_or(ParseError::Truncated)?;
-        self.0 = tail;
-        Ok(*head)
-    }
-
-    fn zero<const N: usize>(&mut self) -> Result<(), ParseError> {
-        if self.array::<N>()? == [0; N] { Ok(()) } else { Err(ParseError::Reserved) }
-    }
-
-    fn u8(&mut self) -> Result<u8, ParseError> {
-        self.array().map(|[byte]| byte)
-    }
-
-    fn u16(&mut self) -> Result<u16, ParseError> {
-        self.array().map(u16::from_be_bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32, ParseError> {
-        self.array().map(u32::from_be_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64, ParseError> {
-        self.array().map(u64::from_be_bytes)
-    }
-
     /// The CoA; `None` if the field is not used.
-    fn care_of(&mut self) -> Result<Option<CareOf>, ParseError> {
+    fn optional_care_of(&mut self) -> Result<Option<CareOf>, ParseError> {
         let (family, kinds, port) = (self.u8()?, EncapKinds(self.u8()?), self.u16()?);
         let capabilities = Capabilities(self.u16()?);
         self.zero::<2>()?;
@@ -521,5 +491,4 @@ impl Reader<'_> {
 }
 
 #[cfg(test)]
-#[path = "varp_tests.rs"]
 mod tests;

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use super::rows::Tally;
 use super::{
-    Agreed, CLOCK_TOLERANCE, FIRST_WAIT, HOLD, Initiator, KeyId, Kind, LAST_WAIT, Link,
-    MAX_SESSIONS, OVERLAP, Output, SETTLE, Sadb, SadbCounter, TRIES,
+    Agreed, CLOCK_TOLERANCE, FIRST_WAIT, HOLD, KeyId, LAST_WAIT, Link, MAX_SESSIONS, OVERLAP,
+    Output, SETTLE, Sadb, SadbCounter, TRIES,
 };
+use crate::security::handshake::Initiator;
 use crate::time::{Instant, Now};
-use crate::wire::handshake::MAC_LEN;
+use crate::wire::handshake::{Kind, MAC_LEN};
 
 /// Keys agreed on.
 #[derive(Debug)]

@@ -1,5 +1,7 @@
 use super::rows::State;
 use super::*;
+use crate::security::Suite;
+use crate::wire::handshake::Kind;
 use std::collections::VecDeque;
 
 const WALL: u64 = 1_767_225_600_000;

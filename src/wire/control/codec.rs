@@ -12,6 +12,7 @@ use super::{
     ErrorCode, Event, HEADER_LEN, MAX_CELLS, MAX_ERROR_TEXT, MAX_MACS, MAX_QUEUE_PAIRS, MAX_TEXT,
     MAX_VALUES, Request, Table, VERSION,
 };
+use crate::wire::reader::Reader;
 use crate::wire::{Capabilities, CareOf, EncapKinds, Mac, ParseError, Stamp, VifKey, VnetId};
 
 /// Bit A of REGISTER.
@@ -65,7 +66,7 @@ mod code {
 impl Request {
     /// Parses a whole datagram.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
-        let mut r = Reader(bytes);
+        let mut r = Reader::new(bytes);
         let (kind, xid) = r.header()?;
         if kind != code::STATS && xid != 0 {
             return Err(ParseError::Reserved);
@@ -213,7 +214,7 @@ fn parse_flush(r: &mut Reader<'_>) -> Result<Request, ParseError> {
 impl Event {
     /// Parses a whole datagram.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
-        let mut r = Reader(bytes);
+        let mut r = Reader::new(bytes);
         let (kind, xid) = r.header()?;
         if kind != code::STATS_REQUEST && xid != 0 {
             return Err(ParseError::Reserved);
@@ -352,10 +353,7 @@ impl ErrorCode {
     }
 }
 
-/// What is left to parse.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
+impl Reader<'_> {
     /// The header's type and xid.
     fn header(&mut self) -> Result<(u8, u32), ParseError> {
         let (version, kind) = (self.u8()?, self.u8()?);
@@ -366,28 +364,6 @@ impl<'a> Reader<'a> {
             return Err(ParseError::Reserved);
         }
         Ok((kind, self.u32()?))
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], ParseError> {
-        let (bytes, rest) = self.0.split_first_chunk().ok_or(ParseError::Truncated)?;
-        self.0 = rest;
-        Ok(*bytes)
-    }
-
-    fn u8(&mut self) -> Result<u8, ParseError> {
-        self.array().map(u8::from_be_bytes)
-    }
-
-    fn u16(&mut self) -> Result<u16, ParseError> {
-        self.array().map(u16::from_be_bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32, ParseError> {
-        self.array().map(u32::from_be_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64, ParseError> {
-        self.array().map(u64::from_be_bytes)
     }
 
     fn bool(&mut self) -> Result<bool, ParseError> {
@@ -411,10 +387,6 @@ impl<'a> Reader<'a> {
         self.array().map(Mac)
     }
 
-    fn zero_u8(&mut self) -> Result<(), ParseError> {
-        if self.u8()? == 0 { Ok(()) } else { Err(ParseError::Reserved) }
-    }
-
     fn count(&mut self, most: usize) -> Result<usize, ParseError> {
         let n = usize::from(self.u16()?);
         if n > most { Err(ParseError::Value) } else { Ok(n) }
@@ -422,14 +394,13 @@ impl<'a> Reader<'a> {
 
     fn text(&mut self, longest: usize) -> Result<String, ParseError> {
         let len = self.count(longest)?;
-        let (bytes, rest) = self.0.split_at_checked(len).ok_or(ParseError::Truncated)?;
-        self.0 = rest;
+        let bytes = self.bytes(len)?;
         String::from_utf8(bytes.to_vec()).map_err(|_| ParseError::Value)
     }
 
     fn addr(&mut self) -> Result<SocketAddr, ParseError> {
         let family = self.u8()?;
-        self.zero_u8()?;
+        self.zero::<1>()?;
         let port = self.u16()?;
         let octets: [u8; 16] = self.array()?;
         let ip = match (family, octets) {
@@ -445,13 +416,9 @@ impl<'a> Reader<'a> {
 
     fn care_of(&mut self) -> Result<CareOf, ParseError> {
         let kinds = EncapKinds(self.u8()?);
-        self.zero_u8()?;
+        self.zero::<1>()?;
         let capabilities = Capabilities(self.u16()?);
         Ok(CareOf { addr: self.addr()?, kinds, capabilities })
-    }
-
-    fn end(&self) -> Result<(), ParseError> {
-        if self.0.is_empty() { Ok(()) } else { Err(ParseError::Trailing) }
     }
 }
 

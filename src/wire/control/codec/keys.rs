@@ -2,18 +2,19 @@
 
 use std::time::Duration;
 
-use super::{Reader, Writer, code};
+use super::{Writer, code};
 use crate::security::keys::{LEN, SALT_LEN, SaKey, Secret};
 use crate::security::sadb::{Inbound, Outbound};
 use crate::security::{Level, Suite};
 use crate::wire::ParseError;
 use crate::wire::control::{Event, MAX_GROUP_KEYS, MAX_INBOUND, MAX_QUEUE_PAIRS};
 use crate::wire::esp::{SESSIONS, SPI_BIT, Spi};
+use crate::wire::reader::Reader;
 
 impl Reader<'_> {
     pub(super) fn level(&mut self) -> Result<Level, ParseError> {
         let level = Level::from_code(self.u8()?).ok_or(ParseError::Value)?;
-        self.zero_u8()?;
+        self.zero::<1>()?;
         if self.u16()? != 0 {
             return Err(ParseError::Reserved);
         }
@@ -22,7 +23,7 @@ impl Reader<'_> {
 
     fn suite(&mut self) -> Result<Suite, ParseError> {
         let suite = Suite::from_code(self.u8()?).ok_or(ParseError::Value)?;
-        self.zero_u8()?;
+        self.zero::<1>()?;
         Ok(suite)
     }
 

@@ -6,13 +6,13 @@ use super::*;
 /// Name, bytes and meaning of each committed vector.
 fn vectors() -> Vec<(&'static str, Vec<u8>, Message)> {
     let texts = [
-        ("request4", include_str!("../../tests/vectors/varp/request4.hex")),
-        ("refresh4", include_str!("../../tests/vectors/varp/refresh4.hex")),
-        ("reply4", include_str!("../../tests/vectors/varp/reply4.hex")),
-        ("announce6", include_str!("../../tests/vectors/varp/announce6.hex")),
-        ("correction4", include_str!("../../tests/vectors/varp/correction4.hex")),
-        ("absent", include_str!("../../tests/vectors/varp/absent.hex")),
-        ("tagged", include_str!("../../tests/vectors/varp/tagged.hex")),
+        ("request4", include_str!("../../../tests/vectors/varp/request4.hex")),
+        ("refresh4", include_str!("../../../tests/vectors/varp/refresh4.hex")),
+        ("reply4", include_str!("../../../tests/vectors/varp/reply4.hex")),
+        ("announce6", include_str!("../../../tests/vectors/varp/announce6.hex")),
+        ("correction4", include_str!("../../../tests/vectors/varp/correction4.hex")),
+        ("absent", include_str!("../../../tests/vectors/varp/absent.hex")),
+        ("tagged", include_str!("../../../tests/vectors/varp/tagged.hex")),
     ];
     let messages = [
         request(false),

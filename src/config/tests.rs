@@ -1,0 +1,124 @@
+//! Files as an operator writes them, and complaints about wrong ones.
+
+use super::*;
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(text, Path::new("f.toml")).map_err(|e| e.to_string())
+}
+
+#[test]
+fn everything_has_a_default() {
+    let config = parse("").unwrap();
+    assert_eq!(config, Config::default());
+    let v4 = config.main_group("192.0.2.1".parse().unwrap());
+    assert_eq!(v4.to_string(), "224.10.0.1");
+    let v6 = config.main_group("2001:db8::1".parse().unwrap());
+    assert_eq!(v6.to_string(), "ff15::e00a:1");
+}
+
+#[test]
+fn every_key_is_read() {
+    let config = parse(
+        "socket = '/s'\nsocket-group = 'kvm'\nsocket-mode = '0600'\nunderlay = 'eth0'\n\
+         ipv6 = true\ngroup = 'ff15::1'\nport = 1799\nttl = 4\nports = '40000-40999'\nsandbox = false\n\
+         [limits]\nclients = 1\nclients-per-user = 2\nkept-vifs = 3\n\
+         [timers]\nkeep = 1.5\nearly-retries = [0.05]\n\
+         [security]\npolicy = 'auth'\nkey-directory = '/k'\nrekey = 60\n\
+         allow-users = ['libvirt-qemu']\n\
+         [vnet.0x2a]\ngroup = 'ff15::2'\npolicy = 'conf'\nkey-file = '/k/a'\n\
+         group-cipher = 'chacha20-poly1305'\nallow-users = [1000, 'kvm']\n",
+    )
+    .unwrap();
+    let want = Config {
+        socket: "/s".into(),
+        socket_group: Some("kvm".into()),
+        socket_mode: SocketMode(0o600),
+        underlay: Some("eth0".into()),
+        address: None,
+        ipv6: true,
+        group: Some("ff15::1".parse().unwrap()),
+        port: Port(1799),
+        ttl: Ttl(4),
+        ports: Some(Ports(40000..=40999)),
+        sandbox: false,
+        security: Security {
+            policy: Level::Auth,
+            key_directory: "/k".into(),
+            rekey: Seconds(60_000),
+            allow_users: Some(Users(vec![User::Name("libvirt-qemu".into())])),
+        },
+        limits: Limits { clients: 1, clients_per_user: 2, kept_vifs: 3, ..Limits::default() },
+        timers: Timers {
+            keep: Seconds(1500),
+            early_retries: vec![Seconds(50)],
+            ..Timers::default()
+        },
+        vnet: [(
+            VnetName(VnetId::new(42).unwrap()),
+            Vnet {
+                group: Some("ff15::2".parse().unwrap()),
+                policy: Some(Level::Conf),
+                key_file: Some("/k/a".into()),
+                group_cipher: Cipher::Chacha20Poly1305,
+                allow_users: Some(Users(vec![User::Number(1000), User::Name("kvm".into())])),
+            },
+        )]
+        .into(),
+    };
+    assert_eq!(config, want);
+    let groups = config.vnet_groups();
+    let (own, other) = (VnetId::new(42).unwrap(), VnetId::new(43).unwrap());
+    assert_eq!(groups[&own].to_string(), "ff15::2");
+    assert_eq!((config.policy(own), config.policy(other)), (Level::Conf, Level::Auth));
+    assert_eq!(config.group_suite(own), Some(Suite::ChaCha20Poly1305));
+    assert_eq!(config.group_suite(other), Some(Suite::AesGmac));
+    assert_eq!(config.key_file(own), Path::new("/k/a"));
+    assert_eq!(config.key_file(other), Path::new("/k/43.key"));
+    assert_eq!(config.secured_vnets().collect::<Vec<_>>(), [own]);
+}
+
+#[test]
+fn complaints_name_the_line() {
+    let complaint = |text| parse(text).unwrap_err();
+    assert_eq!(
+        complaint("port = 1\n\ngroup = '10.0.0.1'\n"),
+        "f.toml:3: 10.0.0.1 is not a multicast address"
+    );
+    assert_eq!(complaint("port = 0"), "f.toml:1: 0 is not a port from 1 to 65535");
+    assert!(complaint("ttl = 1\nprot = 1").starts_with("f.toml:2: unknown field `prot`"));
+    assert!(complaint("ttl = 1\nport = ").starts_with("f.toml:2: "));
+    assert!(complaint("\nttl = 'x'").starts_with("f.toml:2: invalid type"));
+    assert_eq!(
+        complaint("\nports = '9-8'"),
+        "f.toml:2: '9-8' is not a range of ports like 40000-40999"
+    );
+    assert!(complaint("[vnet.0]\ngroup = '224.0.0.9'").contains("vnet id 0 is invalid"));
+    assert_eq!(
+        complaint("underlay = 'eth0'\naddress = '192.0.2.1'"),
+        "f.toml:2: 'underlay' and 'address' exclude each other"
+    );
+    assert_eq!(
+        complaint("[timers]\nkeep = 1\nlifetime = 0.5"),
+        "f.toml:3: a lifetime is at least one second"
+    );
+    assert!(complaint("[timers]\nkeep = -1").starts_with("f.toml:2: -1 is not a time"));
+}
+
+#[test]
+fn the_example_shows_the_defaults() {
+    let text = include_str!("../../qemu-examples/varpd.toml");
+    assert_eq!(parse(text).unwrap(), Config::default());
+    // What is commented out is right, too: each key alone, since some exclude each other.
+    let keys = text.lines().filter_map(|line| line.strip_prefix('#'));
+    let keys: Vec<&str> = keys.filter(|line| !line.starts_with(' ') && !line.is_empty()).collect();
+    assert_eq!(keys.len(), 10, "{keys:?}");
+    for key in keys {
+        parse(key).unwrap();
+    }
+}
+
+#[test]
+fn only_the_default_file_may_be_missing() {
+    let e = Config::load(Some(Path::new("/nonexistent/varpd.toml"))).unwrap_err();
+    assert!(e.to_string().starts_with("/nonexistent/varpd.toml: No such file"), "{e}");
+}

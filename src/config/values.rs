@@ -1,0 +1,211 @@
+//! The values that keys of the configuration have, each checked as it is read.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::wire::VnetId;
+
+/// A list of users.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Users(pub Vec<User>);
+
+/// A user, to be looked up by varpd.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "UserText")]
+pub enum User {
+    /// By number.
+    Number(u32),
+    /// By name.
+    Name(String),
+}
+
+/// A user as it stands in the file.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a user is a name or a number from 0 to 4294967294")]
+enum UserText {
+    Number(i64),
+    Name(String),
+}
+
+impl TryFrom<UserText> for User {
+    type Error = &'static str;
+
+    fn try_from(text: UserText) -> Result<Self, Self::Error> {
+        let wrong = "a user is a name or a number from 0 to 4294967294";
+        match text {
+            // The last number is nobody's (-1 of chown(2)).
+            UserText::Number(n) => match u32::try_from(n).ok().filter(|uid| *uid != u32::MAX) {
+                Some(uid) => Ok(Self::Number(uid)),
+                None => Err(wrong),
+            },
+            UserText::Name(name) if name.is_empty() => Err(wrong),
+            UserText::Name(name) => Ok(Self::Name(name)),
+        }
+    }
+}
+
+/// A cipher that is not negotiated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cipher {
+    /// AES-256-GCM.
+    #[default]
+    AesGcm,
+    /// ChaCha20-Poly1305, for processors without instructions for AES.
+    Chacha20Poly1305,
+}
+
+/// A span of time, given in seconds with decimals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "f64")]
+pub struct Seconds(/** In milliseconds. */ pub u32);
+
+impl Seconds {
+    /// As a duration.
+    pub fn duration(self) -> Duration {
+        Duration::from_millis(self.0.into())
+    }
+}
+
+impl TryFrom<f64> for Seconds {
+    type Error = String;
+
+    fn try_from(seconds: f64) -> Result<Self, String> {
+        let longest = Duration::from_secs(30 * 24 * 3600);
+        let duration = Duration::try_from_secs_f64(seconds).ok().filter(|d| *d <= longest);
+        let millis = duration.and_then(|d| u32::try_from(d.as_millis()).ok());
+        millis.map(Self).ok_or_else(|| format!("{seconds} is not a time of 0 to 2592000 seconds"))
+    }
+}
+
+pub(super) fn at_least_a_second<'de, D: serde::Deserializer<'de>>(
+    from: D,
+) -> Result<Seconds, D::Error> {
+    let seconds = Seconds::deserialize(from)?;
+    if seconds.0 < 1000 {
+        return Err(serde::de::Error::custom("a lifetime is at least one second"));
+    }
+    Ok(seconds)
+}
+
+/// A multicast group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Group(pub IpAddr);
+
+impl FromStr for Group {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let ip: IpAddr = s.parse().map_err(|_| format!("'{s}' is not an IP address"))?;
+        if !ip.is_multicast() {
+            return Err(format!("{ip} is not a multicast address"));
+        }
+        Ok(Self(ip))
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A UDP port other than 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct Port(pub u16);
+
+impl TryFrom<i64> for Port {
+    type Error = String;
+
+    fn try_from(n: i64) -> Result<Self, String> {
+        let port = u16::try_from(n).ok().filter(|&p| p != 0);
+        port.map(Self).ok_or_else(|| format!("{n} is not a port from 1 to 65535"))
+    }
+}
+
+impl FromStr for Port {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        s.parse::<i64>().map_err(|_| format!("'{s}' is not a port from 1 to 65535"))?.try_into()
+    }
+}
+
+/// A TTL or hop limit, not 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct Ttl(pub u8);
+
+impl TryFrom<i64> for Ttl {
+    type Error = String;
+
+    fn try_from(n: i64) -> Result<Self, String> {
+        let ttl = u8::try_from(n).ok().filter(|&t| t != 0);
+        ttl.map(Self).ok_or_else(|| format!("{n} is not a TTL from 1 to 255"))
+    }
+}
+
+/// A range of UDP ports, `FIRST-LAST`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Ports(pub RangeInclusive<u16>);
+
+impl FromStr for Ports {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let wrong = || format!("'{s}' is not a range of ports like 40000-40999");
+        let (first, last) = s.split_once('-').ok_or_else(wrong)?;
+        let port = |p: &str| p.trim().parse::<Port>().map_err(|_| wrong());
+        let (Port(first), Port(last)) = (port(first)?, port(last)?);
+        if first > last { Err(wrong()) } else { Ok(Self(first..=last)) }
+    }
+}
+
+/// Permission bits of a socket, in octal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct SocketMode(pub u32);
+
+impl FromStr for SocketMode {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let mode = u32::from_str_radix(s, 8).ok().filter(|m| *m <= 0o777);
+        mode.map(Self).ok_or_else(|| format!("'{s}' is not an octal mode like 0660"))
+    }
+}
+
+/// A vnet id as the name of a section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct VnetName(pub VnetId);
+
+impl FromStr for VnetName {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        s.parse().map(Self)
+    }
+}
+
+macro_rules! try_from_string {
+    ($($name:ident),+) => {
+        $(impl TryFrom<String> for $name {
+            type Error = String;
+
+            fn try_from(s: String) -> Result<Self, String> {
+                s.parse()
+            }
+        })+
+    };
+}
+
+try_from_string!(Group, Ports, SocketMode, VnetName);

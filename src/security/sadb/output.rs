@@ -1,0 +1,112 @@
+//! What the state machine asks for, and the keys that it gives away.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+#[cfg(doc)]
+use super::Sadb;
+use crate::security::Suite;
+use crate::security::keys::{SaKey, Secret};
+use crate::wire::VnetId;
+use crate::wire::esp::Spi;
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send a handshake message to the VARP port of a host.
+    Send {
+        /// The vnet.
+        vnet: VnetId,
+        /// The host.
+        to: IpAddr,
+        /// The message.
+        bytes: Vec<u8>,
+    },
+    /// A session was made: local backends of the vnet need [`Sadb::inbound`] before anything else
+    /// that was asked for on this link is done.
+    Receive {
+        /// The vnet.
+        vnet: VnetId,
+        /// The host.
+        peer: IpAddr,
+        /// The session.
+        number: u32,
+    },
+    /// What is sent to this host from now on is sealed with new keys: [`Sadb::outbound`].
+    Serve {
+        /// The vnet.
+        vnet: VnetId,
+        /// The host.
+        peer: IpAddr,
+    },
+    /// A session is over.
+    Ended {
+        /// The vnet.
+        vnet: VnetId,
+        /// The session.
+        number: u32,
+    },
+    /// Nothing serves this link any more.
+    Down {
+        /// The vnet.
+        vnet: VnetId,
+        /// The host.
+        peer: IpAddr,
+    },
+    /// The host does not answer, or not with the vnet's key.
+    GaveUp {
+        /// The vnet.
+        vnet: VnetId,
+        /// The host.
+        peer: IpAddr,
+    },
+}
+
+impl Output {
+    /// Of which link it is; those of one must be done in order.
+    pub const fn link(&self) -> Option<(VnetId, IpAddr)> {
+        match *self {
+            Self::Send { vnet, to: peer, .. }
+            | Self::Receive { vnet, peer, .. }
+            | Self::Serve { vnet, peer }
+            | Self::Down { vnet, peer }
+            | Self::GaveUp { vnet, peer } => Some((vnet, peer)),
+            Self::Ended { .. } => None,
+        }
+    }
+}
+
+/// Keys of senders to one care-of address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outbound {
+    /// What packets are made with.
+    pub suite: Suite,
+    /// For each sender: its SPI and key.
+    pub keys: Vec<(Spi, SaKey)>,
+    /// How long they may serve.
+    pub lifetime: Duration,
+}
+
+/// What the owner of a care-of address derives its senders' keys from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// The session's number in SPIs.
+    pub number: u32,
+    /// What packets are made with.
+    pub suite: Suite,
+    /// The key from which [`sender_key`] derives.
+    pub receiver: Secret,
+    /// How long it may serve.
+    pub lifetime: Duration,
+}
+
+/// The key of the receiver at a care-of address, of a session's direction.
+pub(super) fn receiver_key(direction: &Secret, receiver: SocketAddr) -> Secret {
+    let port = receiver.port().to_be_bytes();
+    direction.derive("receiver", &[receiver.ip().to_string().as_bytes(), &[0], &port])
+}
+
+/// The key of the sender with a number, of a receiver.
+pub fn sender_key(receiver: &Secret, index: u32) -> SaKey {
+    SaKey::derive(receiver, "sender", &[&index.to_be_bytes()])
+}

@@ -1,0 +1,177 @@
+//! The dialect of frontends, and what comes of hostile messages.
+
+use super::*;
+use proptest::prelude::*;
+
+fn header(request: u32, size: usize) -> Header {
+    Header { request, flags: VERSION, size: size.try_into().unwrap() }
+}
+
+/// What a request without flags and descriptors leads to.
+fn steps(filter: &mut Filter, request: u32, payload: &[u8]) -> Result<Vec<Step>, Refusal> {
+    let steps = filter.request(&header(request, payload.len()), payload, 0);
+    filter.awaited = None;
+    steps
+}
+
+fn pair(index: u32, value: u32) -> Vec<u8> {
+    [index, value].map(u32::to_ne_bytes).concat()
+}
+
+/// A filter that has negotiated acknowledgements.
+fn negotiated() -> Filter {
+    let mut filter = Filter::new(4);
+    steps(&mut filter, code::GET_FEATURES, &[]).unwrap();
+    let protocol = PROTOCOL_F_REPLY_ACK | PROTOCOL_F_LOG_SHMFD;
+    steps(&mut filter, code::SET_PROTOCOL_FEATURES, &protocol.to_ne_bytes()).unwrap();
+    filter
+}
+
+const QUIET: Step = Step::Forward { reply: false };
+
+#[test]
+fn an_early_enable_is_preceded_by_features_once() {
+    let mut filter = Filter::new(2);
+    let early = message(code::SET_FEATURES, 0, F_PROTOCOL_FEATURES.to_ne_bytes());
+    let first = steps(&mut filter, code::SET_VRING_ENABLE, &pair(0, 1)).unwrap();
+    assert_eq!(first, [Step::Inject(early), QUIET]);
+    let second = steps(&mut filter, code::SET_VRING_ENABLE, &pair(1, 1)).unwrap();
+    assert_eq!(second, [QUIET]);
+}
+
+#[test]
+fn features_that_the_frontend_set_stay() {
+    let mut filter = Filter::new(2);
+    steps(&mut filter, code::SET_FEATURES, &(1_u64 << 32).to_ne_bytes()).unwrap();
+    let enable = steps(&mut filter, code::SET_VRING_ENABLE, &pair(0, 1)).unwrap();
+    assert_eq!(enable, [QUIET]);
+}
+
+#[test]
+fn an_acknowledgement_is_awaited_only_where_one_comes() {
+    let mut filter = Filter::new(2);
+    let asking = Header { request: code::SET_OWNER, flags: VERSION | NEED_REPLY, size: 0 };
+    assert_eq!(filter.request(&asking, &[], 0).unwrap(), [QUIET]);
+    let mut filter = negotiated();
+    assert_eq!(filter.request(&asking, &[], 0).unwrap(), [Step::Forward { reply: true }]);
+    assert_eq!(filter.awaited(), Some(code::SET_OWNER));
+    let mut zero = [0; 8];
+    let wrong = Header { request: code::SET_FEATURES, flags: VERSION | REPLY, size: 8 };
+    assert_eq!(filter.reply(&wrong, &mut zero), Err(Refusal::OutOfTurn(code::SET_FEATURES)));
+}
+
+#[test]
+fn a_live_kick_is_replaced_while_the_ring_is_disabled() {
+    let mut filter = negotiated();
+    steps(&mut filter, code::SET_FEATURES, &F_PROTOCOL_FEATURES.to_ne_bytes()).unwrap();
+    let kick = 2_u64.to_ne_bytes();
+    assert_eq!(steps(&mut filter, code::SET_VRING_KICK, &kick).unwrap(), [QUIET]);
+    steps(&mut filter, code::SET_VRING_ENABLE, &pair(2, 1)).unwrap();
+    let toggle = |on| {
+        let bytes = [pair(2, on)].concat().try_into().unwrap();
+        Step::Inject(message(code::SET_VRING_ENABLE, 0, bytes))
+    };
+    let live = steps(&mut filter, code::SET_VRING_KICK, &kick).unwrap();
+    assert_eq!(live, [toggle(0), QUIET, toggle(1)]);
+    steps(&mut filter, code::GET_VRING_BASE, &pair(2, 0)).unwrap();
+    assert_eq!(steps(&mut filter, code::SET_VRING_KICK, &kick).unwrap(), [QUIET]);
+}
+
+#[test]
+fn rings_become_pairs_in_the_answer() {
+    let mut filter = negotiated();
+    let asked = filter.request(&header(code::GET_QUEUE_NUM, 0), &[], 0).unwrap();
+    assert_eq!(asked, [Step::Forward { reply: true }]);
+    let mut payload = 4_u64.to_ne_bytes();
+    let answer = Header { request: code::GET_QUEUE_NUM, flags: VERSION | REPLY, size: 8 };
+    filter.reply(&answer, &mut payload).unwrap();
+    assert_eq!(u64::from_ne_bytes(payload), 2);
+}
+
+#[test]
+fn memory_without_descriptors_is_explained() {
+    let mut filter = negotiated();
+    let region = |n: u64| [n, 1, n, 0].map(|word| (word << 12).to_ne_bytes()).concat();
+    let table = [pair(2, 0), region(0), region(1)].concat();
+    let header = header(code::SET_MEM_TABLE, table.len());
+    let refused = filter.request(&header, &table, 1).unwrap_err();
+    assert_eq!(refused, Refusal::MemoryNotShared);
+    assert!(refused.to_string().contains("share=on"));
+    let steps = filter.request(&header, &table, 2).unwrap();
+    let regions = memory_table::parse(&table).unwrap();
+    assert_eq!(steps, [Step::Measure(regions), QUIET]);
+    let refused = Refusal::Descriptors { request: code::SET_MEM_TABLE, count: 3 };
+    assert_eq!(filter.request(&header, &table, 3), Err(refused));
+}
+
+#[test]
+fn memory_that_cannot_be_is_refused() {
+    let region = [0_u64, 0, 0, 0].map(u64::to_ne_bytes).concat();
+    let table = [pair(1, 0), region].concat();
+    let refused = negotiated().request(&header(code::SET_MEM_TABLE, table.len()), &table, 1);
+    let refused = refused.unwrap_err();
+    assert_eq!(refused, Refusal::Memory(TableError::Empty(0)));
+    assert_eq!(refused.to_string(), "SET_MEM_TABLE with region 0 of no bytes");
+}
+
+#[test]
+fn a_log_is_mapped_here_if_it_was_negotiated() {
+    let log = [4096_u64, 8192].map(u64::to_ne_bytes).concat();
+    let header = header(code::SET_LOG_BASE, log.len());
+    let mut filter = negotiated();
+    let mapped = filter.request(&header, &log, 1).unwrap();
+    assert_eq!(mapped, [Step::SetLog { size: 4096, offset: 8192 }]);
+    for count in [0, 2] {
+        let refused = Refusal::Descriptors { request: code::SET_LOG_BASE, count };
+        assert_eq!(filter.request(&header, &log, count), Err(refused));
+    }
+    for len in [0, 8, 15] {
+        let refused = Err(Refusal::Malformed(code::SET_LOG_BASE));
+        assert_eq!(filter.request(&header, &log[..len], 1), refused);
+    }
+    let refused = Err(Refusal::Unsupported(code::SET_LOG_BASE));
+    assert_eq!(Filter::new(2).request(&header, &log, 1), refused);
+}
+
+proptest! {
+    /// No message leads to a panic, a step out of bounds, or an answer nobody waits for.
+    #[test]
+    fn any_message_is_decided(
+        messages in prop::collection::vec(
+            (0_u32..50, prop::bool::ANY, prop::collection::vec(any::<u8>(), 0..20), 0_usize..3),
+            1..60,
+        )
+    ) {
+        let mut filter = negotiated();
+        for (request, asks, payload, descriptors) in messages {
+            let flags = if asks { VERSION | NEED_REPLY } else { VERSION };
+            let header = Header { request, flags, size: payload.len().try_into().unwrap() };
+            let Ok(steps) = filter.request(&header, &payload, descriptors) else { continue };
+            let forwards = steps.iter().filter(|s| matches!(s, Step::Forward { .. })).count();
+            prop_assert!(forwards <= 1);
+            let answers = steps.iter().filter(|step| match step {
+                Step::Forward { reply } => *reply,
+                Step::Answer(_) | Step::SetLog { .. } => true,
+                Step::SetMtu { acknowledge, .. } => *acknowledge,
+                _ => false,
+            });
+            let always = matches!(request, code::GET_STATUS | code::SET_LOG_BASE);
+            if filter.acknowledges(&header) {
+                prop_assert_eq!(answers.count(), 1);
+            } else {
+                prop_assert!(answers.count() <= usize::from(always) + 1);
+            }
+            prop_assert_eq!(filter.awaited().is_some(),
+                steps.contains(&Step::Forward { reply: true }));
+            filter.awaited = None;
+        }
+    }
+
+    #[test]
+    fn any_header_is_decided(bytes: [u8; HEADER_LEN]) {
+        if let Ok(header) = Header::parse(&bytes) {
+            prop_assert!(usize::try_from(header.size).unwrap() <= MAX_PAYLOAD);
+            prop_assert_eq!(header.flags & VERSION_MASK, VERSION);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The connection to varpd while the guest is served: what comes and goes on it, and calling a varpd
+//! that was away.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::{ServeError, Serving, doing};
+use crate::sys::seqpacket::Connection;
+use crate::time::Instant;
+use crate::vif::registration::{connect, place, register_with};
+use crate::wire::control::{self, Event, Request};
+
+/// How long a restarted varpd may take; the main thread does nothing else meanwhile.
+const RETURN_TIMEOUT: Duration = Duration::from_millis(500);
+/// Messages of varpd handled before other events get their turn.
+const EVENT_BUDGET: usize = 64;
+
+impl Serving {
+    pub(super) fn read_varpd(&mut self, now: Instant) {
+        // Keys come through here, too.
+        let mut buffer = Zeroizing::new(vec![0; control::MAX_LEN]);
+        for _ in 0..EVENT_BUDGET {
+            let Some(varpd) = &self.varpd else { return };
+            let (bytes, fds) = match varpd.recv(&mut buffer) {
+                Ok(received) if received.len > 0 => {
+                    (buffer.get(..received.len).unwrap_or_default(), received.fds)
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                _ => return self.lose_varpd(now),
+            };
+            match Event::parse(bytes) {
+                Ok(event) => {
+                    if let Some(answer) = self.link.handle_event(event, fds, now) {
+                        self.tell_varpd(&answer, now);
+                    }
+                }
+                Err(error) => {
+                    log::warn!("varpd sent what is no message: {error}");
+                    return self.lose_varpd(now);
+                }
+            }
+        }
+    }
+
+    pub(super) fn write_varpd(&mut self, now: Instant) {
+        for request in self.link.requests(now) {
+            self.tell_varpd(&request, now);
+        }
+    }
+
+    /// A varpd whose queue is full is as good as gone: it is called anew, and told everything.
+    fn tell_varpd(&mut self, request: &Request, now: Instant) {
+        if let Some(varpd) = &self.varpd
+            && varpd.send(&request.emit(), &[]).is_err()
+        {
+            self.lose_varpd(now);
+        }
+    }
+
+    fn lose_varpd(&mut self, now: Instant) {
+        if self.varpd.take().is_some() {
+            log::warn!("varpd is gone; going on with what is known");
+        }
+        self.call_at = Some(now + self.link.handle_disconnected());
+    }
+
+    pub(super) fn call_varpd(&mut self, now: Instant) {
+        self.call_at = None;
+        match self.try_call() {
+            Ok(varpd) => {
+                log::info!("registered with varpd again");
+                self.varpd = Some(varpd);
+                self.link.handle_registered(now);
+                if let Err(error) = self.watch_varpd() {
+                    log::error!("cannot poll the connection to varpd: {error}");
+                    self.lose_varpd(now);
+                }
+            }
+            Err(error) => {
+                log::debug!("{error}");
+                self.lose_varpd(now);
+            }
+        }
+    }
+
+    /// Calls varpd with the sockets at hand, so that the care-of address stays; if a varpd that
+    /// was configured anew has no use for them, with new ones at the next attempt.
+    fn try_call(&mut self) -> Result<Connection, ServeError> {
+        let varpd = connect(&self.path)?;
+        let request = self.link.register();
+        let sockets = match self.keep_sockets {
+            true => self.nic.sockets().map_err(doing("cannot duplicate sockets"))?,
+            false => Vec::new(),
+        };
+        let lent: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+        let registered = register_with(&varpd, &request, &lent, self.queue_pairs, RETURN_TIMEOUT);
+        if let Err(ServeError::Refused(why)) = &registered {
+            if self.refusal.as_ref() != Some(why) {
+                log::warn!("varpd refused the vif: {why}");
+            }
+            self.refusal = Some(why.clone());
+            self.keep_sockets = false;
+        }
+        let registration = registered?;
+        let level_changed = registration.level != self.level;
+        if level_changed {
+            log::warn!("the vnet's policy is now {}", registration.level);
+            self.level = registration.level;
+            self.nic.protect(self.key.vnet, self.level);
+        }
+        if !self.keep_sockets {
+            log::warn!("the vif's care-of address is now {}", registration.coa);
+            let place = place(self.key, &registration);
+            self.late.end(&self.poller).map_err(doing("cannot poll"))?;
+            self.nic.replace_underlays(registration.underlays, place);
+            self.keep_sockets = true;
+        }
+        Ok(varpd)
+    }
+}

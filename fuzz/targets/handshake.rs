@@ -23,8 +23,9 @@ const MOST: usize = 32;
 const MOST_OUTPUTS: usize = 24;
 /// Sessions with one host that may be received at once: those that are kept, and a half-open one.
 const MOST_SESSIONS: usize = 9;
-/// Exchanges of keys, which take long, in one run.
+/// What takes long, in one run: exchanges of keys, and steps.
 const MOST_WANTED: usize = 4;
+const MOST_STEPS: usize = 96;
 /// As many INITs at once as are not answered without a cookie any more; once in a run.
 const FLOOD: u8 = 70;
 
@@ -52,7 +53,10 @@ pub(crate) fn run(data: &[u8]) {
     let mut input = Input(data);
     let mut world = World::new();
     let mut wanted = 0;
-    while !input.0.is_empty() {
+    for _ in 0..MOST_STEPS {
+        if input.0.is_empty() {
+            break;
+        }
         let what = input.u8();
         let (to, n) = (usize::from(what >> 7), input.u8());
         match what % 12 {
@@ -157,16 +161,19 @@ impl World {
         }
     }
 
-    /// A recorded message comes again, perhaps elsewhere and from somebody else; perhaps many times.
+    /// A recorded message comes again, perhaps elsewhere and from somebody else; or so often from where
+    /// it came that others have to prove that they receive.
     fn repeat(&mut self, n: usize, to: usize, whence: u8) {
         let Some((_, bytes)) = self.recorded.get(n % self.recorded.len().max(1)).cloned() else {
             return;
         };
-        let is_flood = whence.is_multiple_of(32) && !self.was_flooded;
-        self.was_flooded |= is_flood;
-        let times = if is_flood { FLOOD } else { 1 };
-        for time in 0..times {
-            self.offer(to, from(1 - to, whence.wrapping_add(time.wrapping_mul(4))), &bytes);
+        if !whence.is_multiple_of(32) {
+            self.offer(to, from(1 - to, whence), &bytes);
+        } else if !self.was_flooded {
+            self.was_flooded = true;
+            for _ in 0..FLOOD {
+                self.offer(to, ip(1 - to), &bytes);
+            }
         }
     }
 

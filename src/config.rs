@@ -32,7 +32,7 @@ pub const DEFAULT_FILE: &str = "/etc/vnet/varpd.toml";
 pub const DEFAULT_KEYS: &str = "/etc/vnet/keys";
 /// UDP port of VARP and of group traffic.
 pub const DEFAULT_PORT: u16 = 1798;
-/// Group on an IPv4 underlay, as in the original implementation.
+/// Group on an IPv4 underlay.
 pub const DEFAULT_GROUP_V4: Ipv4Addr = Ipv4Addr::new(224, 10, 0, 1);
 /// Group on an IPv6 underlay: transient, of site-local scope (RFC 4291, 2.7), with the same number.
 pub const DEFAULT_GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff15, 0, 0, 0, 0, 0, 0xe00a, 1);

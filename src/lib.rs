@@ -32,8 +32,10 @@
 //! | [`vhost_user`] | what QEMU sees: connection, filter, device, rings | no |
 //! | [`underlay`] | sockets: opening and filtering them, batches of datagrams | no |
 //! | [`varpd`] | the daemon's shell around the mapper | no |
+//! | [`operator`] | what `vnet` asks varpd, and key files | no |
 //! | [`sys`] | safe wrappers over system calls; the only reader of the clock | no |
-//! | [`cli`], [`config`], [`show`], [`metrics`], `quiet` | command lines, file, tables, counters, a quiet log | mostly |
+//! | [`time`] | time as the pure modules see it: numbers that the caller read | yes |
+//! | [`cli`], [`config`], [`show`], [`metrics`], `quiet` | command lines, file, tables, counters, a limit on log messages | mostly |
 //!
 //! Pure means: no I/O, no clock, no `unsafe`; time comes in as an argument, effects go out as data.
 //! Dependencies point from the shell to the pure modules, never back.

@@ -154,6 +154,13 @@ counters! {
     }
 }
 
+/// What varpd shows before its counters: names, and of what each is the number at this moment.
+pub const VARPD_GAUGES: [(&str, &str); 3] = [
+    ("clients_now", "connections to the control socket"),
+    ("vifs_now", "vifs: those with a backend, and those kept without one"),
+    ("lanes_now", "lanes between vifs of this host"),
+];
+
 counters! {
     /// The counters of varpd, beside those of its mapper.
     VarpdCounters by VarpdCounter {

@@ -1,4 +1,4 @@
-//! Says only so much: what guests, clients and the underlay can provoke must not fill the log.
+//! A limit on log messages: what guests, clients and the underlay can provoke must not fill the log.
 
 #![forbid(unsafe_code)]
 

@@ -7,13 +7,14 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Command;
 use clap_mangen::Man;
 use vnet::cli::{self, Page};
+use vnet::config::Config;
 use vnet::mapper::MapperCounters;
-use vnet::metrics::{VarpdCounters, VifCounters};
+use vnet::metrics::{VARPD_GAUGES, VarpdCounters, VifCounters};
 use vnet::security::sadb::SadbCounters;
 
 /// The formats in vnet(7), in this order, between its head and the counters.
@@ -71,6 +72,7 @@ fn counters() -> String {
     let mut text = ".SH COUNTERS\nShown by\n.BR \"vnet show stats\" .\n".to_owned();
     let sets = [
         ("Of a vif", VifCounters::descriptions()),
+        ("Of varpd, at this moment", VARPD_GAUGES.to_vec()),
         ("Of varpd", VarpdCounters::descriptions()),
         ("Of varpd's address resolution", MapperCounters::descriptions()),
         ("Of varpd's keys", SadbCounters::descriptions()),
@@ -139,6 +141,36 @@ fn every_option_is_explained() {
         for option in command.get_arguments().filter_map(|arg| arg.get_long()) {
             let escaped = option.replace('-', "\\-");
             assert!(text.contains(&format!("\\-\\-{escaped}")), "{}: {option}", file_name(&page));
+        }
+    }
+}
+
+/// The names of the keys in a section of varpd's configuration, as the complaint about one that is
+/// not known lists them.
+fn keys(section: &str) -> Vec<String> {
+    let text = format!("{section}\nno-such-key = 1\n");
+    let complaint = Config::parse(&text, Path::new("")).unwrap_err().to_string();
+    let (_, names) = complaint.split_once("expected one of ").unwrap();
+    names.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_key_is_explained_and_in_the_example() {
+    let page = fs::read_to_string(directory().join("varpd.8.extra")).unwrap().replace('\\', "");
+    let example = directory().join("../qemu-examples/varpd.toml");
+    let example = fs::read_to_string(example).unwrap();
+    let shows = |key: &str| {
+        let mut words = example.split(['\n', '#', '.', '(']);
+        words.any(|word| word.strip_prefix(key).is_some_and(|rest| rest.starts_with(" = ")))
+    };
+    let sections = ["limits", "timers", "security", "vnet"];
+    for section in ["", "[limits]", "[timers]", "[security]", "[vnet.42]"] {
+        let keys = keys(section);
+        assert!(keys.len() > 3, "{section}: {keys:?}");
+        for key in keys.iter().filter(|key| !sections.contains(&key.as_str())) {
+            assert!(shows(key), "{section} {key}: not in qemu-examples/varpd.toml");
+            let is_told = page.split([' ', '"', ',', '\n']).any(|word| word == key);
+            assert!(is_told, "{section} {key}: not in varpd(8)");
         }
     }
 }

@@ -199,7 +199,9 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub(crate) fn this() -> io::Result<Self> {
-        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
+        // What follows the version names a build.
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+        let kernel = release.trim().split('-').next().unwrap_or_default().to_owned();
         let info = std::fs::read_to_string("/proc/cpuinfo")?;
         let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         let processor = model.map_or("unknown", |(_, name)| name).trim().to_owned();

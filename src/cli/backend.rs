@@ -12,12 +12,18 @@ use crate::vif::throttle::Limits;
 use crate::vif::tx::SourceMac;
 use crate::wire::{Mac, VnetId};
 
+/// The forms of the command; what clap would make of the options shows the required ones as optional.
+const USAGE: &str = "vhost-user-vnet --socket-path PATH [--client] --vnet ID --mac MAC [OPTIONS]
+       vhost-user-vnet --fd N --vnet ID --mac MAC [OPTIONS]
+       vhost-user-vnet --print-capabilities";
+
 /// Serves a guest's NIC on a vnet to QEMU, over vhost-user.
 ///
 /// Run one per NIC. varpd must run on the same host. The process stays in the foreground, ends on
-/// SIGTERM, and needs no privileges: any user who may connect to varpd's socket can start it.
+/// SIGTERM, and needs no privileges: any user who may connect to varpd's socket can start it, unless
+/// varpd has a list of users for the vnet (allow-users) on which that user is not.
 #[derive(Debug, Parser)]
-#[command(name = "vhost-user-vnet", version, max_term_width = 100)]
+#[command(name = "vhost-user-vnet", version, max_term_width = 100, override_usage = USAGE)]
 #[command(group = ArgGroup::new("limits").args(["rate_out", "rate_in"]).multiple(true))]
 #[command(group = ArgGroup::new("frontend").args(["socket_path", "fd", "print_capabilities"]).required(true))]
 pub struct Backend {
@@ -33,11 +39,11 @@ pub struct Backend {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..))]
     pub fd: Option<RawFd>,
 
-    /// The vnet that the NIC is on: 2 to 4294967295, decimal or 0x hex.
+    /// Required. The vnet that the NIC is on: 2 to 4294967295, decimal or 0x hex.
     #[arg(long, value_name = "ID", required_unless_present = "print_capabilities")]
     pub vnet: Option<VnetId>,
 
-    /// The NIC's MAC address, the same as in QEMU's -device option.
+    /// Required. The NIC's MAC address, the same as in QEMU's -device option.
     #[arg(long, required_unless_present = "print_capabilities")]
     pub mac: Option<Mac>,
 
@@ -92,12 +98,12 @@ pub struct Backend {
     #[arg(long, value_name = "RATE")]
     pub group_rate: Option<Rate>,
 
-    /// Bytes that may pass to groups at once [default: 100 ms at --group-rate, but 16k].
+    /// Bytes that may pass to groups at once [default: 100 ms at --group-rate, at least 16k].
     #[arg(long, value_name = "SIZE", requires = "group_rate")]
     pub group_burst: Option<Size>,
 
-    /// Most frames per second to groups, 100 ms of them (but 32) at once. What is more is dropped
-    /// [default: no limit].
+    /// Most frames per second to groups; at once a tenth of them, at least 32. What is more is
+    /// dropped [default: no limit].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub group_frames: Option<u32>,
 

@@ -51,6 +51,12 @@
 //! has come out of its socket and what was before it is delivered, or was lost and a short time is
 //! over. From a lane to UDP: the writer goes back only when the reader has taken all, or is gone. So
 //! the frames of one flow never overtake each other.
+//!
+//! | File | What |
+//! |---|---|
+//! | `writer`, `reader` | the side of a lane that writes frames, and the one that reads them |
+//! | [`index`] | what each side makes of the numbers that it has read |
+//! | [`handover`] | the last datagram by UDP before frames go through a lane |
 
 pub mod handover;
 pub mod index;

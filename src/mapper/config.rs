@@ -45,7 +45,8 @@ pub struct Config {
     pub damping_window: Duration,
     /// How often the users of a damped mapping are told that it moved.
     pub damped_interval: Duration,
-    /// Hosts (`vnetd`) that may send for others.
+    /// Hosts that may send for others: relays between segments, for which flags W and L are reserved.
+    /// varpd has none.
     pub relays: Vec<IpAddr>,
     /// Bounds.
     pub limits: Limits,

@@ -43,7 +43,7 @@
 //! **Who is believed** on a vnet without keys: hosts of the segment are. Everybody else should not
 //! be able to do harm by sending packets from afar, so: a reply must repeat a 64-bit nonce that
 //! only the asked could know; an announcement must come through the group; both must come from
-//! the address that they name as care-of address, unless a `vnetd` relayed them; a correction must
+//! the address that they name as care-of address, unless relayed (flag L); a correction must
 //! repeat a nonce, or come from the host that it disclaims for. A correction to an owner that does
 //! neither is not believed but answered with an announcement, which its true cause will correct.
 //! A message with a tag is dropped: no key here could check it, and a host that tags messages for
@@ -60,6 +60,24 @@
 //! After every input (`add_vif`, `resolve`, `handle_message`, ...) drain [`Mapper::poll_output`];
 //! then wait until [`Mapper::poll_timeout`] and call [`Mapper::handle_timeout`]. Send all messages,
 //! also those to the group, from the address given to [`Mapper::new`].
+//!
+//! # Where it is
+//!
+//! | File | What |
+//! |---|---|
+//! | `vifs` | the local vifs: which there are, which of them own their key |
+//! | `claims` | claims of local vifs: made, announced, contended, lost |
+//! | `clock` | the hybrid logical clock that claims are stamped with |
+//! | `resolve`, `pending` | questions of local vifs, and those under way |
+//! | `receive` | messages of other hosts: who is believed what |
+//! | `cache`, `mappings` | what is known about remote vifs, and how it changes |
+//! | `interest` | who uses a mapping and must hear when it changes |
+//! | `notes` | vifs that were here and have left |
+//! | `timers` | what is due when |
+//! | `nonce` | nonces that nobody who saw some of them can guess |
+//! | `limits` | rates, and the count of moves that makes a vif damped |
+//! | `config`, `counters` | what the mapper can be told, and what it counts |
+//! | `output`, `rows` | what it asks its shell to do; what it knows, for people |
 
 #![forbid(unsafe_code)]
 

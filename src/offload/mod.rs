@@ -30,6 +30,7 @@
 //! | [`envelope`] | the room around a datagram for what seals it |
 //! | [`bundle`] | many small frames in a datagram (flag B) |
 //! | [`fragment`] | one large frame in many datagrams (flag F) |
+//! | `field` | fields at an offset in network byte order |
 
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing)]

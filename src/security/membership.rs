@@ -142,7 +142,7 @@ fn covered(message: &Message) -> Vec<u8> {
     bytes
 }
 
-/// Whose clock made the message's time: many senders come through one `vnetd`.
+/// Whose clock made the message's time: many senders would come through one relay.
 fn author(from: SocketAddr, message: &Message) -> IpAddr {
     let named = match message.body {
         Body::Request { reply_to, .. } if message.relayed => Some(reply_to.ip()),

@@ -1,4 +1,18 @@
 //! Safe wrappers over system calls.
+//!
+//! | File | What |
+//! |---|---|
+//! | [`clock`] | the only place that reads a clock |
+//! | [`event`], [`timer`], [`signal`] | waiting for many descriptors; timers and signals as such |
+//! | [`lent_event`], [`doorbell`] | how threads, and processes that share memory, wake each other |
+//! | [`seqpacket`], [`ancillary`] | Unix sockets: whole datagrams, descriptors along with bytes |
+//! | [`mmsg`], [`error_queue`] | batches of UDP datagrams, and what became of those that were sent |
+//! | [`sockopt`], [`link`] | socket options; network interfaces |
+//! | [`iovec`] | scatter-gather elements that may point into guest memory |
+//! | [`shared_memory`], [`bus_error`] | memory of two processes, and what becomes of one when it fails |
+//! | [`secret_file`] | files that hold secrets |
+//! | [`process`] | what a daemon says to, and asks of, the system about itself |
+//! | [`sandbox`] | what a process gives up after its start |
 
 pub mod ancillary;
 pub mod bus_error;

@@ -3,6 +3,14 @@
 //! A queue pair of a vif has one [`Underlay`] of its own. It holds sockets that varpd opened: the
 //! vif's own (its address is the vif's care-of address), for the first pair that of the group,
 //! filtered by vnet id, and if there are several pairs one to send from (see [`steering`]).
+//!
+//! | File | What |
+//! |---|---|
+//! | [`sockets`] | opens the sockets of vifs and of varpd, and filters what they receive |
+//! | [`udp`] | the underlay over UDP |
+//! | [`steering`] | which queue pair gets a datagram |
+//! | [`segmentation`] | where the kernel may be asked to cut messages into datagrams |
+//! | [`probe`] | whether this kernel does so without damage |
 
 pub mod probe;
 pub mod segmentation;

@@ -24,6 +24,22 @@
 //! them, and the claim, for a while, in which a backend of the same user can come and find the same
 //! care-of address and the frames that arrived meanwhile. **Nor is varpd's end**: a backend brings
 //! its sockets to the next varpd, which believes it only what the kernel says about them.
+//!
+//! | File | What |
+//! |---|---|
+//! | `daemon` | the loop: one thread that waits for all sources |
+//! | `clients` | the connections to the control socket |
+//! | `requests` | what clients ask, and the ends of their connections |
+//! | `admission` | which users may have vifs on which vnet |
+//! | `register` | registration of a vif: whose it may be, and which sockets it gets |
+//! | `registry` | the vifs of this host, and what is kept of them when their backend is gone |
+//! | `learnt` | MACs behind vifs |
+//! | `late` | frames that come for vifs that have moved |
+//! | `lanes` | the lanes between vifs of this host |
+//! | `security` | secured vnets: keys, and what backends are told |
+//! | `site` | chooses the host's place on the underlay |
+//! | `varp` | VARP on the underlay: the sockets and what passes them |
+//! | `tables`, `stats`, `monitor` | what operators see: rows, counters of backends, events |
 
 #![forbid(unsafe_code)]
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::mapper::{LocalVif, Row, State};
+use crate::metrics::VARPD_GAUGES;
 use crate::security::sadb::rows;
 use crate::show::{self, NONE};
 use crate::time::Now;
@@ -145,12 +146,8 @@ impl Daemon {
         let row = |scope: &str, name: &str, value: u64| {
             vec![scope.to_owned(), name.to_owned(), value.to_string()]
         };
-        let gauges = [
-            ("clients_now", self.clients.len()),
-            ("vifs_now", self.registry.iter().count()),
-            ("lanes_now", self.lanes.len()),
-        ];
-        let gauges = gauges.into_iter().map(|(name, n)| (name, n as u64));
+        let gauges = [self.clients.len(), self.registry.iter().count(), self.lanes.len()];
+        let gauges = VARPD_GAUGES.iter().zip(gauges).map(|((name, _), n)| (*name, n as u64));
         let own = self.counters.snapshot().into_iter();
         let own = gauges.chain(own).chain(self.mapper.counters().snapshot());
         let own = own.chain(self.security.sadb.counters().snapshot());

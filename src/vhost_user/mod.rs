@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`attach`] | how frontends are met: listening, connecting, an inherited descriptor |
 //! | [`channel`], [`connection`] | whole messages with their descriptors; one connection's life |
+//! | `backend` | what the crate `vhost-user-backend` asks of a device: features, callbacks |
 //! | [`filter`] | pure: the dialect of frontends, turned into what the crate understands |
 //! | [`device`] | the device of a connection, and the wake-ups of the [`device::DataPath`]; within it `polling` looks for frames before a worker sleeps, and `pace`, pure, says whether that pays |
 //! | [`vring`] | a virtqueue as the control side keeps it and as the data path is lent it |

@@ -31,10 +31,10 @@ const BURST_TIME: Duration = Duration::from_millis(15);
 /// The same of group frames, which come in bunches: answers to a router's question, a host that
 /// looks for its neighbours.
 const GROUP_BURST_TIME: Duration = Duration::from_millis(100);
-/// How long frames may wait in the sockets for credit: room for what a sender far away needs to keep
-/// up the rate, and no more, as everything behind waits as long,
+/// How long frames may wait in the sockets for credit. A TCP sender far away needs this much room to
+/// keep up the rate; more would only delay all that comes behind.
 const WAITING_TIME: Duration = Duration::from_millis(100);
-/// but room for this many bytes.
+/// Least room in the sockets, in bytes, however low the rate.
 const LEAST_WAITING_ROOM: u64 = 256 << 10;
 /// How long what was taken from the sockets may wait.
 const READ_AHEAD_TIME: Duration = Duration::from_millis(20);

@@ -13,6 +13,9 @@
 //! | [`handshake`] | how hosts agree on keys |
 //! | [`esp`] | protected datagrams |
 //! | [`control`] | messages between a host's own processes |
+//!
+//! One more is that of [`crate::lane::handover`]: a bundle without frames, which precedes the first
+//! frame through a lane.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing)]

@@ -56,11 +56,12 @@
 //! | 4 correction | a host | somebody has a newer claim | set | the newer owner's | 0 | of the message that it answers, or 0 |
 //! | 5 absent | the request's reply-to | I do not (answers only R) | 0 | 0 | 0 | the request's |
 //!
-//! Flags: W (wide, requests and announces): `vnetd` is asked to carry the message to other
-//! segments. R (refresh, requests): by unicast, to confirm what is known. L (relayed): a `vnetd`
-//! carried it here, so the sender's address is not the owner's; never carried a second time. A:
-//! key id, time and tag follow, tag length is 16 (else 0). The tag covers all bytes before it with
-//! flag L taken as 0. Here it is only structure: it is handed up, and checked where the keys are
+//! Flags: W (wide, requests and announces): may be carried to other segments. R (refresh,
+//! requests): by unicast, to confirm what is known. L (relayed): was carried here from another
+//! segment, so the sender's address is not the owner's; never carried a second time. W and L are
+//! reserved for relays between segments, of which there are none yet. A: key id, time and tag
+//! follow, tag length is 16 (else 0). The tag covers all bytes before it with flag L taken as 0.
+//! Here it is only structure: it is handed up, and checked where the keys are
 //! ([`crate::security::membership`]).
 //!
 //! Families are 4 and 6, 0 where the field is not used (then the rest of the field is 0 as well).

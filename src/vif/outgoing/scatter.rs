@@ -27,7 +27,7 @@ use crate::wire::{Capabilities, frame};
 /// Least payload, in bytes, of datagrams that are scattered.
 ///
 /// What scattering costs the sender against staging, in processor time (`cargo bench --bench
-/// sending`: 62 kB of payload in segments, over veth, Linux 6.18, other load on the machine):
+/// sending`: 62 kB of payload in segments, over veth, Linux 6.18, on a machine that was not idle):
 ///
 /// | Guest memory in use, link | 1448 | 2000 | 3000 | 4000 | 5000 | 6000 | 7500 | 8848 |
 /// |---|---|---|---|---|---|---|---|---|

@@ -75,7 +75,7 @@
 //! | `notes` | vifs that were here and have left |
 //! | `timers` | what is due when |
 //! | `nonce` | nonces that nobody who saw some of them can guess |
-//! | `limits` | rates, and the count of moves that makes a vif damped |
+//! | `moves` | the count of moves that makes a vif damped |
 //! | `config`, `counters` | what the mapper can be told, and what it counts |
 //! | `output`, `rows` | what it asks its shell to do; what it knows, for people |
 

@@ -53,7 +53,7 @@ pub struct Serving {
     pub rekey_in: Duration,
     /// Until it ends.
     pub ends_in: Duration,
-    /// Senders' keys that can still be given out.
+    /// Senders' keys that can still be given out for the care-of address that has most of them.
     pub senders_left: u32,
 }
 

@@ -23,23 +23,21 @@ impl<U: Underlay> Worker<U> {
             let max_datagram = self.max_datagram(&frame.route, now);
             self.stager.limit_segments(self.segmentation.most(frame.route.to.ip()));
             match self.stager.stage(batch, at, max_datagram) {
-                Step::Done(count) => at += count,
-                Step::Full if !self.stager.staged().is_empty() => self.flush(batch, now),
-                refusal => {
-                    match refusal {
-                        Step::Refused(VifCounter::tx_drop_too_big) => {
-                            self.send_too_long(batch, at, now);
-                        }
-                        Step::Refused(counter) => self.counters.inc(counter),
-                        // Larger than the empty buffer.
-                        Step::Full | Step::Done(_) => {
-                            self.counters.inc(VifCounter::tx_drop_too_big);
-                        }
-                    }
-                    self.stager.next_frame();
-                    at += 1;
+                Step::Done(count) => {
+                    at += count;
+                    continue;
                 }
+                Step::Full if !self.stager.staged().is_empty() => {
+                    self.flush(batch, now);
+                    continue;
+                }
+                // Larger than the empty buffer.
+                Step::Full => self.counters.inc(VifCounter::tx_drop_too_big),
+                Step::Refused(VifCounter::tx_drop_too_big) => self.send_too_long(batch, at, now),
+                Step::Refused(counter) => self.counters.inc(counter),
             }
+            self.stager.next_frame();
+            at += 1;
         }
         self.flush(batch, now);
     }

@@ -93,7 +93,8 @@ pub trait DataPath: Send + Sync + 'static {
     /// The virtio features that the driver acknowledged.
     fn set_features(&self, features: u64);
 
-    /// The frontend tells the MTU that the guest was configured with; false refuses it.
+    /// The frontend tells the MTU in bytes that the guest was configured with; false refuses it, which
+    /// leaves a guest of QEMU's without this NIC.
     fn set_mtu(&self, mtu: u16) -> bool;
 
     /// The frontend asks that the network be told where the guest is (`SEND_RARP`). May come before

@@ -17,6 +17,10 @@ use crate::vif::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
 use crate::vif::throttle::Direction;
 use crate::vif::worker::Progress;
 
+/// Least MTU in bytes of anything that carries IPv4 (RFC 791, section 3.2), and the least that a device may
+/// name (virtio 1.2, section 5.1.4).
+const LEAST_MTU: u16 = 68;
+
 /// Runs a step of a worker on one of its rings; a broken ring is stopped, not the worker.
 macro_rules! on_ring {
     ($ring:expr, $memory:expr, $step:expr) => {{
@@ -145,7 +149,14 @@ impl DataPath for Nic {
     }
 
     fn set_mtu(&self, mtu: u16) -> bool {
-        mtu <= self.mtu
+        if mtu > self.mtu {
+            log::warn!(
+                "the guest was told an MTU of {mtu} bytes (host_mtu) where {} fit: longer packets cost more, and to \
+                 a group they are lost",
+                self.mtu,
+            );
+        }
+        mtu >= LEAST_MTU
     }
 
     fn announce(&self) {

@@ -16,7 +16,7 @@ use vnet::metrics::VifCounter;
 use vnet::offload::features::Offloads;
 
 use crate::driver::{HEADER_LEN, Options};
-use crate::nic::{BROADCAST, Nic, frame, mac, vif};
+use crate::nic::{BROADCAST, LEN, Nic, frame, mac, vif};
 use crate::support::netns::Family;
 use crate::support::{pause, step, wait_until};
 use crate::{Net, SOON};
@@ -262,6 +262,35 @@ fn order_is_kept_from_udp_to_lanes_and_while_varpd_is_away() {
 
 /// Backends are killed under a stream; the stream goes on with their successors, over UDP and then
 /// through new lanes.
+/// What is longer than the guests' MTU, and is not TCP, goes whole where it would leave a host in pieces,
+/// and does not lose its place among others.
+#[test]
+fn frames_longer_than_the_mtu_keep_their_order() {
+    let Some(net) = Net::new("frames longer than the MTU through lanes", 1) else { return };
+    let narrow = ["--mtu", "1000"];
+    let [mut one, mut two] = [("g1", 1), ("g2", 2)].map(|(name, last)| {
+        Nic::start_with(name, vif(42, last), &net.varpds[0], Nic::options(), &narrow)
+    });
+    one.introduce(&mut two);
+    wait_until("there is a lane", SOON, || {
+        pass(&mut one, &mut two, 1..2);
+        local_frames(&net, 2) > 0
+    });
+    for n in 0..2000 {
+        let len = if n % 3 == 0 { 1500 } else { LEN };
+        one.queue_frame(&frame(mac(2), mac(1), n, len));
+        if n % 50 == 49 {
+            one.driver.flush(0);
+            for n in n - 49..=n {
+                assert_eq!(two.receive(mac(1)), n);
+            }
+        }
+    }
+    let counters = one.counters(&net.varpds[0]);
+    assert_eq!(counters.get(VifCounter::tx_fragmented), 0);
+    assert_eq!(counters.sum("tx_drop_"), 0);
+}
+
 #[test]
 fn backends_may_be_killed_at_any_time() {
     let Some(net) = Net::with("a backend beside another is killed", 1, Family::V4, "") else {

@@ -100,31 +100,41 @@ impl<U: Underlay> Worker<U> {
         }
     }
 
-    /// Deals with the frame at `at`, which is longer than its path and can't be cut. If it must not
-    /// be fragmented its sender is told, as by a router; if it may be, can't be told, or its sender does
-    /// not listen (see [`crate::vif::told`]), it leaves in pieces.
+    /// Sends the frame at `at`, which is longer than its path and can't be cut, in pieces, unless its
+    /// sender is told to send less.
     pub(super) fn send_too_long(&mut self, batch: &Batch<'_>, at: usize, now: Instant) {
         let Some(frame) = batch.frames.get(at) else { return };
         let max_datagram = self.max_datagram(&frame.route, now);
         let max_frame = max_datagram.saturating_sub(encap::LEN);
-        let answer = batch.lead(frame).and_then(|lead| too_big::answer(lead, max_frame));
-        let is_carried = match answer {
-            Some(answer) => {
-                let verdict = self.listeners.judge(answer.flow, now);
-                let is_carried = verdict.carry && takes_pieces(&frame.route);
-                if (verdict.tell || !is_carried) && self.answers.len() < MAX_ANSWERS {
-                    self.answers.push(answer.frame);
-                }
-                is_carried
-            }
-            None => true,
-        };
-        let dropped = if is_carried {
+        let lead = batch.lead(frame);
+        let dropped = if self.is_carried(lead, max_frame, takes_pieces(&frame.route), now) {
             self.send_pieces(batch, at, max_datagram, now)
         } else {
             Some(VifCounter::tx_drop_too_big)
         };
         self.counters.inc(dropped.unwrap_or(VifCounter::tx_fragmented));
+    }
+
+    /// Whether a frame that is longer than `max_frame`, in bytes, and can't be cut is carried all the
+    /// same, given its headers. If it must not be fragmented its sender is told, as by a router; if it
+    /// may be, can't be told, or its sender does not listen (see [`crate::vif::told`]), it is carried
+    /// where that `is_possible`.
+    pub(super) fn is_carried(
+        &mut self,
+        lead: Option<&[u8]>,
+        max_frame: usize,
+        is_possible: bool,
+        now: Instant,
+    ) -> bool {
+        let Some(answer) = lead.and_then(|lead| too_big::answer(lead, max_frame)) else {
+            return true;
+        };
+        let verdict = self.listeners.judge(answer.flow, now);
+        let is_carried = verdict.carry && is_possible;
+        if (verdict.tell || !is_carried) && self.answers.len() < MAX_ANSWERS {
+            self.answers.push(answer.frame);
+        }
+        is_carried
     }
 
     /// Stages a frame in pieces; returns why not, if so.

@@ -192,8 +192,8 @@ impl<U: Underlay> Worker<U> {
             (Ok(()), None) => return Some(0),
         };
         let sent = match written {
-            // It leaves with the batch. What is too long for the underlay is dealt with there, too.
-            Ok(Written::NoLane) | Err(VifCounter::tx_drop_too_big) => return Some(len),
+            // It leaves with the batch.
+            Ok(Written::NoLane) => return Some(len),
             Ok(Written::Done) => Some(len),
             Ok(Written::Wait) => None,
             Ok(Written::Dropped) => {

@@ -30,11 +30,21 @@ impl<U: Underlay> Worker<U> {
                 let size = u16::try_from(cut.size()).unwrap_or(u16::MAX);
                 Header::merged(layout, size, layout.has_cwr(lead))
             }
-            _ if outgoing.len > max_frame => {
-                return self.write_cut(outgoing, batch, max_frame, now);
+            request => {
+                if outgoing.len > max_frame {
+                    if let Some(cut) = cut_plain(batch, outgoing, max_frame) {
+                        return self.write_cut(&cut, outgoing, batch, now);
+                    }
+                    // It needs no pieces here.
+                    if !self.is_carried(batch.lead(outgoing), max_frame, true, now) {
+                        return Err(VifCounter::tx_drop_too_big);
+                    }
+                }
+                match request {
+                    Request::Checksum { place, .. } => Header::partial_at(*place),
+                    _ => Header::PLAIN,
+                }
             }
-            Request::Plain => Header::PLAIN,
-            Request::Checksum { place, .. } => Header::partial_at(*place),
         };
         let frame = LocalFrame {
             header: header.emit(0),
@@ -54,18 +64,18 @@ impl<U: Underlay> Worker<U> {
     /// there is no room for is lost.
     fn write_cut(
         &mut self,
+        cut: &Cut,
         outgoing: &Outgoing,
         batch: &Batch<'_>,
-        max_frame: usize,
         now: Instant,
     ) -> Result<Written, VifCounter> {
-        let cut = cut_plain(batch, outgoing, max_frame).ok_or(VifCounter::tx_drop_too_big)?;
-        let mut bytes = vec![0; max_frame];
+        let mut bytes = Vec::new();
         for index in 0..cut.count() {
             let payload = cut.payload(index);
             let len = cut.header_len() + payload.len();
-            let segment = bytes.get_mut(..len).ok_or(VifCounter::tx_drop_header)?;
-            write_segment(&cut, index, batch.gather(outgoing, payload.start), segment)
+            bytes.resize(len, 0);
+            let segment = bytes.as_mut_slice();
+            write_segment(cut, index, batch.gather(outgoing, payload.start), segment)
                 .ok_or(VifCounter::tx_drop_header)?;
             let piece = [IoVec::from_slice(segment)];
             let frame = LocalFrame {

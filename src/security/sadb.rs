@@ -14,9 +14,10 @@
 //! | sessions | keys agreed on; the newest that serves is *current* | their end, another one |
 //!
 //! **Make before break.** A receiver has the keys of a new session before its sender uses them: the
-//! responder hands them to its backends before it answers; where there is a current session, both
-//! sides switch a moment ([`SETTLE`]) after they are sure of the new one; and the old one is received
-//! for a while ([`OVERLAP`]) longer.
+//! responder hands them to its backends before it answers, and the initiator before it confirms. So
+//! each side switches as soon as it is sure of the new session, which one that was asked for because its
+//! receiver had lost the old one ([`Sadb::renew`]) can't do soon enough; and the old one is received for
+//! a while ([`OVERLAP`]) longer.
 //!
 //! **Who begins again.** The initiator of a session when it is [`Config::rekey`] old, the other side
 //! some time later if that did not happen, each only while it wants to send. When both begin at
@@ -61,8 +62,6 @@ pub use output::{Inbound, Outbound, Output, sender_key};
 use link::{Peer, Session};
 use output::receiver_key;
 
-/// A side that knows a new session to serve uses it so much later, where another serves already.
-pub const SETTLE: Duration = Duration::from_millis(500);
 /// How long a replaced session is still received.
 pub const OVERLAP: Duration = Duration::from_secs(30);
 /// Repetitions of a message without an answer; the waits double from [`FIRST_WAIT`] to [`LAST_WAIT`].
@@ -286,6 +285,12 @@ impl Sadb {
         peer.is_some_and(|peer| peer.current(now.mono).is_some())
     }
 
+    /// Whether packets can be sent to a host by another session than this one.
+    pub fn is_served_without(&self, vnet: VnetId, peer: IpAddr, number: u32, now: Now) -> bool {
+        let peer = self.peers.get(&(vnet, peer.to_canonical()));
+        peer.is_some_and(|peer| peer.is_served_without(number, now.mono))
+    }
+
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now) {
         if self.cookies_turn <= now.mono {
@@ -370,7 +375,6 @@ impl Sadb {
             agreed,
             is_initiator,
             made: now.mono,
-            serves_from: None,
             rekey_at: now.mono + rekey,
             ends: now.mono + self.config.rekey * 2,
             next_index: BTreeMap::new(),

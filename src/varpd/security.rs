@@ -35,8 +35,10 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// How long nobody asks again for a vif whose host does not agree on keys.
 const GAVE_UP_HOLD: Duration = Duration::from_secs(1);
 
-/// How long the backends of a vnet may take to say that they accept a new session.
-const GATE_TIMEOUT: Duration = Duration::from_millis(50);
+/// How long the backends of a vnet may take to say that they accept the first session with a host.
+const FIRST_GATE_TIMEOUT: Duration = Duration::from_millis(50);
+/// The same for another session, while the one before it serves.
+const GATE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A vnet and another host.
 type Link = (VnetId, IpAddr);
@@ -205,6 +207,12 @@ impl Security {
     pub(super) fn forget_vif(&mut self, vif: LocalVif) {
         self.users.retain(|(of, _), _| *of != vif);
         self.issued.retain(|(of, _)| *of != vif);
+        for gate in self.gates.values_mut() {
+            gate.waiting.retain(|(of, _)| *of != vif);
+            if gate.waiting.is_empty() {
+                gate.until = Instant::ZERO;
+            }
+        }
     }
 
     /// Mappings that are no longer used.
@@ -419,7 +427,8 @@ impl Daemon {
             }
         }
         if !waiting.is_empty() {
-            let until = now.mono + GATE_TIMEOUT;
+            let another_serves = self.security.sadb.is_served_without(link.0, link.1, number, now);
+            let until = now.mono + if another_serves { GATE_TIMEOUT } else { FIRST_GATE_TIMEOUT };
             let gate = Gate { waiting: BTreeSet::new(), until, held: VecDeque::new() };
             let gate = self.security.gates.entry(link).or_insert(gate);
             gate.waiting.extend(waiting);

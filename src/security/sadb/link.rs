@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::rows::Tally;
 use super::{
     Agreed, CLOCK_TOLERANCE, FIRST_WAIT, HOLD, KeyId, LAST_WAIT, Link, MAX_SESSIONS, OVERLAP,
-    Output, SETTLE, Sadb, SadbCounter, TRIES,
+    Output, Sadb, SadbCounter, TRIES,
 };
 use crate::security::handshake::Initiator;
 use crate::time::{Instant, Now};
@@ -23,8 +23,6 @@ pub(super) struct Session {
     pub(super) is_initiator: bool,
     /// When it was agreed on.
     pub(super) made: Instant,
-    /// From when it is used for sending; `None`: the peer has not shown that it is there.
-    pub(super) serves_from: Option<Instant>,
     /// When another one is made, if the link is wanted.
     pub(super) rekey_at: Instant,
     pub(super) ends: Instant,
@@ -41,7 +39,7 @@ impl Session {
     }
 
     fn serves(&self, now: Instant) -> bool {
-        self.serves_from.is_some_and(|from| from <= now) && now < self.ends
+        now < self.ends
     }
 }
 
@@ -91,7 +89,7 @@ pub(super) struct Peer {
     pub(super) wanted_until: Instant,
     pub(super) attempt: Option<Attempt>,
     pub(super) half_open: Option<HalfOpen>,
-    /// Oldest first.
+    /// Those that the peer has shown to have, oldest first.
     pub(super) sessions: Vec<Session>,
     /// The time in the newest INIT that was answered, and when that was.
     pub(super) newest_init: u64,
@@ -135,6 +133,10 @@ impl Peer {
         self.sessions.iter_mut().rev().find(|session| session.serves(now))
     }
 
+    pub(super) fn is_served_without(&self, number: u32, now: Instant) -> bool {
+        self.sessions.iter().any(|session| session.number != number && session.serves(now))
+    }
+
     pub(super) fn session(&self, number: u32) -> Option<&Session> {
         let half_open = self.half_open.iter().map(|half| &half.session);
         self.sessions.iter().chain(half_open).find(|session| session.number == number)
@@ -143,11 +145,6 @@ impl Peer {
     pub(super) fn session_mut(&mut self, number: u32) -> Option<&mut Session> {
         let half_open = self.half_open.iter_mut().map(|half| &mut half.session);
         self.sessions.iter_mut().chain(half_open).find(|session| session.number == number)
-    }
-
-    /// When a new session may serve: at once, unless another does.
-    pub(super) fn settled(&self, now: Instant) -> Instant {
-        if self.current(now).is_some() { now + SETTLE } else { now }
     }
 
     /// Gives up asking; returns the number that is free again.
@@ -185,10 +182,7 @@ impl Peer {
     /// When something is due by itself.
     fn next_due(&self, now: Instant) -> Option<Instant> {
         let wanted = self.wanted_until > now;
-        let sessions = self.sessions.iter().flat_map(|session| {
-            let serves_from = session.serves_from.filter(|from| *from > now);
-            [Some(session.ends), serves_from]
-        });
+        let sessions = self.sessions.iter().map(|session| Some(session.ends));
         let begin = (wanted && !self.is_negotiating())
             .then(|| self.rekey_at().unwrap_or(now).max(self.rest_until));
         let attempt = self.attempt.as_ref().map(|attempt| attempt.next);
@@ -288,9 +282,8 @@ impl Sadb {
     fn begin_with_self(&mut self, link: Link, number: u32, key_id: KeyId, now: Now) -> bool {
         let level = self.vnets.get(&link.0).map(|ring| ring.level).unwrap_or_default();
         let Some(agreed) = Agreed::with_self(&self.entropy, level, number) else { return false };
-        let mut session = self.new_session(number, key_id, agreed, true, now);
+        let session = self.new_session(number, key_id, agreed, true, now);
         let Some(peer) = self.peers.get_mut(&link) else { return false };
-        session.serves_from = Some(peer.settled(now.mono));
         peer.sessions.push(session);
         peer.tally.made += 1;
         self.counters.inc(SadbCounter::sa_sessions);

@@ -37,7 +37,7 @@ impl Sadb {
         match message.header.kind {
             Kind::Init => self.on_init(link, &message, now),
             Kind::Response => self.on_response(link, &message, now),
-            Kind::Confirm => self.on_confirm(link, &message, now),
+            Kind::Confirm => self.on_confirm(link, &message),
             Kind::Ack => self.on_ack(link, &message),
             Kind::Cookie => self.on_cookie(link, &message),
         }?;
@@ -132,9 +132,8 @@ impl Sadb {
         let agreed =
             initiator.handle_response(message).map_err(|_| SadbCounter::handshake_drop_forged)?;
         let number = initiator.number;
-        let mut session = self.new_session(number, keys.id, agreed, true, now);
+        let session = self.new_session(number, keys.id, agreed, true, now);
         let peer = self.peers.get_mut(&link).ok_or(unasked)?;
-        session.serves_from = Some(peer.settled(now.mono));
         peer.sessions.push(session);
         peer.tally.made += 1;
         peer.attempt = Some(Attempt::confirming(number, now.mono));
@@ -143,12 +142,7 @@ impl Sadb {
         Ok(())
     }
 
-    fn on_confirm(
-        &mut self,
-        link: Link,
-        message: &Message<'_>,
-        now: Now,
-    ) -> Result<(), SadbCounter> {
+    fn on_confirm(&mut self, link: Link, message: &Message<'_>) -> Result<(), SadbCounter> {
         let number = message.header.receiver;
         let unasked = SadbCounter::handshake_drop_unasked;
         let peer = self.peers.get_mut(&link).ok_or(unasked)?;
@@ -159,9 +153,7 @@ impl Sadb {
         if peer.half_open.as_ref().is_some_and(|half| half.session.number == number)
             && let Some(half) = peer.half_open.take()
         {
-            let mut session = half.session;
-            session.serves_from = Some(peer.settled(now.mono));
-            peer.sessions.push(session);
+            peer.sessions.push(half.session);
             peer.tally.made += 1;
             self.counters.inc(SadbCounter::sa_sessions);
         }

@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 
 const WALL: u64 = 1_767_225_600_000;
 const SECOND: Duration = Duration::from_secs(1);
+/// Of a message on its way.
+const MAX_DELAY: Duration = Duration::from_millis(20);
 
 fn vnet() -> VnetId {
     VnetId::new(42).unwrap()
@@ -131,7 +133,8 @@ impl World {
             _ => 1,
         };
         for _ in 0..copies {
-            let delay = Duration::from_micros(100 + self.random(20_000));
+            let spread = self.random(MAX_DELAY.as_micros() as u64 - 100);
+            let delay = Duration::from_micros(100 + spread);
             self.wire.push_back((self.now + delay, from, to, bytes.clone()));
         }
     }
@@ -153,9 +156,13 @@ impl World {
         }
     }
 
-    /// Lets time pass, in steps of what happens next.
     fn run(&mut self, seconds: u64) {
-        let end = self.now + Duration::from_secs(seconds);
+        self.run_for(Duration::from_secs(seconds));
+    }
+
+    /// Lets time pass, in steps of what happens next.
+    fn run_for(&mut self, time: Duration) {
+        let end = self.now + time;
         loop {
             let timers = self.hosts.iter().filter_map(|host| host.sadb.poll_timeout());
             let arrivals = self.wire.iter().map(|(at, ..)| *at);
@@ -538,8 +545,10 @@ fn a_host_that_lost_its_memory_asks_for_another_session() {
         w.hosts[1].sadb.renew(vnet(), ip(0), now);
     }
     w.drain(1);
-    w.run(5);
+    // Three messages; the other side does not go on with the old session for a while.
+    w.run_for(3 * MAX_DELAY);
     assert!(w.is_through(0, 1), "told once, all is well again");
+    w.run(5);
     assert_eq!(w.count(1, SadbCounter::sa_sessions), 1);
 }
 

@@ -20,6 +20,7 @@
 mod abuse;
 mod confined;
 mod disguises;
+mod disturbances;
 #[path = "../support/driver.rs"]
 mod driver;
 mod flood;
@@ -41,6 +42,8 @@ mod nic;
 mod offpath;
 mod paths;
 mod queues;
+#[path = "../support/random.rs"]
+mod random;
 mod rekey;
 mod resolution;
 mod restarts;

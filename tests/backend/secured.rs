@@ -31,7 +31,7 @@ impl Keys {
     }
 
     /// Writes a file, as a whole; each line is a role and the byte that a key is made of.
-    fn write(&self, name: &str, lines: &[(&str, &str)]) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, lines: &[(&str, &str)]) -> PathBuf {
         let line = |(role, byte): &(&str, &str)| format!("{role} {}\n", byte.repeat(32));
         let text: String = lines.iter().map(line).collect();
         let (path, new) = (self.0.path().join(name), self.0.path().join("new"));

@@ -21,6 +21,7 @@
 mod checks;
 mod host;
 mod network;
+#[path = "../support/random.rs"]
 mod random;
 mod script;
 mod user;

@@ -23,6 +23,9 @@ impl Mapper {
     /// (`prior`, for the same care-of address), since nothing happened. The answer is
     /// [`Notice::Claimed`] or, where a newer claim is known, [`Notice::Lost`].
     pub fn set_active(&mut self, vif: LocalVif, active: bool, prior: Option<Stamp>, now: Now) {
+        if let Some(state) = self.vifs.get_mut(vif) {
+            state.in_doubt = false;
+        }
         if !active {
             self.deactivate(vif, now);
             return;
@@ -175,6 +178,21 @@ impl Mapper {
         }
     }
 
+    /// The vif's backend has ended. It may be back in a moment, so its claim stands; but its guest may
+    /// as well have been started elsewhere, and been announced while this host was cut off. So
+    /// everybody is asked, now and whenever a vif of this host asks for it, until
+    /// [`Mapper::set_active`] says how things are.
+    pub fn doubt(&mut self, vif: LocalVif, now: Now) {
+        let Some(state) = self.vifs.get_mut(vif).filter(|state| state.own.is_some()) else {
+            return;
+        };
+        state.in_doubt = true;
+        let (key, asker) = (state.key, state.coa);
+        if self.pending.get(&key).is_none() && self.may_ask(vif, key) {
+            self.begin(vif, key, asker, Stage::Ask, now);
+        }
+    }
+
     /// Nobody answers for a key. If a vif here runs and had lost it, it takes it back.
     pub(super) fn abandoned(&mut self, key: VifKey, now: Now) -> bool {
         let runs = |vif: &LocalVif| self.vifs.get(*vif).is_some_and(|v| v.active && !v.learnt);
@@ -220,7 +238,10 @@ impl Mapper {
             self.reclaim(vif, now);
             return None;
         }
-        let interest = self.end_own(vif).map(|own| own.interest).unwrap_or_default();
+        let mut interest = self.end_own(vif).map(|own| own.interest).unwrap_or_default();
+        if let Some(doubt) = self.end_pending(&key) {
+            interest.merge(doubt.waiters, self.config.limits.interest);
+        }
         self.lost(vif, ours, theirs, now);
         self.notify_all(key, &interest, mapping(key, theirs, lifetime));
         self.remember(key, theirs, None, lifetime, interest, now.mono);

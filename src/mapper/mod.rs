@@ -33,6 +33,11 @@
 //! vif that stopped here and is claimed elsewhere within a lifetime. What still comes for it, its
 //! backend sends on, and [`Mapper::correct`] tells the senders' hosts, each once a second.
 //!
+//! **Doubt.** The claim of a vif whose backend has ended stands, since the backend may be back in a
+//! moment; but everybody is asked whether somebody else has it ([`Mapper::doubt`]): its guest may
+//! have been started elsewhere while this host was cut off. Another host where it runs, and that had
+//! lost it to this claim, takes it back when it hears the question.
+//!
 //! **MACs behind a vif** ([`Mapper::add_learnt`]) are vifs at its care-of address, claimed when they
 //! are first seen. One that was lost is claimed again only when it is seen again: it moves as those
 //! behind bridges do, which is no conflict.
@@ -229,8 +234,10 @@ impl Mapper {
         }
         let limits = &self.config.limits;
         let bucket = TokenBucket::new(limits.requests_per_second, limits.request_burst);
-        let (active, own, watch, asking, moves) = (false, None, None, 0, Moves::default());
-        self.vifs.insert(vif, Vif { key, coa, learnt, active, own, watch, asking, bucket, moves });
+        let (active, in_doubt, own, watch) = (false, false, None, None);
+        let (asking, moves) = (0, Moves::default());
+        let new = Vif { key, coa, learnt, active, in_doubt, own, watch, asking, bucket, moves };
+        self.vifs.insert(vif, new);
         Ok(())
     }
 

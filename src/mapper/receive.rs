@@ -8,8 +8,8 @@ use super::claims::outranks;
 use super::pending::Stage;
 use super::{Destination, Event, Mapper, MapperCounter, millis};
 use crate::time::{Instant, Now};
-use crate::wire::VifKey;
 use crate::wire::varp::{Body, Claim, Message};
+use crate::wire::{CareOf, VifKey};
 
 /// The least time between two corrections of one cached mapping: those who announce repeat
 /// themselves, and everybody who has the mapping answers.
@@ -49,7 +49,8 @@ impl Mapper {
         }
         let (key, nonce) = (message.key, message.nonce);
         match message.body {
-            Body::Request { reply_to, refresh, .. } => {
+            Body::Request { asker, reply_to, refresh } => {
+                self.take_back(key, asker, now);
                 self.answer(key, nonce, reply_to, refresh && !via_group);
             }
             Body::Reply { claim, lifetime_ms } => {
@@ -111,6 +112,15 @@ impl Mapper {
         }
     }
 
+    /// Who owns a key asks who has it: its backend has ended ([`Mapper::doubt`]). A vif here that runs,
+    /// and that had lost the key to it, takes it back.
+    fn take_back(&mut self, key: VifKey, asker: CareOf, now: Now) {
+        let is_of_owner = |claim: Claim| claim.coa.addr == asker.addr;
+        if self.vifs.owner(&key).is_none() && self.cached_claim(&key).is_some_and(is_of_owner) {
+            self.abandoned(key, now);
+        }
+    }
+
     /// Only the owner's host answers, except where it was asked alone.
     fn answer(&mut self, key: VifKey, nonce: u64, reply_to: SocketAddr, alone: bool) {
         let moved = self.notes.get(&key).and_then(|note| note.moved);
@@ -137,6 +147,10 @@ impl Mapper {
         let lifetime = self.config.believed(lifetime_ms);
         let open = self.pending.get(&key).is_some_and(|p| p.nonce == nonce);
         let known = match (open, self.cached_nonce(&key) == Some(nonce)) {
+            // It was in doubt whether its owner is still here.
+            (true, _) if self.vifs.owner(&key).is_some() => {
+                self.learn(key, claim, lifetime, Heard::Announced, now)
+            }
             (true, _) => self.answered(key, claim, lifetime, now),
             (false, true) => self.learn(key, claim, lifetime, Heard::Late, now),
             (false, false) => {

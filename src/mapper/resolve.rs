@@ -26,7 +26,7 @@ impl Mapper {
             self.notify(vif, Notice::Unresolved { mac, hold });
             return;
         }
-        if self.answer_locally(vif, key) || self.answer_cached(vif, key, asker, refresh, now) {
+        if self.answer_locally(vif, key, now) || self.answer_cached(vif, key, asker, refresh, now) {
             return;
         }
         let bound = self.config.limits.interest;
@@ -44,7 +44,7 @@ impl Mapper {
     }
 
     /// A vif of this host owns the key.
-    fn answer_locally(&mut self, vif: LocalVif, key: VifKey) -> bool {
+    fn answer_locally(&mut self, vif: LocalVif, key: VifKey, now: Now) -> bool {
         let Some((owner, claim)) = self.vifs.owner_claim(&key) else { return false };
         let bound = self.config.limits.interest;
         if let Some(own) = self.vifs.get_mut(owner).and_then(|v| v.own.as_mut()) {
@@ -52,6 +52,9 @@ impl Mapper {
         }
         self.count(MapperCounter::resolve_local);
         self.notify(vif, mapping(key, claim, self.config.lifetime));
+        if self.vifs.get(owner).is_some_and(|owner| owner.in_doubt) {
+            self.doubt(owner, now);
+        }
         true
     }
 
@@ -215,6 +218,11 @@ impl Mapper {
 
     /// Nobody answered.
     fn give_up(&mut self, key: VifKey, now: Now) {
+        if self.vifs.owner(&key).is_some() {
+            // It was only in doubt: nobody else has it.
+            self.end_pending(&key);
+            return;
+        }
         if self.abandoned(key, now) {
             return;
         }

@@ -20,6 +20,8 @@ pub(super) struct Vif {
     pub(super) learnt: bool,
     /// Its rings run.
     pub(super) active: bool,
+    /// Its backend has ended: see [`Mapper::doubt`](super::Mapper::doubt).
+    pub(super) in_doubt: bool,
     /// Its claim, while that is the newest known. An active vif without one has lost it.
     pub(super) own: Option<Own>,
     /// When it will ask who has its key, if it runs and has lost it.

@@ -263,6 +263,7 @@ impl Daemon {
         for gone in self.registry.keep(vif, until, self.config.limits.kept_vifs, now) {
             self.forget_vif(gone, now);
         }
+        self.mapper.doubt(vif, now);
         self.watch_late(vif);
         if let Some(vif) = self.registry.get(vif) {
             log::info!("vif {}: its backend (process {}) {why}", vif.key, vif.peer.pid);

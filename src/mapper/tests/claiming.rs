@@ -297,6 +297,80 @@ fn a_claim_of_our_own_earlier_life_is_outdone_and_not_obeyed() {
 }
 
 #[test]
+fn a_guest_that_was_started_elsewhere_unheard_is_found_when_its_backend_ends() {
+    let mut bench = Bench::hosting();
+    bench.activate(OTHER, key(7, 2));
+    bench.resolve(VIF, 2);
+    bench.settle();
+    bench.mapper.doubt(OTHER, bench.now);
+    let asked = bench.sent();
+    let [(Destination::Group, question)] = &asked[..] else { panic!("{asked:?}") };
+    assert_eq!(question.key, key(7, 2));
+    let elsewhere = claim(2, HOUR);
+    bench.hear(2, false, message(key(7, 2), question.nonce, reply(elsewhere)));
+    assert!(bench.told().contains(&(VIF, mapping_of(2, elsewhere, 30_000))));
+    assert_eq!(bench.mapper.claim(OTHER), None);
+    bench.pass_ms(60_000);
+    assert!(bench.sent().iter().all(|(to, _)| *to != Destination::Group), "no more questions");
+}
+
+#[test]
+fn what_runs_here_takes_its_key_back_when_the_backend_ends_that_has_it() {
+    let mut bench = Bench::hosting();
+    let elsewhere = claim(2, HOUR);
+    bench.hear_announce(key(7, 1), elsewhere);
+    assert_eq!(bench.mapper.claim(VIF), None);
+    bench.outputs();
+    // Somebody else asks, and then who has it does.
+    let ask = |host: u8| message(key(7, 1), 5, request(host, false));
+    bench.hear(3, true, ask(3));
+    assert_eq!((bench.mapper.claim(VIF), bench.sent()), (None, Vec::new()));
+    bench.hear(2, true, ask(2));
+    let ours = bench.mapper.claim(VIF).unwrap();
+    assert_eq!(ours.stamp, Stamp(elsewhere.stamp.0 + 1));
+    let sent = bench.sent();
+    let answer = (Destination::Unicast(varp_of(2)), message(key(7, 1), 5, reply(ours)));
+    assert!(sent.contains(&answer), "{sent:?}");
+    assert!(sent.iter().any(|(_, m)| m.body == announce(ours)), "{sent:?}");
+    // One that does not run does not.
+    bench.hear_announce(key(7, 1), claim(2, 2 * HOUR));
+    bench.mapper.set_active(VIF, false, None, bench.now);
+    bench.hear(2, true, ask(2));
+    assert_eq!(bench.mapper.claim(VIF), None);
+}
+
+#[test]
+fn a_claim_in_doubt_stands_while_nobody_else_has_it() {
+    let mut bench = Bench::hosting();
+    bench.activate(OTHER, key(7, 2));
+    bench.settle();
+    let ours = bench.mapper.claim(OTHER).unwrap();
+    bench.mapper.doubt(OTHER, bench.now);
+    // Somebody has an older claim: that changes nothing.
+    let nonce = bench.sent()[0].1.nonce;
+    let older = Claim { stamp: Stamp(ours.stamp.0 - 1), ..claim(2, 0) };
+    bench.hear(2, false, message(key(7, 2), nonce, reply(older)));
+    bench.pass_ms(30_000);
+    bench.outputs();
+    assert_eq!(bench.mapper.claim(OTHER), Some(ours));
+    assert_eq!(bench.count(MapperCounter::unresolved), 0);
+    // Who asks is told at once, and it is asked again.
+    bench.resolve(VIF, 2);
+    let outputs = bench.outputs();
+    let told = Output::Notify { vif: VIF, notice: mapping_of(2, ours, 30_000) };
+    assert!(outputs.contains(&told), "{outputs:?}");
+    let asks = |output: &Output| matches!(output, Output::Send { to: Destination::Group, .. });
+    assert!(outputs.iter().any(asks), "{outputs:?}");
+    // The backend is back.
+    bench.pass_ms(30_000);
+    bench.mapper.set_active(OTHER, true, None, bench.now);
+    bench.outputs();
+    bench.resolve(VIF, 2);
+    assert_eq!(bench.sent(), []);
+    assert_eq!(bench.mapper.claim(OTHER), Some(ours));
+}
+
+#[test]
 fn what_can_not_be_a_vif_is_refused() {
     let mut bench = Bench::with(|config| config.limits.vifs = 2);
     let add = |bench: &mut Bench, vif, key| bench.mapper.add_vif(LocalVif(vif), key, coa(1, 9));

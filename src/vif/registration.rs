@@ -45,7 +45,7 @@ pub(super) fn register_with(
     varpd.send(&request.emit(), sockets).map_err(doing("cannot write to varpd"))?;
     let in_time = varpd.wait_readable(timeout).map_err(doing("cannot wait for varpd"))?;
     if !in_time {
-        return Err(ServeError::Protocol(format!("none came within {timeout:?}")));
+        return Err(ServeError::Silent { awaited: "answer to the registration", timeout });
     }
     let mut buffer = vec![0; control::MAX_LEN];
     let received = varpd.recv(&mut buffer).map_err(doing("cannot read from varpd"))?;

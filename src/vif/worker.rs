@@ -83,8 +83,6 @@ const STALE_AFTER: Duration = Duration::from_secs(1);
 /// A frontend that goes on with a new backend starts the rings within this time of its connection;
 /// one that starts them later waited for a guest, to boot or to migrate here.
 const SETUP: Duration = Duration::from_millis(250);
-/// A failing system call is logged no more often than this.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What is left to do after a wake-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +143,8 @@ pub struct Worker<U> {
     /// Whether the control side knows when to call [`Worker::handle_timeout`] for pieces.
     timer_known: bool,
     overflow: u32,
-    complain_after: Instant,
+    /// About system calls that fail.
+    complaints: Quiet,
     lanes: Lanes,
     /// Frames out of a lane that the guest does not accept as they were.
     unpacked: Unpacked,
@@ -197,7 +196,7 @@ impl<U: Underlay> Worker<U> {
             listeners: Listeners::default(),
             timer_known: false,
             overflow: 0,
-            complain_after: Instant::ZERO,
+            complaints: Quiet::new(1),
             lanes: Lanes::default(),
             unpacked: Unpacked::default(),
             sent_locally: Tally::default(),
@@ -355,10 +354,7 @@ impl<U: Underlay> Worker<U> {
     }
 
     fn complain(&mut self, what: &str, error: &io::Error, now: Instant) {
-        if now >= self.complain_after {
-            log::warn!("{what}: {error} (logged at most once a minute)");
-            self.complain_after = now + COMPLAINT_INTERVAL;
-        }
+        log::log!(self.complaints.level(now), "{what}: {error} (warned of at most once a minute)");
     }
 
     /// Takes the questions that frames have raised.

@@ -1,4 +1,5 @@
-//! How long packets to a host may be: what the kernel has told of path MTUs (RFC 1191, RFC 8201).
+//! Path MTUs by destination: how long packets to a host may be, as the kernel has told (RFC 1191,
+//! RFC 8201).
 //!
 //! The kernel is the one who learns: an ICMP "fragmentation needed" or "packet too big" that quotes
 //! a datagram of one of its sockets lowers the MTU of its route to that host, for ten minutes

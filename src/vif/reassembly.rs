@@ -1,4 +1,5 @@
-//! Pieces that arrive become what they were cut from (flag F of [`crate::wire::encap`]).
+//! Reassembly of tunnel fragments: pieces that arrive become the frame or bundle that they were cut from
+//! (flag F of [`crate::wire::encap`]).
 //!
 //! Theory of operation. Pieces of one frame share sender, id and flags; they wait, in any order,
 //! until they are complete or [`LIFETIME`] has passed since the first. A piece that is there already

@@ -1,4 +1,5 @@
-//! The registration of a vif: what varpd says of it, and what follows from that for the guest.
+//! The registration of a vif with varpd: the exchange, and what follows from the answer (the guest's MTU,
+//! the workers' place on the underlay).
 
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};

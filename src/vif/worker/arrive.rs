@@ -1,4 +1,5 @@
-//! A worker's part in its guest's arrival: the frames that tell the vnet leave through its socket.
+//! The worker's part for a guest's arrival: the frames that tell the vnet of it leave through its
+//! sockets.
 
 use super::Worker;
 use crate::metrics::VifCounter;

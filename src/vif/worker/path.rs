@@ -1,4 +1,4 @@
-//! What is longer than its path: a worker's half for MTUs.
+//! The worker's part for path MTUs: frames and datagrams that are longer than their path.
 //!
 //! | When | What happens |
 //! |---|---|

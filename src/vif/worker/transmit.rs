@@ -1,4 +1,5 @@
-//! From the guest to the underlay: a worker's half for what its guest sends.
+//! The worker's part from the guest on: frames are taken from the transmit ring, judged, and put where
+//! they belong: into the batch for the underlay, a lane, or the park.
 
 use std::mem;
 

@@ -4,7 +4,7 @@
 //! behind three programs: `vhost-user-vnet`, a process per NIC that moves frames between a guest's
 //! memory and the network below (the *underlay*); `varpd`, a daemon per host that finds out where
 //! addresses are; and `vnet`, the operator's command. What the words mean and what is on the wire
-//! is told by `vnet(7)`.
+//! is explained in `vnet(7)`.
 //!
 //! # The picture
 //!
@@ -17,6 +17,28 @@
 //!                                  ▼
 //!                              underlay: datagrams ──────────────────────────────► other backends
 //! ```
+//!
+//! # Words
+//!
+//! `vnet(7)` explains those of the network and of the wire. The code has some more of its own:
+//!
+//! | Word | Means |
+//! |---|---|
+//! | vif | a guest's NIC on a vnet, named by vnet and MAC address ([`wire::VifKey`]) |
+//! | care-of address, CoA | where a vif is reached: its host's IP address and a UDP port of its own ([`wire::CareOf`]) |
+//! | claim, stamp | a host's statement that a vif is there; of two claims to one vif that with the higher stamp holds ([`mapper`]) |
+//! | frontend, driver | QEMU at the vhost-user socket; the virtio-net driver in the guest |
+//! | worker | the data path of a queue pair: a thread, and all that its frames need ([`vif::worker`]) |
+//! | lead | the beginning of a frame, copied out of the guest's memory before anything is decided from it ([`offload::LEAD_LEN`]) |
+//! | message | what one call of `sendmsg` takes: a datagram, or many of one length that the kernel cuts apart (UDP_SEGMENT; [`sys::mmsg`]) |
+//! | staged, scattered | a message that was copied into one buffer; one whose payload the kernel reads in the guest's memory ([`vif::outgoing`]) |
+//! | piece | in a ring or a batch: contiguous memory that holds part of a frame ([`vif::ring::Piece`]). On the wire: a fragment of a frame that is longer than its path (flag F; [`wire::fragment`]) |
+//! | bundle | small frames to one place that share a datagram (flag B; [`offload::bundle`]) |
+//! | sealed, opened | made into an ESP packet; made from one ([`vif::protect`]) |
+//! | parked | a frame that waits until its destination is resolved ([`vif::park`]) |
+//! | lane | a ring in memory that two backends of a host share, one way ([`lane`]) |
+//! | learnt, behind a vif | MACs that a bridge or router in the guest sends from, besides its NIC's ([`vif::learnt`]) |
+//! | departed, late | a MAC that was here and is on another host now; frames that still come for it ([`vif::departed`]) |
 //!
 //! # Where things are
 //!
@@ -42,7 +64,7 @@
 //!
 //! # The path of a frame
 //!
-//! [`vif::worker`] has it in one picture. Out: a kick wakes the pair's thread; [`vif::guest`] turns
+//! [`vif::worker`] draws it. Out: a kick wakes the pair's thread; [`vif::guest`] turns
 //! descriptor chains into frames, checked and with their header copied; [`vif::tx`] judges each, and
 //! [`vif::guard`] whether it names its sender rightly;
 //! [`vif::outgoing`] copies them into one staging buffer while it cuts large ones and bundles small

@@ -10,7 +10,7 @@ use vnet::lane::{Entry, Lie, Reader, SHORT, Writer};
 use vnet::sys::doorbell::Doorbell;
 use vnet::sys::iovec::{Gather, IoVec};
 use vnet::sys::shared_memory::SharedMemory;
-use vnet::vif::guest::MAX_FRAME_LEN;
+use vnet::wire::frame;
 
 use super::Input;
 
@@ -175,7 +175,7 @@ fn honest(shared: &Shared, head: u32, input: &mut Input<'_>) -> Result<(), Lie> 
 }
 
 fn take(reader: &mut Reader, entry: &Entry) {
-    assert!((14..=MAX_FRAME_LEN).contains(&entry.len()));
+    assert!((14..=frame::MAX_LEN).contains(&entry.len()));
     let mut lead = [0; 160];
     let copied = reader.copy(entry, &mut lead);
     assert_eq!(copied, entry.len().min(lead.len()));
@@ -205,7 +205,7 @@ fn write(
     head: &mut u32,
     input: &mut Input<'_>,
 ) -> Result<(), Lie> {
-    static FRAME: [u8; MAX_FRAME_LEN + 8] = [0x5a; MAX_FRAME_LEN + 8];
+    static FRAME: [u8; frame::MAX_LEN + 8] = [0x5a; frame::MAX_LEN + 8];
     let what = input.u8();
     match what % 8 {
         0..=2 => {

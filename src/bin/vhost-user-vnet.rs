@@ -17,27 +17,27 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     vnet::cli::start_log(arguments.verbose, false);
-    match options(arguments).and_then(|options| serve(options).map_err(|e| e.to_string())) {
+    let options = match options(arguments) {
+        Ok(options) => options,
+        Err(error) => return fail(&error, 1),
+    };
+    match serve(options) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("vhost-user-vnet: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error.to_string(), error.exit_status()),
     }
 }
 
-/// What the library is started with. Nothing but the guest's own address and vnet is ever asked of
-/// the guest, so both must be valid here.
+/// Says in one line why the process ends.
+fn fail(why: &str, status: u8) -> ExitCode {
+    eprintln!("vhost-user-vnet: {why}");
+    ExitCode::from(status)
+}
+
+/// What the library is started with.
 fn options(arguments: Backend) -> Result<Options, String> {
     let (Some(vnet), Some(mac)) = (arguments.vnet, arguments.mac) else {
         return Err("--vnet and --mac are needed".to_owned());
     };
-    if vnet.is_physical() {
-        return Err("vnet 1 is the physical network, which this version does not serve".to_owned());
-    }
-    if !mac.is_individual() {
-        return Err(format!("{mac} is a group address or zero, not the address of a NIC"));
-    }
     Ok(Options {
         attach: attach(&arguments)?,
         key: VifKey { vnet, mac },

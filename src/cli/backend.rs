@@ -40,11 +40,11 @@ pub struct Backend {
     pub fd: Option<RawFd>,
 
     /// Required. The vnet that the NIC is on: 2 to 4294967295, decimal or 0x hex.
-    #[arg(long, value_name = "ID", required_unless_present = "print_capabilities")]
+    #[arg(long, value_name = "ID", value_parser = nic_vnet, required_unless_present = "print_capabilities")]
     pub vnet: Option<VnetId>,
 
     /// Required. The NIC's MAC address, the same as in QEMU's -device option.
-    #[arg(long, required_unless_present = "print_capabilities")]
+    #[arg(long, value_parser = nic_mac, required_unless_present = "print_capabilities")]
     pub mac: Option<Mac>,
 
     /// Socket of the host's varpd.
@@ -149,6 +149,24 @@ impl Backend {
     }
 }
 
+/// A vnet that NICs can be on.
+fn nic_vnet(text: &str) -> Result<VnetId, String> {
+    let vnet: VnetId = text.parse()?;
+    if vnet.is_physical() {
+        return Err("vnet 1 is the physical network, which this version does not serve".to_owned());
+    }
+    Ok(vnet)
+}
+
+/// A MAC address that a NIC can have.
+fn nic_mac(text: &str) -> Result<Mac, String> {
+    let mac: Mac = text.parse()?;
+    if !mac.is_individual() {
+        return Err("a group address or zero, not the address of a NIC".to_owned());
+    }
+    Ok(mac)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,7 +205,9 @@ mod tests {
             "--socket-path /s --mac 52:54:00:00:00:01".to_owned(),
             "--socket-path /s --vnet 42".to_owned(),
             "--socket-path /s --vnet 0 --mac 52:54:00:00:00:01".to_owned(),
+            "--socket-path /s --vnet 1 --mac 52:54:00:00:00:01".to_owned(),
             "--socket-path /s --vnet 42 --mac 52:54:00:00:00".to_owned(),
+            "--socket-path /s --vnet 42 --mac 53:54:00:00:00:01".to_owned(),
             format!("--socket-path /s --queue-pairs 0 {mac}"),
             format!("--socket-path /s --busy-poll 1001 {mac}"),
             format!("--socket-path /s --socket-mode 888 {mac}"),

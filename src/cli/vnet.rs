@@ -29,6 +29,7 @@ pub struct Args {
 #[derive(Clone, Debug, Subcommand)]
 pub enum Action {
     /// Print a table
+    #[command(arg_required_else_help = true)]
     Show {
         /// Which
         #[arg(value_name = "TABLE")]

@@ -7,7 +7,6 @@
 
 use super::Lie;
 use crate::offload::header;
-use crate::vif::guest::MAX_FRAME_LEN;
 use crate::wire::frame;
 
 /// Entries begin at multiples of this.
@@ -24,7 +23,7 @@ pub type HeaderBytes = [u8; header::LEN];
 
 /// How much of the ring a frame takes, in bytes; `None` if no such frame is allowed.
 fn span(len: usize) -> Option<u32> {
-    if !(frame::HEADER_LEN..=MAX_FRAME_LEN).contains(&len) {
+    if !(frame::HEADER_LEN..=frame::MAX_LEN).contains(&len) {
         return None;
     }
     u32::try_from(ENTRY_LEN + len).ok()?.checked_next_multiple_of(ALIGN)

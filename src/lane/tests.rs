@@ -9,7 +9,7 @@ use super::index::{ALIGN, Cursor, ENTRY_LEN, EntryBytes, Tracks};
 use super::*;
 use crate::sys::doorbell::{Doorbell, Heard};
 use crate::sys::iovec::{Gather, IoVec};
-use crate::vif::guest::MAX_FRAME_LEN;
+use crate::wire::frame;
 
 const SMALL: usize = 1 << 18;
 
@@ -75,7 +75,7 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let len = prop_oneof![14..100_usize, 1000..2000_usize, MAX_FRAME_LEN - 40..=MAX_FRAME_LEN];
+    let len = prop_oneof![14..100_usize, 1000..2000_usize, frame::MAX_LEN - 40..=frame::MAX_LEN];
     let step = prop_oneof![
         4 => len.prop_map(Step::Write),
         1 => Just(Step::Publish),
@@ -103,7 +103,7 @@ proptest! {
                         let lens = hidden.iter().chain(&seen).map(|(_, frame)| frame.len());
                         let used: usize = lens.map(|len| (ENTRY_LEN + len).next_multiple_of(16)).sum();
                         // What was skipped at the end is less than the longest entry.
-                        prop_assert!(used + 2 * (ENTRY_LEN + MAX_FRAME_LEN + 15) > SMALL);
+                        prop_assert!(used + 2 * (ENTRY_LEN + frame::MAX_LEN + 15) > SMALL);
                     }
                 },
                 Step::Publish => {
@@ -170,7 +170,7 @@ proptest! {
                 match found {
                     Ok(Some(found)) => {
                         prop_assert!(found.at + found.len <= capacity as usize);
-                        prop_assert!((14..=MAX_FRAME_LEN).contains(&found.len));
+                        prop_assert!((14..=frame::MAX_LEN).contains(&found.len));
                         cursor.take(&found);
                         prop_assert!(cursor.tail().wrapping_sub(tail) <= known);
                     }
@@ -261,8 +261,8 @@ fn a_writer_waits_until_half_is_free() {
 #[test]
 fn frames_that_no_vif_sends_are_refused() {
     let (mut writer, ..) = lane_of(SMALL);
-    assert_eq!(write(&mut writer, 0, MAX_FRAME_LEN), Ok(()));
-    assert_eq!(write(&mut writer, 0, MAX_FRAME_LEN + 1), Err(Refused::Full));
+    assert_eq!(write(&mut writer, 0, frame::MAX_LEN), Ok(()));
+    assert_eq!(write(&mut writer, 0, frame::MAX_LEN + 1), Err(Refused::Full));
     assert_eq!(write(&mut writer, 0, 13), Err(Refused::Full));
 }
 
@@ -291,7 +291,7 @@ fn indices_that_cannot_be_are_lies() {
 
 #[test]
 fn lengths_that_cannot_be_are_lies() {
-    for len in [0, 13, 77, MAX_FRAME_LEN as u32 + 1, 1 << 31, u32::MAX - 1, u32::MAX] {
+    for len in [0, 13, 77, frame::MAX_LEN as u32 + 1, 1 << 31, u32::MAX - 1, u32::MAX] {
         let (mut writer, mut reader, memory) = lane_of(SMALL);
         write(&mut writer, 1, 60).unwrap();
         writer.publish();

@@ -1,4 +1,4 @@
-//! A guest that arrives: what is said in its vnet, so that bridges there learn where it is now.
+//! A guest that has migrated here: RARP frames tell its vnet, so that bridges there learn where it is now.
 //!
 //! VARP tells the hosts. But a guest of the vnet may itself be a bridge, or a gateway to another network,
 //! and such a one remembers behind which of its ports a MAC is until it sees a frame from there. So

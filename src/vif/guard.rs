@@ -1,9 +1,9 @@
-//! What a guest may say who it is: source addresses of IP, ARP and neighbour discovery, and the
-//! roles that it must not play.
+//! Anti-spoofing: which source addresses a guest may use in IP, ARP and neighbour discovery, and
+//! which roles it must not play.
 //!
-//! A vif with a list of addresses (`--allow-ip`) sends nothing else: a frame passes only if all of
-//! it that names its sender was understood and found on the list. So there is nothing to hide
-//! behind. Without a list nothing is looked at.
+//! A vif with a list of addresses (`--allow-ip`) sends from no others: a frame passes only if
+//! every part of it that names its sender was understood and is on the list. What can't be understood
+//! is dropped, so that there is nothing to hide behind. Without a list nothing is looked at.
 //!
 //! | In a frame | Passes if |
 //! |---|---|

@@ -18,9 +18,6 @@ pub const MODERN_HEADER_LEN: usize = header::LEN;
 /// Length of it for a legacy driver without mergeable buffers (virtio 1.2, 5.1.6.1).
 pub const LEGACY_HEADER_LEN: usize = header::LEGACY_LEN;
 
-/// Longest frame taken from a guest, in bytes: an IP packet of the largest size, with an Ethernet
-/// header and two VLAN tags.
-pub const MAX_FRAME_LEN: usize = 65_535 + frame::HEADER_LEN + 8;
 /// Most pieces of memory in a frame.
 pub const MAX_PIECES: usize = 512;
 
@@ -129,7 +126,7 @@ fn gather<'m: 'b, 'b>(
     ring.walk(head, Access::Read, |piece| {
         total += piece.len();
         pieces.push(IoVec::from_guest(&piece));
-        let fits = total <= header_len + MAX_FRAME_LEN && pieces.len() - start <= MAX_PIECES;
+        let fits = total <= header_len + frame::MAX_LEN && pieces.len() - start <= MAX_PIECES;
         fits.then_some(()).ok_or(Malformed)
     })?;
     let range = start..pieces.len();

@@ -1,4 +1,4 @@
-//! The book of the MACs behind a vif (`--learn`): registered with varpd, aged, bounded.
+//! All MACs behind a vif (`--learn`), over its queue pairs: registered with varpd, aged, bounded.
 //!
 //! Each queue pair has a table of its own ([`super::learnt`]); here they are held together. A MAC
 //! comes in when a queue pair sees it, or when varpd says that it is held for this vif (its backend
@@ -23,7 +23,7 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// How long a MAC is not asked for again for which there is no room.
 const FULL_HOLD: Duration = Duration::from_secs(1);
 
-/// The book.
+/// The MACs behind a vif.
 #[derive(Debug, Default)]
 pub struct Learning {
     most: usize,

@@ -5,23 +5,23 @@
 //! | [`guest`] | the trust boundary: descriptor chains become frames or named faults |
 //! | [`ring`] | the rings themselves: chains taken, walked and given back, by the batch |
 //! | [`tx`] | from the guest: whose frame it is, where it goes |
-//! | [`guard`] | which addresses it may send from, if it is kept to a list |
+//! | [`guard`] | anti-spoofing: which addresses the guest may send from, if it is kept to a list |
 //! | [`rx`] | from the underlay: whether a datagram holds a frame for this vif |
 //! | [`outgoing`] | frames become datagrams |
 //! | [`paths`] | how long those may be, by destination |
-//! | [`too_big`], [`told`] | the answer to frames that are longer; who ignores it |
+//! | [`too_big`], [`told`] | the ICMP answer to frames that are longer; which senders ignore it |
 //! | [`incoming`], [`reassembly`] | frames that were received and accepted, whole or in pieces |
 //! | [`protect`] | datagrams of a secured vnet are sealed and opened |
-//! | [`arrival`] | a guest that has migrated here: what its vnet is told |
-//! | [`throttle`], [`alarm`] | rate limits: what waits, what is dropped; the end of waiting |
-//! | [`learnt`], [`learning`] | MACs behind the vif: a queue pair's table, and the book of all |
+//! | [`arrival`] | a guest that has migrated here: its vnet is told by RARP |
+//! | [`throttle`], [`alarm`] | rate limits: what waits, what is dropped; the timer that ends the wait |
+//! | [`learnt`], [`learning`] | MACs behind the vif: a queue pair's table, and that of all of them together |
 //! | [`departed`], [`late`] | MACs that have left, whose late frames are sent on |
 //! | [`lanes`], [`unpacked`] | frames to and from other vifs of this host, through shared memory |
 //! | [`neighbors`], [`park`] | addresses learnt; frames that wait for one |
 //! | [`worker`] | one queue pair's data path: all of the above, in the order of packets |
 //! | [`nic`] | the workers of a NIC, and what they share |
 //! | [`link`], [`serve`] | the conversation with varpd; the process around it all |
-//! | `registration` | what varpd says of a vif that registers, and what follows for its guest |
+//! | `registration` | the registration with varpd, and what follows from its answer |
 
 pub mod alarm;
 pub mod arrival;

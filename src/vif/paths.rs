@@ -1,4 +1,5 @@
-//! How long packets to a host may be: what the kernel has told of path MTUs (RFC 1191, RFC 8201).
+//! Path MTUs by destination: how long packets to a host may be, as the kernel has told (RFC 1191,
+//! RFC 8201).
 //!
 //! The kernel is the one who learns: an ICMP "fragmentation needed" or "packet too big" that quotes
 //! a datagram of one of its sockets lowers the MTU of its route to that host, for ten minutes
@@ -19,6 +20,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::time::Instant;
+use crate::wire::encap;
 
 /// Hosts that are remembered at most. Only what was sent to can be in the table.
 pub const MAX_ENTRIES: usize = 1024;
@@ -28,9 +30,6 @@ pub const LIFETIME: Duration = Duration::from_secs(10);
 const MIN_V4: u32 = 552;
 /// No link of IPv6 is smaller (RFC 8200, section 5).
 const MIN_V6: u32 = 1280;
-/// IP and UDP headers in front of a datagram's payload, in bytes.
-const UDP_OVERHEAD_V4: usize = 28;
-const UDP_OVERHEAD_V6: usize = 48;
 
 /// Who says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +100,7 @@ pub fn guess(to: IpAddr, len: usize) -> Option<u32> {
 
 /// What a packet has room for behind IP and UDP headers.
 fn payload(to: IpAddr, mtu: u32) -> usize {
-    let overhead = if to.is_ipv4() { UDP_OVERHEAD_V4 } else { UDP_OVERHEAD_V6 };
-    usize::try_from(mtu).unwrap_or(usize::MAX).saturating_sub(overhead)
+    usize::try_from(mtu).unwrap_or(usize::MAX).saturating_sub(encap::outer_len(to))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::outgoing::Stager;
 use crate::metrics::{VifCounter, VifCounters};
+use crate::offload::envelope::Envelope;
 use crate::security::Level;
 use crate::security::inbound::{Inbound, Refusal};
 use crate::security::outbound::{Outbound, SealError};
@@ -98,13 +99,7 @@ impl Protection {
                     outbound.seal_all(route.to, packets)
                 }
             },
-            |staged, error| {
-                let counter = match error {
-                    SealError::NoKey => VifCounter::tx_drop_no_key,
-                    SealError::Exhausted => VifCounter::tx_drop_key_worn,
-                };
-                counters.add(counter, staged.frames.max(1));
-            },
+            |staged, error| counters.add(unsealed(error), staged.frames.max(1)),
         );
     }
 
@@ -116,10 +111,37 @@ impl Protection {
         Some(packet)
     }
 
+    /// Seals a single datagram to the group.
+    ///
+    /// # Errors
+    /// The name of the drop: there is no key, or it has no numbers left.
+    pub fn seal_one_to_group(
+        &mut self,
+        datagram: &[u8],
+        now: Instant,
+    ) -> Result<Vec<u8>, VifCounter> {
+        let mut packet = vec![0; sealed_len(datagram.len())];
+        if let Some(place) = Envelope::Sealed.place(&mut packet, 0, datagram.len()) {
+            place.copy_from_slice(datagram);
+        }
+        let wall_ms = self.wall_ms(now);
+        let packets = std::iter::once(packet.as_mut_slice());
+        self.outbound.seal_group(packets, wall_ms).map_err(unsealed)?;
+        Ok(packet)
+    }
+
     /// Opens in place a datagram to a vif that was sealed but did not leave; returns where in it the
     /// one is that was sealed.
     pub fn reopen(&mut self, to: SocketAddr, packet: &mut [u8]) -> Option<Range<usize>> {
         self.outbound.reopen(to, packet)
+    }
+}
+
+/// The name of the drop of what can't be sealed.
+fn unsealed(error: SealError) -> VifCounter {
+    match error {
+        SealError::NoKey => VifCounter::tx_drop_no_key,
+        SealError::Exhausted => VifCounter::tx_drop_key_worn,
     }
 }
 
@@ -173,7 +195,7 @@ impl Opening<'_> {
                 None
             }
         });
-        self.inbound.open_all(from, packets, |at, inner| done(at, inner.map_err(name)));
+        self.inbound.open_all(from, packets, |at, inner| done(at, inner.map_err(unopened)));
     }
 
     /// Opens a datagram in place; returns where in it the datagram is that was sealed.
@@ -191,7 +213,7 @@ impl Opening<'_> {
             Port::Own => self.inbound.open(from, datagram),
             Port::Group => self.inbound.open_group(from, datagram, self.wall_ms),
         };
-        opened.map_err(name)
+        opened.map_err(unopened)
     }
 }
 
@@ -205,8 +227,8 @@ fn check_kind(datagram: &[u8]) -> Result<(), VifCounter> {
     }
 }
 
-/// The name of a drop.
-fn name(refusal: Refusal) -> VifCounter {
+/// The name of the drop of what is not accepted.
+fn unopened(refusal: Refusal) -> VifCounter {
     match refusal {
         Refusal::Spi => VifCounter::rx_drop_spi,
         Refusal::Inauthentic => VifCounter::rx_drop_auth,

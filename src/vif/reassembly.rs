@@ -1,4 +1,5 @@
-//! Pieces that arrive become what they were cut from (flag F of [`crate::wire::encap`]).
+//! Reassembly of tunnel fragments: pieces that arrive become the frame or bundle that they were cut from
+//! (flag F of [`crate::wire::encap`]).
 //!
 //! Theory of operation. Pieces of one frame share sender, id and flags; they wait, in any order,
 //! until they are complete or [`LIFETIME`] has passed since the first. A piece that is there already
@@ -17,10 +18,10 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::guest::MAX_FRAME_LEN;
 use crate::time::Instant;
 use crate::wire::encap::Flags;
 use crate::wire::fragment::Piece;
+use crate::wire::frame;
 
 /// How long the pieces of a frame are waited for. They leave together, so what has not come after
 /// the detours of one path is lost.
@@ -145,7 +146,7 @@ impl Reassembly {
         now: Instant,
     ) -> Option<Vec<u8>> {
         self.expire(now);
-        if piece.bytes.is_empty() || piece.offset + piece.bytes.len() > MAX_FRAME_LEN {
+        if piece.bytes.is_empty() || piece.offset + piece.bytes.len() > frame::MAX_LEN {
             self.dropped += 1;
             return None;
         }

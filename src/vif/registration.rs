@@ -1,4 +1,5 @@
-//! The registration of a vif: what varpd says of it, and what follows from that for the guest.
+//! The registration of a vif with varpd: the exchange, and what follows from the answer (the guest's MTU,
+//! the workers' place on the underlay).
 
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -15,18 +16,19 @@ use crate::sys::seqpacket::Connection;
 use crate::underlay::sockets;
 use crate::underlay::udp::UdpUnderlay;
 use crate::wire::control::{self, Event, Request};
-use crate::wire::{CareOf, VifKey, encap, esp};
-
-/// IP and UDP headers in front of a datagram's payload, in bytes.
-const UDP_OVERHEAD_V4: usize = 28;
-const UDP_OVERHEAD_V6: usize = 48;
+use crate::wire::{CareOf, VifKey, encap, esp, frame};
 
 /// What varpd says of a new vif, and its sockets.
 pub(super) struct Registration {
+    /// Where the vif is reached.
     pub(super) coa: CareOf,
+    /// Where its group frames go.
     pub(super) group: SocketAddr,
+    /// Longest IP packet that the underlay's link takes, in bytes.
     pub(super) underlay_mtu: u32,
+    /// The vnet's policy.
     pub(super) level: Level,
+    /// The sockets of each queue pair; none if the backend had brought its own.
     pub(super) underlays: Vec<UdpUnderlay>,
 }
 
@@ -45,7 +47,7 @@ pub(super) fn register_with(
     varpd.send(&request.emit(), sockets).map_err(doing("cannot write to varpd"))?;
     let in_time = varpd.wait_readable(timeout).map_err(doing("cannot wait for varpd"))?;
     if !in_time {
-        return Err(ServeError::Protocol(format!("none came within {timeout:?}")));
+        return Err(ServeError::Silent { awaited: "answer to the registration", timeout });
     }
     let mut buffer = vec![0; control::MAX_LEN];
     let received = varpd.recv(&mut buffer).map_err(doing("cannot read from varpd"))?;
@@ -84,27 +86,21 @@ fn underlays_from(sockets: Vec<OwnedFd>, queue_pairs: u8) -> Result<Vec<UdpUnder
     Ok(own.into_iter().map(underlay).collect())
 }
 
-/// What guests are told: the underlay's MTU less the tunnel's headers, or what the operator asks
-/// for if it is not more.
+/// The MTU that guests are told, in bytes: the underlay's less the tunnel's headers, or what the
+/// operator asks for (`wanted`).
+///
+/// # Errors
+/// [`ServeError::Mtu`] if the operator asks for more than fits.
 pub(super) fn guest_mtu(
     wanted: Option<u16>,
     registration: &Registration,
 ) -> Result<u16, ServeError> {
-    let overhead = match registration.coa.addr {
-        SocketAddr::V4(_) => encap::OVERHEAD_V4,
-        SocketAddr::V6(_) => encap::OVERHEAD_V6,
+    let datagram = match max_datagram(registration) {
+        sealed if registration.level.is_secured() => esp::payload_room(sealed),
+        plain => plain,
     };
-    let underlay = u16::try_from(registration.underlay_mtu).unwrap_or(u16::MAX);
-    let plain = underlay.saturating_sub(overhead);
-    let inner = usize::from(overhead) - ip_overhead(registration.coa.addr);
-    let longest = match max_datagram(registration) {
-        longest if registration.level.is_secured() => esp::payload_room(longest),
-        longest => longest,
-    };
-    let most = match u16::try_from(longest.saturating_sub(inner)) {
-        Ok(most) => most.min(plain),
-        Err(_) => plain,
-    };
+    let most = datagram.saturating_sub(encap::LEN + frame::HEADER_LEN);
+    let most = u16::try_from(most).unwrap_or(u16::MAX);
     match wanted {
         Some(wanted) if wanted > most => Err(ServeError::Mtu { wanted, most }),
         Some(wanted) => Ok(wanted),
@@ -122,15 +118,9 @@ pub(super) fn place(key: VifKey, registration: &Registration) -> Place {
     }
 }
 
-fn ip_overhead(address: SocketAddr) -> usize {
-    match address {
-        SocketAddr::V4(_) => UDP_OVERHEAD_V4,
-        SocketAddr::V6(_) => UDP_OVERHEAD_V6,
-    }
-}
-
-/// Longest datagram that the underlay's link takes.
+/// Longest datagram (UDP payload) that the underlay's link takes, in bytes.
 fn max_datagram(registration: &Registration) -> usize {
     let link = usize::try_from(registration.underlay_mtu).unwrap_or(usize::MAX);
-    link.saturating_sub(ip_overhead(registration.coa.addr)).min(MAX_MESSAGE_LEN)
+    let outer = encap::outer_len(registration.coa.addr.ip());
+    link.saturating_sub(outer).min(MAX_MESSAGE_LEN)
 }

@@ -87,6 +87,14 @@ pub enum ServeError {
     /// varpd broke the protocol.
     #[error("varpd's answer makes no sense: {0}")]
     Protocol(String),
+    /// varpd is connected but silent.
+    #[error("varpd does not answer: no {awaited} within {timeout:?}")]
+    Silent {
+        /// What should have come.
+        awaited: &'static str,
+        /// How long it was waited for.
+        timeout: Duration,
+    },
     /// The MTU asked for leaves no room for the tunnel's headers.
     #[error("an MTU of {wanted} does not fit the underlay: {most} is the most")]
     Mtu {
@@ -107,6 +115,17 @@ pub enum ServeError {
     /// The system refused something.
     #[error("{0}: {1}")]
     System(&'static str, #[source] io::Error),
+}
+
+impl ServeError {
+    /// Exit status of the process: 2 for wrong usage, which does not become right when it is tried
+    /// again; 1 for all else.
+    pub const fn exit_status(&self) -> u8 {
+        match self {
+            Self::Limits(_) => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// Adds what was being done to a system error.
@@ -177,7 +196,8 @@ fn await_keys(varpd: &Connection, link: &mut Link) -> Result<(), ServeError> {
     let mut buffer = Zeroizing::new(vec![0; control::MAX_LEN]);
     while !link.has_group_keys() {
         if !varpd.wait_readable(START_TIMEOUT).map_err(doing("cannot wait for varpd"))? {
-            return Err(ServeError::Protocol("no keys came for a secured vnet".into()));
+            let awaited = "keys of the secured vnet";
+            return Err(ServeError::Silent { awaited, timeout: START_TIMEOUT });
         }
         let received = varpd.recv(&mut buffer).map_err(doing("cannot read from varpd"))?;
         if received.len == 0 {

@@ -1,4 +1,4 @@
-//! Who was told that its packets are too long, and goes on all the same.
+//! Senders of packets that are too long for their path: which were told so, and go on all the same.
 //!
 //! A router drops such packets for ever, and where the ICMP message is filtered or ignored its
 //! sender's connections hang ("ping works, ssh does not"). Here a sender has [`GRACE`] to obey, which
@@ -22,7 +22,7 @@ const FORGET: Duration = Duration::from_secs(30);
 /// Pairs of addresses that are remembered at most.
 const MAX_ENTRIES: usize = 256;
 
-/// Source and destination of packets: path MTUs are kept by these.
+/// Source and destination IP address of packets: hosts keep path MTUs by these.
 pub type Flow = (IpAddr, IpAddr);
 
 #[derive(Clone, Copy, Debug)]
@@ -41,13 +41,13 @@ pub struct Verdict {
     pub carry: bool,
 }
 
-/// Those who were told, behind one queue pair.
+/// The senders that were told, behind one queue pair.
 #[derive(Debug, Default)]
-pub struct Listeners {
+pub struct ToldSenders {
     told: HashMap<Flow, Told>,
 }
 
-impl Listeners {
+impl ToldSenders {
     /// Judges the next packet that is too long.
     pub fn judge(&mut self, flow: Flow, now: Instant) -> Verdict {
         if self.told.len() >= MAX_ENTRIES && !self.told.contains_key(&flow) {
@@ -92,33 +92,33 @@ mod tests {
 
     #[test]
     fn who_does_not_obey_is_carried_and_reminded() {
-        let mut listeners = Listeners::default();
-        assert_eq!(listeners.judge(flow(1), at(0)), DROP);
-        assert_eq!(listeners.judge(flow(1), at(199)), DROP);
-        assert_eq!(listeners.judge(flow(2), at(200)), DROP, "another");
-        assert_eq!(listeners.judge(flow(1), at(200)), CARRY);
-        assert_eq!(listeners.judge(flow(1), at(999)), CARRY);
-        assert_eq!(listeners.judge(flow(1), at(1000)), REMINDED);
-        assert_eq!(listeners.judge(flow(1), at(1001)), CARRY);
+        let mut senders = ToldSenders::default();
+        assert_eq!(senders.judge(flow(1), at(0)), DROP);
+        assert_eq!(senders.judge(flow(1), at(199)), DROP);
+        assert_eq!(senders.judge(flow(2), at(200)), DROP, "another");
+        assert_eq!(senders.judge(flow(1), at(200)), CARRY);
+        assert_eq!(senders.judge(flow(1), at(999)), CARRY);
+        assert_eq!(senders.judge(flow(1), at(1000)), REMINDED);
+        assert_eq!(senders.judge(flow(1), at(1001)), CARRY);
     }
 
     #[test]
     fn who_obeyed_is_told_afresh_later() {
-        let mut listeners = Listeners::default();
-        assert_eq!(listeners.judge(flow(1), at(0)), DROP);
-        assert_eq!(listeners.judge(flow(1), at(600_000)), DROP, "tries a larger one");
-        assert_eq!(listeners.judge(flow(1), at(600_300)), CARRY);
+        let mut senders = ToldSenders::default();
+        assert_eq!(senders.judge(flow(1), at(0)), DROP);
+        assert_eq!(senders.judge(flow(1), at(600_000)), DROP, "tries a larger one");
+        assert_eq!(senders.judge(flow(1), at(600_300)), CARRY);
     }
 
     #[test]
     fn bounded() {
-        let mut listeners = Listeners::default();
+        let mut senders = ToldSenders::default();
         for n in 0..256 {
-            assert_eq!(listeners.judge(flow(n), at(0)), DROP);
+            assert_eq!(senders.judge(flow(n), at(0)), DROP);
         }
-        assert_eq!(listeners.judge(flow(999), at(0)), REMINDED);
-        assert_eq!(listeners.judge(flow(3), at(300)), CARRY);
-        assert_eq!(listeners.judge(flow(999), at(30_000)), DROP, "old ones are forgotten");
-        assert_eq!(listeners.told.len(), 2);
+        assert_eq!(senders.judge(flow(999), at(0)), REMINDED);
+        assert_eq!(senders.judge(flow(3), at(300)), CARRY);
+        assert_eq!(senders.judge(flow(999), at(30_000)), DROP, "old ones are forgotten");
+        assert_eq!(senders.told.len(), 2);
     }
 }

@@ -1,6 +1,6 @@
-//! Frames that come through a lane with what their guest left to its NIC: a partial checksum, or to
-//! be cut into segments. A guest that accepts that gets them as they are; for another one it is done
-//! here.
+//! Offloads of frames that come through a lane. Such a frame is as its guest sent it: its checksum may be
+//! partial, or it may have to be cut into segments. A guest that has negotiated to accept that gets it as
+//! it is; for others the checksum is completed, and the frame cut, here.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing)]
@@ -55,7 +55,7 @@ fn accepts(offloads: Offloads, layout: &Layout, lead: &[u8]) -> bool {
     offloads.has(feature) && (!layout.has_cwr(lead) || offloads.has(Offloads::GUEST_ECN))
 }
 
-/// The frame can't be done with what it asks for.
+/// What a frame asks for can't be done to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unfit;
 

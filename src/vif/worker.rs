@@ -56,7 +56,7 @@ use super::paths::Paths;
 use super::protect::Protection;
 use super::rx::Receiver;
 use super::throttle::{Direction, Throttle};
-use super::told::Listeners;
+use super::told::ToldSenders;
 use super::tx::SourceMac;
 use super::unpacked::Unpacked;
 use crate::metrics::{VifCounter, VifCounters};
@@ -83,8 +83,6 @@ const STALE_AFTER: Duration = Duration::from_secs(1);
 /// A frontend that goes on with a new backend starts the rings within this time of its connection;
 /// one that starts them later waited for a guest, to boot or to migrate here.
 const SETUP: Duration = Duration::from_millis(250);
-/// A failing system call is logged no more often than this.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What is left to do after a wake-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,10 +93,10 @@ pub enum Progress {
     More,
 }
 
-/// What a queue pair is to the underlay.
+/// Where a queue pair stands on the underlay.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
-    /// Who receives.
+    /// The vif, and the address that it is reached at.
     pub receiver: Receiver,
     /// Where group frames go.
     pub group: SocketAddr,
@@ -111,45 +109,71 @@ pub struct Place {
 pub struct Worker<U> {
     place: Place,
     source_mac: SourceMac,
-    /// If the guest is kept to a list of addresses.
+    /// Checks what leaves, if the guest is kept to a list of addresses.
     exit: Option<Box<Exit>>,
     counters: Arc<VifCounters>,
+    /// The sockets.
     underlay: U,
+    /// Where other vifs are.
     neighbors: Neighbors,
+    /// MACs that were here and have left.
     departures: Departures,
+    /// MACs behind the vif.
     learnt: Learnt,
+    /// Frames that wait for their destination to be resolved.
     park: Park,
+    /// Rate limits.
     throttle: Throttle,
+    /// The virtio-net header in front of received frames, as the driver wants it.
     layout: HeaderLayout,
+    /// What the driver acknowledged.
     offloads: Offloads,
     merger: Merger,
     is_running: bool,
+    /// When the rings stopped, if they have not run since.
     stopped_at: Option<Instant>,
+    /// When the frontend connected, if its rings have not run since.
     connected_at: Option<Instant>,
+    /// Frames wait for the guest to add receive buffers.
     starved: bool,
+    /// The guest has announced itself; varpd is to be told.
     announcement_seen: bool,
+    /// Whether the guest has migrated here, and what of that the vnet is still to be told.
     arrival: Arrival,
     stager: Stager,
-    /// On a secured vnet.
+    /// Seals and opens datagrams, on a secured vnet.
     protection: Option<Protection>,
+    /// Lists of the frames that are being sent, kept for their memory.
     batch: Batch<'static>,
+    /// The list of the messages' parts, likewise.
     parts: Vec<IoVec<'static>>,
+    /// Where the kernel refuses to cut messages into datagrams.
     segmentation: Segmentation,
+    /// Frames that were received and wait for the guest's buffers.
     incoming: Incoming,
-    /// Frames of ours for the guest: answers to what it sent.
+    /// Frames of ours for the guest: ICMP answers to packets that are too long.
     answers: Vec<Vec<u8>>,
+    /// Numbers for frames that leave in pieces.
     frame_ids: FrameIds,
+    /// Path MTUs by destination.
     paths: Paths,
+    /// About path MTUs that change.
     path_news: Quiet,
-    listeners: Listeners,
+    /// Senders in the guest that were told to send shorter packets.
+    told: ToldSenders,
     /// Whether the control side knows when to call [`Worker::handle_timeout`] for pieces.
     timer_known: bool,
+    /// The kernel's count of datagrams that did not fit the socket's buffer, when it was last read.
     overflow: u32,
-    complain_after: Instant,
+    /// About system calls that fail.
+    complaints: Quiet,
+    /// Rings of memory to and from other vifs of this host.
     lanes: Lanes,
     /// Frames out of a lane that the guest does not accept as they were.
     unpacked: Unpacked,
+    /// Frames written into lanes, not yet counted.
     sent_locally: Tally,
+    /// Frames delivered out of lanes, not yet counted.
     received_locally: Tally,
 }
 
@@ -194,10 +218,10 @@ impl<U: Underlay> Worker<U> {
             frame_ids: FrameIds::default(),
             paths: Paths::default(),
             path_news: Quiet::default(),
-            listeners: Listeners::default(),
+            told: ToldSenders::default(),
             timer_known: false,
             overflow: 0,
-            complain_after: Instant::ZERO,
+            complaints: Quiet::new(1),
             lanes: Lanes::default(),
             unpacked: Unpacked::default(),
             sent_locally: Tally::default(),
@@ -355,10 +379,7 @@ impl<U: Underlay> Worker<U> {
     }
 
     fn complain(&mut self, what: &str, error: &io::Error, now: Instant) {
-        if now >= self.complain_after {
-            log::warn!("{what}: {error} (logged at most once a minute)");
-            self.complain_after = now + COMPLAINT_INTERVAL;
-        }
+        log::log!(self.complaints.level(now), "{what}: {error} (warned of at most once a minute)");
     }
 
     /// Takes the questions that frames have raised.

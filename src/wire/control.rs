@@ -237,8 +237,8 @@ pub enum Table {
 /// From varpd to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The vif is registered. Carries the sockets, group socket first, then one unicast socket per
-    /// queue pair, unless the backend sent its own.
+    /// The vif is registered. Carries its sockets, in the order told above, unless the backend sent
+    /// its own.
     Registered {
         /// Where the vif is reached.
         coa: CareOf,
@@ -278,14 +278,14 @@ pub enum Event {
     },
     /// The vif's claim to a MAC now has this stamp.
     Claimed {
-        /// The vif's own.
+        /// The vif's own MAC, or one behind it ([`Request::Learn`]).
         mac: Mac,
         /// To be repeated in [`Request::Register`] after a restart of varpd.
         stamp: Stamp,
     },
     /// The vif's claim to a MAC lost against a newer one: it now lives behind `coa`.
     Lost {
-        /// The vif's own.
+        /// The vif's own MAC, or one behind it.
         mac: Mac,
         /// Stamp of the newer claim.
         stamp: Stamp,

@@ -24,6 +24,8 @@
 //! The first octet tells what a datagram is, before anything else is believed: a first nibble of 4
 //! is this header, a first bit of 1 is an ESP SPI (SPIs are chosen that way), the rest is not ours.
 
+use std::net::IpAddr;
+
 use super::{Capabilities, ParseError, VnetId};
 
 /// Length of the header, in bytes.
@@ -31,10 +33,14 @@ pub const LEN: usize = 8;
 /// The version, in the first nibble.
 pub const VERSION: u8 = 4;
 
-/// Outer overhead of a frame on IPv4: IP 20, UDP 8, this header 8, inner Ethernet 14.
-pub const OVERHEAD_V4: u16 = 50;
-/// Outer overhead of a frame on IPv6: IP 40, UDP 8, this header 8, inner Ethernet 14.
-pub const OVERHEAD_V6: u16 = 70;
+/// Length of the IP and UDP headers in front of this one, in bytes, towards such an address: 20 or 40,
+/// and 8. With this header and the inner Ethernet header they make the tunnel's overhead of 50 or 70.
+pub const fn outer_len(to: IpAddr) -> usize {
+    match to {
+        IpAddr::V4(_) => 28,
+        IpAddr::V6(_) => 48,
+    }
+}
 
 /// Flags of a datagram.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -11,6 +11,9 @@ use super::{Mac, ParseError};
 
 /// Length of an Ethernet header without VLAN tags, in bytes: the shortest frame carried.
 pub const HEADER_LEN: usize = 14;
+/// Longest frame that is taken from a guest, in bytes: an IP packet of the largest size, with an
+/// Ethernet header and two VLAN tags.
+pub const MAX_LEN: usize = 65_535 + HEADER_LEN + 8;
 /// Length of the two addresses, in bytes.
 pub const ADDRESSES_LEN: usize = 12;
 

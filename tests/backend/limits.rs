@@ -302,5 +302,5 @@ fn limits_that_cannot_be_kept_are_refused() {
     let said = String::from_utf8_lossy(&output.stderr);
     let why = "--burst is too small to keep up 1Gbit/s: 250000 bytes is the least";
     assert_eq!(said, format!("vhost-user-vnet: {why}\n"));
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2), "wrong usage");
 }

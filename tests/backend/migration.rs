@@ -11,6 +11,7 @@ use vnet::metrics::VifCounter;
 
 use crate::driver::{Control, F_LOG_ALL, GUEST_BASE, Memory, Options, Queue, request};
 use crate::nic::{BROADCAST, LEN, Nic, RARP, frame, mac, vif};
+use crate::secured::Keys;
 use crate::support::netns::Family;
 use crate::support::vnet::{Backend, Listener, Varpd};
 use crate::support::{step, wait_until};
@@ -305,6 +306,20 @@ fn take_rarps(one: &mut Nic, count: u64) {
 #[test]
 fn an_arrival_is_announced_in_the_vnet() {
     let Some(net) = Net::new("an arrival", 3) else { return };
+    arrivals_are_announced(&net);
+}
+
+#[test]
+fn an_arrival_is_announced_in_a_secured_vnet() {
+    let keys = Keys::new();
+    let config = keys.config("conf", "k", &[("use", "a1")], "");
+    let configs = [0; 3].map(|_| config.clone());
+    let Some(net) = Net::with_configs("an arrival, secured", &configs) else { return };
+    arrivals_are_announced(&net);
+}
+
+/// Guest 2 goes from one host to another and back, and guest 1 hears of it.
+fn arrivals_are_announced(net: &Net) {
     let start =
         |name: &str, varpd: &Varpd| Backend::start(name, vif(42, 2), Listener::Backend, varpd);
     let mut one = Nic::start("g1", vif(42, 1), &net.varpds[0]);

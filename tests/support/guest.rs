@@ -22,6 +22,14 @@ const BOOT: Duration = Duration::from_secs(120);
 /// Time that a command in a guest may take.
 const COMMAND: Duration = Duration::from_secs(90);
 
+/// QEMU options that give a guest memory which a backend can map: without them, none can serve it.
+const SHARED_MEMORY: [&str; 4] = [
+    "-object",
+    "memory-backend-memfd,id=mem,size=128M,share=on",
+    "-machine",
+    "q35,memory-backend=mem",
+];
+
 /// Which QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Qemu {
@@ -86,16 +94,14 @@ impl Guest {
     /// [`Guest::wait_boot`].
     pub(crate) fn start(name: &str, qemu: Qemu, nics: &[Nic<'_>], directory: &Path) -> Self {
         let mut command = machine(qemu, nics);
-        command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
-        command.args(["-machine", "q35,memory-backend=mem"]);
+        command.args(SHARED_MEMORY);
         Self::start_command(name, &mut command, directory)
     }
 
     /// Starts a guest from the image that has what routers need, such as a ping that can set DF.
     pub(crate) fn start_router(name: &str, qemu: Qemu, nics: &[Nic<'_>], directory: &Path) -> Self {
         let mut command = machine(qemu, nics);
-        command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
-        command.args(["-machine", "q35,memory-backend=mem"]);
+        command.args(SHARED_MEMORY);
         // Of several, QEMU takes the last.
         command.arg("-initrd").arg(image("initramfs-router.cpio.gz"));
         Self::start_command(name, &mut command, directory)
@@ -110,8 +116,7 @@ impl Guest {
         directory: &Path,
     ) -> Self {
         let mut command = machine(qemu, nics);
-        command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
-        command.args(["-machine", "q35,memory-backend=mem"]);
+        command.args(SHARED_MEMORY);
         command.arg("-incoming").arg(format!("unix:{}", incoming(name, directory)));
         Self::start_command(name, &mut command, directory)
     }
@@ -127,8 +132,7 @@ impl Guest {
     ) -> Self {
         let mut command = tap.host.command(qemu.program());
         command.args(machine(qemu, &[]).get_args());
-        command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
-        command.args(["-machine", "q35,memory-backend=mem"]);
+        command.args(SHARED_MEMORY);
         let Tap { name: interface, mac, mtu, .. } = tap;
         let netdev = format!("tap,id=n0,ifname={interface},script=no,downscript=no");
         let device = format!("virtio-net-pci,netdev=n0,mac={mac},host_mtu={mtu}");
@@ -146,8 +150,7 @@ impl Guest {
         let mut command = Command::new(&qemu);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "128M"]);
         command.args(accelerator(&qemu)).args(kernel()).args(["-serial", "stdio"]);
-        command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
-        command.args(["-machine", "q35,memory-backend=mem"]);
+        command.args(SHARED_MEMORY);
         // Of several, QEMU takes the last.
         let base = Path::new(ROOT).join(".cache/guest/initramfs.cpio.gz");
         let parts =

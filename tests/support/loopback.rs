@@ -86,6 +86,13 @@ impl Loopback {
         self.pairs[pair].wake.write(1).expect("a wake-up");
     }
 
+    /// How often [`Loopback::inject`] has been called since its descriptor was last read, by the pair's
+    /// worker or here.
+    pub fn take_unread(&self, pair: usize) -> u64 {
+        self.pairs[pair].wake.read().unwrap_or(0)
+    }
+
+    /// Frames that wait for receive buffers.
     pub fn waiting(&self, pair: usize) -> usize {
         self.pairs[pair].backlog.lock().expect("not poisoned").len()
     }

@@ -1,5 +1,5 @@
-//! What was checked is what leaves: frames' beginnings are copied out of the guest's reach, checked
-//! there, and take the place of the guest's own in all that follows.
+//! Applies the guard to a guest's frames so that what was checked is what leaves: a frame's beginning is
+//! copied out of the guest's reach, checked there, and the copy is sent in place of the original.
 //!
 //! ```text
 //!  guest memory:   | virtio-net header, headers, payload ...        |    the guest writes at any time
@@ -33,7 +33,8 @@ type Copied = [u8; MODERN_HEADER_LEN + LEAD_LEN];
 /// The copy is one piece more, which a message of segments has room for.
 const _: () = assert!(2 * MAX_SEGMENTS + MAX_PIECES < MAX_PARTS);
 
-/// The way out for the frames of a guest with a list of addresses.
+/// What the frames of a guest with a list of addresses pass before they leave: the guard, and the
+/// copies of the frames of one batch.
 #[derive(Debug)]
 pub struct Exit {
     guard: Guard,

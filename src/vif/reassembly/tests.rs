@@ -74,7 +74,7 @@ fn overlaps_and_lies_about_the_end_end_the_frame() {
         assert_eq!(reassembly.take_dropped(), 2, "{name}");
     }
     let mut reassembly = Reassembly::default();
-    add(&mut reassembly, &piece(1, MAX_FRAME_LEN - 9, true, &ten));
+    add(&mut reassembly, &piece(1, frame::MAX_LEN - 9, true, &ten));
     add(&mut reassembly, &piece(1, crate::wire::fragment::MAX_OFFSET, true, &ten));
     assert!(reassembly.is_empty());
     assert_eq!(reassembly.take_dropped(), 2, "longer than any frame");

@@ -5,7 +5,8 @@ use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, Que
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::vhost_user::vring::GuestMemory;
-use crate::vif::guest::{Delivery, HeaderLayout, MAX_FRAME_LEN, Malformed};
+use crate::vif::guest::{Delivery, HeaderLayout, Malformed};
+use crate::wire::frame;
 
 /// The frame of a transmit chain, without its header.
 pub(super) fn read_frame(
@@ -19,7 +20,7 @@ pub(super) fn read_frame(
     for descriptor in chain {
         ended = !descriptor.has_next();
         let (start, len) = (bytes.len(), descriptor.len() as usize);
-        if descriptor.is_write_only() || start + len > header_len + MAX_FRAME_LEN {
+        if descriptor.is_write_only() || start + len > header_len + frame::MAX_LEN {
             return Err(Malformed);
         }
         bytes.resize(start + len, 0);

@@ -1,4 +1,5 @@
-//! A worker's part in its guest's arrival: the frames that tell the vnet leave through its socket.
+//! The worker's part for a guest's arrival: the frames that tell the vnet of it leave through its
+//! sockets.
 
 use super::Worker;
 use crate::metrics::VifCounter;
@@ -15,7 +16,8 @@ impl<U: Underlay> Worker<U> {
         &mut self.arrival
     }
 
-    /// Sends what is due of the frames that tell the vnet where the guest is.
+    /// Sends what is due of the frames that tell the vnet where the guest is; sealed on a secured vnet,
+    /// like all that leaves there.
     pub fn announce_arrival(&mut self, now: Instant) {
         if !self.arrival.take_due(now) {
             return;
@@ -25,7 +27,15 @@ impl<U: Underlay> Worker<U> {
         let (head, frame) = datagram.split_at_mut(encap::LEN);
         head.copy_from_slice(&Header { flags: Flags::NONE, vnet: key.vnet }.emit());
         frame.copy_from_slice(&rarp(key.mac));
-        let part = IoVec::from_slice(&datagram);
+        let sealed = match &mut self.protection {
+            None => None,
+            Some(protection) => match protection.seal_one_to_group(&datagram, now) {
+                Ok(sealed) => Some(sealed),
+                // A later one of the series may leave.
+                Err(counter) => return self.counters.inc(counter),
+            },
+        };
+        let part = IoVec::from_slice(sealed.as_deref().unwrap_or(&datagram));
         let parts = std::slice::from_ref(&part);
         match self.underlay.send(&[Message { to: self.place.group, parts, segment: 0 }]) {
             Ok(_) => {

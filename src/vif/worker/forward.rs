@@ -1,4 +1,5 @@
-//! From the underlay back to it: frames that came late for a MAC that has left.
+//! The worker's part for guests that have left: frames that still come for them are sent on to where
+//! they are now.
 
 use std::time::Duration;
 

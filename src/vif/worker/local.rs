@@ -1,4 +1,4 @@
-//! Frames from and to other vifs of this host: a worker's half for its lanes.
+//! The worker's part for lanes: frames from and to other vifs of this host.
 
 mod into_guest;
 mod out;

@@ -1,4 +1,4 @@
-//! What is longer than its path: a worker's half for MTUs.
+//! The worker's part for path MTUs: frames and datagrams that are longer than their path.
 //!
 //! | When | What happens |
 //! |---|---|
@@ -129,7 +129,7 @@ impl<U: Underlay> Worker<U> {
         let Some(answer) = lead.and_then(|lead| too_big::answer(lead, max_frame)) else {
             return true;
         };
-        let verdict = self.listeners.judge(answer.flow, now);
+        let verdict = self.told.judge(answer.flow, now);
         let is_carried = verdict.carry && is_possible;
         if (verdict.tell || !is_carried) && self.answers.len() < MAX_ANSWERS {
             self.answers.push(answer.frame);

@@ -1,4 +1,4 @@
-//! From the underlay to the guest: a worker's half for what its guest gets.
+//! The worker's part towards the guest: what sockets have received is put into the receive ring.
 
 use std::io;
 use std::mem;

@@ -1,4 +1,4 @@
-//! What the kernel did not want to cut into datagrams, sent in smaller messages.
+//! Messages that the kernel refuses to cut into datagrams (UDP_SEGMENT) are sent again as smaller ones.
 
 use std::io;
 use std::net::IpAddr;

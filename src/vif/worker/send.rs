@@ -1,4 +1,5 @@
-//! To the underlay: batches are staged and given to the kernel, and what it refuses is counted.
+//! The worker's part towards the underlay: batches are staged and given to the kernel, and what it
+//! refuses is counted.
 
 use std::io;
 use std::mem;

@@ -21,7 +21,6 @@ use crate::offload::packets::{Packet, assert_complete};
 use crate::sys::mmsg::RECEIVE_BATCH;
 use crate::underlay::memory::MemoryUnderlay;
 use crate::vhost_user::vring::GuestMemory;
-use crate::vif::guest;
 use crate::vif::too_big::told_mtu;
 use crate::wire::{Capabilities, EncapKinds, VifKey, VnetId};
 use virtio_queue::{Queue, QueueT};
@@ -242,7 +241,7 @@ fn a_chain_that_is_no_frame_is_counted_and_given_back() {
     driver.offer(&[(&whole, 0, 0)]);
     driver.offer(&[(&whole, whole.len(), WRITE)]);
     driver.offer(&[(&whole, u32::MAX as usize, 0)]);
-    driver.offer(&[(&whole, MODERN_HEADER_LEN + guest::MAX_FRAME_LEN + 1, 0)]);
+    driver.offer(&[(&whole, MODERN_HEADER_LEN + crate::wire::frame::MAX_LEN + 1, 0)]);
     transmit(&mut worker, &mut driver);
     assert_eq!(worker.counters.get(VifCounter::tx_drop_malformed), 5);
     let mut asks_for_tso = whole.clone();

@@ -1,4 +1,5 @@
-//! From the guest to the underlay: a worker's half for what its guest sends.
+//! The worker's part from the guest on: frames are taken from the transmit ring, judged, and put where
+//! they belong: into the batch for the underlay, a lane, or the park.
 
 use std::mem;
 
@@ -138,8 +139,8 @@ impl<U: Underlay> Worker<U> {
         let (start, len) = (frame.pieces.start, frame.len);
         let prepared = match judged.verdict {
             Verdict::Unicast(coa) if self.lanes.lead_to(coa.addr) => {
-                let when = (true, now);
-                return self.dispatch_local(frame, judged.addresses, to_vif(coa), batch, when);
+                let route = to_vif(coa);
+                return self.dispatch_local(frame, judged.addresses, route, batch, true, now);
             }
             Verdict::Unicast(coa) => self.prepare(frame, judged.addresses, to_vif(coa), batch, now),
             Verdict::Group if !self.throttle.admits_group(len, now) => {
@@ -169,13 +170,15 @@ impl<U: Underlay> Worker<U> {
     }
 
     /// The same for a frame to a vif of this host, which goes through a lane unless that just ended.
+    /// `can_wait`: whether the frame may stay in the ring if the lane is full.
     fn dispatch_local(
         &mut self,
         frame: &TransmitFrame,
         addresses: AddressBytes,
         route: Route,
         batch: &mut Batch<'_>,
-        (can_wait, now): (bool, Instant),
+        can_wait: bool,
+        now: Instant,
     ) -> Option<usize> {
         let (len, pieces, leads) = (frame.len, frame.pieces.start, batch.leads.len());
         let prepared = match self.prepare_uncut(frame, addresses, route, batch) {
@@ -287,7 +290,7 @@ impl<U: Underlay> Worker<U> {
             let Some(addresses) = parked.ethernet().first_chunk() else { continue };
             batch.pieces.push(piece);
             if self.lanes.lead_to(coa.addr) {
-                self.dispatch_local(&parked, *addresses, to_vif(coa), &mut batch, (false, now));
+                self.dispatch_local(&parked, *addresses, to_vif(coa), &mut batch, false, now);
                 continue;
             }
             if let Err(counter) = self.prepare(&parked, *addresses, to_vif(coa), &mut batch, now) {

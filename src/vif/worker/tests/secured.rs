@@ -1,7 +1,10 @@
-//! Paths that are narrower than known, on a secured vnet.
+//! What leaves on a secured vnet besides the frames of a batch: pieces, and frames of our own.
 
 use super::*;
+use crate::security::Level;
+use crate::vif::arrival::rarp;
 use crate::vif::protect::tests::pair_between;
+use crate::wire::encap;
 
 const ALL: Capabilities = crate::vif::link::CAPABILITIES;
 
@@ -42,4 +45,28 @@ fn what_is_sealed_leaves_in_pieces_when_the_kernel_knows_better() {
         let drops = values.filter(|(name, value)| name.contains("_drop_") && *value > 0);
         assert_eq!(drops.count(), 0);
     }
+}
+
+/// Members hear of a guest's arrival, and nobody else learns its MAC.
+#[test]
+fn the_announcement_of_an_arrival_is_sealed() {
+    let (one, two) = pair_between(addr(1), addr(7));
+    let mut worker = worker();
+    worker.set_protection(Some(
+        Protection::of_vif(worker.place.receiver.key.vnet, Level::Conf)().unwrap(),
+    ));
+    worker.arrival().told(true, Instant::ZERO);
+    worker.announce_arrival(Instant::ZERO);
+    assert_eq!(worker.counters.get(VifCounter::tx_drop_no_key), 1, "there is no key yet");
+    assert!(worker.underlay.sent.is_empty());
+
+    worker.set_protection(Some(one));
+    let next = worker.arrival().poll_timeout().unwrap();
+    worker.announce_arrival(next);
+    let [(to, sealed)] = &mut worker.underlay.sent[..] else { panic!("one datagram") };
+    assert_eq!(*to, addr(1798));
+    assert!(!sealed.windows(OWN.len()).any(|bytes| bytes == OWN), "the MAC is not readable");
+    let inner = two.opening(next).open(Port::Group, addr(1), sealed).unwrap();
+    assert_eq!(sealed[inner][encap::LEN..], rarp(Mac(OWN)));
+    assert_eq!(worker.counters.get(VifCounter::tx_announcements), 1);
 }

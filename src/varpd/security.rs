@@ -95,7 +95,7 @@ impl Security {
         let timers = sadb::Config { rekey: config.security.rekey.duration() };
         Self {
             sadb: Sadb::new(timers, own, seed.derive("sadb", &[])),
-            membership: Membership::default(),
+            membership: Membership::new(own),
             vnets: BTreeMap::new(),
             users: BTreeMap::new(),
             issued: BTreeSet::new(),

@@ -182,6 +182,11 @@ struct Sender {
 }
 
 impl GroupReceiver {
+    /// The keys that are accepted.
+    pub fn keys(&self) -> impl Iterator<Item = &Secret> {
+        self.keys.iter().map(|(_, key)| key)
+    }
+
     /// Accepts these keys from now on; what came under others ends.
     pub fn set_keys(&mut self, keys: Vec<(Suite, Secret)>) {
         self.senders.retain(|_, sender| keys.iter().any(|(_, key)| *key == sender.key));

@@ -343,8 +343,7 @@ fn forged_answers_and_announcements_change_nothing() {
     let ip = Ipv4Addr::new(192, 0, 2, 3);
     let mut honest = claim(42, 2, ip, 1, MAKE[0]);
     member(ip, &member_keys(0xa1, 42), 42).tag(&mut honest, clock::now().wall_ms);
-    let send_once =
-        |socket: &OffPath, n| n == 0 && send(socket, ip, &honest);
+    let send_once = |socket: &OffPath, n| n == 0 && send(socket, ip, &honest);
     during(net.underlay.host(2), send_once, |_| {
         wait_until("host a believes it", SOON, || varpd_counter(&net.varpds[0], "moved") > 0);
     });

@@ -432,7 +432,7 @@ mod tests {
         let (mut empty, mut full) = (receiver(&[1]), full());
         let mut packet = seal(&mut sender(5), b"x", NOW);
         *packet.last_mut().unwrap() ^= 1;
-        let mut cost = |r: &mut GroupReceiver, want: GroupError| {
+        let cost = |r: &mut GroupReceiver, want: GroupError| {
             let began = clock::mono();
             for host in 0..250 {
                 assert_eq!(open(r, at(host), &packet, NOW), Err(want));

@@ -172,7 +172,7 @@ counters! {
         descriptors_closed = "descriptors that came with a message that has none",
         vifs_registered = "vifs registered",
         vifs_refused = "vifs not registered: another user's, a user who may not, sockets that are not what the backend says, a limit",
-        vifs_denied = "of vifs_refused, those of users that are not on the vnet's list (allow-users)",
+        vifs_denied = "of vifs_refused, those of users that are not on the vnet's list (allow-users), and of processes that have another vif",
         vifs_resumed = "of vifs_registered, those whose sockets had been kept for them",
         vifs_adopted = "of vifs_registered, those that brought their sockets",
         vifs_kept = "vifs whose backend ended",

@@ -161,8 +161,8 @@ impl From<OpenError> for GroupError {
     }
 }
 
-/// A start of a sender.
-type Start = (SocketAddr, Spi, u32);
+/// A start of a sender. Its time comes first: the first to expire is the first of a table.
+type Start = (u32, SocketAddr, Spi);
 
 /// The senders of group frames that a receiver knows.
 #[derive(Debug, Default)]
@@ -182,6 +182,11 @@ struct Sender {
 }
 
 impl GroupReceiver {
+    /// The keys that are accepted.
+    pub fn keys(&self) -> impl Iterator<Item = &Secret> {
+        self.keys.iter().map(|(_, key)| key)
+    }
+
     /// Accepts these keys from now on; what came under others ends.
     pub fn set_keys(&mut self, keys: Vec<(Suite, Secret)>) {
         self.senders.retain(|_, sender| keys.iter().any(|(_, key)| *key == sender.key));
@@ -212,7 +217,7 @@ impl GroupReceiver {
         if u64::from(now.abs_diff(start)) > TOLERANCE.as_secs() || start < self.swept {
             return Err(GroupError::Stale);
         }
-        let id = (from, head.spi, start);
+        let id = (start, from, head.spi);
         if let Some(sender) = self.senders.get_mut(&id) {
             return Ok(sender.opener.open(head, packet)?);
         }
@@ -233,7 +238,7 @@ impl GroupReceiver {
         if self.senders.len() >= MAX_SENDERS {
             return Err(GroupError::Full);
         }
-        let (from, spi, start) = id;
+        let (start, from, spi) = id;
         // Opening scrambles what it refuses; the copy is for the next key.
         let copy = if self.keys.len() > 1 { packet.to_vec() } else { Vec::new() };
         for (attempt, (suite, key)) in self.keys.iter().enumerate() {
@@ -257,18 +262,21 @@ impl GroupReceiver {
     }
 
     /// Forgets senders whose start is too old to be accepted again, even if the clock is set back.
+    /// Looks at those only, and at one more: anybody can send what makes a full table be swept.
     fn sweep(&mut self, now: u32) {
         let tolerance = u32::try_from(TOLERANCE.as_secs()).unwrap_or(u32::MAX);
         let oldest = now.saturating_sub(tolerance);
         self.swept = self.swept.max(oldest);
-        let swept = self.swept;
-        self.senders.retain(|(_, _, start), _| *start >= swept);
+        while let Some(first) = self.senders.first_entry().filter(|e| e.key().0 < self.swept) {
+            first.remove();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::clock;
     use crate::wire::esp::{HEAD_LEN, sealed_len};
 
     const NOW: u64 = 1_767_225_600_000;
@@ -391,6 +399,53 @@ mod tests {
         let packet = seal(&mut sender(7), b"x", later);
         assert!(open(&mut r, at(1), &packet, later).is_ok());
         assert_eq!(r.senders.len(), 1);
+    }
+
+    /// A receiver without room: fifty senders started at each second.
+    fn full() -> GroupReceiver {
+        let mut r = receiver(&[1]);
+        for n in 0..MAX_SENDERS {
+            let from = SocketAddr::from(([192, 0, 2, 3], u16::try_from(n + 1).unwrap()));
+            let start = NOW + u64::try_from(n % 80).unwrap() * 1000;
+            let mut s = GroupSender::new(key(1), Suite::AesGcm, vnet(), from, 1);
+            assert!(open(&mut r, from, &seal(&mut s, b"x", start), NOW).is_ok());
+        }
+        r
+    }
+
+    #[test]
+    fn senders_make_room_second_by_second() {
+        let mut r = full();
+        let now = NOW + 80_000;
+        let late = seal(&mut sender(5), b"x", now);
+        assert_eq!(open(&mut r, at(1), &late, now), Err(GroupError::Full));
+        let now = NOW + 91_000;
+        let late = seal(&mut sender(5), b"x", now);
+        assert!(open(&mut r, at(1), &late, now).is_ok());
+        assert_eq!(r.senders.len(), 1 + MAX_SENDERS - MAX_SENDERS.div_ceil(80));
+        assert!(r.senders.keys().all(|(start, ..)| *start > seconds(NOW).unwrap()));
+    }
+
+    /// Outsiders can name senders that nobody knows as fast as they like.
+    #[test]
+    fn a_full_table_makes_strangers_no_dearer() {
+        let (mut empty, mut full) = (receiver(&[1]), full());
+        let mut packet = seal(&mut sender(5), b"x", NOW);
+        *packet.last_mut().unwrap() ^= 1;
+        let cost = |r: &mut GroupReceiver, want: GroupError| {
+            let began = clock::mono();
+            for host in 0..250 {
+                assert_eq!(open(r, at(host), &packet, NOW), Err(want));
+            }
+            clock::mono().saturating_since(began)
+        };
+        let rounds = (0..20).map(|_| {
+            let forged = cost(&mut empty, OpenError::Inauthentic.into());
+            (cost(&mut full, GroupError::Full), forged)
+        });
+        let (at_full, at_empty) = rounds.min_by_key(|(at_full, _)| *at_full).unwrap();
+        // It was a hundred times as much when each looked at all senders.
+        assert!(at_full < at_empty * 4, "{at_full:?}, and {at_empty:?} with an empty table");
     }
 
     #[test]

@@ -147,6 +147,18 @@ impl Inbound {
         self.tables().group.set_keys(keys);
     }
 
+    /// Whether one of the keys of group frames that are accepted is none of these.
+    pub fn misses_any(&self, keys: &[Secret]) -> bool {
+        self.tables().group.keys().any(|key| !keys.contains(key))
+    }
+
+    /// All sessions are over.
+    pub fn remove_all(&self) {
+        let mut tables = self.tables();
+        tables.sessions.clear();
+        tables.associations.clear();
+    }
+
     /// Opens a packet that came to the vif's own port; see [`Opener::open`].
     ///
     /// # Errors

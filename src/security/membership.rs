@@ -1,10 +1,11 @@
 //! Tags of VARP messages: on a secured vnet only members are heard.
 //!
-//! A tag is a MAC of the whole message, with the id of the key and the time at which the message was
-//! made. Freshness is of two kinds. What answers a question repeats its nonce, as on any vnet. And
+//! A tag is a MAC of the whole message and of the address that it is sent from, with the id of the key
+//! and the time at which the message was made. Freshness is of two kinds. What answers a question repeats its nonce, as on any vnet. And
 //! no message is taken twice: its time must be within [`TOLERANCE`] of this host's clock, and one
 //! that its sender has not used before, of which the last [`REMEMBERED`] are kept. So nothing that
-//! was recorded keeps a mapping alive, or moves one, after its time.
+//! was recorded keeps a mapping alive, or moves one, after its time. Without the address under the tag
+//! a recorded message would be new once from each address that it can be sent from.
 //!
 //! A message says that *a member* made it, not which one: members trust each other.
 
@@ -65,8 +66,9 @@ impl Seen {
 }
 
 /// The keys of VARP on secured vnets, and who was heard with them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Membership {
+    own: IpAddr,
     vnets: BTreeMap<VnetId, Vec<(KeyId, MacKey)>>,
     heard: BTreeMap<(VnetId, IpAddr), Seen>,
     /// The time of the last message made here.
@@ -74,6 +76,11 @@ pub struct Membership {
 }
 
 impl Membership {
+    /// Without vnets, of the host that sends VARP from this address.
+    pub fn new(own: IpAddr) -> Self {
+        Self { own, vnets: BTreeMap::new(), heard: BTreeMap::new(), last: 0 }
+    }
+
     /// The keys of a vnet, the used one first; none if it is not secured.
     pub fn set_vnet(&mut self, vnet: VnetId, keys: Vec<(KeyId, MacKey)>) {
         if keys.is_empty() {
@@ -94,7 +101,7 @@ impl Membership {
         let is_believed = Duration::from_millis(self.last.saturating_sub(wall_ms)) <= TOLERANCE;
         self.last = if is_believed { wall_ms.max(self.last + 1) } else { wall_ms };
         message.tag = Some(Tag { key_id: id.0, time_ms: self.last, tag: [0; TAG_LEN] });
-        let tag = key.sign(&[&covered(message)]);
+        let tag = key.sign(&[&author_bytes(self.own), &covered(message)]);
         message.tag = Some(Tag { key_id: id.0, time_ms: self.last, tag });
     }
 
@@ -114,13 +121,14 @@ impl Membership {
         let tag = message.tag.ok_or(Refusal::Untagged)?;
         let key = keys.iter().find(|(id, _)| id.0 == tag.key_id);
         let (_, key) = key.ok_or(Refusal::Key)?;
-        if !key.verify(&[&covered(&message)], &tag.tag) {
+        let author = author(from, &message);
+        if !key.verify(&[&author_bytes(author), &covered(&message)], &tag.tag) {
             return Err(Refusal::Forged);
         }
         if Duration::from_millis(tag.time_ms.abs_diff(wall_ms)) > TOLERANCE {
             return Err(Refusal::Stale);
         }
-        let sender = (vnet, author(from, &message));
+        let sender = (vnet, author);
         if !self.heard.contains_key(&sender) && self.heard.len() >= MAX_SENDERS {
             let oldest = wall_ms.saturating_sub(u64::try_from(TOLERANCE.as_millis()).unwrap_or(0));
             self.heard.retain(|_, seen| seen.newest() >= oldest);
@@ -135,14 +143,23 @@ impl Membership {
     }
 }
 
-/// The bytes under the tag.
+/// What comes first under the tag.
+fn author_bytes(author: IpAddr) -> [u8; 16] {
+    match author.to_canonical() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+/// The bytes of the message under the tag.
 fn covered(message: &Message) -> Vec<u8> {
     let mut bytes = Message { relayed: false, ..*message }.to_bytes();
     bytes.truncate(TAGGED_LEN - TAG_LEN);
     bytes
 }
 
-/// Whose clock made the message's time: many senders would come through one relay.
+/// Who made the message, and whose clock its time: many senders would come through one relay, and only
+/// what names its sender can.
 fn author(from: SocketAddr, message: &Message) -> IpAddr {
     let named = match message.body {
         Body::Request { reply_to, .. } if message.relayed => Some(reply_to.ip()),
@@ -160,6 +177,7 @@ mod tests {
     use crate::security::keys::Secret;
     use crate::wire::varp::Claim;
     use crate::wire::{Capabilities, CareOf, EncapKinds, Mac, Stamp, VifKey};
+    use std::net::Ipv4Addr;
 
     const NOW: u64 = 1_767_225_600_000;
 
@@ -172,7 +190,7 @@ mod tests {
     }
 
     fn member(keys: &[u8]) -> Membership {
-        let mut member = Membership::default();
+        let mut member = Membership::new(from().ip());
         member.set_vnet(vnet(42), keys.iter().map(|byte| key(*byte)).collect());
         member
     }
@@ -212,6 +230,29 @@ mod tests {
         assert_eq!(b.check(from(), again, NOW + 1), Ok(announce(42)), "said again, not replayed");
     }
 
+    /// Each address would be a sender of its own, and a recorded message new from each.
+    #[test]
+    fn recorded_messages_are_not_heard_from_other_addresses() {
+        let mut b = member(&[1]);
+        let message = tagged(&mut member(&[1]), NOW);
+        for host in 0..u32::try_from(MAX_SENDERS).unwrap() {
+            let elsewhere = SocketAddr::new(Ipv4Addr::from(host | 0x0a00_0000).into(), 1798);
+            assert_eq!(b.check(elsewhere, message, NOW), Err(Refusal::Forged));
+            // A relay's are those of the host that they name.
+            let mut relayed = Message { relayed: true, ..message };
+            assert_eq!(b.check(elsewhere, relayed, NOW).is_ok(), host == 0);
+            if let Body::Announce { claim, .. } = &mut relayed.body {
+                claim.coa.addr.set_ip(elsewhere.ip());
+            }
+            assert_eq!(b.check(elsewhere, relayed, NOW), Err(Refusal::Forged));
+        }
+        assert_eq!(b.heard.len(), 1, "and take nobody's place");
+        assert_eq!(b.check(from(), message, NOW), Err(Refusal::Replayed));
+        let mapped = SocketAddr::new(Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().into(), 1798);
+        let again = tagged(&mut member(&[1]), NOW + 1);
+        assert!(b.check(mapped, again, NOW).is_ok(), "as a dual-stack socket shows it");
+    }
+
     #[test]
     fn others_are_not() {
         let mut b = member(&[1]);
@@ -232,7 +273,7 @@ mod tests {
         assert_eq!(message, announce(43));
         assert_eq!(b.check(from(), message, NOW), Ok(message));
         let foreign = tagged(&mut member(&[1]), NOW);
-        let mut none = Membership::default();
+        let mut none = Membership::new(from().ip());
         assert_eq!(none.check(from(), foreign, NOW), Ok(foreign), "the mapper drops it");
     }
 

@@ -73,6 +73,11 @@ impl Outbound {
         self.vifs.remove(&to);
     }
 
+    /// Nothing may be sent to any care-of address, until there are other keys for it.
+    pub fn remove_all(&mut self) {
+        self.vifs.clear();
+    }
+
     /// The key of group frames; `salt` is one that no other sender at `own` had.
     pub fn set_group(
         &mut self,
@@ -182,6 +187,9 @@ mod tests {
         assert_eq!(packet[..4], spi.0.to_be_bytes());
         assert_eq!(outbound.seal(to(2), &mut packet, 20), Err(SealError::NoKey));
         outbound.remove(to(1));
+        assert_eq!(outbound.seal(to(1), &mut packet, 20), Err(SealError::NoKey));
+        outbound.insert(to(1), spi, Suite::AesGcm, &key(1), lifetime, Instant::ZERO);
+        outbound.remove_all();
         assert_eq!(outbound.seal(to(1), &mut packet, 20), Err(SealError::NoKey));
     }
 

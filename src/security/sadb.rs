@@ -78,6 +78,11 @@ pub const HALF_OPEN: Duration = Duration::from_secs(30);
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(90);
 /// INITs handled per second without a cookie.
 pub const INITS_PER_SECOND: u32 = 64;
+/// Renewals of a link per second, and [`RENEWALS_AT_ONCE`]. With as many of its other side's there are
+/// never so many sessions at once that one is thrown out which packets are still under way with.
+const RENEWALS_PER_SECOND: u32 = 1;
+/// See [`RENEWALS_PER_SECOND`].
+const RENEWALS_AT_ONCE: u32 = 3;
 /// A secret that cookies are made with serves twice as long.
 const COOKIE_TURN: Duration = Duration::from_secs(120);
 /// Links.
@@ -201,11 +206,12 @@ impl Sadb {
         self.advance(link, now);
     }
 
-    /// Packets of a session that is not known came from a host: it is asked for another one.
+    /// Packets of a session that is not known came from a host: it is asked for another one. Anybody
+    /// can make such packets in its name, so a link is renewed now and then only.
     pub fn renew(&mut self, vnet: VnetId, peer: IpAddr, now: Now) {
         let link = (vnet, peer.to_canonical());
-        let is_busy = self.peers.get(&link).is_some_and(Peer::is_negotiating);
-        if is_busy
+        let refuses = |peer: &mut Peer| peer.is_negotiating() || !peer.renewals.take(now.mono);
+        if self.peers.get_mut(&link).is_some_and(refuses)
             || !self.vnets.contains_key(&vnet)
             || !self.has_room(link, now)
             || !self.bucket_of(link).take(now.mono)

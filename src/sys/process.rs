@@ -1,14 +1,33 @@
 //! What a daemon says to, and asks of, the system about its own process.
 
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Group, User};
+
+/// Another process; unlike its number, this never means a later one (pidfd_open(2)).
+#[derive(Debug)]
+pub struct Process(OwnedFd);
+
+impl From<OwnedFd> for Process {
+    fn from(pidfd: OwnedFd) -> Self {
+        Self(pidfd)
+    }
+}
+
+impl Process {
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+}
 
 /// Raises the limit of open descriptors to the hard limit; returns what it is now.
 pub fn raise_file_limit() -> io::Result<u64> {

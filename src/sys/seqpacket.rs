@@ -15,6 +15,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 
 use super::ancillary;
+use super::process::Process;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -151,6 +152,14 @@ impl Connection {
     pub fn peer(&self) -> io::Result<Peer> {
         let credentials = getsockopt(&self.0, PeerCredentials)?;
         Ok(Peer { uid: credentials.uid(), pid: credentials.pid() })
+    }
+
+    /// The process that connected.
+    ///
+    /// # Errors
+    /// The kernel does not tell (before Linux 6.5), or the process has ended.
+    pub fn process(&self) -> io::Result<Process> {
+        super::sockopt::peer_process(self).map(Process::from)
     }
 
     /// Whether the peer has closed its end (there may still be datagrams to read).

@@ -2,12 +2,15 @@
 
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use libc::{c_int, c_void, sock_filter, socklen_t};
 
 /// From `asm-generic/socket.h`.
 const SO_NETNS_COOKIE: c_int = 71;
+
+/// From `asm-generic/socket.h`.
+const PEER_PROCESS: IntOption = (libc::SOL_SOCKET, 77);
 
 /// A level and a name of an option whose value is an `int`.
 pub type IntOption = (c_int, c_int);
@@ -100,6 +103,16 @@ pub fn attach_reuseport(socket: &impl AsFd, program: &[Instruction]) -> io::Resu
     // The instructions outlive the call, and the kernel only reads them.
     let request = libc::sock_fprog { len, filter: instructions.as_mut_ptr() };
     set_raw(socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &request)
+}
+
+/// A descriptor of the process at the other end of a Unix socket (`SO_PEERPIDFD`, socket(7)).
+///
+/// # Errors
+/// The kernel is older than Linux 6.5, or the process has ended.
+pub fn peer_process(socket: &impl AsFd) -> io::Result<OwnedFd> {
+    let raw = get(socket, PEER_PROCESS)?;
+    // SAFETY: the kernel has just made the descriptor for this call; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
 fn set_raw<T: Copy>(socket: &impl AsFd, level: c_int, name: c_int, value: &T) -> io::Result<()> {

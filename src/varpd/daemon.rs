@@ -24,6 +24,7 @@ use super::lanes::Lanes;
 use super::learnt::LearntTable;
 use super::registry::{Owner, Registry};
 use super::security::Security;
+use super::speakers::Speakers;
 use super::stats::Runs;
 use super::varp::{Heard, Varp, Via};
 use super::{VarpdError, failed};
@@ -104,6 +105,7 @@ pub(super) struct Daemon {
     pub(super) runs: Runs,
     pub(super) security: Security,
     pub(super) admission: Admission,
+    pub(super) speakers: Speakers,
     pub(super) lanes: Lanes,
     pub(super) counters: VarpdCounters,
 }
@@ -157,6 +159,7 @@ impl Daemon {
             runs: Runs::default(),
             security,
             admission,
+            speakers: Speakers::default(),
             lanes: Lanes::new(lane_seed),
             counters: VarpdCounters::default(),
             config,

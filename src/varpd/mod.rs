@@ -31,6 +31,7 @@
 //! | `clients` | the connections to the control socket |
 //! | `requests` | what clients ask, and the ends of their connections |
 //! | `admission` | which users may have vifs on which vnet |
+//! | `speakers` | which vif each process speaks for |
 //! | `register` | registration of a vif: whose it may be, and which sockets it gets |
 //! | `registry` | the vifs of this host, and what is kept of them when their backend is gone |
 //! | `learnt` | MACs behind vifs |
@@ -55,6 +56,7 @@ mod registry;
 mod requests;
 mod security;
 mod site;
+mod speakers;
 mod stats;
 mod tables;
 mod varp;

@@ -64,6 +64,10 @@ impl Daemon {
             self.counters.inc(VarpdCounter::vifs_denied);
             return Err(Failure::fatal(ErrorCode::Denied, refusal.to_string()));
         }
+        if let Err(refusal) = self.speakers.check(peer, key) {
+            self.counters.inc(VarpdCounter::vifs_denied);
+            return Err(Failure::fatal(ErrorCode::Denied, refusal.to_string()));
+        }
         self.security
             .load(key.vnet, &self.config, &self.counters, now)
             .map_err(|text| Failure::fatal(ErrorCode::Failed, text))?;
@@ -95,6 +99,7 @@ impl Daemon {
         };
         if let Some(client) = self.clients.get_mut(id) {
             client.role = Role::Backend(vif);
+            self.speakers.enter(&client.connection, peer, key);
         }
         self.counters.inc(VarpdCounter::vifs_registered);
         if self.welcome(id, vif, origin, mtu, now) {

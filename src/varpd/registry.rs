@@ -17,7 +17,7 @@ use crate::wire::{CareOf, Stamp, VifKey};
 use super::clients::ClientId;
 
 /// Root may take what is another's.
-const ROOT: u32 = 0;
+pub(super) const ROOT: u32 = 0;
 
 /// Who speaks for a vif.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

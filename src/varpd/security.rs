@@ -95,7 +95,7 @@ impl Security {
         let timers = sadb::Config { rekey: config.security.rekey.duration() };
         Self {
             sadb: Sadb::new(timers, own, seed.derive("sadb", &[])),
-            membership: Membership::default(),
+            membership: Membership::new(own),
             vnets: BTreeMap::new(),
             users: BTreeMap::new(),
             issued: BTreeSet::new(),
@@ -259,13 +259,16 @@ impl Daemon {
         }
         self.security.forget_vif(id);
         self.send_group_keys(id, client, now);
-        let mut keys = Vec::new();
+        let (mut keys, mut peers) = (Vec::new(), BTreeMap::new());
         for (number, peer) in self.security.sadb.sessions(vnet) {
-            match self.security.sadb.inbound(number, own, now) {
-                Some(inbound) => keys.push(inbound),
-                // An earlier backend had it, and the window that goes with it.
-                None => self.security.sadb.renew(vnet, peer, now),
-            }
+            // An earlier backend may have had it, and the window that goes with it.
+            let inbound = self.security.sadb.inbound(number, own, now);
+            *peers.entry(peer).or_insert(false) |= inbound.is_some();
+            keys.extend(inbound);
+        }
+        // One that it can have is newer than all that it can't.
+        for (peer, _) in peers.into_iter().filter(|(_, has_one)| !has_one) {
+            self.security.sadb.renew(vnet, peer, now);
         }
         for keys in keys.chunks(MAX_INBOUND) {
             self.tell(client, &Event::SaIn { keys: keys.to_vec() }, now);

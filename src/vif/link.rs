@@ -10,6 +10,7 @@ use super::learning::Learning;
 use super::nic::{Lent, Nic};
 use super::worker::LaneOffer;
 use crate::metrics::VifCounter;
+use crate::security::keys::Secret;
 use crate::time::Instant;
 use crate::wire::control::{Event, Request};
 use crate::wire::{Capabilities, Stamp, VifKey};
@@ -38,6 +39,8 @@ pub struct Link {
     relearn: bool,
     /// Whether keys for group frames have come, on a secured vnet.
     has_group_keys: bool,
+    /// Whether varpd was away, and has not sent keys since.
+    awaits_keys: bool,
     /// Sessions whose packets are accepted, which varpd waits to hear.
     ready: Vec<u32>,
     backoff: Duration,
@@ -60,6 +63,7 @@ impl Link {
             learning: Learning::new(learn),
             relearn: false,
             has_group_keys: false,
+            awaits_keys: false,
             ready: Vec::new(),
             backoff,
         }
@@ -86,6 +90,7 @@ impl Link {
         self.is_registered = true;
         self.backoff = MIN_BACKOFF;
         self.relearn = true;
+        self.awaits_keys = true;
         self.nic.workers().for_each(|mut worker| worker.varpd_returned(now));
         self.nic.bound_receive_buffers();
     }
@@ -200,7 +205,12 @@ impl Link {
 
     /// Keys of a secured vnet; on another nobody has use for them.
     fn handle_keys(&mut self, event: Event, now: Instant) {
-        self.has_group_keys |= matches!(event, Event::GroupKeys { .. });
+        if let Event::GroupKeys { keys, .. } = &event {
+            self.has_group_keys = true;
+            if std::mem::take(&mut self.awaits_keys) {
+                self.end_withdrawn(keys);
+            }
+        }
         if let Event::SaIn { keys } = &event {
             self.ready.extend(keys.iter().map(|key| key.number));
         }
@@ -236,6 +246,18 @@ impl Link {
                 }
                 Event::SaEnd { number } if is_first => inbound.remove(*number),
                 _ => {}
+            }
+        }
+    }
+
+    /// varpd is back, and accepts these keys of group frames. If one was withdrawn while it was away,
+    /// it does not know which sessions were made with that: all are over.
+    fn end_withdrawn(&self, accepted: &[Secret]) {
+        for mut worker in self.nic.workers() {
+            let Some(protection) = worker.protection_mut() else { continue };
+            if protection.inbound().misses_any(accepted) {
+                log::info!("a key of the vnet was withdrawn while varpd was away: sessions end");
+                protection.remove_all();
             }
         }
     }

@@ -61,6 +61,12 @@ impl Protection {
         &mut self.outbound
     }
 
+    /// All sessions are over.
+    pub fn remove_all(&mut self) {
+        self.inbound.remove_all();
+        self.outbound.remove_all();
+    }
+
     /// What the clocks say, for group traffic; told as often as they are read anyway.
     pub fn set_clock(&mut self, now: Now) {
         self.wall_ahead = now.wall_ms.wrapping_sub(now.mono.as_micros() / 1000);

@@ -60,9 +60,9 @@
 //! requests): by unicast, to confirm what is known. L (relayed): was carried here from another
 //! segment, so the sender's address is not the owner's; never carried a second time. W and L are
 //! reserved for relays between segments, of which there are none yet. A: key id, time and tag
-//! follow, tag length is 16 (else 0). The tag covers all bytes before it with flag L taken as 0.
-//! Here it is only structure: it is handed up, and checked where the keys are
-//! ([`crate::security::membership`]).
+//! follow, tag length is 16 (else 0). The tag covers the sender's address (128 bits) and all bytes
+//! before the tag, with flag L taken as 0. Here it is only structure: it is handed up, and checked
+//! where the keys are ([`crate::security::membership`]).
 //!
 //! Families are 4 and 6, 0 where the field is not used (then the rest of the field is 0 as well).
 //! Unknown capability and kind bits are kept, since they are how later versions add things;

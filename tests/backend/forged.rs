@@ -49,9 +49,9 @@ fn member_keys(byte: u8, id: u32) -> MemberKeys {
     MemberKeys::new(&Secret::new([byte; 32]), vnet(id), Level::Conf, suite)
 }
 
-/// Who tags messages as members with this key do.
-fn member(keys: &MemberKeys, id: u32) -> Membership {
-    let mut member = Membership::default();
+/// Who tags messages as members with this key at this address do.
+fn member(ip: Ipv4Addr, keys: &MemberKeys, id: u32) -> Membership {
+    let mut member = Membership::new(ip.into());
     member.set_vnet(vnet(id), vec![(keys.id, keys.varp.clone())]);
     member
 }
@@ -127,7 +127,7 @@ fn of_neighbour(socket: &OffPath, n: u64, key_id: u32, keys: &[MemberKeys; 2]) -
     let own = Ipv4Addr::new(192, 0, 2, 4);
     let ip = [own, B][n as usize / 4 % 2];
     let mut message = claim(42, 1 + (n / 8 % 2) as u8, ip, n, MAKE[n as usize % 3]);
-    member(&keys[n as usize % 2], 42).tag(&mut message, clock::now().wall_ms);
+    member(ip, &keys[n as usize % 2], 42).tag(&mut message, clock::now().wall_ms);
     if n % 4 >= 2 {
         message.tag.as_mut().unwrap().key_id = key_id;
     }
@@ -340,10 +340,10 @@ fn forged_answers_and_announcements_change_nothing() {
     near.introduce(&mut far);
 
     step("the same message with the right tag is believed");
-    let mut honest = claim(42, 2, Ipv4Addr::new(192, 0, 2, 3), 1, MAKE[0]);
-    member(&member_keys(0xa1, 42), 42).tag(&mut honest, clock::now().wall_ms);
-    let send_once =
-        |socket: &OffPath, n| n == 0 && send(socket, Ipv4Addr::new(192, 0, 2, 3), &honest);
+    let ip = Ipv4Addr::new(192, 0, 2, 3);
+    let mut honest = claim(42, 2, ip, 1, MAKE[0]);
+    member(ip, &member_keys(0xa1, 42), 42).tag(&mut honest, clock::now().wall_ms);
+    let send_once = |socket: &OffPath, n| n == 0 && send(socket, ip, &honest);
     during(net.underlay.host(2), send_once, |_| {
         wait_until("host a believes it", SOON, || varpd_counter(&net.varpds[0], "moved") > 0);
     });

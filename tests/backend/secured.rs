@@ -324,6 +324,44 @@ fn a_rotation_loses_nothing_and_shuts_out_who_has_the_old_key() {
     old.assert_silent();
 }
 
+/// A varpd that was away does not know the sessions that its backends went on with.
+#[test]
+fn a_key_withdrawn_while_varpd_is_away_shuts_out_who_has_it() {
+    let keys = Keys::new();
+    let file = |name: &str| keys.config("conf", name, &[("use", "a1")], "");
+    let configs = [file("a"), file("b"), file("old")];
+    let what = "the vnet's key is exchanged while varpd is away";
+    let Some(mut net) = Net::with_configs(what, &configs) else { return };
+    let mut one = Nic::start("g1", vif(42, 1), &net.varpds[0]);
+    let mut two = Nic::start("g2", vif(42, 2), &net.varpds[1]);
+    let mut old = Nic::start("g3", vif(42, 3), &net.varpds[2]);
+    one.introduce(&mut two);
+    old.introduce(&mut one);
+    for (host, name) in [(0, "a"), (1, "b")] {
+        net.varpds[host].kill();
+        keys.write(name, &[("use", "b2")]);
+        net.varpds[host].start_again();
+    }
+    one.wait_state("active", &net.varpds[0]);
+    two.wait_state("active", &net.varpds[1]);
+    let refused = |net: &Net| net.counters(0, one.vif).get(VifCounter::rx_drop_spi);
+    wait_until("the old one's session is over", SOON, || {
+        old.send(mac(1), 1);
+        refused(&net) > 0
+    });
+    while one.driver.recv_frame(Duration::from_millis(50)).is_some() {}
+    for n in 0..100 {
+        old.send(BROADCAST, n);
+        old.send(mac(1), n);
+        one.send(BROADCAST, n);
+        one.send(mac(3), n);
+    }
+    one.assert_silent();
+    old.assert_silent();
+    wait_passes(&mut one, &mut two, 100_000);
+    wait_passes(&mut two, &mut one, 200_000);
+}
+
 #[test]
 fn a_key_that_others_can_read_is_refused() {
     let keys = Keys::new();

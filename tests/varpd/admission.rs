@@ -3,10 +3,13 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
-use super::peer::{ACTIVE, Backend};
+use vnet::wire::control::ErrorCode;
+
+use super::peer::{ACTIVE, Backend, Peer, register};
 use super::support::netns::Family;
 use super::support::process::Process;
 use super::support::wait_until;
@@ -72,6 +75,55 @@ fn a_vnet_is_open_to_the_users_on_its_list() {
         Backend::register(&varpd.socket, key, ACTIVE).peer.claimed();
     }
     assert_eq!(varpd.counter("vifs_denied"), count);
+}
+
+/// A connection of this process in another user's name: only a thread becomes that user.
+fn connect_as(uid: u32, socket: &Path) -> Peer {
+    let connect = || {
+        // SAFETY: changes the credentials of this thread, which ends with this function.
+        let status = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };
+        assert_eq!(status, 0);
+        Peer::connect(socket)
+    };
+    thread::scope(|scope| scope.spawn(connect).join().unwrap())
+}
+
+/// A guest that takes over its backend is not to become another one's.
+#[test]
+fn a_process_has_one_vif_as_long_as_it_lives() {
+    let Some(net) = Net::new("varpd: a process asks for another vif") else { return };
+    program(&net);
+    let varpd = net.varpd(net.a(), Family::V4, "");
+    // Another backend of the same user, whose place might be taken.
+    let mut other = backend(&net, &varpd, NOBODY, 43, 3);
+    let mut other = Process::start("other", net.dir.path(), &mut other);
+    wait_until("the other backend has its vif", SOON, || !varpd.show("vifs").is_empty());
+
+    let mut foreign = key(3);
+    foreign.vnet = super::vnet_id(43);
+    let mut elsewhere = key(2);
+    elsewhere.vnet = super::vnet_id(43);
+    let first = connect_as(NOBODY, &varpd.socket);
+    first.send(&register(key(2), ACTIVE));
+    first.claimed();
+    let mut first = Some(first);
+    for is_connected in [true, false] {
+        for wanted in [foreign, elsewhere, key(4)] {
+            let peer = connect_as(NOBODY, &varpd.socket);
+            peer.send(&register(wanted, ACTIVE));
+            let (code, text) = peer.refusal();
+            assert_eq!(code, ErrorCode::Denied);
+            assert!(text.contains(&format!("speaks for vif {}", key(2))), "{text}");
+        }
+        if is_connected {
+            drop(first.take());
+        }
+    }
+    let again = connect_as(NOBODY, &varpd.socket);
+    again.send(&register(key(2), ACTIVE));
+    again.claimed();
+    other.assert_running();
+    assert_eq!(varpd.counter("vifs_denied"), 6);
 }
 
 #[test]

@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::rows::Tally;
 use super::{
     Agreed, CLOCK_TOLERANCE, FIRST_WAIT, HOLD, KeyId, LAST_WAIT, Link, MAX_SESSIONS, OVERLAP,
-    Output, Sadb, SadbCounter, TRIES,
+    Output, RENEWALS_AT_ONCE, RENEWALS_PER_SECOND, Sadb, SadbCounter, TRIES,
 };
+use crate::limiter::TokenBucket;
 use crate::security::handshake::Initiator;
 use crate::time::{Instant, Now};
 use crate::wire::handshake::{Kind, MAC_LEN};
@@ -83,6 +84,23 @@ fn wait(sent: u32) -> Duration {
     (FIRST_WAIT * 2_u32.saturating_pow(sent)).min(LAST_WAIT)
 }
 
+/// How often a link may still be renewed.
+#[derive(Debug)]
+pub(super) struct Renewals(TokenBucket);
+
+impl Default for Renewals {
+    fn default() -> Self {
+        Self(TokenBucket::new(RENEWALS_PER_SECOND, RENEWALS_AT_ONCE))
+    }
+}
+
+impl Renewals {
+    /// Whether it may be now; then it counts.
+    pub(super) fn take(&mut self, now: Instant) -> bool {
+        self.0.take(now)
+    }
+}
+
 /// The other end of a link.
 #[derive(Debug, Default)]
 pub(super) struct Peer {
@@ -96,6 +114,7 @@ pub(super) struct Peer {
     pub(super) newest_init_at: Instant,
     /// No attempt before.
     pub(super) rest_until: Instant,
+    pub(super) renewals: Renewals,
     /// What has become of it so far.
     pub(super) tally: Tally,
     /// The session that was told to serve.

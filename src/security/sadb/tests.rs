@@ -51,6 +51,8 @@ struct World {
     recorded: Vec<(usize, usize, Vec<u8>)>,
     /// Packets sent with a session that the receiver did not accept.
     black: usize,
+    /// Links that nothing served any more.
+    downs: usize,
 }
 
 impl World {
@@ -71,6 +73,7 @@ impl World {
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             recorded: Vec::new(),
             black: 0,
+            downs: 0,
         }
     }
 
@@ -120,7 +123,10 @@ impl World {
                     self.hosts[n].sends.insert(peer, keys);
                 }
                 Output::Ended { number, .. } => drop(self.hosts[n].received.remove(&number)),
-                Output::Down { peer, .. } => drop(self.hosts[n].sends.remove(&peer)),
+                Output::Down { peer, .. } => {
+                    self.downs += 1;
+                    self.hosts[n].sends.remove(&peer);
+                }
                 Output::GaveUp { .. } => self.hosts[n].gave_up += 1,
             }
         }
@@ -376,6 +382,28 @@ fn strangers_take_nothing_from_hosts_that_are_known() {
     w.drain(0);
     w.run(2);
     assert_eq!(w.count(0, SadbCounter::sa_sessions), made + 1);
+}
+
+/// Whoever sends made-up packets in a known host's name can have another session asked for: that
+/// must neither cut the link, nor keep its hosts busy.
+#[test]
+fn packets_of_unknown_sessions_do_not_wear_a_link_out() {
+    let mut w = world(2);
+    w.want(0, 1, 600);
+    w.run(2);
+    let made = w.count(0, SadbCounter::sa_sessions);
+    for _ in 0..1000 {
+        for n in [0, 1] {
+            let now = w.at(n);
+            w.hosts[n].sadb.renew(vnet(), ip(1 - n), now);
+            w.drain(n);
+        }
+        w.run_for(Duration::from_millis(10));
+        assert!(w.is_through(0, 1) && w.is_through(1, 0), "{:?}", w.now);
+    }
+    assert_eq!((w.black, w.downs), (0, 0));
+    let renewed = w.count(0, SadbCounter::sa_sessions) - made;
+    assert!(renewed <= 26, "{renewed} in ten seconds");
 }
 
 #[test]

@@ -40,9 +40,7 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_readv,
     libc::SYS_write,
     libc::SYS_writev,
-    // Sockets. A backend binds none but those of the socket pair to the vhost-user daemon, and
-    // Landlock lets nobody make a socket file.
-    libc::SYS_bind,
+    // Sockets.
     libc::SYS_listen,
     libc::SYS_accept,
     libc::SYS_accept4,
@@ -95,6 +93,9 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_timerfd_settime,
 ];
 
+/// A socket's type without its flags (`SOCK_TYPE_MASK` of linux/net.h).
+const SOCKET_TYPES: i32 = 0xf;
+
 /// Old forms of the same, which only this architecture has.
 #[cfg(target_arch = "x86_64")]
 const OLD: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_dup2];
@@ -135,13 +136,7 @@ pub(super) fn allowed(profile: Profile, files: Files) -> Result<BpfProgram, Back
         // The memory of lanes.
         allow(&[libc::SYS_memfd_create, libc::SYS_ftruncate]);
     }
-    let domains: &[i32] = match profile {
-        Profile::Backend => &[libc::AF_UNIX],
-        Profile::Varpd => &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6],
-    };
-    let of_domain = |domain: &i32| when(0, SeccompCmpOp::Eq, unsigned(*domain));
-    rules.insert(libc::SYS_socket, domains.iter().map(of_domain).collect::<Result<_, _>>()?);
-    rules.insert(libc::SYS_socketpair, vec![when(0, SeccompCmpOp::Eq, unsigned(libc::AF_UNIX))?]);
+    sockets(profile, &mut rules)?;
     // No code is ever loaded or written.
     let not_executable = SeccompCmpOp::MaskedEq(unsigned(libc::PROT_EXEC));
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
@@ -165,6 +160,41 @@ pub(super) fn allowed(profile: Profile, files: Files) -> Result<BpfProgram, Back
     filter(rules, SeccompAction::KillProcess, SeccompAction::Allow)
 }
 
+/// Which sockets are made, and bound.
+fn sockets(
+    profile: Profile,
+    rules: &mut BTreeMap<i64, Vec<SeccompRule>>,
+) -> Result<(), BackendError> {
+    let unix = || condition(0, SeccompCmpOp::Eq, unsigned(libc::AF_UNIX));
+    match profile {
+        Profile::Backend => {
+            // Connected ones: no datagram goes to whoever listens somewhere on this host.
+            let kind = SeccompCmpOp::MaskedEq(unsigned(SOCKET_TYPES));
+            let of_type = |wanted: i32| {
+                let kind = condition(1, kind.clone(), unsigned(wanted))?;
+                SeccompRule::new(vec![unix()?, kind])
+            };
+            for call in [libc::SYS_socket, libc::SYS_socketpair] {
+                let types = [libc::SOCK_STREAM, libc::SOCK_SEQPACKET].map(of_type);
+                rules.insert(call, types.into_iter().collect::<Result<_, _>>()?);
+            }
+            // To a name that the kernel chooses, as for the connection to the vhost-user daemon: the
+            // address is its family alone. A UDP socket whose port the kernel chose could otherwise
+            // be disconnected (connect(2), AF_UNSPEC), bound to a group, and hear other vnets.
+            let len = u64::try_from(size_of::<libc::sa_family_t>()).unwrap_or(0);
+            rules.insert(libc::SYS_bind, vec![when(2, SeccompCmpOp::Eq, len)?]);
+        }
+        Profile::Varpd => {
+            let of_domain = |domain| when(0, SeccompCmpOp::Eq, unsigned(domain));
+            let domains = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6].map(of_domain);
+            rules.insert(libc::SYS_socket, domains.into_iter().collect::<Result<_, _>>()?);
+            rules.insert(libc::SYS_socketpair, vec![SeccompRule::new(vec![unix()?])?]);
+            rules.insert(libc::SYS_bind, Vec::new());
+        }
+    }
+    Ok(())
+}
+
 /// Calls that are said not to exist: glibc then makes threads with clone(2), whose flags, other
 /// than those of clone3(2), a filter can see.
 pub(super) fn refused() -> Result<BpfProgram, BackendError> {
@@ -183,8 +213,15 @@ fn filter(
 
 /// A call whose argument `index` compares so.
 fn when(index: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
-    let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)?;
-    SeccompRule::new(vec![condition])
+    SeccompRule::new(vec![condition(index, operator, value)?])
+}
+
+fn condition(
+    index: u8,
+    operator: SeccompCmpOp,
+    value: u64,
+) -> Result<SeccompCondition, BackendError> {
+    SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)
 }
 
 /// Constants of libc are signed where the kernel's are not.

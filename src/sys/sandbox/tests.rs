@@ -6,8 +6,12 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
 use super::*;
 
@@ -16,6 +20,9 @@ const ATTEMPT: &str = "VNET_TEST_ESCAPE";
 const CONFINED: &str = "confined and well";
 /// What it says if the attempt went through.
 const ESCAPED: &str = "ESCAPED";
+
+/// A socket as varpd hands them to backends: at a port of the kernel's choice.
+static UDP: OnceLock<UdpSocket> = OnceLock::new();
 
 /// Tries something; true if it worked.
 type Attempt = fn() -> bool;
@@ -29,6 +36,20 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
     ("start a program", || Command::new("/bin/true").spawn().is_ok()),
     ("open a UDP socket", || UdpSocket::bind("127.0.0.1:0").is_ok()),
     ("open a TCP socket", || std::net::TcpListener::bind("127.0.0.1:0").is_ok()),
+    ("send to whoever listens", || UnixDatagram::unbound().is_ok()),
+    ("take an address", || {
+        let name = SocketAddr::from_abstract_name(b"vnet-escape").unwrap();
+        UnixListener::bind_addr(&name).is_ok()
+    }),
+    ("hear the group", || {
+        let socket = UDP.get().unwrap().as_raw_fd();
+        let nowhere = libc::sockaddr { sa_family: 0, sa_data: [0; 14] };
+        let len = u32::try_from(size_of_val(&nowhere)).unwrap();
+        // SAFETY: the address is alive, and as long as is said.
+        unsafe { libc::connect(socket, &raw const nowhere, len) };
+        let group = nix::sys::socket::SockaddrIn::new(224, 10, 0, 1, 0);
+        nix::sys::socket::bind(socket, &group).is_ok()
+    }),
     ("see a process", || nix::sys::signal::kill(nix::unistd::getppid(), None).is_ok()),
     ("become another user", || nix::unistd::setuid(nix::unistd::Uid::from_raw(1)).is_ok()),
     ("enter a namespace", || nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER).is_ok()),
@@ -51,6 +72,7 @@ fn backend() -> Confinement {
 
 /// In the child: confines itself, shows that it still works, and tries.
 fn run_child(attempt: &str) {
+    UDP.set(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
     backend().enter().unwrap();
     let sum = std::thread::spawn(|| (1..=10).sum::<i32>()).join().unwrap();
     assert_eq!(sum, 55, "threads work");

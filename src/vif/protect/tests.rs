@@ -27,16 +27,25 @@ fn at(host: u8) -> SocketAddr {
 
 /// A sender at one address and a receiver at the other, with keys for this way.
 pub(in crate::vif) fn pair_between(from: SocketAddr, to: SocketAddr) -> (Protection, Protection) {
-    let mut protection = Protection::of_vif(vnet(), Level::Conf);
-    let mut receiver = Protection::of_vif(vnet(), Level::Conf);
+    pair_with(Suite::AesGcm, from, to)
+}
+
+/// The same with keys for this cipher.
+pub(in crate::vif) fn pair_with(
+    suite: Suite,
+    from: SocketAddr,
+    to: SocketAddr,
+) -> (Protection, Protection) {
+    let mut protection = Protection::of_vif(vnet(), suite.level());
+    let mut receiver = Protection::of_vif(vnet(), suite.level());
     let (mut one, mut two) = (protection().unwrap(), receiver().unwrap());
     let (secret, hour) = (Secret::new([5; 32]), Duration::from_secs(3600));
     let (spi, key) = (Spi::of(7, 3), sender_key(&secret, 3));
-    one.outbound.insert(to, spi, Suite::AesGcm, &key, hour, Instant::ZERO);
-    two.inbound.insert(7, Suite::AesGcm, secret, hour, Instant::ZERO);
+    one.outbound.insert(to, spi, suite, &key, hour, Instant::ZERO);
+    two.inbound.insert(7, suite, secret, hour, Instant::ZERO);
     let group = Secret::new([6; 32]);
-    one.outbound.set_group(group.clone(), Suite::AesGcm, vnet(), from, 9);
-    two.inbound.set_group(vec![(Suite::AesGcm, group)]);
+    one.outbound.set_group(group.clone(), suite, vnet(), from, 9);
+    two.inbound.set_group(vec![(suite, group)]);
     for protection in [&mut one, &mut two] {
         protection.set_clock(Now { mono: Instant::ZERO, wall_ms: NOW });
     }

@@ -4,6 +4,7 @@ mod forwarding;
 mod limits;
 mod messages;
 mod offloads;
+mod sealed;
 mod secured;
 mod sending;
 

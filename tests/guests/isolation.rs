@@ -51,7 +51,7 @@ fn vnets_with_the_same_addresses() {
     }
 
     step("only vnet 42 speaks; vnet 43 hears nothing");
-    let quiet = [&mut h1, &mut h2, &mut h3].map(|machine| settled(&mut machine.guest));
+    let quiet = settled([&mut h1.guest, &mut h2.guest, &mut h3.guest]);
     reach(&mut g1.guest, "10.0.0.2", "g2");
     reach(&mut g1.guest, "10.0.0.3", "g3");
     reach(&mut g2.guest, "10.0.0.3", "g3");
@@ -64,7 +64,7 @@ fn vnets_with_the_same_addresses() {
     assert_eq!(after, quiet, "frames received by h1, h2, h3");
 
     step("only vnet 43 speaks; vnet 42 hears nothing");
-    let quiet = [&mut g1, &mut g2, &mut g3].map(|machine| settled(&mut machine.guest));
+    let quiet = settled([&mut g1.guest, &mut g2.guest, &mut g3.guest]);
     reach(&mut h1.guest, "10.0.0.2", "h2");
     reach(&mut h1.guest, "10.0.0.3", "h3");
     reach(&mut h2.guest, "10.0.0.3", "h3");
@@ -88,14 +88,19 @@ fn reach(guest: &mut Guest, address: &str, name: &str) {
     assert_eq!(guest.run(&format!("nc {address} 6000 </dev/null")).trim(), name);
 }
 
-/// Frames that a guest has received, when it has received none for a second.
-fn settled(guest: &mut Guest) -> u64 {
-    // Else the kernel confirms them some seconds after they were used.
-    guest.run("ip neigh flush dev eth0");
-    let mut last = guest.frames_received("eth0");
+/// Frames that guests have received, when none of them has received any for a second.
+fn settled(mut guests: [&mut Guest; 3]) -> [u64; 3] {
+    for guest in &mut guests {
+        // Else the kernel confirms them some seconds after they were used.
+        guest.run("ip neigh flush dev eth0");
+    }
+    let mut last = guests.each_mut().map(|guest| guest.frames_received("eth0"));
     loop {
-        guest.run("sleep 1");
-        let now = guest.frames_received("eth0");
+        let seconds = guests.each_mut().map(|guest| guest.spawn("sleep 1"));
+        for (guest, second) in guests.iter_mut().zip(seconds) {
+            assert_eq!(guest.wait(second).0, 0, "it waits");
+        }
+        let now = guests.each_mut().map(|guest| guest.frames_received("eth0"));
         if now == last {
             return now;
         }

@@ -108,23 +108,30 @@ fn guest_memory_that_is_not_shared() {
     }
     let _turn = take_turn();
     let site = Site::new(1, Family::V4);
-    for (name, qemu) in [("installed", Qemu::Installed), ("newest", newest_qemu())] {
+    let qemus = [("installed", Qemu::Installed, 1), ("newest", newest_qemu(), 2)];
+    let mut pairs = qemus.map(|(name, qemu, mac)| {
         step(&format!("{name}: {}", qemu.program()));
-        let vif = Vif { vnet: 42, mac: 1 };
-        let mut backend = Backend::start(name, vif, Listener::Backend, &site.varpds[0]);
+        let vif = Vif { vnet: 42, mac };
+        let backend = Backend::start(name, vif, Listener::Backend, &site.varpds[0]);
         let nics = [Nic { backend: &backend, mtu: Some(1450), options: "", queue_pairs: 1 }];
-        let mut guest = Guest::start_unshared(name, qemu, &nics, site.path());
+        let guest = Guest::start_unshared(name, qemu, &nics, site.path());
+        (guest, backend)
+    });
+    let said = |guest: &Guest, backend: &Backend| {
+        let logs = guest.process.log() + &backend.process.log();
+        logs.lines().filter(|line| line.contains("share=on")).count()
+    };
+    let waits = pairs.each_mut().map(|(guest, backend)| {
         guest.wait_boot();
-        let said = |guest: &Guest, backend: &Backend| {
-            let logs = guest.process.log() + &backend.process.log();
-            logs.lines().filter(|line| line.contains("share=on")).count()
-        };
         wait_until("someone says what is wrong", Duration::from_secs(10), || {
-            said(&guest, &backend) > 0
+            said(guest, backend) > 0
         });
         // QEMU would try again each second.
-        guest.run("sleep 5");
-        assert!(said(&guest, &backend) <= 3, "said {} times", said(&guest, &backend));
+        guest.spawn("sleep 5")
+    });
+    for ((guest, backend), wait) in pairs.iter_mut().zip(waits) {
+        assert_eq!(guest.wait(wait).0, 0, "it waits");
+        assert!(said(guest, backend) <= 3, "said {} times", said(guest, backend));
         backend.process.assert_running();
     }
 }

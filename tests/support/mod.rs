@@ -23,6 +23,10 @@ use ::vnet::sys::clock;
 /// The repository.
 pub(crate) const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
+/// Time between two looks at a condition, and at first.
+const PAUSE: Duration = Duration::from_millis(5);
+const SHORTEST_PAUSE: Duration = Duration::from_micros(50);
+
 /// Says that a test, or a part of one, is left out, and why; `tests/run` counts these.
 pub(crate) fn skip(what: &str, why: &str) {
     println!("SKIP: {what}: {why}");
@@ -75,15 +79,20 @@ fn succeeds(command: &mut Command) -> bool {
 }
 
 /// Waits until `condition` holds; panics, naming `what`, if it does not within `limit`.
+///
+/// What has not come at once is looked for less and less often: most of what is waited for is a
+/// matter of microseconds, and a look can cost the start of a program.
 pub(crate) fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
     let begin = clock::mono();
+    let mut pause = SHORTEST_PAUSE;
     while !condition() {
         assert!(clock::mono() - begin < limit, "{what}: not within {limit:?}");
-        pause();
+        std::thread::park_timeout(pause);
+        pause = PAUSE.min(2 * pause);
     }
 }
 
 /// The time between two looks at a condition that cannot be waited for.
 pub(crate) fn pause() {
-    std::thread::park_timeout(Duration::from_millis(5));
+    std::thread::park_timeout(PAUSE);
 }

@@ -265,7 +265,7 @@ fn the_frontends_dialect_is_understood() {
     assert_eq!(control.set_acknowledged(77, &[0; 8], &[]).unwrap(), 1);
     driver.start().unwrap();
     rig.assert_alive(&mut driver);
-    assert_eq!(count(&rig.data_path.starts), 3);
+    eventually("all three pairs run", || count(&rig.data_path.starts) == 3);
     assert_eq!(count(&rig.data_path.features), driver.features & !F_PROTOCOL_FEATURES);
 }
 

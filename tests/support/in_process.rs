@@ -12,9 +12,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tempfile::TempDir;
 use vnet::vhost_user::attach::{Attach, AttachError, Endpoint};
 
-use crate::driver::Driver;
+use crate::driver::{Driver, Options};
 use crate::loopback::Loopback;
-use crate::rig::{PATIENCE, Rig};
+use crate::rig::{PATIENCE, Rig, eventually};
 
 /// The device in this process, with a data path that hands frames back to their sender.
 pub struct InProcess {
@@ -58,6 +58,15 @@ impl InProcess {
 impl Rig for InProcess {
     fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Waits until its rings run: what is injected before is not for it.
+    fn connect(&self, options: Options) -> Driver {
+        let starts = || self.data_path.starts.load(Ordering::SeqCst);
+        let all = starts() + options.pairs as u64;
+        let driver = Driver::connect(&self.path, options).expect("a well-behaved driver is served");
+        eventually("the rings run", || starts() >= all);
+        driver
     }
 
     fn pass(&self, driver: &mut Driver, frame: &[u8]) -> Option<Vec<u8>> {

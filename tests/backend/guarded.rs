@@ -228,6 +228,7 @@ const FLIP: u8 = 0;
 const PAUSE: u8 = 1;
 const PAUSED: u8 = 2;
 const END: u8 = 3;
+const FLIPPING: u8 = 4;
 
 /// Writes forbidden and allowed values in turn to where the headers of frames are, all transmit
 /// buffers over, until it is told to end.
@@ -247,13 +248,14 @@ fn flip(guest: &crate::driver::Memory, buffers: &[u64], task: &AtomicU8) {
             guest.u16(at).store(pick(field), Ordering::Relaxed);
         }
     };
+    // Unless it is to end by now.
+    let swap =
+        |from, to| task.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok();
     loop {
         match task.load(Ordering::Acquire) {
             END => return,
-            // Unless it is to end by now.
             PAUSE => {
-                let order = Ordering::AcqRel;
-                let _ = task.compare_exchange(PAUSE, PAUSED, order, Ordering::Relaxed);
+                swap(PAUSE, PAUSED);
             }
             PAUSED => thread::yield_now(),
             _ => {
@@ -262,6 +264,7 @@ fn flip(guest: &crate::driver::Memory, buffers: &[u64], task: &AtomicU8) {
                     write(|field| field.1, which);
                     write(|field| field.2, which);
                 }
+                swap(FLIP, FLIPPING);
             }
         }
     }
@@ -275,24 +278,28 @@ fn headers_that_change_after_the_check_do_not_leave() {
     guests.introduce();
     let guest = guests.nics[0].driver.memory.clone();
     let buffers = guests.nics[0].driver.tx_buffers();
-    let (task, mut arrived) = (AtomicU8::new(FLIP), 0);
+    let (task, mut arrived) = (AtomicU8::new(PAUSED), 0);
     thread::scope(|scope| {
         scope.spawn(|| flip(&guest, &buffers, &task));
         let end = EndOnDrop(&task);
         for batch in 0..RACES / AT_ONCE {
+            let is = |what| task.load(Ordering::Acquire) == what;
             let way = &WAYS[batch as usize % WAYS.len()];
             let len = if way.name == "pieces" { 9500 } else { way.len };
             for n in 0..AT_ONCE {
                 guests.queue(&[0; HEADER_LEN], &allowed(way.to, n, len));
+                if n == 9 {
+                    task.store(FLIP, Ordering::Release);
+                    wait_until("the other thread writes", SOON, || is(FLIPPING));
+                }
                 if n % 10 == 9 {
                     guests.flush();
                 }
             }
             guests.nics[0].wait_sent();
             task.store(PAUSE, Ordering::Release);
-            wait_until("the other thread rests", SOON, || task.load(Ordering::Acquire) == PAUSED);
+            wait_until("the other thread rests", SOON, || is(PAUSED));
             arrived += finish(&mut guests, way.to);
-            task.store(FLIP, Ordering::Release);
         }
         drop(end);
     });

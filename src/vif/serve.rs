@@ -74,7 +74,7 @@ pub struct Options {
 #[derive(Debug, Error)]
 pub enum ServeError {
     /// No connection to varpd.
-    #[error("cannot reach varpd at {}: {error}; is it running?", path.display())]
+    #[error("cannot reach varpd at {}: {error}; {}", path.display(), first_question(error))]
     Unreachable {
         /// Its socket.
         path: PathBuf,
@@ -125,6 +125,14 @@ impl ServeError {
             Self::Limits(_) => 2,
             _ => 1,
         }
+    }
+}
+
+/// What to look at first when varpd cannot be reached.
+fn first_question(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "may this user connect (varpd --socket-group)?",
+        _ => "is it running?",
     }
 }
 

@@ -88,7 +88,8 @@ fn launches_that_cannot_succeed_say_why() {
         "{said}"
     );
     let why = "Permission denied (os error 13)";
-    let why = format!("cannot reach varpd at {}: {why}; is it running?", varpd.display());
+    let question = "may this user connect (varpd --socket-group)?";
+    let why = format!("cannot reach varpd at {}: {why}; {question}", varpd.display());
     Launch { uid: NOBODY, ..launch }.fails(&program, &why);
 
     let fails = |more: &str, why: &str| {

@@ -19,6 +19,9 @@
 //!   in which it gets none. These include what the guest takes to come to life: an emulated one has all
 //!   its code translated anew.
 //!
+//! All with the newer QEMU: 7.2 loses some of what an emulated guest writes while its memory is copied if
+//! the machine is busy, also of a guest on a tap and the kernel's bridge, whose kernel then crashes.
+//!
 //! Times come from the kernel's stamps on packets and from QEMU's events, not from when a thread of the
 //! test noticed; threads that send at set times go before all others (SCHED_FIFO).
 
@@ -35,7 +38,7 @@ use serde_json::json;
 
 use super::Site;
 use super::station::Part;
-use super::support::guest::{Guest, Qemu};
+use super::support::guest::Guest;
 use super::support::netns::Family;
 use super::support::vnet::{Listener, Vif};
 use super::support::{can_boot_guests, step, take_turn, wait_until};
@@ -127,14 +130,14 @@ fn a_guest_goes_there_and_back() {
     stage.assert_unharmed();
 }
 
-/// The other QEMU, and a guest that does not announce itself: QEMU tells the backend to.
+/// A guest that does not announce itself: QEMU tells the backend to.
 #[test]
 fn a_guest_that_does_not_announce_itself() {
     if !can_boot_guests("a guest that does not announce itself") {
         return;
     }
     let _turn = take_turn();
-    let kind = Kind { qemu: Qemu::Installed, options: ",guest_announce=off", ..Kind::plain() };
+    let kind = Kind { options: ",guest_announce=off", ..Kind::plain() };
     let site = hosts(Loss::None);
     let mut stage = Stage::new(Vnet::new(&site, kind));
     let pings = stage.pings();

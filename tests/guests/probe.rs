@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use vnet::sys::clock;
+use vnet::time::Instant;
 
 use super::station::Station;
 use super::support::pause;
@@ -139,6 +140,8 @@ fn echo_request(number: u16) -> [u8; ICMP_LEN] {
 /// Bytes sent at a time, and how far ahead of those that came back the sender runs at most.
 const CHUNK: usize = 8 << 10;
 const AHEAD: u64 = 128 << 10;
+/// How long the last of them may take to come back; a guest that has crashed sends none.
+const LAST_BYTES: Duration = Duration::from_secs(20);
 
 /// A TCP connection to an echo server, in use in both directions all the time, but for the times at which
 /// the station is told to be quiet.
@@ -255,10 +258,12 @@ fn echo(
     stream.set_nonblocking(true).map_err(|error| error.to_string())?;
     let (mut sent, mut came) = (0, 0);
     let mut is_open = true;
+    let mut ended: Option<Instant> = None;
     let mut buffer = vec![0; 64 << 10];
     loop {
         if is_open && end.load(Ordering::Relaxed) {
             is_open = false;
+            ended = Some(clock::mono());
             stream.shutdown(Shutdown::Write).map_err(|error| format!("shutdown: {error}"))?;
         }
         if is_open && sent < came + AHEAD && !is_quiet.load(Ordering::Relaxed) {
@@ -283,7 +288,14 @@ fn echo(
                 came += count as u64;
                 counts.back.store(came, Ordering::Relaxed);
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => pause(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                if ended.is_some_and(|at| clock::mono() - at > LAST_BYTES) {
+                    return Err(format!(
+                        "{came} of {sent} bytes had come back after {LAST_BYTES:?}"
+                    ));
+                }
+                pause();
+            }
             Err(error) => return Err(format!("read after {came} bytes: {error}")),
         }
     }

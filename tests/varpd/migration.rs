@@ -82,6 +82,11 @@ fn a_guest_that_comes_back_finds_no_late_frames() {
         assert_eq!(target.peer.lost().1, back.coa);
         user.unicast().send_to(&frame(42, "now"), back.coa.addr).unwrap();
         assert_eq!(take(back.unicast()).0, frame(42, "now"));
+        // Else it would take the guest back when the backend here ends.
+        target.peer.send(&Request::SetActive { active: false });
+        wait_until("the guest runs here alone", SOON, || {
+            b.show("vifs").iter().all(|vif| vif["state"] != "lost")
+        });
         // From now on it is as any other: a restart finds its address.
         drop(back.peer);
         let again = Backend::register(&a.socket, key(1), ACTIVE);

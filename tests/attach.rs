@@ -190,6 +190,74 @@ fn memory_that_is_not_what_is_said_of_it_is_refused() {
     rig.assert_alive(&mut rig.connect(Options::default()));
 }
 
+/// The payload of ADD_MEM_REG and REM_MEM_REG.
+fn alone_in_message(region: Region) -> Vec<u8> {
+    [&[0], &region[..]].concat().into_iter().flat_map(u64::to_ne_bytes).collect()
+}
+
+#[test]
+fn a_region_that_cannot_join_the_others_ends_the_connection() {
+    let _alone = alone();
+    let rig = InProcess::listening(1);
+    let memory = Memory::new(MIB as usize);
+    let null = fs::File::open("/dev/null").unwrap();
+    let (good, null) = (file(&memory.file), file(&null));
+    let [guest, size, user, _] = HIGH;
+    let (add, remove) = (request::ADD_MEM_REG, request::REM_MEM_REG);
+    let bad: &[(&str, u32, Region, &[i32])] = &[
+        ("without a file", add, HIGH, &[]),
+        ("with two", add, HIGH, &[good, good]),
+        ("in a file that is too short", add, [guest, 2 * MIB, user, 0], &[good]),
+        ("in a device", add, HIGH, &[null]),
+        ("in the place of another", add, [MIB / 2, size, user, 0], &[good]),
+        ("within another", add, [4096, 4096, user, 0], &[good]),
+        ("in another's place at the frontend", add, [guest, size, 1 << 32, 0], &[good]),
+        ("at another place of its file", add, [0, MIB, 1 << 32, 4096], &[good]),
+        ("that goes with two files", remove, LOW, &[good, good]),
+    ];
+    let before = resources();
+    for (name, code, region, files) in bad {
+        let options = Options { slots: true, ..Options::default() };
+        let mut driver = Driver::new(Control::connect(rig.path()).unwrap(), options);
+        driver.negotiate().unwrap();
+        driver.control.set(add, &alone_in_message(LOW), &[good]).unwrap();
+        driver.control.send(*code, 0, &alone_in_message(*region), files).unwrap();
+        assert!(driver.control.is_closed(PATIENCE), "a region {name}");
+    }
+    eventually("nothing is left", || resources() == before);
+    rig.assert_alive(&mut rig.connect(Options::default()));
+}
+
+#[test]
+fn regions_that_come_and_go_leave_nothing_behind() {
+    let _alone = alone();
+    let rig = InProcess::listening(1);
+    let memory = Memory::new(4096);
+    let options = Options { slots: true, ..Options::default() };
+    let mut driver = Driver::new(Control::connect(rig.path()).unwrap(), options);
+    driver.negotiate().unwrap();
+    let maps = || fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+    let before = (resources(), maps());
+    let region = |n: u64| alone_in_message([2 * n * 4096, 4096, (1 << 40) + 2 * n * 4096, 0]);
+    let control = &mut driver.control;
+    for _ in 0..3 {
+        // Twice, as QEMU does with two queue pairs.
+        for n in (0..509).chain(0..509) {
+            control.set(request::ADD_MEM_REG, &region(n), &[file(&memory.file)]).unwrap();
+        }
+        // The descriptor of one that goes is allowed, and closed.
+        for n in (0..509).rev().chain(0..509) {
+            control.set(request::REM_MEM_REG, &region(n), &[file(&memory.file)]).unwrap();
+        }
+    }
+    assert_eq!((resources(), maps()), before);
+    for n in 0..509 {
+        control.set(request::ADD_MEM_REG, &region(n), &[file(&memory.file)]).unwrap();
+    }
+    control.send(request::ADD_MEM_REG, 0, &region(509), &[file(&memory.file)]).unwrap();
+    assert!(control.is_closed(PATIENCE), "one more than there is room for");
+}
+
 /// Whatever a frontend sends along, again and again, is closed or takes the place of what was before.
 #[test]
 fn a_flood_of_descriptors_fills_nothing() {

@@ -10,6 +10,8 @@ mod driver;
 mod in_process;
 #[path = "support/loopback.rs"]
 mod loopback;
+#[path = "rings/plugging.rs"]
+mod plugging;
 #[path = "rings/polling.rs"]
 mod polling;
 #[path = "support/rig.rs"]

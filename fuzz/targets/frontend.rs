@@ -19,7 +19,7 @@ pub(crate) fn run(data: &[u8]) {
         let Ok(steps) = filter.request(&header, payload, descriptors) else { return };
         assert!(steps.len() <= 4, "{steps:?}");
         for step in &steps {
-            if let Step::Measure(regions) = step {
+            if let Step::Measure { regions, .. } = step {
                 assert_eq!(regions.len(), descriptors, "a file for each");
                 assert!(regions.iter().all(|region| check_file(0, region, u64::MAX).is_ok()));
             }

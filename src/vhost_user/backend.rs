@@ -52,12 +52,12 @@ const FEATURES: &[(u32, Offered)] = &[
 /// The vhost-user protocol features on offer.
 ///
 /// Not here: RESET_DEVICE, INFLIGHT_SHMFD (chains are completed in order, so a restarted device
-/// resumes from the used index), STATUS, CONFIG (QEMU keeps virtio-net's configuration space), nor
-/// CONFIGURE_MEM_SLOTS: with several queue pairs QEMU 7.2 adds each region once per pair.
+/// resumes from the used index), STATUS, CONFIG (QEMU keeps virtio-net's configuration space).
 const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::LOG_SHMFD)
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::RARP)
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(VhostUserProtocolFeatures::MTU);
 
 impl VhostUserBackend for Device {

@@ -202,9 +202,12 @@ impl Connection {
                     self.frontend.send(filter::acknowledgement(self.last_request, 0), Vec::new());
                 }
             }
-            Step::Measure(regions) => {
+            Step::Measure { first, regions } => {
                 let files = self.message.iter().flat_map(|message| &message.descriptors);
-                measure(&regions, files).map_err(|e| End::Frontend(Refusal::from(e).into()))?;
+                measure((first..).zip(&regions), files).map_err(|error| {
+                    let request = self.last_request;
+                    End::Frontend(Refusal::Memory { request, error }.into())
+                })?;
             }
             Step::SetMtu { mtu, acknowledge } => {
                 let taken = self.device.data_path().set_mtu(mtu);
@@ -257,12 +260,12 @@ impl Drop for Connection {
     }
 }
 
-/// Checks that each region lies within its file.
-fn measure<'f>(
-    regions: &[Region],
-    files: impl IntoIterator<Item = &'f OwnedFd>,
+/// Checks that each region, with its number, lies within its file.
+fn measure<'m>(
+    regions: impl Iterator<Item = (usize, &'m Region)>,
+    files: impl Iterator<Item = &'m OwnedFd>,
 ) -> Result<(), TableError> {
-    for (number, (region, file)) in regions.iter().zip(files).enumerate() {
+    for ((number, region), file) in regions.zip(files) {
         // Not by fstat(2), which a confined process may lack.
         let len = lseek(file, 0, Whence::SeekEnd).map_err(|why| TableError::NotAFile {
             region: number,

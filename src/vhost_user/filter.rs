@@ -11,7 +11,7 @@
 //! | `SEND_RARP`, `NET_SET_MTU` | consumed, given to the data path, acknowledged |
 //! | `GET_QUEUE_NUM` | the answer is halved: the crate counts rings, QEMU queue pairs |
 //! | `SET_LOG_BASE` | consumed, and the log mapped here: the crate believes what is said of it |
-//! | `SET_MEM_TABLE` | checked, and its files measured: the crate maps whatever it is told |
+//! | `SET_MEM_TABLE`, `ADD_MEM_REG`, `REM_MEM_REG` | checked, and the files measured: the crate maps whatever it is told |
 //! | `SET_LOG_FD`, `GET_STATUS`, `SET_STATUS` | consumed and answered |
 //! | anything else that the device does not offer | refused by the acknowledgement if there is one, else by ending the connection |
 //!
@@ -29,7 +29,7 @@ use thiserror::Error;
 
 pub use self::requests::name;
 use self::requests::{check_descriptors, code};
-use super::memory_table::{self, Region, TableError};
+use super::memory_table::{Region, Table, TableError};
 
 /// Length of a message's header, in bytes.
 pub const HEADER_LEN: usize = 12;
@@ -49,6 +49,8 @@ const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 const PROTOCOL_F_LOG_SHMFD: u64 = 1 << 1;
 /// Bit of the protocol features: the frontend can ask for an acknowledgement of any message.
 const PROTOCOL_F_REPLY_ACK: u64 = 1 << 3;
+/// Bit of the protocol features: memory can be told region by region (`CONFIGURE_MEM_SLOTS`).
+const PROTOCOL_F_SLOTS: u64 = 1 << 15;
 
 /// Header flags: version 1 in the two lowest bits.
 const VERSION: u32 = 1;
@@ -125,7 +127,12 @@ pub enum Step {
     /// The guest is here: tell the network.
     Announce,
     /// Check that the files that came along, one for each, hold these regions of guest memory.
-    Measure(Vec<Region>),
+    Measure {
+        /// Number of the first.
+        first: usize,
+        /// They.
+        regions: Vec<Region>,
+    },
     /// Map the file that came along and log writes there, then acknowledge.
     SetLog {
         /// Length of the log, in bytes.
@@ -176,8 +183,13 @@ pub enum Refusal {
     #[error("{UNSHARED}")]
     MemoryNotShared,
     /// Guest memory that can't be used.
-    #[error("SET_MEM_TABLE with {0}")]
-    Memory(#[from] TableError),
+    #[error("{} with {error}", name(*request))]
+    Memory {
+        /// The request's number.
+        request: u32,
+        /// What is wrong with it.
+        error: TableError,
+    },
     /// A request that this device never offered, and that can't be refused politely.
     #[error("{} (request {}) is not supported", name(*.0), .0)]
     Unsupported(u32),
@@ -202,6 +214,7 @@ pub struct Filter {
     protocol_features: u64,
     /// Rings by number: the payload of `SET_VRING_KICK` has 8 bits for it.
     rings: Vec<RingState>,
+    memory: Table,
     status: u64,
     awaited: Option<u32>,
 }
@@ -226,7 +239,8 @@ impl Filter {
         if header.flags & REPLY != 0 {
             return Err(Refusal::Flags { request, flags: header.flags });
         }
-        check_descriptors(request, payload, descriptors)?;
+        let has_slots = self.protocol_features & PROTOCOL_F_SLOTS != 0;
+        check_descriptors(request, payload, descriptors, has_slots)?;
         let steps = match request {
             code::SET_FEATURES => self.set_features(header, payload)?,
             code::RESET_OWNER => {
@@ -250,10 +264,11 @@ impl Filter {
                 self.asked_features = true;
                 vec![self.forward(header)]
             }
-            code::SET_MEM_TABLE => {
-                let regions = memory_table::parse(payload)?;
-                vec![Step::Measure(regions), self.forward(header)]
+            code::SET_MEM_TABLE => self.change_memory(header, payload)?,
+            code::ADD_MEM_REG | code::REM_MEM_REG if has_slots => {
+                self.change_memory(header, payload)?
             }
+            code::GET_MAX_MEM_SLOTS if has_slots => vec![self.forward(header)],
             code::SET_OWNER
             | code::SET_VRING_NUM
             | code::SET_VRING_ADDR
@@ -306,6 +321,7 @@ impl Filter {
             code::GET_FEATURES
                 | code::GET_PROTOCOL_FEATURES
                 | code::GET_QUEUE_NUM
+                | code::GET_MAX_MEM_SLOTS
                 | code::GET_VRING_BASE
         );
         let reply = always || self.acknowledges(header);
@@ -323,6 +339,37 @@ impl Filter {
             self.rings.iter_mut().for_each(|ring| ring.enabled = true);
         }
         Ok(vec![self.forward(header)])
+    }
+
+    /// What the device refuses of this nevertheless ends the connection, and the table with it.
+    fn change_memory(&mut self, header: &Header, payload: &[u8]) -> Result<Vec<Step>, Refusal> {
+        let request = header.request;
+        let refused = |error| Refusal::Memory { request, error };
+        let measure = match request {
+            code::REM_MEM_REG => {
+                if !self.memory.remove(payload).map_err(refused)? {
+                    return Ok(self.acknowledge(header, 0));
+                }
+                None
+            }
+            code::ADD_MEM_REG => match self.memory.add(payload).map_err(refused)? {
+                Some((first, region)) => Some(Step::Measure { first, regions: vec![region] }),
+                None => return Ok(self.acknowledge(header, 0)),
+            },
+            _ => {
+                let regions = self.memory.replace(payload).map_err(refused)?.to_vec();
+                Some(Step::Measure { first: 0, regions })
+            }
+        };
+        Ok(measure.into_iter().chain([self.forward(header)]).collect())
+    }
+
+    /// Answers a message that is not passed on, if the frontend waits for that; 0 for success.
+    fn acknowledge(&self, header: &Header, value: u64) -> Vec<Step> {
+        if !self.acknowledges(header) {
+            return Vec::new();
+        }
+        vec![Step::Answer(acknowledgement(header.request, value))]
     }
 
     fn enable(&mut self, header: &Header, payload: &[u8]) -> Result<Vec<Step>, Refusal> {
@@ -366,15 +413,12 @@ impl Filter {
     fn consume(&mut self, header: &Header, payload: &[u8]) -> Result<Vec<Step>, Refusal> {
         let request = header.request;
         let acknowledge = self.acknowledges(header);
-        let answer = |value| {
-            if acknowledge { vec![Step::Answer(acknowledgement(request, value))] } else { vec![] }
-        };
         let value = || double_word(payload).ok_or(Refusal::Malformed(request));
         Ok(match request {
             code::SEND_RARP => {
                 // The payload is the guest's MAC; the vif's own is announced whatever it says.
                 value()?;
-                [vec![Step::Announce], answer(0)].concat()
+                [vec![Step::Announce], self.acknowledge(header, 0)].concat()
             }
             code::NET_SET_MTU => {
                 let mtu = u16::try_from(value()?).map_err(|_| Refusal::Malformed(request))?;
@@ -387,13 +431,13 @@ impl Filter {
                 vec![Step::SetLog { size, offset }]
             }
             // An eventfd for news in the log, of which QEMU has no use.
-            code::SET_LOG_FD => answer(0),
+            code::SET_LOG_FD => self.acknowledge(header, 0),
             code::SET_STATUS => {
                 self.status = value()?;
-                answer(0)
+                self.acknowledge(header, 0)
             }
             code::GET_STATUS => vec![Step::Answer(acknowledgement(request, self.status))],
-            _ if acknowledge => answer(1),
+            _ if acknowledge => self.acknowledge(header, 1),
             _ => return Err(Refusal::Unsupported(request)),
         })
     }

@@ -1,7 +1,13 @@
-//! The table of guest memory (`SET_MEM_TABLE`), checked before any of it is mapped.
+//! The table of guest memory, checked before any of it is mapped.
+//!
+//! A frontend tells it whole (`SET_MEM_TABLE`), or region by region (`ADD_MEM_REG`, `REM_MEM_REG`): then
+//! there may be more of them, and what stays is left alone when memory is plugged into a running guest.
+//! QEMU does so (7.2 at least) for each queue pair, those that run first, others when they are started: what is
+//! there already is not added again, and what has gone need not go.
 //!
 //! ```text
-//! bytes 0  number of regions (32), padding (32), then for each region:
+//! bytes 0  whole: number of regions (32), padding (32), then for each region:
+//!          one: padding (64), then the region:
 //!       0  guest physical address (64)
 //!       8  size in bytes (64)
 //!      16  address in the frontend (64)
@@ -21,8 +27,11 @@ use thiserror::Error;
 const HEAD_LEN: usize = 8;
 /// Length of a region, in bytes.
 const REGION_LEN: usize = 32;
-/// Most regions: each brings a descriptor.
+/// Most regions of a whole table: each brings a descriptor.
 pub const MAX_REGIONS: usize = super::filter::MAX_DESCRIPTORS;
+/// Most regions that are told one by one: what the crate says that it has room for. Each keeps a
+/// descriptor and a mapping.
+pub const MAX_SLOTS: usize = 509;
 /// What the offset in a file is a multiple of, at least; that of huge pages is left to mmap(2).
 const PAGE: u64 = 4096;
 
@@ -73,6 +82,19 @@ pub enum TableError {
         /// The number of the one in front of it.
         previous: usize,
     },
+    /// One more than there is room for.
+    #[error("region {0}, which is more than {MAX_SLOTS}")]
+    Full(usize),
+    /// One has guest addresses of another.
+    #[error("region {region} at {guest:#x}, which overlaps region {other}")]
+    Meets {
+        /// Its number.
+        region: usize,
+        /// Its guest physical address.
+        guest: u64,
+        /// The number of the other.
+        other: usize,
+    },
     /// Two have addresses of the frontend in common.
     #[error("regions {one} and {other}, which overlap at the frontend's address {at:#x}")]
     Ambiguous {
@@ -113,11 +135,58 @@ pub enum TableError {
     },
 }
 
-/// Reads a table and checks all that can be known without its files.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn parse(payload: &[u8]) -> Result<Vec<Region>, TableError> {
+/// Guest memory as a frontend has told it so far.
+#[derive(Debug, Default)]
+pub struct Table {
+    /// Numbered by this order.
+    regions: Vec<Region>,
+}
+
+impl Table {
+    /// Takes the place of all regions: a `SET_MEM_TABLE`.
+    ///
+    /// # Errors
+    /// What is wrong with it, as far as that can be known without its files. Nothing has changed.
+    pub fn replace(&mut self, payload: &[u8]) -> Result<&[Region], TableError> {
+        self.regions = parse(payload)?;
+        Ok(&self.regions)
+    }
+
+    /// Adds a region: an `ADD_MEM_REG`. Returns it and its number, or `None` if it is there already.
+    ///
+    /// # Errors
+    /// What is wrong with it, as far as that can be known without its file. Nothing has changed.
+    pub fn add(&mut self, payload: &[u8]) -> Result<Option<(usize, Region)>, TableError> {
+        let (new, number) = (parse_one(payload)?, self.regions.len());
+        if self.regions.contains(&new) {
+            return Ok(None);
+        }
+        if number >= MAX_SLOTS {
+            return Err(TableError::Full(number));
+        }
+        check(&new, &self.regions)?;
+        let meets = |old: &Region| overlap((new.guest, new.size), (old.guest, old.size));
+        if let Some(other) = self.regions.iter().position(meets) {
+            return Err(TableError::Meets { region: number, guest: new.guest, other });
+        }
+        self.regions.push(new);
+        Ok(Some((number, new)))
+    }
+
+    /// Removes a region: a `REM_MEM_REG`, whose offset says nothing. Returns whether it was there.
+    ///
+    /// # Errors
+    /// It is of another length.
+    pub fn remove(&mut self, payload: &[u8]) -> Result<bool, TableError> {
+        let Region { guest, size, user, .. } = parse_one(payload)?;
+        let is_it = |old: &Region| (old.guest, old.size, old.user) == (guest, size, user);
+        let at = self.regions.iter().position(is_it);
+        Ok(at.map(|at| self.regions.remove(at)).is_some())
+    }
+}
+
+/// Reads a whole table and checks all that can be known without its files.
+fn parse(payload: &[u8]) -> Result<Vec<Region>, TableError> {
     let wrong = || TableError::Length(payload.len());
     let (head, rest) = payload.split_first_chunk::<HEAD_LEN>().ok_or_else(wrong)?;
     let [c0, c1, c2, c3, ..] = *head;
@@ -130,9 +199,22 @@ pub fn parse(payload: &[u8]) -> Result<Vec<Region>, TableError> {
     for bytes in rest.as_chunks::<REGION_LEN>().0 {
         let region = read(bytes);
         check(&region, &table)?;
+        // The crate takes them only in their order.
+        if let Some(last) = table.last()
+            && region.guest < last.guest + last.size
+        {
+            let (number, guest) = (table.len(), region.guest);
+            return Err(TableError::Overlap { region: number, guest, previous: number - 1 });
+        }
         table.push(region);
     }
     Ok(table)
+}
+
+/// Reads a region that comes alone.
+fn parse_one(payload: &[u8]) -> Result<Region, TableError> {
+    let bytes = payload.get(HEAD_LEN..).and_then(|rest| <&[u8; REGION_LEN]>::try_from(rest).ok());
+    bytes.map(read).ok_or(TableError::Length(payload.len()))
 }
 
 fn read(bytes: &[u8; REGION_LEN]) -> Region {
@@ -141,9 +223,14 @@ fn read(bytes: &[u8; REGION_LEN]) -> Region {
     Region { guest: next(), size: next(), user: next(), offset: next() }
 }
 
-/// Checks a region, given those in front of it.
-fn check(new: &Region, before: &[Region]) -> Result<(), TableError> {
-    let (region, size) = (before.len(), new.size);
+/// Whether two areas, each a start and a length, have an address in common. Neither wraps around.
+fn overlap((one, one_len): (u64, u64), (other, other_len): (u64, u64)) -> bool {
+    one < other + other_len && other < one + one_len
+}
+
+/// Checks a region, given those that it joins.
+fn check(new: &Region, others: &[Region]) -> Result<(), TableError> {
+    let (region, size) = (others.len(), new.size);
     if size == 0 {
         return Err(TableError::Empty(region));
     }
@@ -157,14 +244,8 @@ fn check(new: &Region, before: &[Region]) -> Result<(), TableError> {
     if !new.offset.is_multiple_of(PAGE) {
         return Err(TableError::Unaligned { region, offset: new.offset });
     }
-    if let Some(last) = before.last()
-        && new.guest < last.guest + last.size
-    {
-        let (guest, previous) = (new.guest, region - 1);
-        return Err(TableError::Overlap { region, guest, previous });
-    }
-    let meets = |old: &Region| new.user < old.user + old.size && old.user < new.user + size;
-    match before.iter().position(meets) {
+    let meets = |old: &Region| overlap((new.user, size), (old.user, old.size));
+    match others.iter().position(meets) {
         Some(one) => Err(TableError::Ambiguous { one, other: region, at: new.user }),
         None => Ok(()),
     }
@@ -186,97 +267,4 @@ pub fn check_file(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const MIB: u64 = 1 << 20;
-    const LOW: Region = Region { guest: 0, size: MIB, user: 64 * MIB, offset: 0 };
-    const HIGH: Region = Region { guest: 4 * MIB, size: MIB, user: 80 * MIB, offset: MIB };
-
-    fn table(regions: &[Region]) -> Vec<u8> {
-        let mut bytes = (regions.len() as u64).to_ne_bytes().to_vec();
-        for Region { guest, size, user, offset } in regions {
-            bytes.extend([guest, size, user, offset].map(|n| n.to_ne_bytes()).concat());
-        }
-        bytes
-    }
-
-    fn refused(second: Region) -> TableError {
-        parse(&table(&[LOW, second])).unwrap_err()
-    }
-
-    #[test]
-    fn a_table_is_read_as_it_was_written() {
-        assert_eq!(parse(&table(&[LOW])), Ok(vec![LOW]));
-        assert_eq!(parse(&table(&[LOW, HIGH])), Ok(vec![LOW, HIGH]));
-        let adjacent = Region { guest: MIB, user: LOW.user + MIB, ..HIGH };
-        assert_eq!(parse(&table(&[LOW, adjacent])), Ok(vec![LOW, adjacent]));
-        let end = Region { guest: u64::MAX - MIB, user: u64::MAX - MIB, ..HIGH };
-        assert_eq!(parse(&table(&[LOW, end])), Ok(vec![LOW, end]));
-    }
-
-    #[test]
-    fn a_table_of_another_length_is_refused() {
-        let good = table(&[LOW, HIGH]);
-        for len in (0..good.len()).filter(|len| *len != HEAD_LEN) {
-            assert_eq!(parse(&good[..len]), Err(TableError::Length(len)));
-        }
-        let longer = [&good[..], &[0]].concat();
-        assert_eq!(parse(&longer), Err(TableError::Length(longer.len())));
-        assert_eq!(parse(&[0; HEAD_LEN]), Err(TableError::Count(0)));
-        assert_eq!(parse(&table(&[LOW; 33])), Err(TableError::Count(33)));
-        assert_eq!(parse(&[0xff; HEAD_LEN]), Err(TableError::Count(u32::MAX)));
-    }
-
-    #[test]
-    fn what_is_wrong_with_a_region_is_said() {
-        assert_eq!(refused(Region { size: 0, ..HIGH }), TableError::Empty(1));
-        let edge = u64::MAX - MIB + 1;
-        for wrapping in [
-            Region { guest: edge, ..HIGH },
-            Region { user: edge, ..HIGH },
-            Region { offset: edge, ..HIGH },
-        ] {
-            assert!(matches!(refused(wrapping), TableError::Wraps { region: 1, .. }));
-        }
-        let unaligned = refused(Region { offset: MIB + 512, ..HIGH });
-        assert_eq!(unaligned, TableError::Unaligned { region: 1, offset: MIB + 512 });
-        for guest in [0, 1, MIB - 1] {
-            let overlap = TableError::Overlap { region: 1, guest, previous: 0 };
-            assert_eq!(refused(Region { guest, ..HIGH }), overlap);
-        }
-        for user in [LOW.user - MIB + 1, LOW.user, LOW.user + MIB - 1] {
-            let ambiguous = TableError::Ambiguous { one: 0, other: 1, at: user };
-            assert_eq!(refused(Region { user, ..HIGH }), ambiguous);
-        }
-    }
-
-    #[test]
-    fn a_region_ends_within_its_file() {
-        assert_eq!(check_file(0, &HIGH, 2 * MIB), Ok(()));
-        for len in [0, MIB, 2 * MIB - 1] {
-            let short = check_file(0, &HIGH, len).unwrap_err();
-            let wanted = format!("region 0: 1048576 bytes at offset 1048576 of a file of {len}");
-            assert_eq!(short.to_string(), wanted);
-        }
-        let wrapping = Region { offset: u64::MAX, ..HIGH };
-        assert!(check_file(0, &wrapping, u64::MAX).is_err());
-    }
-
-    proptest! {
-        /// Nothing panics, and what is accepted can be mapped and addressed without doubt.
-        #[test]
-        fn any_table_is_decided(
-            count in 0_u64..4,
-            words in prop::collection::vec(prop_oneof![any::<u64>(), 0..MIB, Just(4096)], 0..16),
-        ) {
-            let bytes: Vec<u8> =
-                [count].iter().chain(&words).flat_map(|word| word.to_ne_bytes()).collect();
-            for region in parse(&bytes).iter().flatten() {
-                prop_assert!(region.size > 0 && region.offset % PAGE == 0);
-                prop_assert!(region.guest.checked_add(region.size).is_some());
-            }
-        }
-    }
-}
+mod tests;

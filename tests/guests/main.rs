@@ -26,6 +26,7 @@ mod launch;
 mod migration;
 mod paths;
 mod ping;
+mod plugging;
 mod probe;
 mod reach;
 mod restarts;

@@ -46,6 +46,7 @@ pub const P_LOG_SHMFD: u64 = 1 << 1;
 pub const P_RARP: u64 = 1 << 2;
 pub const P_REPLY_ACK: u64 = 1 << 3;
 pub const P_MTU: u64 = 1 << 4;
+pub const P_SLOTS: u64 = 1 << 15;
 
 /// Descriptor flags.
 pub const NEXT: u16 = 1;
@@ -74,6 +75,9 @@ pub mod request {
     pub const SEND_RARP: u32 = 19;
     pub const NET_SET_MTU: u32 = 20;
     pub const VRING_KICK: u32 = 35;
+    pub const GET_MAX_MEM_SLOTS: u32 = 36;
+    pub const ADD_MEM_REG: u32 = 37;
+    pub const REM_MEM_REG: u32 = 38;
     pub const SET_STATUS: u32 = 39;
     pub const GET_STATUS: u32 = 40;
 }
@@ -442,6 +446,8 @@ pub struct Options {
     pub rx_buffer: u32,
     /// Room for a frame that is sent.
     pub tx_buffer: u32,
+    /// Whether guest memory is told region by region.
+    pub slots: bool,
     /// Features that are acknowledged besides the usual ones: offloads.
     pub offloads: u64,
     pub order: Order,
@@ -456,6 +462,7 @@ impl Default for Options {
             event_idx: true,
             rx_buffer: 2048,
             tx_buffer: 2048,
+            slots: false,
             offloads: 0,
             order: Order::Qemu,
         }
@@ -530,7 +537,8 @@ impl Driver {
         let control = &mut self.control;
         let offered = control.get_u64(request::GET_FEATURES)?;
         let protocol = control.get_u64(request::GET_PROTOCOL_FEATURES)?;
-        let wanted = P_MQ | P_LOG_SHMFD | P_RARP | P_REPLY_ACK | P_MTU;
+        let slots = if self.options.slots { P_SLOTS } else { 0 };
+        let wanted = P_MQ | P_LOG_SHMFD | P_RARP | P_REPLY_ACK | P_MTU | slots;
         control.set_u64(request::SET_PROTOCOL_FEATURES, protocol & wanted)?;
         control.acknowledge = protocol & P_REPLY_ACK != 0;
         let most = control.get_u64(request::GET_QUEUE_NUM)?;
@@ -583,6 +591,10 @@ impl Driver {
     pub fn send_memory(&mut self) -> io::Result<()> {
         let region = [GUEST_BASE, self.memory.len() as u64, USER_BASE, 0].map(u64::to_ne_bytes);
         let fd = self.memory.file.as_raw_fd();
+        if self.options.slots {
+            let body = [&[0; 8], &region.concat()[..]].concat();
+            return self.control.set(request::ADD_MEM_REG, &body, &[fd]);
+        }
         let body = [&[1_u32, 0].map(u32::to_ne_bytes).concat()[..], &region.concat()].concat();
         self.control.set(request::SET_MEM_TABLE, &body, &[fd])
     }

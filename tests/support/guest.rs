@@ -23,12 +23,11 @@ const BOOT: Duration = Duration::from_secs(120);
 const COMMAND: Duration = Duration::from_secs(90);
 
 /// QEMU options that give a guest memory which a backend can map: without them, none can serve it.
-const SHARED_MEMORY: [&str; 4] = [
-    "-object",
-    "memory-backend-memfd,id=mem,size=128M,share=on",
-    "-machine",
-    "q35,memory-backend=mem",
-];
+const SHARED_MEMORY: [&str; 4] = shared_memory("memory-backend-memfd,id=mem,size=128M,share=on");
+
+const fn shared_memory(object: &str) -> [&str; 4] {
+    ["-object", object, "-machine", "q35,memory-backend=mem"]
+}
 
 /// Which QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +103,22 @@ impl Guest {
         command.args(SHARED_MEMORY);
         // Of several, QEMU takes the last.
         command.arg("-initrd").arg(image("initramfs-router.cpio.gz"));
+        Self::start_command(name, &mut command, directory)
+    }
+
+    /// Starts a guest into which so many DIMMs can be plugged.
+    pub(crate) fn start_with_slots(
+        name: &str,
+        qemu: Qemu,
+        nics: &[Nic<'_>],
+        slots: u32,
+        directory: &Path,
+    ) -> Self {
+        let mut command = machine(qemu, nics);
+        // Where there may be memory above 4 GiB the kernel takes 64 MiB for bounce buffers.
+        command.args(shared_memory("memory-backend-memfd,id=mem,size=256M,share=on"));
+        // Of several, QEMU takes the last.
+        command.arg("-m").arg(format!("256M,slots={slots},maxmem=8G"));
         Self::start_command(name, &mut command, directory)
     }
 
@@ -341,7 +356,9 @@ impl Agent {
             // QEMU has ended; its process is looked at by the caller.
             Ok(0) => pause(),
             Ok(length) => self.said.partial.extend_from_slice(&bytes[..length]),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            // Interrupted: this process was stopped for a moment.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(error) => panic!("the agent's socket: {error}"),
         }
         while let Some(end) = self.said.partial.iter().position(|byte| *byte == b'\n') {

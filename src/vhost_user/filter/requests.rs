@@ -24,6 +24,9 @@ pub(super) mod code {
     pub(in crate::vhost_user::filter) const SET_VRING_ENABLE: u32 = 18;
     pub(in crate::vhost_user::filter) const SEND_RARP: u32 = 19;
     pub(in crate::vhost_user::filter) const NET_SET_MTU: u32 = 20;
+    pub(in crate::vhost_user::filter) const GET_MAX_MEM_SLOTS: u32 = 36;
+    pub(in crate::vhost_user::filter) const ADD_MEM_REG: u32 = 37;
+    pub(in crate::vhost_user::filter) const REM_MEM_REG: u32 = 38;
     pub(in crate::vhost_user::filter) const SET_STATUS: u32 = 39;
     pub(in crate::vhost_user::filter) const GET_STATUS: u32 = 40;
 }
@@ -76,8 +79,14 @@ pub fn name(request: u32) -> &'static str {
     usize::try_from(request).ok().and_then(|n| NAMES.get(n)).unwrap_or(&"unknown request")
 }
 
-/// Refuses descriptors that nobody will take, and memory that has none.
-pub(super) fn check_descriptors(request: u32, payload: &[u8], count: usize) -> Result<(), Refusal> {
+/// Refuses descriptors that nobody will take, and memory that has none. `has_slots`: whether memory
+/// may be told region by region.
+pub(super) fn check_descriptors(
+    request: u32,
+    payload: &[u8],
+    count: usize,
+    has_slots: bool,
+) -> Result<(), Refusal> {
     let most = match request {
         code::SET_MEM_TABLE => {
             let regions = word(payload, 0).ok_or(Refusal::Malformed(request))?;
@@ -87,6 +96,10 @@ pub(super) fn check_descriptors(request: u32, payload: &[u8], count: usize) -> R
             }
             regions
         }
+        code::ADD_MEM_REG if has_slots && count == 0 => return Err(Refusal::MemoryNotShared),
+        // That of a region that goes is closed: some frontends send it.
+        code::ADD_MEM_REG | code::REM_MEM_REG if has_slots => 1,
+        code::GET_MAX_MEM_SLOTS if has_slots => 0,
         code::SET_LOG_BASE if count == 0 => return Err(Refusal::Descriptors { request, count }),
         code::SET_LOG_BASE
         | code::SET_LOG_FD

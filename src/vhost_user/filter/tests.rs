@@ -98,8 +98,8 @@ fn memory_without_descriptors_is_explained() {
     assert_eq!(refused, Refusal::MemoryNotShared);
     assert!(refused.to_string().contains("share=on"));
     let steps = filter.request(&header, &table, 2).unwrap();
-    let regions = memory_table::parse(&table).unwrap();
-    assert_eq!(steps, [Step::Measure(regions), QUIET]);
+    let regions = Table::default().replace(&table).unwrap().to_vec();
+    assert_eq!(steps, [Step::Measure { first: 0, regions }, QUIET]);
     let refused = Refusal::Descriptors { request: code::SET_MEM_TABLE, count: 3 };
     assert_eq!(filter.request(&header, &table, 3), Err(refused));
 }
@@ -110,8 +110,52 @@ fn memory_that_cannot_be_is_refused() {
     let table = [pair(1, 0), region].concat();
     let refused = negotiated().request(&header(code::SET_MEM_TABLE, table.len()), &table, 1);
     let refused = refused.unwrap_err();
-    assert_eq!(refused, Refusal::Memory(TableError::Empty(0)));
+    let error = TableError::Empty(0);
+    assert_eq!(refused, Refusal::Memory { request: code::SET_MEM_TABLE, error });
     assert_eq!(refused.to_string(), "SET_MEM_TABLE with region 0 of no bytes");
+}
+
+#[test]
+fn memory_comes_in_regions_if_that_was_negotiated() {
+    let bytes = |n: u64| [0, n << 20, 4096, 1 << (30 + n), 0].map(u64::to_ne_bytes).concat();
+    let (add, remove) = (header(code::ADD_MEM_REG, 40), header(code::REM_MEM_REG, 40));
+    let ask = header(code::GET_MAX_MEM_SLOTS, 0);
+    let mut filter = negotiated();
+    for (header, payload) in [(add, &bytes(1)[..]), (remove, &bytes(1)), (ask, &[])] {
+        let refused = Refusal::Unsupported(header.request);
+        assert_eq!(filter.request(&header, payload, 0), Err(refused));
+    }
+    let protocol = PROTOCOL_F_REPLY_ACK | PROTOCOL_F_SLOTS;
+    steps(&mut filter, code::SET_PROTOCOL_FEATURES, &protocol.to_ne_bytes()).unwrap();
+    assert_eq!(filter.request(&ask, &[], 0).unwrap(), [Step::Forward { reply: true }]);
+    filter.awaited = None;
+
+    assert_eq!(filter.request(&add, &bytes(1), 0), Err(Refusal::MemoryNotShared));
+    for (first, n) in [(0, 1), (1, 2)] {
+        let measured = match &filter.request(&add, &bytes(n), 1).unwrap()[..] {
+            [Step::Measure { first, regions }, QUIET] => (*first, regions.len()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(measured, (first, 1));
+    }
+    let two = Refusal::Descriptors { request: code::ADD_MEM_REG, count: 2 };
+    assert_eq!(filter.request(&add, &bytes(3), 2), Err(two));
+    let elsewhere = [0, 2 << 20, 4096, 1 << 32, 4096_u64].map(u64::to_ne_bytes).concat();
+    let refused = filter.request(&add, &elsewhere, 1).unwrap_err();
+    let why =
+        "ADD_MEM_REG with regions 1 and 2, which overlap at the frontend's address 0x100000000";
+    assert_eq!(refused.to_string(), why);
+    // Again, as QEMU does for another queue pair.
+    assert_eq!(filter.request(&add, &bytes(1), 1).unwrap(), []);
+    let asking = Header { flags: VERSION | NEED_REPLY, ..add };
+    let done = Step::Answer(acknowledgement(code::ADD_MEM_REG, 0));
+    assert_eq!(filter.request(&asking, &bytes(1), 1).unwrap(), [done]);
+    // With a descriptor or without.
+    assert_eq!(filter.request(&remove, &bytes(1), 1).unwrap(), [QUIET]);
+    assert_eq!(filter.request(&remove, &bytes(2), 0).unwrap(), [QUIET]);
+    let asking = Header { flags: VERSION | NEED_REPLY, ..remove };
+    let done = Step::Answer(acknowledgement(code::REM_MEM_REG, 0));
+    assert_eq!(filter.request(&asking, &bytes(2), 0).unwrap(), [done]);
 }
 
 #[test]

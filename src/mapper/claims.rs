@@ -133,7 +133,7 @@ impl Mapper {
     /// A claim was beaten: its vif is told, and the new place is noted.
     fn lost(&mut self, vif: LocalVif, ours: Claim, theirs: Claim, now: Now) {
         let Some(state) = self.vifs.get(vif) else { return };
-        let (key, conflict) = (state.key, state.active && !state.learnt);
+        let (key, conflict) = (state.key, state.active && state.behind.is_none());
         self.count(MapperCounter::losses);
         if conflict {
             self.count(MapperCounter::conflicts);
@@ -151,7 +151,7 @@ impl Mapper {
         if self.config.announce_interval.is_zero() {
             return;
         }
-        if let Some(state) = self.vifs.get_mut(vif).filter(|v| v.active && !v.learnt) {
+        if let Some(state) = self.vifs.get_mut(vif).filter(|v| v.active && v.behind.is_none()) {
             state.watch = Some(at);
             self.timers.set(at, Timer::Watch(vif));
         }
@@ -195,7 +195,8 @@ impl Mapper {
 
     /// Nobody answers for a key. If a vif here runs and had lost it, it takes it back.
     pub(super) fn abandoned(&mut self, key: VifKey, now: Now) -> bool {
-        let runs = |vif: &LocalVif| self.vifs.get(*vif).is_some_and(|v| v.active && !v.learnt);
+        let runs =
+            |vif: &LocalVif| self.vifs.get(*vif).is_some_and(|v| v.active && v.behind.is_none());
         let Some(vif) = self.vifs.with_key(key).find(runs) else { return false };
         let may = self.may_reclaim(vif, now.mono);
         if may {
@@ -252,7 +253,9 @@ impl Mapper {
     /// a lifetime.
     fn contested(&mut self, vif: LocalVif, key: VifKey, ours: Claim, theirs: Claim, now: Instant) {
         let (grace, interval) = (self.config.reclaim_grace, self.config.lifetime);
-        let Some(state) = self.vifs.get_mut(vif).filter(|state| !state.learnt) else { return };
+        let Some(state) = self.vifs.get_mut(vif).filter(|state| state.behind.is_none()) else {
+            return;
+        };
         let Some(own) = state.own.as_mut() else { return };
         let lately = |at| now.saturating_since(at) < interval;
         if now.saturating_since(own.since) < grace || own.contested.is_some_and(lately) {
@@ -319,7 +322,8 @@ impl Mapper {
             own.announced += 1;
         }
         let in_series = offsets.get(own.announced).map(|&at| own.series + at);
-        if own.announced > first || first == offsets.len() {
+        let is_due = own.announced > first || first == offsets.len();
+        if is_due && self.may_announce(vif, now.mono) {
             self.send_announcement(vif);
         }
         let next = in_series.or_else(|| self.next_interval(now.mono));
@@ -328,6 +332,17 @@ impl Mapper {
             own.due = Some(at);
             self.timers.set(at, Timer::Announce(vif));
         }
+    }
+
+    /// Whether a vif, with the MACs behind it, has not announced itself too often of late. A guest can
+    /// make its vif do so, and every host of the segment hears it.
+    fn may_announce(&mut self, vif: LocalVif, now: Instant) -> bool {
+        let payer = self.vifs.get(vif).and_then(|v| v.behind).unwrap_or(vif);
+        let may = self.vifs.get_mut(payer).is_some_and(|v| v.announcing.take(now));
+        if !may {
+            self.count(MapperCounter::limit_announces);
+        }
+        may
     }
 
     /// When something that is done every few minutes is due next, if it is done at all.

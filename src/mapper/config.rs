@@ -75,6 +75,10 @@ pub struct Limits {
     pub requests_per_second: u32,
     /// How many of them at once after a quiet time.
     pub request_burst: u32,
+    /// Announcements per second of a vif and the MACs behind it.
+    pub announces_per_second: u32,
+    /// How many of them at once after a quiet time: one for each MAC that may be behind a vif.
+    pub announce_burst: u32,
     /// Corrections sent per second, in total.
     pub corrections_per_second: u32,
     /// Vifs that were here and left, remembered for forwarding.
@@ -94,6 +98,8 @@ impl Default for Limits {
             interest: 32,
             requests_per_second: 100,
             request_burst: 256,
+            announces_per_second: 50,
+            announce_burst: 256,
             corrections_per_second: 200,
             notes: 4096,
         }

@@ -45,6 +45,7 @@ counters! {
         rx_stale = "claims older than the one known",
         limit_rate = "resolutions refused because the vif began too many per second",
         limit_pending = "resolutions refused because too many were under way",
+        limit_announces = "announcements not sent because a vif, with the MACs behind it, made too many",
         limit_corrections = "corrections not sent because too many were sent",
         damped_claims = "claims refused because the vif moved too often",
         damped_moves = "moves that users were told late because the vif moved too often",

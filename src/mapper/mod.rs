@@ -53,7 +53,8 @@
 //! neither is not believed but answered with an announcement, which its true cause will correct.
 //! A message with a tag is dropped: no key here could check it, and a host that tags messages for
 //! this vnet believes that it is secured. (What has checked a tag takes it off.)
-//! Nothing is learnt from requests, so nobody can place a mapping by asking.
+//! Nothing is learnt from requests, so nobody can place a mapping by asking; that of an owner in doubt is
+//! believed where an announcement of it would be.
 //!
 //! **Damping.** A guest that migrates stops in one place before it starts in another. A vif that
 //! takes its key back while its rings ran all the time shares its MAC with another; after five
@@ -201,15 +202,22 @@ impl Mapper {
     /// migrates within the host, or its backend was restarted.
     pub fn add_vif(&mut self, vif: LocalVif, key: VifKey, coa: CareOf) -> Result<(), AddError> {
         let room = self.vifs.len() < self.config.limits.vifs;
-        self.add(vif, key, coa, false, room)
+        self.add(vif, key, coa, None, room)
     }
 
-    /// Registers a MAC behind a vif with that care-of address: a bridge or router in the guest sends
-    /// from it. It is a vif of its own, except that it is told only of its own claim, and does not
-    /// claim its key again by itself once it was lost, but by [`Mapper::announce`].
-    pub fn add_learnt(&mut self, vif: LocalVif, key: VifKey, coa: CareOf) -> Result<(), AddError> {
+    /// Registers a MAC `behind` a vif with that care-of address: a bridge or router in the guest sends
+    /// from it. It is a vif of its own, except that it is told only of its own claim, announced at
+    /// the cost of the vif, and does not claim its key again by itself once it was lost, but by
+    /// [`Mapper::announce`].
+    pub fn add_learnt(
+        &mut self,
+        vif: LocalVif,
+        behind: LocalVif,
+        key: VifKey,
+        coa: CareOf,
+    ) -> Result<(), AddError> {
         let room = self.vifs.learnt_len() < self.config.limits.learnt;
-        self.add(vif, key, coa, true, room)
+        self.add(vif, key, coa, Some(behind), room)
     }
 
     fn add(
@@ -217,7 +225,7 @@ impl Mapper {
         vif: LocalVif,
         key: VifKey,
         coa: CareOf,
-        learnt: bool,
+        behind: Option<LocalVif>,
         room: bool,
     ) -> Result<(), AddError> {
         if self.vifs.get(vif).is_some() {
@@ -233,10 +241,19 @@ impl Mapper {
             return Err(AddError::Full);
         }
         let limits = &self.config.limits;
-        let bucket = TokenBucket::new(limits.requests_per_second, limits.request_burst);
-        let (active, in_doubt, own, watch) = (false, false, None, None);
-        let (asking, moves) = (0, Moves::default());
-        let new = Vif { key, coa, learnt, active, in_doubt, own, watch, asking, bucket, moves };
+        let new = Vif {
+            key,
+            coa,
+            behind,
+            active: false,
+            in_doubt: false,
+            own: None,
+            watch: None,
+            asking: 0,
+            bucket: TokenBucket::new(limits.requests_per_second, limits.request_burst),
+            announcing: TokenBucket::new(limits.announces_per_second, limits.announce_burst),
+            moves: Moves::default(),
+        };
         self.vifs.insert(vif, new);
         Ok(())
     }
@@ -325,7 +342,8 @@ impl Mapper {
                 }
             }
             None => {
-                let hears = |vif: &LocalVif| self.vifs.get(*vif).is_some_and(|v| !v.learnt);
+                let hears =
+                    |vif: &LocalVif| self.vifs.get(*vif).is_some_and(|v| v.behind.is_none());
                 for vif in self.vifs.on_vnet(key.vnet).filter(hears) {
                     self.outputs.push_back(Output::Notify { vif, notice });
                 }

@@ -16,8 +16,9 @@ use crate::wire::{CareOf, Mac, Stamp, VifKey, VnetId};
 pub(super) struct Vif {
     pub(super) key: VifKey,
     pub(super) coa: CareOf,
-    /// A MAC behind another vif: nobody runs under it here, so it is taken back only when it is seen.
-    pub(super) learnt: bool,
+    /// The vif that this is a MAC behind, if it is: nobody runs under it here, so it is taken back
+    /// only when it is seen.
+    pub(super) behind: Option<LocalVif>,
     /// Its rings run.
     pub(super) active: bool,
     /// Its backend has ended: see [`Mapper::doubt`](super::Mapper::doubt).
@@ -30,6 +31,8 @@ pub(super) struct Vif {
     pub(super) asking: usize,
     /// New resolutions it may begin.
     pub(super) bucket: TokenBucket,
+    /// Announcements of it and of the MACs behind it.
+    pub(super) announcing: TokenBucket,
     /// When it took its key back without having been away.
     pub(super) moves: Moves,
 }
@@ -113,14 +116,14 @@ impl Vifs {
 
     pub(super) fn insert(&mut self, handle: LocalVif, vif: Vif) {
         self.by_key.insert((vif.key, handle));
-        self.learnt += usize::from(vif.learnt);
+        self.learnt += usize::from(vif.behind.is_some());
         self.map.insert(handle, vif);
     }
 
     pub(super) fn remove(&mut self, handle: LocalVif) -> Option<Vif> {
         let vif = self.map.remove(&handle)?;
         self.by_key.remove(&(vif.key, handle));
-        self.learnt -= usize::from(vif.learnt);
+        self.learnt -= usize::from(vif.behind.is_some());
         if self.owners.get(&vif.key) == Some(&handle) {
             self.owners.remove(&vif.key);
         }

@@ -140,7 +140,7 @@ impl Daemon {
             }
         }
         let alias = self.registry.next_id();
-        if self.mapper.add_learnt(alias, key, coa).is_err() {
+        if self.mapper.add_learnt(alias, id, key, coa).is_err() {
             return false;
         }
         let since_ms = now.wall_ms;

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::announcing::Announcing;
 use super::learning::Learning;
 use super::nic::{Lent, Nic};
 use super::worker::LaneOffer;
@@ -32,6 +33,7 @@ pub struct Link {
     nic: Arc<Nic>,
     stamp: Option<Stamp>,
     told_active: bool,
+    announcing: Announcing,
     is_registered: bool,
     /// MACs behind the vif.
     learning: Learning,
@@ -59,6 +61,7 @@ impl Link {
             nic,
             stamp: None,
             told_active: false,
+            announcing: Announcing::default(),
             is_registered: true,
             learning: Learning::new(learn),
             relearn: false,
@@ -113,13 +116,18 @@ impl Link {
         }
         let wishes = self.nic.wishes();
         let mut requests = Vec::new();
+        if wishes.announce {
+            self.announcing.wish();
+        }
         if wishes.active != self.told_active {
             self.told_active = wishes.active;
+            // It is announced when it is claimed.
+            self.announcing.clear();
             if !wishes.active {
                 self.learning.clear(&self.nic);
             }
             requests.push(Request::SetActive { active: wishes.active });
-        } else if wishes.announce {
+        } else if self.announcing.take(now) {
             requests.push(Request::Announce);
         }
         requests.extend(self.ready.drain(..).map(|number| Request::SaReady { number }));
@@ -291,6 +299,7 @@ impl Link {
     /// When [`Link::handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let workers = self.nic.workers().filter_map(|worker| worker.poll_timeout()).min();
-        workers.into_iter().chain(self.learning.poll_timeout()).min()
+        let announcing = self.announcing.poll_timeout().filter(|_| self.is_registered);
+        workers.into_iter().chain(self.learning.poll_timeout()).chain(announcing).min()
     }
 }

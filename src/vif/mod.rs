@@ -20,10 +20,12 @@
 //! | [`neighbors`], [`park`] | addresses learnt; frames that wait for one |
 //! | [`worker`] | one queue pair's data path: all of the above, in the order of packets |
 //! | [`nic`] | the workers of a NIC, and what they share |
+//! | `announcing` | how often varpd is told that the guest wants to be announced |
 //! | [`link`], [`serve`] | the conversation with varpd; the process around it all |
 //! | `registration` | the registration with varpd, and what follows from its answer |
 
 pub mod alarm;
+mod announcing;
 pub mod arrival;
 pub mod departed;
 pub mod guard;

@@ -255,7 +255,7 @@ impl World {
         };
         let mut refused = false;
         self.with_mapper(host, |mapper, now| {
-            match mapper.add_learnt(vif, key, coa) {
+            match mapper.add_learnt(vif, vif, key, coa) {
                 Ok(()) => mapper.set_active(vif, true, None, now),
                 Err(_) => mapper.announce(vif, now),
             }
@@ -428,7 +428,7 @@ impl World {
         let User { key, coa, host, .. } = self.users[instance];
         let vif = LocalVif(instance as u64);
         self.with_mapper(host, |mapper, now| {
-            mapper.add_learnt(vif, key, coa).expect("a new one");
+            mapper.add_learnt(vif, vif, key, coa).expect("a new one");
             mapper.set_active(vif, true, stamp, now);
         });
     }

@@ -176,6 +176,33 @@ fn corrections_are_limited() {
     assert_eq!(bench.count(MapperCounter::limit_corrections), 7);
 }
 
+/// Whatever its guest or backend does: each announcement is heard by all hosts of the segment.
+#[test]
+fn announcements_of_a_vif_are_limited_and_cost_no_other_its_own() {
+    let mut bench = Bench::hosting();
+    let mut announced = 0;
+    for round in 0..20_000 {
+        match round % 2 {
+            0 => bench.mapper.announce(VIF, bench.now),
+            _ => {
+                bench.mapper.set_active(VIF, false, None, bench.now);
+                bench.mapper.set_active(VIF, true, None, bench.now);
+            }
+        }
+        bench.pass(Duration::from_micros(100));
+        announced += bench.sent().len();
+    }
+    assert!((256..=256 + 2 * 50).contains(&announced), "{announced} in two seconds");
+    assert!(bench.count(MapperCounter::limit_announces) > 0);
+    bench.activate(OTHER, key(7, 2));
+    assert_eq!(bench.sent().len(), 1, "another's");
+    bench.pass_ms(6000);
+    bench.outputs();
+    bench.mapper.announce(VIF, bench.now);
+    bench.pass_ms(900);
+    assert_eq!(bench.sent().len(), 5, "as always, once it is quiet");
+}
+
 #[test]
 fn equal_seeds_and_inputs_give_equal_outputs() {
     let run = || {

@@ -8,7 +8,7 @@ const BEHIND: LocalVif = LocalVif(7);
 fn bridging() -> Bench {
     let mut bench = Bench::with(|config| config.announce_interval = Duration::from_secs(300));
     bench.activate(VIF, key(7, 1));
-    bench.mapper.add_learnt(BEHIND, key(7, 9), coa(1, port(VIF))).unwrap();
+    bench.mapper.add_learnt(BEHIND, VIF, key(7, 9), coa(1, port(VIF))).unwrap();
     bench.mapper.set_active(BEHIND, true, None, bench.now);
     bench.settle();
     bench
@@ -64,11 +64,11 @@ fn macs_behind_vifs_have_a_bound_of_their_own() {
     let mut bench = Bench::with(|config| (config.limits.vifs, config.limits.learnt) = (2, 1));
     bench.add(VIF, key(7, 1));
     let at = coa(1, port(VIF));
-    assert_eq!(bench.mapper.add_learnt(BEHIND, key(7, 9), at), Ok(()));
-    assert_eq!(bench.mapper.add_learnt(LocalVif(8), key(7, 8), at), Err(AddError::Full));
+    assert_eq!(bench.mapper.add_learnt(BEHIND, VIF, key(7, 9), at), Ok(()));
+    assert_eq!(bench.mapper.add_learnt(LocalVif(8), VIF, key(7, 8), at), Err(AddError::Full));
     bench.add(OTHER, key(7, 2));
     bench.mapper.remove_vif(BEHIND, bench.now);
-    assert_eq!(bench.mapper.add_learnt(LocalVif(8), key(7, 8), at), Ok(()));
+    assert_eq!(bench.mapper.add_learnt(LocalVif(8), VIF, key(7, 8), at), Ok(()));
 }
 
 /// The network was split, both sides claimed a vif, and it is whole again.
@@ -90,4 +90,20 @@ fn both_sides_of_a_conflict_are_shown_it() {
     assert_eq!(events(&mut bench), ["conflict", "lost"]);
     assert_eq!(bench.count(MapperCounter::conflicts), 2);
     assert_eq!(bench.mapper.claim(VIF), None);
+}
+
+/// Nor does a bridge make noise by forgetting what is behind it and learning it again.
+#[test]
+fn a_vif_pays_for_the_announcements_of_the_macs_behind_it() {
+    let mut bench = bridging();
+    let mut announced = 0;
+    for round in 0..5000 {
+        let behind = LocalVif(100 + round);
+        bench.mapper.add_learnt(behind, VIF, key(7, 8), coa(1, port(VIF))).unwrap();
+        bench.mapper.set_active(behind, true, None, bench.now);
+        bench.pass_ms(1);
+        bench.mapper.remove_vif(behind, bench.now);
+        announced += bench.sent().len();
+    }
+    assert!((256..=256 + 5 * 50).contains(&announced), "{announced}");
 }

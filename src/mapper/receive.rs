@@ -50,7 +50,9 @@ impl Mapper {
         let (key, nonce) = (message.key, message.nonce);
         match message.body {
             Body::Request { asker, reply_to, refresh } => {
-                self.take_back(key, asker, now);
+                if self.is_owners_question(from, via_group, asker, reply_to) {
+                    self.take_back(key, asker, now);
+                }
                 self.answer(key, nonce, reply_to, refresh && !via_group);
             }
             Body::Reply { claim, lifetime_ms } => {
@@ -110,6 +112,20 @@ impl Mapper {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether a question may say that its asker's claim is in doubt: as with an announcement, whoever is
+    /// not of the segment, or has not the address that it names, is not believed.
+    fn is_owners_question(
+        &self,
+        from: SocketAddr,
+        via_group: bool,
+        asker: CareOf,
+        reply_to: SocketAddr,
+    ) -> bool {
+        let is_heard = via_group || self.config.relays.contains(&from.ip());
+        // That of the answer was compared with the sender's.
+        is_heard && asker.addr.ip().to_canonical() == reply_to.ip().to_canonical()
     }
 
     /// Who owns a key asks who has it: its backend has ended ([`Mapper::doubt`]). A vif here that runs,

@@ -184,3 +184,21 @@ fn an_ipv4_sender_on_a_dual_stack_socket_is_itself() {
     bench.mapper.handle_message(from, true, &asked, bench.now);
     assert_eq!(bench.sent().len(), 1);
 }
+
+/// A vif whose guest is elsewhere could otherwise be made to take its key back, from anywhere.
+#[test]
+fn a_question_in_the_owners_name_is_believed_where_its_announcement_would_be() {
+    let mut bench = Bench::hosting();
+    bench.hear_announce(key(7, 1), claim(2, HOUR));
+    bench.outputs();
+    let asked = |reply_to| Body::Request { asker: coa(2, 6000), reply_to, refresh: false };
+    let forged = message(key(7, 1), 5, asked(varp_of(9)));
+    for via_group in [true, false] {
+        bench.hear(9, via_group, forged);
+        bench.hear(9, false, Message { relayed: true, ..forged });
+        bench.hear(2, false, message(key(7, 1), 5, asked(varp_of(2))));
+        assert_eq!((bench.mapper.claim(VIF), bench.sent()), (None, Vec::new()), "{via_group}");
+    }
+    bench.hear(2, true, message(key(7, 1), 5, asked(varp_of(2))));
+    assert!(bench.mapper.claim(VIF).is_some());
+}

@@ -195,5 +195,6 @@ counters! {
         key_files_failed = "times a key file was missing, open to others or malformed",
         varp_tx = "VARP messages sent",
         varp_tx_failed = "of varp_tx, those that the kernel refused",
+        varp_tx_limited = "VARP messages not sent because there were more than 900 a second on one secured vnet",
     }
 }

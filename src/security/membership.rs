@@ -14,6 +14,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::keys::{KeyId, MacKey};
+use crate::limiter::TokenBucket;
+use crate::time::Now;
 use crate::wire::VnetId;
 use crate::wire::varp::{Body, Message, TAG_LEN, TAGGED_LEN, Tag};
 
@@ -23,6 +25,11 @@ pub const TOLERANCE: Duration = Duration::from_secs(90);
 pub const REMEMBERED: usize = 64;
 /// Senders that are kept apart, of all vnets.
 const MAX_SENDERS: usize = 16_384;
+/// Messages made per second on a vnet at most, since no two have the same millisecond: with more their
+/// times would run ahead of the clock, until nobody believed them.
+const MESSAGES_PER_SECOND: u32 = 900;
+/// How many of them at once: no further than so many milliseconds may times run ahead.
+const MESSAGES_AT_ONCE: u32 = 8192;
 
 /// Why a message is not heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,16 +76,26 @@ impl Seen {
 #[derive(Debug)]
 pub struct Membership {
     own: IpAddr,
-    vnets: BTreeMap<VnetId, Vec<(KeyId, MacKey)>>,
+    vnets: BTreeMap<VnetId, Vnet>,
     heard: BTreeMap<(VnetId, IpAddr), Seen>,
-    /// The time of the last message made here.
+}
+
+/// What messages of a vnet are tagged and checked with.
+#[derive(Debug)]
+struct Vnet {
+    /// The used one first.
+    keys: Vec<(KeyId, MacKey)>,
+    /// The time of the last message made here. Each vnet has its own: what one's guests cause does not
+    /// make those of others run ahead.
     last: u64,
+    /// Messages that may still be made.
+    room: TokenBucket,
 }
 
 impl Membership {
     /// Without vnets, of the host that sends VARP from this address.
     pub fn new(own: IpAddr) -> Self {
-        Self { own, vnets: BTreeMap::new(), heard: BTreeMap::new(), last: 0 }
+        Self { own, vnets: BTreeMap::new(), heard: BTreeMap::new() }
     }
 
     /// The keys of a vnet, the used one first; none if it is not secured.
@@ -87,22 +104,30 @@ impl Membership {
             self.vnets.remove(&vnet);
             self.heard.retain(|(of, _), _| *of != vnet);
         } else {
-            self.vnets.insert(vnet, keys);
+            let room = || TokenBucket::new(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE);
+            let new = || Vnet { keys: Vec::new(), last: 0, room: room() };
+            self.vnets.entry(vnet).or_insert_with(new).keys = keys;
         }
     }
 
-    /// Puts a tag on a message for a secured vnet, at a time in milliseconds since 1970.
-    pub fn tag(&mut self, message: &mut Message, wall_ms: u64) {
-        let Some((id, key)) = self.vnets.get(&message.key.vnet).and_then(|keys| keys.first())
-        else {
-            return;
-        };
+    /// Puts a tag on a message for a secured vnet; on others it stays as it is. False if too many were
+    /// made there of late: then it must not be sent.
+    #[must_use]
+    pub fn tag(&mut self, message: &mut Message, now: Now) -> bool {
+        let Some(vnet) = self.vnets.get_mut(&message.key.vnet) else { return true };
+        let Vnet { keys, last, room } = vnet;
+        let Some((id, key)) = keys.first() else { return true };
+        if !room.take(now.mono) {
+            return false;
+        }
+        let wall_ms = now.wall_ms;
         // After a clock was far ahead nobody has believed its times, and it can go back.
-        let is_believed = Duration::from_millis(self.last.saturating_sub(wall_ms)) <= TOLERANCE;
-        self.last = if is_believed { wall_ms.max(self.last + 1) } else { wall_ms };
-        message.tag = Some(Tag { key_id: id.0, time_ms: self.last, tag: [0; TAG_LEN] });
+        let is_believed = Duration::from_millis(last.saturating_sub(wall_ms)) <= TOLERANCE;
+        *last = if is_believed { wall_ms.max(*last + 1) } else { wall_ms };
+        message.tag = Some(Tag { key_id: id.0, time_ms: *last, tag: [0; TAG_LEN] });
         let tag = key.sign(&[&author_bytes(self.own), &covered(message)]);
-        message.tag = Some(Tag { key_id: id.0, time_ms: self.last, tag });
+        message.tag = Some(Tag { key_id: id.0, time_ms: *last, tag });
+        true
     }
 
     /// Checks a message that came `from` there, and takes its tag off. On a vnet that is not
@@ -117,7 +142,7 @@ impl Membership {
         wall_ms: u64,
     ) -> Result<Message, Refusal> {
         let vnet = message.key.vnet;
-        let Some(keys) = self.vnets.get(&vnet) else { return Ok(message) };
+        let Some(Vnet { keys, .. }) = self.vnets.get(&vnet) else { return Ok(message) };
         let tag = message.tag.ok_or(Refusal::Untagged)?;
         let key = keys.iter().find(|(id, _)| id.0 == tag.key_id);
         let (_, key) = key.ok_or(Refusal::Key)?;
@@ -175,6 +200,7 @@ fn author(from: SocketAddr, message: &Message) -> IpAddr {
 mod tests {
     use super::*;
     use crate::security::keys::Secret;
+    use crate::time::Instant;
     use crate::wire::varp::Claim;
     use crate::wire::{Capabilities, CareOf, EncapKinds, Mac, Stamp, VifKey};
     use std::net::Ipv4Addr;
@@ -216,8 +242,12 @@ mod tests {
 
     fn tagged(member: &mut Membership, now: u64) -> Message {
         let mut message = announce(42);
-        member.tag(&mut message, now);
+        assert!(member.tag(&mut message, at(now)));
         message
+    }
+
+    fn at(wall_ms: u64) -> Now {
+        Now { mono: Instant::from_millis(wall_ms), wall_ms }
     }
 
     #[test]
@@ -269,7 +299,7 @@ mod tests {
     fn an_unsecured_vnet_is_left_alone() {
         let mut b = member(&[1]);
         let mut message = announce(43);
-        b.tag(&mut message, NOW);
+        assert!(b.tag(&mut message, at(NOW)));
         assert_eq!(message, announce(43));
         assert_eq!(b.check(from(), message, NOW), Ok(message));
         let foreign = tagged(&mut member(&[1]), NOW);
@@ -313,6 +343,29 @@ mod tests {
         }
     }
 
+    /// However many messages the guests of a vnet cause, those of this host stay credible, and on other
+    /// vnets they are none the later.
+    #[test]
+    fn a_flood_of_own_messages_is_believed_to_its_end() {
+        let (mut a, mut b) = (member(&[1]), member(&[1]));
+        a.set_vnet(vnet(43), vec![key(2)]);
+        let (mut made, mut ms) = (0, NOW);
+        while ms < NOW + 200_000 {
+            for _ in 0..5 {
+                let mut message = announce(42);
+                if a.tag(&mut message, at(ms)) {
+                    made += 1;
+                    assert!(b.check(from(), message, ms).is_ok(), "{} ms", ms - NOW);
+                }
+            }
+            ms += 1;
+        }
+        assert!((180_000..190_000).contains(&made), "{made}");
+        let mut other = announce(43);
+        assert!(a.tag(&mut other, at(ms)));
+        assert_eq!(other.tag.map(|tag| tag.time_ms), Some(ms), "of now");
+    }
+
     /// A million messages: made up, of another vnet's member, altered and recorded ones.
     #[test]
     fn a_million_forgeries_are_not_heard() {
@@ -322,6 +375,9 @@ mod tests {
         assert!(recorded.iter().all(|message| b.check(from(), *message, NOW).is_ok()));
         let (mut heard, mut forged) = (0, 0);
         for n in 0..1_000_000_u64 {
+            if n % 10_000 == 0 {
+                other = member(&[2]);
+            }
             let mut message = match n % 4 {
                 0 => recorded[(n / 4) as usize % recorded.len()],
                 1 => tagged(&mut other, NOW + n / 100),

@@ -266,8 +266,11 @@ impl Daemon {
         while let Some(output) = self.mapper.poll_output() {
             match output {
                 Output::Send { to, mut message } => {
-                    self.security.tag(&mut message, now);
-                    self.varp.send(to, &message, now.mono, &self.counters);
+                    if self.security.tag(&mut message, now) {
+                        self.varp.send(to, &message, now.mono, &self.counters);
+                    } else {
+                        self.counters.inc(VarpdCounter::varp_tx_limited);
+                    }
                 }
                 Output::Notify { vif, notice } => self.notify(vif, notice, now),
                 Output::Event(event) => self.show_event(&event, now),

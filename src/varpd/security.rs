@@ -169,9 +169,10 @@ impl Security {
         self.vnets.contains_key(&vnet)
     }
 
-    /// Puts a tag on a message for a secured vnet.
-    pub(super) fn tag(&mut self, message: &mut Message, now: Now) {
-        self.membership.tag(message, now.wall_ms);
+    /// Puts a tag on a message for a secured vnet; false if it must not be sent.
+    #[must_use]
+    pub(super) fn tag(&mut self, message: &mut Message, now: Now) -> bool {
+        self.membership.tag(message, now)
     }
 
     /// Checks a message of another host and takes its tag off; what is refused is counted.

@@ -127,7 +127,7 @@ fn of_neighbour(socket: &OffPath, n: u64, key_id: u32, keys: &[MemberKeys; 2]) -
     let own = Ipv4Addr::new(192, 0, 2, 4);
     let ip = [own, B][n as usize / 4 % 2];
     let mut message = claim(42, 1 + (n / 8 % 2) as u8, ip, n, MAKE[n as usize % 3]);
-    member(ip, &keys[n as usize % 2], 42).tag(&mut message, clock::now().wall_ms);
+    assert!(member(ip, &keys[n as usize % 2], 42).tag(&mut message, clock::now()));
     if n % 4 >= 2 {
         message.tag.as_mut().unwrap().key_id = key_id;
     }
@@ -342,7 +342,7 @@ fn forged_answers_and_announcements_change_nothing() {
     step("the same message with the right tag is believed");
     let ip = Ipv4Addr::new(192, 0, 2, 3);
     let mut honest = claim(42, 2, ip, 1, MAKE[0]);
-    member(ip, &member_keys(0xa1, 42), 42).tag(&mut honest, clock::now().wall_ms);
+    assert!(member(ip, &member_keys(0xa1, 42), 42).tag(&mut honest, clock::now()));
     let send_once = |socket: &OffPath, n| n == 0 && send(socket, ip, &honest);
     during(net.underlay.host(2), send_once, |_| {
         wait_until("host a believes it", SOON, || varpd_counter(&net.varpds[0], "moved") > 0);

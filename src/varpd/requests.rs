@@ -90,6 +90,12 @@ impl Daemon {
         now: Now,
     ) -> Result<(), Failure> {
         let Some(client) = self.clients.get(id) else { return Ok(()) };
+        if matches!(request, Request::Show { .. } | Request::Monitor | Request::Flush { .. })
+            && let Err(refusal) = self.speakers.check_operator(client.peer)
+        {
+            self.counters.inc(VarpdCounter::operators_denied);
+            return Err(Failure::fatal(ErrorCode::Denied, refusal.to_string()));
+        }
         if !matches!(request, Request::Register { .. }) {
             self.counters.add(VarpdCounter::descriptors_closed, fds.len() as u64);
         }

@@ -5,6 +5,8 @@
 //! the backend's user, and take the place of those of the user's other backends. Root is not held to
 //! it: root could do without varpd.
 //!
+//! Nor is it an operator: tables and events tell of all vnets, and to flush the cache costs them all.
+//!
 //! A process is known by its number until it has ended. varpd that was started anew knows none.
 
 #![forbid(unsafe_code)]
@@ -25,6 +27,14 @@ const FEW: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("process {pid} speaks for vif {key}, and for no other as long as it lives")]
 pub(super) struct OtherVif {
+    pid: i32,
+    key: VifKey,
+}
+
+/// The process has a vif.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("process {pid} speaks for vif {key}, and is no operator as long as it lives")]
+pub(super) struct Speaks {
     pid: i32,
     key: VifKey,
 }
@@ -67,13 +77,25 @@ impl Speakers {
 }
 
 impl<P: Mortal> Speakers<P> {
+    /// The vif that a process speaks for, if it lives.
+    fn vif_of(&self, peer: Peer) -> Option<VifKey> {
+        let (own, process) = self.by_pid.get(&peer.pid)?;
+        (!process.has_ended()).then_some(*own)
+    }
+
     /// Whether a process may speak for a vif.
     pub(super) fn check(&self, peer: Peer, key: VifKey) -> Result<(), OtherVif> {
-        match self.by_pid.get(&peer.pid) {
-            Some((own, process)) if *own != key && !process.has_ended() => {
-                Err(OtherVif { pid: peer.pid, key: *own })
-            }
+        match self.vif_of(peer) {
+            Some(own) if own != key => Err(OtherVif { pid: peer.pid, key: own }),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether a process may ask what operators ask.
+    pub(super) fn check_operator(&self, peer: Peer) -> Result<(), Speaks> {
+        match self.vif_of(peer) {
+            Some(key) => Err(Speaks { pid: peer.pid, key }),
+            None => Ok(()),
         }
     }
 
@@ -123,8 +145,14 @@ mod tests {
                         it lives";
             assert_eq!(refusal.to_string(), want);
         }
+        let refusal = speakers.check_operator(peer(1000, 7)).unwrap_err();
+        let want = "process 7 speaks for vif 42/02:00:00:00:00:01, and is no operator as long as it \
+                    lives";
+        assert_eq!(refusal.to_string(), want);
         assert_eq!(speakers.check(peer(1000, 8), key(43, 1)), Ok(()), "another process");
+        assert_eq!(speakers.check_operator(peer(1000, 8)), Ok(()), "another process");
         ended.set(true);
+        assert_eq!(speakers.check_operator(peer(1000, 7)), Ok(()), "another of that number");
         assert_eq!(speakers.check(peer(1000, 7), key(43, 1)), Ok(()), "another of that number");
     }
 
@@ -134,6 +162,7 @@ mod tests {
         for who in [peer(0, 7), peer(1000, 0)] {
             speakers.insert(who, key(42, 1), Rc::new(Cell::new(false)));
             assert_eq!(speakers.check(who, key(43, 1)), Ok(()));
+            assert_eq!(speakers.check_operator(who), Ok(()));
         }
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use vnet::wire::control::ErrorCode;
+use vnet::wire::control::{ErrorCode, Request, Table};
 
 use super::peer::{ACTIVE, Backend, Peer, register};
 use super::support::netns::Family;
@@ -115,6 +115,14 @@ fn a_process_has_one_vif_as_long_as_it_lives() {
             assert_eq!(code, ErrorCode::Denied);
             assert!(text.contains(&format!("speaks for vif {}", key(2))), "{text}");
         }
+        let flush = Request::Flush { vnet: None, mac: None };
+        for asked in [Request::Show { table: Table::Varp }, Request::Monitor, flush] {
+            let peer = connect_as(NOBODY, &varpd.socket);
+            peer.send(&asked);
+            let (code, text) = peer.refusal();
+            assert_eq!(code, ErrorCode::Denied);
+            assert!(text.contains("is no operator"), "{text}");
+        }
         if is_connected {
             drop(first.take());
         }
@@ -123,7 +131,8 @@ fn a_process_has_one_vif_as_long_as_it_lives() {
     again.send(&register(key(2), ACTIVE));
     again.claimed();
     other.assert_running();
-    assert_eq!(varpd.counter("vifs_denied"), 6);
+    let counts = ["vifs_denied", "operators_denied"].map(|name| varpd.counter(name));
+    assert_eq!(counts, [6, 6]);
 }
 
 #[test]

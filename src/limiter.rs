@@ -40,9 +40,9 @@ const MICROS: u64 = 1_000_000;
 /// What a burst holds at least, as time at the rate: who waits for credit wakes up some tenths of a
 /// millisecond late, and what flows over meanwhile is lost.
 const MIN_BURST_TIME: Duration = Duration::from_millis(2);
-/// More than all threads together can owe for their last frames, in bits. They never book more
-/// than the rate yields in a second.
-const MAX_OVERDRAFT: u64 = 1 << 24;
+/// More than all threads together can owe for their last frames, in bits: 16 of them, for a frame that is
+/// cut into 8192 of 128 bytes. They never book more than the rate yields in a second.
+const MAX_OVERDRAFT: u64 = 1 << 28;
 
 /// A rate and how much of it may pass at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,6 +13,7 @@
 
 use super::features::Offloads;
 use super::field;
+use super::gso::MAX_SEGMENTS;
 use super::layout::{IpVersion, Layout, Transport};
 
 /// Length of the header, in bytes.
@@ -313,6 +314,17 @@ impl Header {
 pub fn checksum_at(header: &[u8]) -> Option<usize> {
     let header = Header::parse(header).filter(|header| header.flags & NEEDS_CSUM != 0)?;
     Some(usize::from(header.csum_start) + usize::from(header.csum_offset))
+}
+
+/// Into how many frames a header says that a frame of `len` bytes is to be cut, at most; 1 if it is not
+/// to be cut. Compared with nothing yet.
+pub fn segments_at_most(header: &[u8], len: usize) -> usize {
+    match Header::parse(header) {
+        Some(Header { gso_type, gso_size, .. }) if gso_type != GSO_NONE => {
+            len.div_ceil(usize::from(gso_size).max(1)).clamp(1, MAX_SEGMENTS)
+        }
+        _ => 1,
+    }
 }
 
 /// Offsets are those of a header: of 16 bits, or below [`super::LEAD_LEN`].

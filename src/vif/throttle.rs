@@ -13,7 +13,9 @@
 //!
 //! What counts is the guest's frame, from its destination address on: Ethernet header and payload
 //! without FCS, as in `tx_bytes` and `rx_bytes`. A large frame that is cut counts once, as the guest
-//! sent it; one that was merged, as the guest gets it. Frames that are dropped are not charged.
+//! sent it, but for each frame that it is cut into [`LEAST_SEGMENT`] at least: of tiny ones nearly all
+//! is headers. One that was merged counts as the guest gets it. To groups each frame counts that leaves.
+//! Frames that are dropped are not charged.
 
 #![forbid(unsafe_code)]
 
@@ -50,6 +52,27 @@ const PORTION_TIME: Duration = Duration::from_millis(1);
 /// or this many bytes if that is more, but less than a frame of the usual size: then one passes, not
 /// two.
 const LEAST_PORTION: u64 = 1 << 10;
+
+/// What a frame that a large one is cut into counts at least, in bytes.
+pub const LEAST_SEGMENT: usize = 128;
+
+/// What a frame is charged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    frames: u64,
+    /// In bytes.
+    len: usize,
+}
+
+impl Cost {
+    /// Of a frame of `len` bytes that leaves in so many.
+    pub fn new(len: usize, segments: usize) -> Self {
+        match segments {
+            0 | 1 => Self { frames: 1, len },
+            _ => Self { frames: segments as u64, len: len.max(segments * LEAST_SEGMENT) },
+        }
+    }
+}
 
 /// A vif's limits as they are asked for; none by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -134,12 +157,12 @@ impl Throttle {
         self.out.bucket.is_some() || self.incoming.bucket.is_some()
     }
 
-    /// Whether a group frame of `len` bytes may leave; charged if so.
-    pub fn admits_group(&self, len: usize, now: Instant) -> bool {
+    /// Whether a group frame may leave; charged if so.
+    pub fn admits_group(&self, cost: Cost, now: Instant) -> bool {
         let admits = |bucket: &Option<Arc<Bucket>>, cost| {
             bucket.as_ref().is_none_or(|bucket| bucket.admit(cost, now))
         };
-        admits(&self.group_frames, 1) && admits(&self.group_bits, bits(len))
+        admits(&self.group_frames, cost.frames) && admits(&self.group_bits, bits(cost.len))
     }
 
     /// When a gate is to be tried again.
@@ -270,6 +293,11 @@ impl Allowance {
             self.is_held = self.used >= self.leased;
         }
         !self.is_held
+    }
+
+    /// A frame from the guest has passed.
+    pub fn charge_cost(&mut self, cost: Cost) {
+        self.charge(cost.len);
     }
 
     /// A frame of `len` bytes has passed.

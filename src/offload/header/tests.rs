@@ -201,3 +201,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_header_says_into_how_many_frames_one_is_cut() {
+    let header = |gso_type: u8, size: u16| {
+        let mut bytes = [0; LEN];
+        bytes[1] = gso_type;
+        bytes[4..6].copy_from_slice(&size.to_le_bytes());
+        bytes
+    };
+    assert_eq!(segments_at_most(&header(0, 1), 65_550), 1);
+    assert_eq!(segments_at_most(&header(1, 1448), 60_066), 42);
+    assert_eq!(segments_at_most(&header(0x81, 0), 100), 100, "refused later");
+    assert_eq!(segments_at_most(&header(5, 1), 65_550), MAX_SEGMENTS);
+    assert_eq!(segments_at_most(&[1; 3], 100), 1);
+}

@@ -33,7 +33,7 @@ fn pass_frames(gate: &mut Gate, len: usize, most: u64, now: Instant) -> (u64, bo
 fn without_limits_everything_passes_and_nothing_is_timed() {
     let mut throttle = Throttle::default();
     assert_eq!(pass(&mut throttle.out, 1_000_000, at(0)), (1_000_000, false));
-    assert!((0..1000).all(|_| throttle.admits_group(65_550, at(0))));
+    assert!((0..1000).all(|_| throttle.admits_group(Cost::new(65_550, 1), at(0))));
     assert!(!throttle.needs_timer());
     assert_eq!(throttle.poll_timeout(), None);
 }
@@ -121,9 +121,10 @@ fn what_was_booked_is_given_back_when_the_rings_stop() {
 fn group_frames_have_limits_of_their_own() {
     let limits = Limits { group_frames: Some(1000), group_rate: rate("1M"), ..Limits::default() };
     let throttle = throttle(limits);
-    let admitted = (0..10_000).filter(|_| throttle.admits_group(60, at(0))).count();
+    let admitted = (0..10_000).filter(|_| throttle.admits_group(Cost::new(60, 1), at(0))).count();
     assert_eq!(admitted, 100, "frames");
-    let large = (0..10_000).filter(|n| throttle.admits_group(1514, at(n * 100))).count();
+    let large =
+        (0..10_000).filter(|n| throttle.admits_group(Cost::new(1514, 1), at(n * 100))).count();
     // A second at a million bits, and what was left of a burst of 16 KiB.
     assert!((82..100).contains(&large), "{large}");
     assert!(!throttle.needs_timer());
@@ -159,4 +160,33 @@ fn limits_are_shown_in_words() {
     let limits = Limits { rate_in: rate("10M"), group_frames: Some(5), ..Limits::default() };
     assert_eq!(limits.to_string(), "in 10Mbit/s, to groups 5 frames/s");
     assert_eq!(Limits::default().to_string(), "");
+}
+
+#[test]
+fn a_frame_costs_what_it_becomes() {
+    assert_eq!(Cost::new(60, 1), Cost { frames: 1, len: 60 });
+    assert_eq!(Cost::new(60, 0), Cost::new(60, 1), "one that is not cut");
+    assert_eq!(Cost::new(65_000, 45), Cost { frames: 45, len: 65_000 });
+    assert_eq!(Cost::new(8250, 8192), Cost { frames: 8192, len: 8192 * LEAST_SEGMENT });
+}
+
+/// Sixteen queue pairs may each have sent the most expensive frame that there is.
+#[test]
+fn what_is_owed_for_tiny_segments_is_paid_back() {
+    let burst = Some("1M".parse().unwrap());
+    let throttle = throttle(Limits { rate_out: rate("10M"), burst, ..Limits::default() });
+    let mut gates: Vec<Gate> = (0..16).map(|_| throttle.out.clone()).collect();
+    let mut open: Vec<Allowance> = gates.iter_mut().map(|gate| gate.open(at(0))).collect();
+    for allowance in &mut open {
+        assert!(allowance.admits());
+    }
+    for (gate, mut allowance) in gates.iter_mut().zip(open) {
+        allowance.charge_cost(Cost::new(65_550, 8192));
+        assert!(!gate.close(allowance));
+    }
+    // 16 times 8192 times 1024 bits, without the burst, at ten a microsecond: 12.6 seconds.
+    for micros in [1, 1000, 1_000_000, 12_500_000] {
+        assert!(!gates[0].clone().open(at(micros)).admits(), "{micros}");
+    }
+    assert!(gates[0].open(at(12_700_000)).admits());
 }

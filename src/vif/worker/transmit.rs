@@ -8,7 +8,7 @@ use virtio_queue::Queue;
 use super::{BUDGET, Progress, Worker};
 use crate::metrics::VifCounter;
 use crate::offload::LEAD_LEN;
-use crate::offload::header::Request;
+use crate::offload::header::{self, Request};
 use crate::sys::iovec::{Gather, IoVec};
 use crate::time::Instant;
 use crate::underlay::Underlay;
@@ -18,7 +18,7 @@ use crate::vif::guest::{self, MODERN_HEADER_LEN, TransmitFrame};
 use crate::vif::lanes::Written;
 use crate::vif::outgoing::{AddressBytes, Batch, Lead, Route};
 use crate::vif::ring::RingView;
-use crate::vif::throttle::{Allowance, Direction};
+use crate::vif::throttle::{Allowance, Cost, Direction};
 use crate::vif::tx::{self, SourceMac, Verdict};
 use crate::wire::{Capabilities, CareOf, encap, frame};
 
@@ -107,7 +107,9 @@ impl<U: Underlay> Worker<U> {
                         ring.rewind_to(position);
                         break;
                     };
-                    allowance.charge(charged);
+                    if charged > 0 {
+                        allowance.charge_cost(cost_of(&frame));
+                    }
                 }
                 Err(guest::Malformed) => self.counters.inc(VifCounter::tx_drop_malformed),
             }
@@ -143,7 +145,7 @@ impl<U: Underlay> Worker<U> {
                 return self.dispatch_local(frame, judged.addresses, route, batch, true, now);
             }
             Verdict::Unicast(coa) => self.prepare(frame, judged.addresses, to_vif(coa), batch, now),
-            Verdict::Group if !self.throttle.admits_group(len, now) => {
+            Verdict::Group if !self.throttle.admits_group(cost_of(frame), now) => {
                 Err(VifCounter::tx_drop_group_rate)
             }
             Verdict::Group => {
@@ -300,6 +302,11 @@ impl<U: Underlay> Worker<U> {
         self.send(&batch, now);
         self.publish_local();
     }
+}
+
+/// What a frame is charged: one that is to be cut counts with what it is cut into.
+fn cost_of(frame: &TransmitFrame) -> Cost {
+    Cost::new(frame.len, header::segments_at_most(frame.header(), frame.len))
 }
 
 /// The beginning of a frame, with our addresses.

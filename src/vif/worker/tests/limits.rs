@@ -135,3 +135,33 @@ fn a_ring_that_starts_anew_waits_for_nothing() {
     worker.set_running(true, at(5000));
     assert_eq!(transmit_at(&mut worker, &mut driver, at(5000)), 2);
 }
+
+/// A frame that is cut into thousands counts as them to a group, and as more than its own bytes
+/// elsewhere.
+#[test]
+fn large_frames_in_tiny_segments_do_not_pass_below_the_limits() {
+    let mut worker = limited(Limits { group_frames: Some(100), ..Limits::default() });
+    worker.set_features(MERGEABLE, Offloads::ALL);
+    let mut to_group = tcp_frame(4000);
+    to_group[..6].fill(0xff);
+    let mut driver = Driver::new();
+    for _ in 0..4 {
+        offer_with_header(&mut driver, tso_header(&to_group, 1), &to_group);
+    }
+    assert_eq!(transmit_at(&mut worker, &mut driver, at(0)), 4000);
+    assert_eq!(worker.counters.get(VifCounter::tx_drop_group_rate), 3, "40 seconds' worth");
+    // At a byte per microsecond, 1000 segments to one place are 130 milliseconds and not one.
+    let mut worker = limited(Limits { rate_out: rate(), ..Limits::default() });
+    worker.set_features(MERGEABLE, Offloads::ALL);
+    let large = tcp_frame(1000);
+    for _ in 0..2 {
+        offer_with_header(&mut driver, tso_header(&large, 1), &large);
+    }
+    assert_eq!(transmit_at(&mut worker, &mut driver, at(0)), 1000);
+    let mut now = at(0);
+    while driver.used().len() < 6 {
+        now = worker.throttle().poll_timeout().unwrap();
+        transmit_at(&mut worker, &mut driver, now);
+    }
+    assert!((at(130_000)..at(140_000)).contains(&now), "{now:?}");
+}

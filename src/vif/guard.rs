@@ -14,7 +14,7 @@
 //! | ARP (RFC 826) | it names the frame's source MAC, and a sender on the list; or none, if it asks for one on the list (a probe, RFC 5227) |
 //! | RARP (RFC 903) | it names that MAC and no address that is not on the list |
 //! | neighbour discovery (RFC 4861) | it names no other MAC, and is no fragment (RFC 6980); an advertisement, or a solicitation without a source (RFC 4862, 5.4): for a target that may be a source |
-//! | from a DHCP or DHCPv6 server's port or to a client's, router advertisement, redirect, IGMP or MLD query | never |
+//! | from a DHCP or DHCPv6 server's port or to a client's, router advertisement, redirect, IGMP or MLD query, multicast router advertisement (RFC 4286), PIM | never |
 //! | a first fragment | it holds all headers (RFC 7112) |
 //! | a checksum that is left to us, or to the receiver | it is behind all that was looked at |
 //!
@@ -56,6 +56,11 @@ const BOOTP_CLIENT: u16 = 68;
 const ICMP_REDIRECT: u8 = 5;
 const ICMP_ROUTER_ADVERTISEMENT: u8 = 9;
 const IGMP_QUERY: u8 = 0x11;
+/// Advertisement of multicast router discovery (RFC 4286): what bridges and switches send all groups to,
+/// as they do to where a query or PIM comes from.
+const IGMP_ROUTER_ADVERTISEMENT: u8 = 0x30;
+/// Multicast routers among themselves (RFC 7761).
+const PIM: u8 = 103;
 /// More fragments follow.
 const MORE_FRAGMENTS: u16 = 0x2000;
 /// In units of 8 bytes.
@@ -227,12 +232,12 @@ fn check_above_ipv4(protocol: u8, payload: &[u8]) -> Result<Upper, Offence> {
         ICMP | IGMP => {
             let kind = *payload.first().ok_or(Offence::Opaque)?;
             match (protocol, kind) {
-                (ICMP, ICMP_REDIRECT | ICMP_ROUTER_ADVERTISEMENT) | (IGMP, IGMP_QUERY) => {
-                    Err(Offence::Role)
-                }
+                (ICMP, ICMP_REDIRECT | ICMP_ROUTER_ADVERTISEMENT)
+                | (IGMP, IGMP_QUERY | IGMP_ROUTER_ADVERTISEMENT) => Err(Offence::Role),
                 _ => Ok(Upper { looked_at: 1, needs_no_source: protocol == IGMP }),
             }
         }
+        PIM => Err(Offence::Role),
         _ => Ok(Upper::PLAIN),
     }
 }

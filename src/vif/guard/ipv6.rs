@@ -25,7 +25,7 @@ mod next {
     pub(super) const SHIM6: u8 = 140;
 }
 
-/// Types of ICMPv6 (RFC 4861, RFC 2710, RFC 3810).
+/// Types of ICMPv6 (RFC 4861, RFC 2710, RFC 3810, RFC 4286).
 mod icmp {
     pub(super) const MLD_QUERY: u8 = 130;
     pub(super) const MLD_REPORT: u8 = 131;
@@ -36,6 +36,7 @@ mod icmp {
     pub(super) const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
     pub(super) const REDIRECT: u8 = 137;
     pub(super) const MLDV2_REPORT: u8 = 143;
+    pub(super) const MULTICAST_ROUTER_ADVERTISEMENT: u8 = 151;
 }
 
 /// Destination options: padding of one byte (RFC 8200, 4.2), and that of a mobile node.
@@ -78,6 +79,7 @@ pub(super) fn check(
     let upper = upper(fixed[6], packet.get(HEADER_LEN..).ok_or(Offence::Opaque)?)?;
     let above = match upper {
         Upper { is_first: false, .. } => super::Upper::PLAIN,
+        Upper { protocol: super::PIM, .. } => return Err(Offence::Role),
         Upper { protocol: next::ICMPV6, .. } => check_icmp(sender, source, &upper, is_cut)?,
         Upper { protocol: UDP, bytes, .. } => match ports(bytes).ok_or(Offence::Opaque)? {
             // Clients do not care which port an answer comes from.
@@ -155,7 +157,13 @@ fn check_icmp(
     let message = upper.bytes;
     let kind = *message.first().ok_or(Offence::Opaque)?;
     let is_discovery = (icmp::ROUTER_SOLICITATION..=icmp::REDIRECT).contains(&kind);
-    if matches!(kind, icmp::ROUTER_ADVERTISEMENT | icmp::REDIRECT | icmp::MLD_QUERY) {
+    if matches!(
+        kind,
+        icmp::ROUTER_ADVERTISEMENT
+            | icmp::REDIRECT
+            | icmp::MLD_QUERY
+            | icmp::MULTICAST_ROUTER_ADVERTISEMENT
+    ) {
         return Err(Offence::Role);
     }
     // All of its options are to be seen.

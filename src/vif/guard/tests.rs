@@ -151,16 +151,21 @@ fn nobody_plays_server_or_router() {
     // Clients do not look at the port that an answer comes from.
     assert_eq!(check(&udp4(V4, 1000, 68)), Err(Role));
     assert_eq!(check(&udp6("2001:db8:1::7", 1000, 546)), Err(Role));
-    for (protocol, kind) in [(1, 5), (1, 9), (2, 0x11)] {
+    for (protocol, kind) in [(1, 5), (1, 9), (2, 0x11), (2, 0x30)] {
         assert_eq!(check(&ip4(V4, protocol, &[kind; 8])), Err(Role));
         assert_eq!(check(&ip4([0; 4], protocol, &[kind; 8])), Err(Role));
         assert_eq!(check(&ip4(V4, protocol, &[])), Err(Opaque));
     }
     assert_eq!(check(&ip4([0; 4], 2, &[0x22; 8])), Ok(()), "an IGMP report");
     assert_eq!(check(&ip4([0; 4], 1, &[8; 8])), Err(Address), "an echo request");
-    for kind in [130, 134, 137] {
+    for kind in [130, 134, 137, 151] {
         assert_eq!(check(&icmp6("fe80::5054:ff:fe00:1", kind, &[0; 40])), Err(Role));
     }
+    // Bridges send all groups to where PIM comes from.
+    assert_eq!(check(&ip4(V4, 103, &[0x20; 8])), Err(Role));
+    let mut pim = icmp6("fe80::5054:ff:fe00:1", 0x20, &[0; 8]);
+    pim[14 + 6] = 103;
+    assert_eq!(check(&pim), Err(Role));
     assert_eq!(check(&udp4(V4, 68, 67)), Ok(()), "a client renews");
 }
 

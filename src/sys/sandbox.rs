@@ -9,8 +9,8 @@
 //! | seccomp (seccomp(2)) | the system calls that are listed in `calls.rs`; any other kills the process |
 //!
 //! The layers are put on in this order, by the only thread that there is; threads that are started
-//! later inherit them. A kernel without Landlock is told of and lived with: seccomp forbids the
-//! same calls to a backend. A kernel without seccomp is an error.
+//! later inherit them. A kernel without Landlock, or with an older one, is told of and lived with: seccomp
+//! forbids the same calls to a backend, but connections to abstract sockets. A kernel without seccomp is an error.
 
 mod calls;
 #[cfg(test)]

@@ -59,7 +59,6 @@ const COMMON: &[libc::c_long] = &[
     // Descriptors.
     libc::SYS_close,
     libc::SYS_dup,
-    libc::SYS_fcntl,
     libc::SYS_fstat,
     libc::SYS_fstatfs,
     libc::SYS_lseek,
@@ -83,14 +82,24 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
     libc::SYS_restart_syscall,
-    // An abort raises its signal so; Landlock keeps it within the process.
-    libc::SYS_tgkill,
     // Time and randomness.
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
     libc::SYS_nanosleep,
     libc::SYS_getrandom,
     libc::SYS_timerfd_settime,
+];
+
+/// What is done with fcntl(2): no signal of a descriptor goes to another process (`F_SETOWN`).
+const FCNTL: &[libc::c_int] = &[
+    libc::F_DUPFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_ADD_SEALS,
+    libc::F_GET_SEALS,
 ];
 
 /// A socket's type without its flags (`SOCK_TYPE_MASK` of linux/net.h).
@@ -137,6 +146,11 @@ pub(super) fn allowed(profile: Profile, files: Files) -> Result<BpfProgram, Back
         allow(&[libc::SYS_memfd_create, libc::SYS_ftruncate]);
     }
     sockets(profile, &mut rules)?;
+    // An abort raises its signal so, in its own process; not every Landlock keeps others out of reach.
+    let own = std::process::id();
+    rules.insert(libc::SYS_tgkill, vec![when(0, SeccompCmpOp::Eq, own.into())?]);
+    let commands = FCNTL.iter().map(|command| when(1, SeccompCmpOp::Eq, unsigned(*command)));
+    rules.insert(libc::SYS_fcntl, commands.collect::<Result<_, _>>()?);
     // No code is ever loaded or written.
     let not_executable = SeccompCmpOp::MaskedEq(unsigned(libc::PROT_EXEC));
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {

@@ -13,6 +13,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+use nix::unistd::Pid;
+
 use super::*;
 
 const ATTEMPT: &str = "VNET_TEST_ESCAPE";
@@ -23,6 +25,8 @@ const ESCAPED: &str = "ESCAPED";
 
 /// A socket as varpd hands them to backends: at a port of the kernel's choice.
 static UDP: OnceLock<UdpSocket> = OnceLock::new();
+/// Another process, known before it can't be asked for any more.
+static PARENT: OnceLock<Pid> = OnceLock::new();
 
 /// Tries something; true if it worked.
 type Attempt = fn() -> bool;
@@ -50,7 +54,17 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
         let group = nix::sys::socket::SockaddrIn::new(224, 10, 0, 1, 0);
         nix::sys::socket::bind(socket, &group).is_ok()
     }),
-    ("see a process", || nix::sys::signal::kill(nix::unistd::getppid(), None).is_ok()),
+    ("see a process", || nix::sys::signal::kill(*PARENT.get().unwrap(), None).is_ok()),
+    ("signal a process", || {
+        let other = PARENT.get().unwrap().as_raw();
+        // SAFETY: signal 0 only asks whether it could be sent.
+        unsafe { libc::syscall(libc::SYS_tgkill, other, other, 0) == 0 }
+    }),
+    ("have signals sent to a process", || {
+        let (socket, other) = (UDP.get().unwrap().as_raw_fd(), PARENT.get().unwrap().as_raw());
+        // SAFETY: F_SETOWN takes a number.
+        unsafe { libc::fcntl(socket, libc::F_SETOWN, other) == 0 }
+    }),
     ("become another user", || nix::unistd::setuid(nix::unistd::Uid::from_raw(1)).is_ok()),
     ("enter a namespace", || nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER).is_ok()),
     ("map code", || {
@@ -73,6 +87,7 @@ fn backend() -> Confinement {
 /// In the child: confines itself, shows that it still works, and tries.
 fn run_child(attempt: &str) {
     UDP.set(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
+    PARENT.set(nix::unistd::getppid()).unwrap();
     backend().enter().unwrap();
     let sum = std::thread::spawn(|| (1..=10).sum::<i32>()).join().unwrap();
     assert_eq!(sum, 55, "threads work");

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
@@ -71,28 +71,56 @@ pub fn read(path: &Path, most: usize) -> io::Result<(Zeroizing<Vec<u8>>, Version
     Ok((bytes, Version::of(&metadata)))
 }
 
-/// Writes a file that did not exist.
+/// Writes a file that did not exist, or leaves none.
 ///
 /// # Errors
 /// It exists, or can't be written.
 pub fn create(path: &Path, text: &[u8]) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    finish(file, text)
+    create_with(path, |file| finish(file, text))
 }
 
-/// Puts a new content in place of a file, at once: nobody sees half of it.
+/// Puts a new content in place of a file, at once: nobody sees half of it. Whoever could read the file can
+/// read it then.
 ///
 /// # Errors
-/// The directory can't be written to.
+/// The directory can't be written to, the owner can't be kept, or somebody else is at it.
 pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    // Not beside a link, but beside what it leads to: that is replaced.
+    let path = fs::canonicalize(path)?;
+    let owner = fs::metadata(&path)?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new: PathBuf = path.with_file_name(name);
-    create(&new, text)?;
-    fs::rename(&new, path).inspect_err(|_| {
+    let write = |file| give_to(file, &owner).and_then(|file| finish(file, text));
+    create_with(&new, write).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => {
+            let text =
+                format!("{} exists: is it being replaced? If not, remove that", new.display());
+            io::Error::other(text)
+        }
+        _ => error,
+    })?;
+    fs::rename(&new, &path).inspect_err(|_| {
         // The error to tell is that of the renaming.
         let _ = fs::remove_file(&new);
     })
+}
+
+/// Makes a file that did not exist, and removes it again if it can't be written: half a secret is of no
+/// use, and would be in the way of the next try.
+fn create_with(path: &Path, write: impl FnOnce(File) -> io::Result<()>) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    write(file).inspect_err(|_| {
+        // The error to tell is that of writing.
+        let _ = fs::remove_file(path);
+    })
+}
+
+fn give_to(file: File, owner: &fs::Metadata) -> io::Result<File> {
+    if owner.uid() != nix::unistd::geteuid().as_raw() {
+        fchown(&file, Some(owner.uid()), None)?;
+    }
+    Ok(file)
 }
 
 fn finish(mut file: File, text: &[u8]) -> io::Result<()> {
@@ -127,5 +155,39 @@ mod tests {
         assert_eq!(&read(&path, 100).unwrap().0[..], b"other");
         assert_ne!(version(&path).unwrap(), first);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_replaced_stays_its_owners_and_a_link_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("k"), dir.path().join("link"));
+        create(&path, b"one").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+        }
+        let owner = fs::metadata(&path).unwrap().uid();
+        replace(&link, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        let after = fs::metadata(&path).unwrap();
+        assert_eq!((after.uid(), after.mode() & 0o777), (owner, 0o600));
+        create(&dir.path().join("k.new"), b"another is at it").unwrap();
+        let refused = replace(&path, b"three").unwrap_err().to_string();
+        assert!(refused.contains("k.new exists"), "{refused}");
+    }
+
+    #[test]
+    fn what_can_not_be_written_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k");
+        let full = |mut file: File| {
+            file.write_all(b"hal")?;
+            Err(io::Error::from_raw_os_error(libc::ENOSPC))
+        };
+        let error = create_with(&path, full).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+        assert!(!path.exists());
+        create(&path, b"whole").unwrap();
     }
 }

@@ -16,10 +16,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use thiserror::Error;
 
-use self::values::at_least_a_second;
 pub use self::values::{
     Cipher, Group, Port, Ports, Seconds, SocketMode, Ttl, User, Users, VnetName,
 };
+use self::values::{at_least_a_second, each_once};
 use crate::mapper;
 use crate::security::{Level, Suite, sadb};
 use crate::wire::VnetId;
@@ -93,6 +93,7 @@ pub struct Config {
     /// Times.
     pub timers: Timers,
     /// What differs for single vnets.
+    #[serde(deserialize_with = "each_once")]
     pub vnet: BTreeMap<VnetName, Vnet>,
 }
 

@@ -122,3 +122,15 @@ fn only_the_default_file_may_be_missing() {
     let e = Config::load(Some(Path::new("/nonexistent/varpd.toml"))).unwrap_err();
     assert!(e.to_string().starts_with("/nonexistent/varpd.toml: No such file"), "{e}");
 }
+
+/// The policy of one of them would be in force, whichever that is.
+#[test]
+fn a_vnet_has_one_section() {
+    for other in ["0x2a", "0x2A", "042"] {
+        let text = format!("[vnet.42]\npolicy = 'conf'\n[vnet.{other}]\ngroup = '224.10.0.9'\n");
+        let complaint = parse(&text).unwrap_err();
+        assert!(complaint.contains("vnet 42 has two sections"), "{other}: {complaint}");
+    }
+    let two = parse("[vnet.42]\npolicy = 'conf'\n[vnet.0x2b]\npolicy = 'auth'\n").unwrap();
+    assert_eq!(two.vnet.len(), 2);
+}

@@ -1,12 +1,15 @@
 //! The values that keys of the configuration have, each checked as it is read.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::wire::VnetId;
 
@@ -83,12 +86,10 @@ impl TryFrom<f64> for Seconds {
     }
 }
 
-pub(super) fn at_least_a_second<'de, D: serde::Deserializer<'de>>(
-    from: D,
-) -> Result<Seconds, D::Error> {
+pub(super) fn at_least_a_second<'de, D: Deserializer<'de>>(from: D) -> Result<Seconds, D::Error> {
     let seconds = Seconds::deserialize(from)?;
     if seconds.0 < 1000 {
-        return Err(serde::de::Error::custom("a lifetime is at least one second"));
+        return Err(D::Error::custom("a lifetime is at least one second"));
     }
     Ok(seconds)
 }
@@ -194,6 +195,35 @@ impl FromStr for VnetName {
     fn from_str(s: &str) -> Result<Self, String> {
         s.parse().map(Self)
     }
+}
+
+/// The sections of vnets. A vnet that has two, under numbers that are written in different ways, would have
+/// the policy of one of them, and be open where the other says that it is secured.
+pub(super) fn each_once<'de, D: Deserializer<'de>, V: Deserialize<'de>>(
+    from: D,
+) -> Result<BTreeMap<VnetName, V>, D::Error> {
+    struct Sections<V>(PhantomData<V>);
+
+    impl<'de, V: Deserialize<'de>> Visitor<'de> for Sections<V> {
+        type Value = BTreeMap<VnetName, V>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a section for each vnet")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut sections = BTreeMap::new();
+            while let Some((name, section)) = map.next_entry::<VnetName, V>()? {
+                if sections.insert(name, section).is_some() {
+                    let text =
+                        format!("vnet {} has two sections, under names that mean the same", name.0);
+                    return Err(A::Error::custom(text));
+                }
+            }
+            Ok(sections)
+        }
+    }
+    from.deserialize_map(Sections(PhantomData))
 }
 
 macro_rules! try_from_string {

@@ -295,6 +295,12 @@ impl VringT<SharedMemory> for Vring {
     }
 
     fn set_call(&self, file: Option<File>) {
+        // A blocking one that is full would hold the worker in a write, too.
+        if let Some(file) = &file
+            && let Err(error) = set_nonblocking(file)
+        {
+            log::warn!("can't make a call descriptor non-blocking: {error}");
+        }
         self.inner.set_call(file);
     }
 

@@ -109,6 +109,17 @@ fn a_kick_that_cannot_be_read_stops_the_ring() {
 }
 
 #[test]
+fn a_call_that_is_full_holds_up_nobody() {
+    let bed = bed(true);
+    let full = EventFd::from_value_and_flags(0, EfdFlags::empty()).unwrap();
+    full.write(u64::MAX - 1).unwrap();
+    bed.vring.set_call(Some(file(&full)));
+    let flags = OFlag::from_bits_retain(fcntl(full.as_fd(), FcntlArg::F_GETFL).unwrap());
+    assert!(flags.contains(OFlag::O_NONBLOCK));
+    assert_eq!(bed.vring.signal_used_queue().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+#[test]
 fn a_running_ring_is_not_moved() {
     let bed = bed(true);
     bed.notified_after(5);

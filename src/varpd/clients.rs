@@ -27,6 +27,9 @@ const QUEUE: usize = 512 << 10;
 const ROWS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Events that wait for a monitor at most, beside those in the kernel.
 const MOST_EVENTS: usize = 1024;
+/// Connections of one process at most, unless it is root's: a backend has one. Those of a user often
+/// serve guests that have nothing to do with each other, and none is to take all places of the user.
+const MOST_PER_PROCESS: usize = 16;
 /// Root may always look: so many connections more than the limit are its own.
 const ROOT_RESERVE: usize = 8;
 
@@ -106,6 +109,13 @@ impl Clients {
         if !root && of_user >= self.most_per_user {
             refuse(&connection, &format!("user {} has {of_user} clients already", peer.uid));
             return Ok(Err(format!("too many clients of user {}", peer.uid)));
+        }
+        let of_process = self.clients.values().filter(|c| c.peer == peer).count();
+        // Number 0 is that of every process in a namespace that is not seen from here.
+        if !root && peer.pid != 0 && of_process >= MOST_PER_PROCESS {
+            let process = peer.pid;
+            refuse(&connection, &format!("process {process} has {of_process} clients already"));
+            return Ok(Err(format!("too many clients of process {process}")));
         }
         connection.set_queue(QUEUE)?;
         let id = ClientId(self.next);

@@ -135,6 +135,27 @@ fn a_process_has_one_vif_as_long_as_it_lives() {
     assert_eq!(counts, [6, 6]);
 }
 
+/// All backends of a host may be one user's.
+#[test]
+fn a_process_does_not_take_all_places_of_its_user() {
+    let Some(net) = Net::new("varpd: a process connects again and again") else { return };
+    program(&net);
+    let varpd = net.varpd(net.a(), Family::V4, "[limits]\nclients-per-user = 30\n");
+    let held: Vec<Peer> = (0..16).map(|_| connect_as(NOBODY, &varpd.socket)).collect();
+    for _ in 0..30 {
+        let (code, text) = connect_as(NOBODY, &varpd.socket).refusal();
+        assert_eq!(code, ErrorCode::Limit);
+        assert!(text.contains("has 16 clients already"), "{text}");
+    }
+    let mut other = backend(&net, &varpd, NOBODY, 43, 3);
+    let mut other = Process::start("other", net.dir.path(), &mut other);
+    wait_until("another backend of the user has its vif", SOON, || {
+        other.assert_running();
+        !varpd.show("vifs").is_empty()
+    });
+    drop(held);
+}
+
 #[test]
 fn a_list_that_names_nobody_is_an_error() {
     let Some(net) = Net::new("varpd: a user that does not exist") else { return };

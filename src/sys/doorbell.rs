@@ -39,7 +39,7 @@ impl Doorbell {
         Ok(socketpair(AddressFamily::Unix, SockType::Stream, None, flags)?)
     }
 
-    /// An end, wherever it came from: a descriptor that is no such socket just never rings.
+    /// An end, wherever it came from: to a descriptor that is no such socket, the other end is closed.
     pub fn new(end: OwnedFd) -> Self {
         Self(end)
     }

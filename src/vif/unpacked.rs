@@ -16,6 +16,10 @@ use crate::offload::gso::Cut;
 use crate::offload::header::{Header, Request};
 use crate::offload::layout::{IpVersion, Layout, Transport};
 
+/// Segments that a reader is left to cut a frame into at most: the longest frame in 128 bytes each. Of a
+/// frame in smaller ones the writer, whose guest it was that asked for them, does the work.
+pub const MOST_SEGMENTS: usize = 512;
+
 /// The virtio-net header of a frame that begins with `lead`, for a guest that accepts it with what it
 /// asks for.
 pub fn as_it_is(request: &Request, lead: &[u8], offloads: Offloads) -> Option<Header> {
@@ -88,6 +92,9 @@ impl Unpacked {
             }
             Request::Segment { layout, size } => {
                 let cut = Cut::new(frame, layout, *size, max_frame).map_err(|_| Unfit)?;
+                if cut.count() > MOST_SEGMENTS {
+                    return Err(Unfit);
+                }
                 let stays_partial = offloads.has(Offloads::GUEST_CSUM);
                 (0..cut.count())
                     .try_for_each(|index| self.segment(&cut, index, layout, frame, stays_partial))
@@ -271,5 +278,12 @@ mod tests {
         let request = Request::Segment { layout, size: 1400 };
         assert_eq!(unpacked.fill(&request, &mut frame, Offloads::NONE, 1514), Err(Unfit));
         assert!(unpacked.is_empty());
+        // Nor what would be too much work.
+        let (mut frame, layout) = partial(&Packet::tcp(5120));
+        for (size, is_cut) in [(10, true), (9, false), (1, false)] {
+            let request = Request::Segment { layout, size };
+            let done = unpacked.fill(&request, &mut frame, Offloads::NONE, 1514);
+            assert_eq!((done.is_ok(), unpacked.len()), (is_cut, if is_cut { 512 } else { 0 }));
+        }
     }
 }

@@ -10,14 +10,17 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use etherparse::PacketBuilder;
 use vnet::lane::{Reader, Writer};
 use vnet::metrics::VifCounter;
+use vnet::offload::features::Offloads;
 use vnet::sys::iovec::{Gather, IoVec};
 use vnet::sys::seqpacket::Connection;
 use vnet::sys::shared_memory::SharedMemory;
 use vnet::wire::control::{Event, MAX_LEN, Request};
 use vnet::wire::{Capabilities, Mac, VifKey, VnetId};
 
+use crate::driver::Options;
 use crate::nic::{Nic, frame, mac, vif};
 use crate::support::netns::Family;
 use crate::support::vnet::Varpd;
@@ -231,6 +234,60 @@ fn frames_in_a_lane_are_judged_as_any() {
     }
     assert_eq!(counters.sum("rx_drop_"), 8);
     assert_eq!(counters.get(VifCounter::lanes_failed), 0);
+    assert_unharmed(&mut one, &mut two);
+}
+
+/// Ethernet, IPv4, TCP.
+const HEADERS: usize = 54;
+
+/// A TCP frame whose sender wants it cut into segments of one byte.
+fn in_tiny_segments(to: u8, from: u8, payload: usize) -> ([u8; 12], Vec<u8>) {
+    let builder = PacketBuilder::ethernet2(mac(from), mac(to));
+    let builder = builder.ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64).tcp(1000, 2000, 1, 1000).ack(1);
+    let mut bytes = Vec::new();
+    builder.write(&mut bytes, &vec![7; payload]).unwrap();
+    // NEEDS_CSUM; TCPv4; hdr_len; gso_size 1; csum_start; csum_offset.
+    ([1, 1, HEADERS as u8, 0, 1, 0, 34, 0, 16, 0, 0, 0], bytes)
+}
+
+/// A few bytes in a lane are not to be a thousand frames of work for its reader.
+#[test]
+fn frames_in_tiny_segments_are_cut_by_who_sends_them() {
+    let Some(net) = Net::with("tiny segments through lanes", 1, Family::V4, "") else { return };
+    let offloads = Offloads::CSUM.bits() | Offloads::HOST_TSO4.bits();
+    let options = Options { tx_buffer: 66_000, offloads, ..Nic::options() };
+    let mut one = Nic::start_with("g1", vif(42, 1), &net.varpds[0], options, &[]);
+    let mut two = Nic::start("g2", vif(42, 2), &net.varpds[0]);
+    assert_unharmed(&mut one, &mut two);
+    let attacker = Attacker::register(&net.varpds[0], LANES);
+    step("what an attacker leaves to a reader is dropped");
+    let mut writer = attacker.lane_to(1).writer();
+    let (header, bytes) = in_tiny_segments(1, 3, 1000);
+    let piece = [IoVec::from_slice(&bytes)];
+    let addresses = bytes[..12].try_into().unwrap();
+    writer.write(&header, &addresses, bytes.len(), Gather::new(&piece, 12)).unwrap();
+    writer.publish();
+    wait_until("it is dropped", SOON, || {
+        one.counters(&net.varpds[0]).get(VifCounter::rx_drop_lane) == 1
+    });
+    one.assert_silent();
+    step("what a guest wants cut its own backend cuts");
+    one.send(mac(3), 0);
+    let lane = attacker.lane_from_another();
+    let mut reader = Reader::new(lane.memory, lane.bell).unwrap();
+    let (header, bytes) = in_tiny_segments(3, 1, 1000);
+    assert!(one.driver.queue_packet(0, &header, &bytes));
+    one.driver.flush(0);
+    let mut segments = 0;
+    wait_until("all segments are there", SOON, || {
+        while let Some(entry) = reader.peek().unwrap() {
+            assert_eq!(entry.header()[..10], [0; 10], "nothing is left to do");
+            segments += usize::from(entry.len() == HEADERS + 1);
+            reader.take(&entry);
+        }
+        reader.publish();
+        segments == 1000
+    });
     assert_unharmed(&mut one, &mut two);
 }
 

@@ -6,7 +6,7 @@ use crate::lane::{Entry, Lie, SHORT};
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::LEAD_LEN;
 use crate::offload::features::Offloads;
-use crate::offload::header::{Header, Request};
+use crate::offload::header::{self, Header, Request};
 use crate::sys::iovec::IoVec;
 use crate::time::Instant;
 use crate::underlay::Underlay;
@@ -147,7 +147,7 @@ impl<U: Underlay> Worker<U> {
                     stuck => break Read::Stuck(stuck),
                 }
             }
-            frames += 1;
+            frames += header::segments_at_most(entry.header(), entry.len());
             bytes += entry.len();
             let outcome = self.deliver_entry(n, &entry, ring, deliverer)?;
             if outcome != Outcome::All {

@@ -9,6 +9,7 @@ use crate::time::Instant;
 use crate::underlay::Underlay;
 use crate::vif::lanes::{LocalFrame, Written};
 use crate::vif::outgoing::{Batch, Outgoing, cut_plain, refusal};
+use crate::vif::unpacked::MOST_SEGMENTS;
 use crate::vif::worker::Worker;
 use crate::wire::{encap, frame};
 
@@ -27,6 +28,9 @@ impl<U: Underlay> Worker<U> {
                 let lead = batch.lead(outgoing).unwrap_or_default();
                 // As it would be cut for the underlay; but that is left to the receiver.
                 let cut = Cut::new(lead, layout, *size, max_frame).map_err(refusal)?;
+                if cut.count() > MOST_SEGMENTS {
+                    return self.write_cut(&cut, outgoing, batch, now);
+                }
                 let size = u16::try_from(cut.size()).unwrap_or(u16::MAX);
                 Header::merged(layout, size, layout.has_cwr(lead))
             }
@@ -60,8 +64,8 @@ impl<U: Underlay> Worker<U> {
         Ok(outcome)
     }
 
-    /// A TCP frame that is too long, and that its guest did not want cut: see [`cut_plain`]. What
-    /// there is no room for is lost.
+    /// A TCP frame that is too long, and that its guest did not want cut (see [`cut_plain`]), or one in
+    /// more segments than are left to the reader. What there is no room for is lost.
     fn write_cut(
         &mut self,
         cut: &Cut,

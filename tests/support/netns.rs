@@ -177,10 +177,15 @@ impl Namespace {
 
     /// Moves the calling thread into it: sockets that it opens from now on are inside.
     pub(crate) fn enter(&self) {
-        let path = format!("/run/netns/{}", self.name);
-        let file = File::open(&path).expect("the namespace has a name");
-        setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter it");
+        enter(&self.name);
     }
+}
+
+/// Moves the calling thread into the namespace of this name.
+pub(crate) fn enter(name: &str) {
+    let path = format!("/run/netns/{name}");
+    let file = File::open(&path).expect("the namespace has a name");
+    setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter it");
 }
 
 impl Drop for Namespace {

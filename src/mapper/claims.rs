@@ -182,7 +182,8 @@ impl Mapper {
     /// The vif's backend has ended. It may be back in a moment, so its claim stands; but its guest may
     /// as well have been started elsewhere, and been announced while this host was cut off. So
     /// everybody is asked, now and whenever a vif of this host asks for it, until
-    /// [`Mapper::set_active`] says how things are. A vif that has lost its key, before or since, takes
+    /// [`Mapper::set_active`] says how things are; if it runs on this very host as well, it takes the key
+    /// back without a question. A vif that has lost its key, before or since, takes
     /// it back no more.
     pub fn doubt(&mut self, vif: LocalVif, now: Now) {
         let Some(state) = self.vifs.get_mut(vif) else { return };
@@ -192,6 +193,9 @@ impl Mapper {
             return;
         }
         let (key, asker) = (state.key, state.coa);
+        if self.abandoned(key, now) {
+            return;
+        }
         if self.pending.get(&key).is_none() && self.may_ask(vif, key) {
             self.begin(vif, key, asker, Stage::Ask, now);
         }

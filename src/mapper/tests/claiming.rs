@@ -372,6 +372,19 @@ fn a_vif_whose_backend_has_ended_takes_no_key_back() {
 }
 
 #[test]
+fn of_two_that_run_on_one_host_the_other_goes_on_when_a_backend_ends() {
+    let mut bench = Bench::hosting();
+    bench.activate(OTHER, key(7, 1));
+    let first = bench.mapper.claim(OTHER).unwrap();
+    bench.settle();
+    bench.mapper.doubt(OTHER, bench.now);
+    let second = bench.mapper.claim(VIF).unwrap();
+    assert!(second.beats(&first));
+    assert_eq!(bench.mapper.claim(OTHER), None);
+    assert!(bench.sent().iter().any(|(_, m)| m.body == announce(second)));
+}
+
+#[test]
 fn a_claim_in_doubt_stands_while_nobody_else_has_it() {
     let mut bench = Bench::hosting();
     bench.activate(OTHER, key(7, 2));

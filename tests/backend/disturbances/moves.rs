@@ -81,7 +81,8 @@ impl World {
     }
 
     pub(super) fn start_twice(&mut self, guest: usize) {
-        self.movable(guest, 2);
+        // To two places, and back to the first.
+        self.movable(guest, 3);
         self.guests.running[guest].nic.backend.process.kill();
         let (mut one, first) = self.prepare(guest);
         let second = self.another_host(first);

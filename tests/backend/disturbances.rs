@@ -102,6 +102,8 @@ enum Event {
     InterfaceDown,
     /// A host's cable is pulled and put back.
     CablePulled,
+    /// A host gets another address.
+    HostRenumbered,
     /// A host's cable loses packets.
     CableLoses,
     /// A host's cable carries packets twice.
@@ -119,7 +121,7 @@ enum Event {
 }
 
 impl Event {
-    const ALL: [Self; 29] = [
+    const ALL: [Self; 30] = [
         Self::BackendKilled,
         Self::BackendReplaced,
         Self::BackendStopped,
@@ -142,6 +144,7 @@ impl Event {
         Self::GuestReplaced,
         Self::InterfaceDown,
         Self::CablePulled,
+        Self::HostRenumbered,
         Self::CableLoses,
         Self::CableRepeats,
         Self::CableReorders,
@@ -150,6 +153,19 @@ impl Event {
         Self::KeysRotatedUnseen,
         Self::KeysRotatedApart,
     ];
+
+    /// Whether it may happen while a cable is bad: not if it waits for what is in order only then.
+    fn bears_bad_cables(self) -> bool {
+        !matches!(
+            self,
+            Self::CablePulled
+                | Self::CableLoses
+                | Self::CableRepeats
+                | Self::CableReorders
+                | Self::GuestRunsTwice
+                | Self::KeysRotatedApart
+        )
+    }
 
     /// Whether a program may end.
     fn ends_programs(self) -> bool {
@@ -160,13 +176,27 @@ impl Event {
                 | Self::MapperKilled
                 | Self::MappersReplaced
                 | Self::HostFailed
+                | Self::HostRenumbered
                 | Self::KeysRotatedUnseen
         )
     }
 }
 
 impl World {
-    /// Something happens while frames are under way.
+    /// Something happens while frames are under way, at times over a bad cable; in words.
+    fn disturb_somewhere(&mut self, event: Event) -> String {
+        let is_bad = event.bears_bad_cables() && self.random.per_mille(250);
+        let host = self.random.index(HOSTS);
+        let bad = is_bad.then(|| self.spoil_cable(host));
+        self.disturb(event);
+        let Some(bad) = bad else { return format!("{event:?}") };
+        let duration = self.while_of(500);
+        self.guests.chat(duration);
+        drop(bad);
+        self.guests.listen_until_silent();
+        format!("{event:?}, with a bad cable")
+    }
+
     fn disturb(&mut self, event: Event) {
         let guest = self.random.index(self.guests.running.len());
         let host = self.random.index(HOSTS);
@@ -194,6 +224,7 @@ impl World {
             Event::GuestReplaced => self.replace(guest),
             Event::InterfaceDown => self.take_down(host),
             Event::CablePulled => self.pull_cable(host),
+            Event::HostRenumbered => self.renumber(host),
             Event::CableLoses => self.lose(host),
             Event::CableRepeats => self.repeat(host),
             Event::CableReorders => self.reorder(host),
@@ -231,11 +262,11 @@ fn run(what: &str, seed: u64, mut goes_on: impl FnMut(usize) -> bool) {
     while goes_on(events) {
         let event = world.next_event();
         let begin = clock::mono();
-        world.disturb(event);
+        let what = world.disturb_somewhere(event);
         let disturbed = clock::mono() - begin;
-        let recovered = world.recover(event);
+        let recovered = world.recover(&what);
         println!(
-            "    {events}: {event:?} took {disturbed:?}, all heard each other after {recovered:?}"
+            "    {events}: {what} took {disturbed:?}, all heard each other after {recovered:?}"
         );
         times.0.entry(event).or_default().push(recovered);
         events += 1;

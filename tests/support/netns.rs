@@ -129,6 +129,11 @@ impl Host {
         self.namespace.enter();
     }
 
+    /// What its namespace is called.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace.name
+    }
+
     /// Its address of one family.
     pub(crate) fn address(&self, family: Family) -> IpAddr {
         match family {
@@ -167,8 +172,7 @@ impl Namespace {
 
     /// Runs `ip` inside.
     pub(crate) fn ip(&self, arguments: &str) {
-        let inside = ["-n", &self.name];
-        ip(&inside.into_iter().chain(arguments.split(' ')).collect::<Vec<_>>());
+        ip_inside(&self.name, arguments);
     }
 
     fn tc(&self, arguments: &[&str]) {
@@ -179,6 +183,12 @@ impl Namespace {
     pub(crate) fn enter(&self) {
         enter(&self.name);
     }
+}
+
+/// Runs `ip` inside the namespace of this name.
+pub(crate) fn ip_inside(namespace: &str, arguments: &str) {
+    let inside = ["-n", namespace];
+    ip(&inside.into_iter().chain(arguments.split(' ')).collect::<Vec<_>>());
 }
 
 /// Moves the calling thread into the namespace of this name.

@@ -77,6 +77,12 @@ impl Varpd {
         self.wait_listening();
     }
 
+    /// The same with another address of the host.
+    pub(crate) fn start_again_at(&mut self, address: IpAddr) {
+        self.address = address;
+        self.start_again();
+    }
+
     /// A socket file may be left from one that was killed: it listens when it answers.
     fn wait_listening(&mut self) {
         let name = self.name.clone();

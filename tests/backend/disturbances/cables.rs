@@ -1,5 +1,6 @@
 //! What happens to the underlay.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::rough::{Rough, Trouble};
@@ -23,14 +24,39 @@ impl World {
         self.plug(host, "up");
     }
 
-    pub(super) fn take_down(&mut self, host: usize) {
-        self.net.underlay.host(host).ip("link set eth0 down");
+    pub(super) fn take_down(&mut self, number: usize) {
+        self.net.underlay.host(number).ip("link set eth0 down");
         self.idle(1000);
-        let host = self.net.underlay.host(host);
+        let host = self.net.underlay.host(number);
         host.ip("link set eth0 up");
         // The kernel forgets IPv6 addresses of an interface that is down; who configures it does not.
         if self.shape.family == Family::V6 {
-            host.ip(&format!("address add {}/64 dev eth0 nodad", host.ipv6));
+            host.ip(&format!("address add {}/64 dev eth0 nodad", self.addresses[number]));
+        }
+    }
+
+    /// A host gets another address, to which its varpd and its backends follow.
+    pub(super) fn renumber(&mut self, number: usize) {
+        // Their frontends do not look after them.
+        self.left_behind.clear();
+        let host = self.net.underlay.host(number);
+        let (old, other) = (self.addresses[number], number + 101);
+        let (new, prefix) = match host.address(self.shape.family) {
+            own if own != old => (own, if own.is_ipv4() { 24 } else { 64 }),
+            IpAddr::V4(_) => (IpAddr::from([192, 0, 2, other as u8]), 24),
+            IpAddr::V6(_) => (IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, other as u16]), 64),
+        };
+        let duplicates = if prefix == 64 { " nodad" } else { "" };
+        let varpd = &mut self.net.varpds[number];
+        varpd.kill();
+        host.ip(&format!("address delete {old}/{prefix} dev eth0"));
+        host.ip(&format!("address add {new}/{prefix} dev eth0{duplicates}"));
+        varpd.start_again_at(new);
+        self.addresses[number] = new;
+        for guest in self.guests.running.iter_mut().filter(|guest| guest.host == number) {
+            guest.nic.wait_state("registered", varpd);
+            guest.reconnect();
+            guest.nic.wait_state("active", varpd);
         }
     }
 
@@ -63,6 +89,15 @@ impl World {
         let before = self.guests.repeated;
         self.chat_over(host, Trouble { lost, delayed, longest, repeated: 0 });
         assert_eq!(self.guests.repeated, before, "no packet came twice, but frames did");
+    }
+
+    /// A host's cable that is bad until this is dropped.
+    pub(super) fn spoil_cable(&mut self, host: usize) -> Rough {
+        let mut chance = || self.random.range(0, 300);
+        let (lost, repeated, delayed) = (chance(), chance(), chance());
+        let longest = self.while_of(50);
+        let trouble = Trouble { lost, repeated, delayed, longest };
+        Rough::new(&self.net.underlay, host, trouble, self.random.next())
     }
 
     /// Guests talk over a bad cable; what it still carries then, arrives.

@@ -29,7 +29,7 @@ use vnet::sys::clock;
 use vnet::time::Instant;
 
 use crate::random::Random;
-use crate::support::netns::Underlay;
+use crate::support::netns::{Underlay, enter, ip_inside};
 
 /// Room for the longest packet that is not yet cut, in bytes.
 const ROOM: usize = 1 << 17;
@@ -51,16 +51,17 @@ pub(super) struct Trouble {
 }
 
 /// A bad cable; a good one when it is dropped, which then still carries what was delayed.
-pub(super) struct Rough<'u> {
-    underlay: &'u Underlay,
-    host: usize,
+pub(super) struct Rough {
+    /// What makes it a good one: namespaces, and arguments of `ip` there.
+    repairs: [(String, String); 3],
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl<'u> Rough<'u> {
-    pub(super) fn new(underlay: &'u Underlay, host: usize, trouble: Trouble, seed: u64) -> Self {
+impl Rough {
+    pub(super) fn new(underlay: &Underlay, host: usize, trouble: Trouble, seed: u64) -> Self {
         let (switch, name) = (underlay.switch(), &underlay.host(host).name);
+        let inside = underlay.host(host).namespace();
         underlay.host(host).ip("link set eth0 gso_max_segs 1");
         switch.ip(&format!(
             "link add rough-{name} mtu 9216 type veth peer name port-{name} mtu 9216"
@@ -74,18 +75,24 @@ impl<'u> Rough<'u> {
         let ends = [format!("to-{name}"), format!("rough-{name}")];
         let namespace = switch.name().to_owned();
         let thread = std::thread::spawn(move || {
-            crate::support::netns::enter(&namespace);
+            enter(&namespace);
             let ends = ends.map(|name| open(&name));
             ready.send(()).expect("somebody waits");
             Cable { ends, trouble, random: Random::new(seed), delayed: BTreeMap::new(), count: 0 }
                 .carry(&told);
         });
         is_ready.recv().expect("the cable is there");
-        Self { underlay, host, over, thread: Some(thread) }
+        let at_switch = |arguments: String| (switch.name().to_owned(), arguments);
+        let repairs = [
+            at_switch(format!("link delete rough-{name}")),
+            at_switch(format!("link set to-{name} promisc off master bridge")),
+            (inside.to_owned(), format!("link set eth0 gso_max_segs {SEGMENTS}")),
+        ];
+        Self { repairs, over, thread: Some(thread) }
     }
 }
 
-impl Drop for Rough<'_> {
+impl Drop for Rough {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
         let ended = self.thread.take().map(JoinHandle::join);
@@ -93,11 +100,9 @@ impl Drop for Rough<'_> {
             return;
         }
         assert!(ended.is_some_and(|ended| ended.is_ok()), "the cable has panicked");
-        let (switch, host) = (self.underlay.switch(), self.underlay.host(self.host));
-        let name = &host.name;
-        switch.ip(&format!("link delete rough-{name}"));
-        switch.ip(&format!("link set to-{name} promisc off master bridge"));
-        host.ip(&format!("link set eth0 gso_max_segs {SEGMENTS}"));
+        for (namespace, arguments) in &self.repairs {
+            ip_inside(namespace, arguments);
+        }
     }
 }
 

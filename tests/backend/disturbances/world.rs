@@ -1,5 +1,6 @@
 //! The hosts, and all that runs on them.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub(super) struct World {
     /// What the key in use is made of; zeros are no key.
     pub(super) key: u8,
     pub(super) is_narrow: bool,
+    /// Where each host is on the underlay.
+    pub(super) addresses: Vec<IpAddr>,
 }
 
 impl World {
@@ -46,8 +49,10 @@ impl World {
         let hosts = HOSTS as u8;
         let net = Net::build(what, hosts, shape.mtu, shape.family, |host| &configs[host])?;
         step(&format!("{shape:?}"));
+        let address = |host| net.underlay.host(host).address(shape.family);
+        let addresses = (0..HOSTS).map(address).collect();
         let mut world = Self {
-            guests: Guests::default(),
+            guests: Guests::new(shape.longest()),
             left_behind: Vec::new(),
             net,
             keys,
@@ -58,6 +63,7 @@ impl World {
             last_mac: 0,
             key: 1,
             is_narrow: false,
+            addresses,
         };
         for _ in 0..GUESTS {
             let mac = world.new_mac();
@@ -76,20 +82,19 @@ impl World {
     }
 
     /// Whatever happened, it is over soon.
-    pub(super) fn recover(&mut self, event: Event) -> Duration {
-        let after = format!("{event:?}");
-        let took = self.guests.wait_all_hear(&after);
-        self.guests.assert_all_arrives(&after, self.shape.longest(), &mut self.random);
+    pub(super) fn recover(&mut self, after: &str) -> Duration {
+        let took = self.guests.wait_all_hear(after);
+        self.guests.assert_all_arrives(after, &mut self.random);
         for guest in &mut self.guests.running {
             guest.nic.backend.process.assert_running();
-            self.growth.look(&guest.nic.backend.process, &after);
+            self.growth.look(&guest.nic.backend.process, after);
         }
         for left in &mut self.left_behind {
             left.nic.backend.process.assert_running();
         }
         for varpd in &mut self.net.varpds {
             varpd.process.assert_running();
-            self.growth.look_at_varpd(varpd, &after);
+            self.growth.look_at_varpd(varpd, after);
         }
         if self.random.per_mille(500) {
             self.left_behind.clear();

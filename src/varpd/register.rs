@@ -97,6 +97,9 @@ impl Daemon {
                 }
             }
         };
+        if let Some(vif) = self.registry.get_mut(vif) {
+            vif.is_new = origin == Origin::Opened;
+        }
         if let Some(client) = self.clients.get_mut(id) {
             client.role = Role::Backend(vif);
             self.speakers.enter(&client.connection, peer, key);
@@ -283,6 +286,7 @@ impl Daemon {
             takes_lanes: wanted.takes_lanes,
             queue_pairs: wanted.queue_pairs,
             active: wanted.active,
+            is_new: false,
             ran: wanted.active,
             stamp: None,
             moved: false,

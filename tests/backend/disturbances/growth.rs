@@ -7,7 +7,7 @@ use crate::support::process::Process;
 use crate::support::vnet::Varpd;
 
 /// Memory that a program may take in addition, in KiB, once all guests have heard each other.
-const MEMORY: u64 = 6 << 10;
+const MEMORY: u64 = 3 << 10;
 /// Descriptors of a backend in addition: its guest may have come to a host with others, to which lanes
 /// lead (per queue pair, direction and neighbour: the memory and an eventfd each way).
 const DESCRIPTORS: usize = 24;

@@ -27,7 +27,7 @@ impl Shape {
             family: if random.per_mille(400) { Family::V6 } else { Family::V4 },
             mtu: if random.per_mille(250) { JUMBO_MTU } else { MTU },
             has_lanes: random.per_mille(700),
-            rekey: [2, 5, 3600][random.index(3)],
+            rekey: [4, 10, 3600][random.index(3)],
             keep: [3, 60][random.index(2)],
             programs_last: random.per_mille(150),
         }

@@ -6,7 +6,7 @@ use super::clock::Clock;
 use super::mappings::mapping;
 use super::pending::Stage;
 use super::timers::Timer;
-use super::vifs::Own;
+use super::vifs::{Own, Vif};
 use super::{Destination, Event, LocalVif, Mapper, MapperCounter, Notice};
 use crate::time::{Instant, Now};
 use crate::wire::varp::{Body, Claim};
@@ -23,12 +23,13 @@ impl Mapper {
     /// (`prior`, for the same care-of address), since nothing happened. The answer is
     /// [`Notice::Claimed`] or, where a newer claim is known, [`Notice::Lost`].
     pub fn set_active(&mut self, vif: LocalVif, active: bool, prior: Option<Stamp>, now: Now) {
-        if let Some(state) = self.vifs.get_mut(vif) {
-            state.in_doubt = false;
-        }
+        let was_in_doubt = self.vifs.get_mut(vif).is_some_and(|v| std::mem::take(&mut v.in_doubt));
         if !active {
             self.deactivate(vif, now);
             return;
+        }
+        if was_in_doubt && self.vifs.get(vif).is_some_and(|v| v.active && v.own.is_none()) {
+            self.watch(vif, now.mono + self.config.lifetime);
         }
         let Some(started) = self.vifs.get_mut(vif).filter(|v| !v.active) else { return };
         started.active = true;
@@ -151,7 +152,7 @@ impl Mapper {
         if self.config.announce_interval.is_zero() {
             return;
         }
-        if let Some(state) = self.vifs.get_mut(vif).filter(|v| v.active && v.behind.is_none()) {
+        if let Some(state) = self.vifs.get_mut(vif).filter(|v| v.runs()) {
             state.watch = Some(at);
             self.timers.set(at, Timer::Watch(vif));
         }
@@ -181,13 +182,20 @@ impl Mapper {
     /// The vif's backend has ended. It may be back in a moment, so its claim stands; but its guest may
     /// as well have been started elsewhere, and been announced while this host was cut off. So
     /// everybody is asked, now and whenever a vif of this host asks for it, until
-    /// [`Mapper::set_active`] says how things are.
+    /// [`Mapper::set_active`] says how things are; if it runs on this very host as well, it takes the key
+    /// back without a question. A vif that has lost its key, before or since, takes
+    /// it back no more.
     pub fn doubt(&mut self, vif: LocalVif, now: Now) {
-        let Some(state) = self.vifs.get_mut(vif).filter(|state| state.own.is_some()) else {
-            return;
-        };
+        let Some(state) = self.vifs.get_mut(vif) else { return };
         state.in_doubt = true;
+        if state.own.is_none() {
+            self.unwatch(vif);
+            return;
+        }
         let (key, asker) = (state.key, state.coa);
+        if self.abandoned(key, now) {
+            return;
+        }
         if self.pending.get(&key).is_none() && self.may_ask(vif, key) {
             self.begin(vif, key, asker, Stage::Ask, now);
         }
@@ -195,8 +203,7 @@ impl Mapper {
 
     /// Nobody answers for a key. If a vif here runs and had lost it, it takes it back.
     pub(super) fn abandoned(&mut self, key: VifKey, now: Now) -> bool {
-        let runs =
-            |vif: &LocalVif| self.vifs.get(*vif).is_some_and(|v| v.active && v.behind.is_none());
+        let runs = |vif: &LocalVif| self.vifs.get(*vif).is_some_and(Vif::runs);
         let Some(vif) = self.vifs.with_key(key).find(runs) else { return false };
         let may = self.may_reclaim(vif, now.mono);
         if may {
@@ -233,9 +240,10 @@ impl Mapper {
             }
             return None;
         }
-        let own = self.vifs.get(vif)?.own.as_ref()?;
+        let state = self.vifs.get(vif)?;
+        let own = state.own.as_ref()?;
         let until = own.since + self.config.reclaim_grace;
-        if own.fresh && confirmed.is_some_and(|at| at <= until) {
+        if own.fresh && !state.in_doubt && confirmed.is_some_and(|at| at <= until) {
             self.reclaim(vif, now);
             return None;
         }

@@ -36,7 +36,8 @@
 //! **Doubt.** The claim of a vif whose backend has ended stands, since the backend may be back in a
 //! moment; but everybody is asked whether somebody else has it ([`Mapper::doubt`]): its guest may
 //! have been started elsewhere while this host was cut off. Another host where it runs, and that had
-//! lost it to this claim, takes it back when it hears the question.
+//! lost it to this claim, takes it back when it hears the question; one whose backend has ended, too,
+//! does not.
 //!
 //! **MACs behind a vif** ([`Mapper::add_learnt`]) are vifs at its care-of address, claimed when they
 //! are first seen. One that was lost is claimed again only when it is seen again: it moves as those

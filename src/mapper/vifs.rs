@@ -38,6 +38,12 @@ pub(super) struct Vif {
 }
 
 impl Vif {
+    /// Whether a guest's rings run under this name, as far as is known: if they do, and it has lost
+    /// its key, it may take it back.
+    pub(super) fn runs(&self) -> bool {
+        self.active && self.behind.is_none() && !self.in_doubt
+    }
+
     /// The claim it owns its key by.
     pub(super) fn claim(&self) -> Option<Claim> {
         self.own.as_ref().map(|own| Claim { stamp: own.stamp, coa: self.coa })

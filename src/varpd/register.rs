@@ -3,7 +3,7 @@
 //! | The backend | there is kept | it gets |
 //! |---|---|---|
 //! | brings no sockets | nothing, or another user's, or for other queue pairs | new ones |
-//! | brings no sockets | its own, but the guest has been elsewhere since | new ones: no late frames |
+//! | brings no sockets | its own, but the guest had not run here, or has been elsewhere since | new ones: no frames that were not for it, or that it has had |
 //! | brings no sockets | its own | the kept ones: same care-of address, no frame lost |
 //! | brings sockets | anything | its own, if they are what they should be |
 
@@ -97,6 +97,9 @@ impl Daemon {
                 }
             }
         };
+        if let Some(vif) = self.registry.get_mut(vif) {
+            vif.is_new = origin == Origin::Opened;
+        }
         if let Some(client) = self.clients.get_mut(id) {
             client.role = Role::Backend(vif);
             self.speakers.enter(&client.connection, peer, key);
@@ -142,6 +145,7 @@ impl Daemon {
         let claim = self.mapper.claim(id);
         if let Some(vif) = self.registry.get_mut(id) {
             vif.active = active;
+            vif.ran |= active;
             if !active {
                 vif.stamp = None;
             }
@@ -183,6 +187,7 @@ impl Daemon {
         match self.registry.kept(wanted.key) {
             Some((id, kept))
                 if may_take(peer, kept.peer)
+                    && kept.ran
                     && !kept.moved
                     && kept.sockets.queue_pairs() == usize::from(wanted.queue_pairs) =>
             {
@@ -281,6 +286,8 @@ impl Daemon {
             takes_lanes: wanted.takes_lanes,
             queue_pairs: wanted.queue_pairs,
             active: wanted.active,
+            is_new: false,
+            ran: wanted.active,
             stamp: None,
             moved: false,
             watched: false,

@@ -42,6 +42,12 @@ pub(super) struct Vif<S> {
     pub(super) queue_pairs: u8,
     /// Its rings run, as far as is known.
     pub(super) active: bool,
+    /// Its backend was given new sockets: stamps of claims to an earlier care-of address say nothing
+    /// of claims to this one.
+    pub(super) is_new: bool,
+    /// Its rings have run, and were not said to have stopped: what arrived at its sockets since is for
+    /// its guest.
+    pub(super) ran: bool,
     /// Of its claim, if it has one.
     pub(super) stamp: Option<Stamp>,
     /// Whether it has moved away since it was last claimed here: what arrives at its sockets is late.
@@ -242,6 +248,8 @@ mod tests {
             takes_lanes: false,
             queue_pairs: 1,
             active: true,
+            is_new: false,
+            ran: true,
             stamp: None,
             moved: false,
             watched: false,

@@ -173,6 +173,7 @@ impl Daemon {
             vif.active = active;
             vif.since_ms = now.wall_ms;
         }
+        vif.ran = active;
         if !active {
             vif.stamp = None;
             self.clear_learnt(id, now);

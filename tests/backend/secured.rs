@@ -41,6 +41,11 @@ impl Keys {
         path
     }
 
+    /// Removes a file.
+    pub(crate) fn remove(&self, name: &str) {
+        fs::remove_file(self.0.path().join(name)).unwrap();
+    }
+
     pub(crate) fn config(
         &self,
         policy: &str,

@@ -15,7 +15,8 @@ use crate::world::{Event, World};
 pub(crate) enum Scenario {
     /// Nothing happens: no mapping in use ever has a gap.
     Quiet,
-    /// Guests migrate on a good network: they are found again within milliseconds.
+    /// Guests migrate, and are started elsewhere, on a good network: they are found again within
+    /// milliseconds.
     Migrations,
     /// Everything goes wrong.
     Chaos,
@@ -57,6 +58,11 @@ pub(crate) enum Action {
     Wander(VifKey),
     /// Somebody behind a bridge sends a frame, which the bridge's backend sees; and again later.
     Seen(VifKey),
+    /// A backend is killed; its guest is started again on one host, or on two at once, of which one is
+    /// killed soon.
+    Crash(VifKey),
+    /// The backend of an instance is killed. varpd keeps the vif for a while.
+    Die(usize),
     /// A guest reboots.
     Reboot(VifKey),
     /// The wall clock of a host jumps, by up to an hour either way.
@@ -71,12 +77,14 @@ pub(crate) enum Action {
     Heal,
     /// An instance asks for MACs that nobody has.
     Spray { from: usize, left: u32 },
-    /// Is a migrated guest found again?
+    /// Is a guest found again that runs elsewhere?
     Found(VifKey),
 }
 
 const MILLI: u64 = 1000;
 const SECOND: u64 = 1_000_000;
+/// Who moves more often within minutes is found late: the fifth time is damped.
+const UNDAMPED: u32 = 4;
 const TALK: Duration = Duration::from_millis(1000);
 
 /// Plays the whole run.
@@ -143,12 +151,16 @@ fn key(vnet: u64, mac: u64) -> VifKey {
     VifKey { vnet, mac: Mac([2, 0, 0, 0, 0, u8::try_from(mac).expect("small")]) }
 }
 
-/// Migrations one after the other, each of them checked.
+/// Migrations and crashes one after the other, each of them checked.
 fn migrations(world: &mut World) {
     for round in 0..10 {
         let key = world.any_key();
-        let clean = world.random.per_mille(700);
-        world.after(round * 10 * SECOND, Event::Act(Action::Migrate { key, clean }));
+        let action = match world.random.range(0, 10) {
+            0..=2 => Action::Crash(key),
+            3..=5 => Action::Migrate { key, clean: false },
+            _ => Action::Migrate { key, clean: true },
+        };
+        world.after(round * 10 * SECOND, Event::Act(action));
     }
 }
 
@@ -163,12 +175,13 @@ fn storm(world: &mut World) {
         let at = world.random.range(SECOND, 60 * SECOND);
         let host = world.random.index(world.hosts.len());
         let key = world.any_key();
-        let action = match world.random.range(0, 11) {
+        let action = match world.random.range(0, 13) {
             0 | 1 => Action::Part,
             2 | 3 => Action::Stop(host),
             4 => Action::Reboot(key),
             5..=7 => Action::Migrate { key, clean: true },
             8 => Action::Jump(host),
+            9 | 10 => Action::Crash(key),
             _ => Action::Migrate { key, clean: false },
         };
         world.after(at, Event::Act(action));
@@ -304,6 +317,8 @@ impl World {
                 self.after(SECOND, Event::Act(Action::Seen(key)));
             }
             Action::Migrate { key, clean } => self.migrate(key, clean),
+            Action::Crash(key) => self.crash(key),
+            Action::Die(instance) => self.die(instance),
             Action::Reboot(key) => {
                 let instance = self.intended[&key];
                 if self.users[instance].active {
@@ -355,6 +370,58 @@ impl World {
         self.with_mapper(host, |mapper, now| mapper.remove_vif(LocalVif(instance as u64), now));
     }
 
+    fn crash(&mut self, key: VifKey) {
+        let source = self.intended[&key];
+        if !self.users[source].active {
+            return;
+        }
+        self.totals.crashes += 1;
+        self.die(source);
+        let start = self.random.range(0, SECOND);
+        let mut over = start;
+        for n in 0..if self.random.per_mille(500) { 1 } else { 2 } {
+            let host = self.random.index(self.hosts.len());
+            let dest = self.create(key, host);
+            let starts = start + self.random.range(0, 20 * MILLI);
+            self.after(starts, Event::Act(Action::Activate(dest)));
+            over = over.max(starts);
+            if n > 0 {
+                let ends = starts + self.random.range(20 * MILLI, 300 * MILLI);
+                self.after(ends, Event::Act(Action::Die(dest)));
+                over = ends;
+            }
+        }
+        // To two places, and back to the first.
+        let moves = self.count_moves(key, 3);
+        if self.scenario == Scenario::Migrations && moves <= UNDAMPED {
+            // A question, an announcement, a correction and an announcement, each at most 2 ms.
+            self.after(over + 9 * MILLI, Event::Act(Action::Found(key)));
+        }
+    }
+
+    /// How often a key has moved, now that it moves so many times more.
+    fn count_moves(&mut self, key: VifKey, more: u32) -> u32 {
+        let moves = self.moves.entry(key).or_default();
+        *moves += more;
+        *moves
+    }
+
+    fn die(&mut self, instance: usize) {
+        let user = &mut self.users[instance];
+        (user.present, user.active) = (false, false);
+        let (key, host) = (user.key, user.host);
+        // The last one to be created: an earlier one is the source of a migration, and about to stop.
+        let runs = |user: &User| user.key == key && user.active;
+        if let Some(other) = self.users.iter().rposition(runs)
+            && self.intended[&key] == instance
+        {
+            self.intended.insert(key, other);
+        }
+        self.with_mapper(host, |mapper, now| mapper.doubt(LocalVif(instance as u64), now));
+        let kept = self.random.range(0, 25 * SECOND);
+        self.after(kept, Event::Act(Action::Remove(instance)));
+    }
+
     fn migrate(&mut self, key: VifKey, clean: bool) {
         let Some(&source) = self.intended.get(&key) else { return };
         if !self.users[source].active {
@@ -372,7 +439,8 @@ impl World {
         let ends = stops + self.random.range(0, 2 * SECOND);
         self.after(ends, Event::Act(Action::Remove(source)));
         self.after(runs, Event::Act(Action::Activate(dest)));
-        if self.scenario == Scenario::Migrations {
+        let moves = self.count_moves(key, 1);
+        if self.scenario == Scenario::Migrations && moves <= UNDAMPED {
             // An announcement, a correction and an announcement, each at most 2 ms.
             self.after(runs + 7 * MILLI, Event::Act(Action::Found(key)));
         }

@@ -46,6 +46,8 @@ pub(crate) struct Totals {
     pub(crate) wanders: u64,
     /// Times that such a one was refused.
     pub(crate) refused: u64,
+    /// Backends that were killed.
+    pub(crate) crashes: u64,
     pub(crate) restarts: u64,
     pub(crate) partitions: u64,
     pub(crate) jumps: u64,
@@ -66,6 +68,7 @@ impl Totals {
         self.migrations += other.migrations;
         self.wanders += other.wanders;
         self.refused += other.refused;
+        self.crashes += other.crashes;
         self.restarts += other.restarts;
         self.partitions += other.partitions;
         self.jumps += other.jumps;
@@ -82,6 +85,7 @@ impl Totals {
             self.forwarded,
             self.migrations,
             self.wanders,
+            self.crashes,
             self.restarts,
             self.partitions,
             self.jumps,
@@ -108,6 +112,8 @@ pub(crate) struct World {
     pub(crate) users: Vec<User>,
     /// The instance whose guest runs last started, for each key.
     pub(crate) intended: BTreeMap<VifKey, usize>,
+    /// How often each key has moved.
+    pub(crate) moves: BTreeMap<VifKey, u32>,
     /// The highest claim that was ever made, for each key.
     pub(crate) highest: BTreeMap<VifKey, Claim>,
     /// The first rule that was broken.
@@ -144,6 +150,7 @@ impl World {
             hosts,
             users: Vec::new(),
             intended: BTreeMap::new(),
+            moves: BTreeMap::new(),
             highest: BTreeMap::new(),
             violation: None,
             no_gap: false,

@@ -612,7 +612,7 @@ impl Driver {
     }
 
     /// The same for a ring that goes on at index `base`.
-    fn start_ring_at(&mut self, index: usize, base: u16) -> io::Result<()> {
+    pub fn start_ring_at(&mut self, index: usize, base: u16) -> io::Result<()> {
         let queue = self.queue(index);
         let (number, size) = (queue.index, queue.size);
         let (kick, call) = (queue.kick.as_raw_fd(), queue.call.as_raw_fd());

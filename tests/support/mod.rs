@@ -26,6 +26,8 @@ pub(crate) const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Time between two looks at a condition, and at first.
 const PAUSE: Duration = Duration::from_millis(5);
 const SHORTEST_PAUSE: Duration = Duration::from_micros(50);
+/// The longest that a look at a condition takes, the start of a program included, and a pause.
+const LONGEST_TURN: Duration = Duration::from_secs(3);
 
 /// Says that a test, or a part of one, is left out, and why; `tests/run` counts these.
 pub(crate) fn skip(what: &str, why: &str) {
@@ -81,12 +83,16 @@ fn succeeds(command: &mut Command) -> bool {
 /// Waits until `condition` holds; panics, naming `what`, if it does not within `limit`.
 ///
 /// What has not come at once is looked for less and less often: most of what is waited for is a
-/// matter of microseconds, and a look can cost the start of a program.
+/// matter of microseconds, and a look can cost the start of a program. The time between two looks
+/// counts up to [`LONGEST_TURN`]: what is more, others had the processors.
 pub(crate) fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
-    let begin = clock::mono();
+    let (mut waited, mut looked) = (Duration::ZERO, clock::mono());
     let mut pause = SHORTEST_PAUSE;
     while !condition() {
-        assert!(clock::mono() - begin < limit, "{what}: not within {limit:?}");
+        let now = clock::mono();
+        waited += LONGEST_TURN.min(now - looked);
+        looked = now;
+        assert!(waited < limit, "{what}: not within {limit:?}");
         std::thread::park_timeout(pause);
         pause = PAUSE.min(2 * pause);
     }

@@ -129,6 +129,11 @@ impl Host {
         self.namespace.enter();
     }
 
+    /// What its namespace is called.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace.name
+    }
+
     /// Its address of one family.
     pub(crate) fn address(&self, family: Family) -> IpAddr {
         match family {
@@ -167,8 +172,7 @@ impl Namespace {
 
     /// Runs `ip` inside.
     pub(crate) fn ip(&self, arguments: &str) {
-        let inside = ["-n", &self.name];
-        ip(&inside.into_iter().chain(arguments.split(' ')).collect::<Vec<_>>());
+        ip_inside(&self.name, arguments);
     }
 
     fn tc(&self, arguments: &[&str]) {
@@ -177,10 +181,21 @@ impl Namespace {
 
     /// Moves the calling thread into it: sockets that it opens from now on are inside.
     pub(crate) fn enter(&self) {
-        let path = format!("/run/netns/{}", self.name);
-        let file = File::open(&path).expect("the namespace has a name");
-        setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter it");
+        enter(&self.name);
     }
+}
+
+/// Runs `ip` inside the namespace of this name.
+pub(crate) fn ip_inside(namespace: &str, arguments: &str) {
+    let inside = ["-n", namespace];
+    ip(&inside.into_iter().chain(arguments.split(' ')).collect::<Vec<_>>());
+}
+
+/// Moves the calling thread into the namespace of this name.
+pub(crate) fn enter(name: &str) {
+    let path = format!("/run/netns/{name}");
+    let file = File::open(&path).expect("the namespace has a name");
+    setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter it");
 }
 
 impl Drop for Namespace {

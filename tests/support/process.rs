@@ -37,6 +37,11 @@ impl Process {
         Self { name: name.to_owned(), child, log }
     }
 
+    /// What it is called.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
@@ -80,6 +85,16 @@ impl Process {
         self.wait_end(limit)
     }
 
+    /// Takes the processor from it until [`Process::go_on`].
+    pub(crate) fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it run again.
+    pub(crate) fn go_on(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
     /// To the whole process group: what it started ends with it.
     fn signal(&self, signal: Signal) {
         let group = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
@@ -105,6 +120,12 @@ impl Process {
             value.split_whitespace().next()?.parse().ok()
         };
         rollup.lines().filter_map(kib).sum()
+    }
+
+    /// How many descriptors it has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        let path = format!("/proc/{}/fd", self.pid());
+        std::fs::read_dir(path).expect("the descriptors of a running process").count()
     }
 }
 

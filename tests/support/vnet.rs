@@ -62,12 +62,25 @@ impl Varpd {
         self.process.kill();
     }
 
+    /// Has it forget what it has resolved: `vnet flush`.
+    pub(crate) fn flush(&self) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vnet"));
+        let output = command.arg("--socket").arg(&self.socket).arg("flush").output();
+        assert!(output.expect("the vnet command").status.success(), "{}: vnet flush", self.name);
+    }
+
     /// Starts it again, after it was killed; waits until it listens.
     pub(crate) fn start_again(&mut self) {
         let Self { namespace, address, socket, config, .. } = self;
         let mut command = varpd_command(namespace, *address, socket, config);
         self.process = Process::start(&self.name, &self.directory, &mut command);
         self.wait_listening();
+    }
+
+    /// The same with another address of the host.
+    pub(crate) fn start_again_at(&mut self, address: IpAddr) {
+        self.address = address;
+        self.start_again();
     }
 
     /// A socket file may be left from one that was killed: it listens when it answers.
@@ -79,9 +92,15 @@ impl Varpd {
         });
     }
 
-    /// What `vnet -j show TABLE` prints.
+    /// What `vnet -j show TABLE` prints. On a busy machine varpd may answer too late: then it is asked
+    /// again.
     pub(crate) fn show(&self, table: &str) -> Value {
-        self.try_show(table).unwrap_or_else(|| panic!("{}: vnet -j show {table}", self.name))
+        let mut shown = None;
+        wait_until(&format!("{}: vnet -j show {table}", self.name), START, || {
+            shown = self.try_show(table);
+            shown.is_some()
+        });
+        shown.expect("it was waited for")
     }
 
     fn try_show(&self, table: &str) -> Option<Value> {

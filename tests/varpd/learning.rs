@@ -70,6 +70,20 @@ fn what_is_behind_a_vif_is_found_there_and_follows_to_another() {
     }
 }
 
+/// A backend that was given new sockets (its host has another address, say) tells the stamps of claims
+/// at its old care-of address: others hold the newer of two claims for true, and of two with one stamp
+/// perhaps the old one.
+#[test]
+fn at_a_new_address_it_is_claimed_anew() {
+    let Some(net) = Net::new("varpd: MACs behind a vif with a new address") else { return };
+    let [family, _] = BOTH;
+    let a = net.varpd(net.a(), family, "");
+    let one = Backend::register(&a.socket, key(1), ACTIVE);
+    let before = Stamp(one.peer.claimed().0 - 1);
+    one.peer.send(&Request::Learn { macs: vec![(mac(8), Some(before))] });
+    assert!(claimed(&one.peer, mac(8)) > before);
+}
+
 #[test]
 fn one_that_goes_to_and_fro_is_refused() {
     let Some(net) = Net::new("varpd: a MAC behind two vifs") else { return };

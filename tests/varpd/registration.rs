@@ -106,6 +106,41 @@ fn a_restarted_backend_finds_its_address_and_its_frames() {
     assert_eq!(varpd.counter("vifs_resumed"), 3);
 }
 
+/// What arrived at the sockets of a backend whose guest did not run was not for it: the guest ran
+/// elsewhere, or has sent it itself.
+#[test]
+fn a_guest_that_did_not_run_here_finds_no_frames() {
+    let Some(net) = Net::new("varpd: a backend whose guest did not run") else { return };
+    let varpd = net.varpd(net.a(), Family::V4, "");
+    let again = || {
+        let kept = || varpd.show("vifs").iter().all(|row| row["state"] == "kept");
+        wait_until("the vif is kept", SOON, kept);
+        Backend::register(&varpd.socket, key(1), INACTIVE)
+    };
+    let prepared = Backend::register(&varpd.socket, key(1), INACTIVE);
+    let first = prepared.coa;
+    drop(prepared);
+    let arrived = again();
+    assert_ne!(arrived.coa, first, "it had not run");
+    arrived.peer.send(&Request::SetActive { active: true });
+    arrived.peer.claimed();
+    let second = arrived.coa;
+    drop(arrived);
+    // It runs again, as far as is known, though its rings are not there yet.
+    let back = again();
+    assert_eq!(back.coa, second);
+    drop(back);
+    let back = again();
+    assert_eq!(back.coa, second);
+    back.peer.send(&Request::SetActive { active: true });
+    back.peer.claimed();
+    back.peer.send(&Request::SetActive { active: false });
+    let has_left = || varpd.show("vifs")[0]["state"] == "registered";
+    wait_until("the guest has left", SOON, has_left);
+    drop(back);
+    assert_ne!(again().coa, second, "it had left");
+}
+
 #[test]
 fn what_nobody_comes_back_for_is_forgotten() {
     let Some(net) = Net::new("varpd: forgotten vifs") else { return };

@@ -340,6 +340,51 @@ fn what_runs_here_takes_its_key_back_when_the_backend_ends_that_has_it() {
 }
 
 #[test]
+fn a_vif_whose_backend_has_ended_takes_no_key_back() {
+    let ask = |host: u8| message(key(7, 1), 5, request(host, false));
+    for lost_first in [true, false] {
+        let mut bench = Bench::hosting();
+        let lose = |bench: &mut Bench| bench.hear_announce(key(7, 1), claim(2, HOUR));
+        if lost_first {
+            lose(&mut bench);
+        }
+        bench.mapper.doubt(VIF, bench.now);
+        if !lost_first {
+            lose(&mut bench);
+        }
+        assert_eq!(bench.mapper.claim(VIF), None);
+        bench.outputs();
+        bench.hear(2, true, ask(2));
+        assert_eq!((bench.mapper.claim(VIF), bench.sent()), (None, Vec::new()));
+        // Neither when nobody answers for it.
+        bench.activate(OTHER, key(7, 9));
+        bench.pass_ms(60_000);
+        bench.resolve(OTHER, 1);
+        bench.pass_ms(60_000);
+        assert_eq!(bench.mapper.claim(VIF), None);
+        assert_eq!(bench.count(MapperCounter::unresolved), 1);
+        // Its backend was only cut off from varpd: it is as it was before.
+        bench.learn(OTHER, 1, claim(2, 2 * HOUR));
+        bench.mapper.set_active(VIF, true, None, bench.now);
+        bench.hear(2, true, ask(2));
+        assert!(bench.mapper.claim(VIF).is_some());
+    }
+}
+
+#[test]
+fn of_two_that_run_on_one_host_the_other_goes_on_when_a_backend_ends() {
+    let mut bench = Bench::hosting();
+    bench.activate(OTHER, key(7, 1));
+    let first = bench.mapper.claim(OTHER).unwrap();
+    bench.settle();
+    bench.mapper.doubt(OTHER, bench.now);
+    let second = bench.mapper.claim(VIF).unwrap();
+    assert!(second.beats(&first));
+    assert_eq!(bench.mapper.claim(OTHER), None);
+    assert!(bench.sent().iter().any(|(_, m)| m.body == announce(second)));
+}
+
+#[test]
 fn a_claim_in_doubt_stands_while_nobody_else_has_it() {
     let mut bench = Bench::hosting();
     bench.activate(OTHER, key(7, 2));

@@ -1,248 +1,170 @@
-//! Guests, and who of them hears whom.
+//! A guest: its NIC, and how its frontend meets the backend.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::HashSet;
+use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use vnet::sys::clock;
-use vnet::time::Instant;
+use super::LONG;
+use super::shape::Kind;
+use crate::driver::{Control, Driver, HEADER_LEN, Options, request};
+use crate::nic::{Nic, RARP};
+use crate::support::vnet::{Backend, Listener, Varpd, Vif};
+use crate::support::wait_until;
 
-use crate::SOON;
-use crate::nic::{BROADCAST, LEN, Nic, frame, mac, number};
-use crate::random::Random;
-use crate::support::pause;
-
-/// Every guest has to hear every other one of its vnet again within this time.
-const LIMIT: Duration = Duration::from_secs(10);
-/// Between two tries of a guest that was not heard.
-const RETRY: Duration = Duration::from_millis(10);
-/// Frames from each guest to each other of its vnet, and to all, once all hear each other.
-const FRAMES: usize = 10;
-/// The longest of these.
-const LONGEST: usize = 1514;
+/// Where a frontend meets backends, if they don't listen themselves.
+pub(super) type Meeting = Option<UnixListener>;
 
 /// A guest that runs on one of the hosts.
 pub(super) struct Guest {
     pub(super) nic: Nic,
+    meeting: Meeting,
+    pub(super) kind: Kind,
     pub(super) host: usize,
     /// How often it has moved.
     pub(super) moves: usize,
     /// Frames that have arrived, by number.
-    heard: HashSet<u32>,
+    pub(super) heard: HashSet<u32>,
+}
+
+/// A backend to which a frontend is connected whose guest does not run yet, as QEMU's is during a
+/// migration.
+pub(super) struct Prepared {
+    pub(super) nic: Nic,
+    meeting: Meeting,
+}
+
+impl Prepared {
+    pub(super) fn new(name: &str, vif: Vif, kind: Kind, varpd: &Varpd) -> Self {
+        let arguments = kind.arguments();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let backend = Backend::start_with(name, vif, kind.listener, varpd, &arguments);
+        let meeting = (kind.listener == Listener::Qemu).then(|| {
+            let listener = UnixListener::bind(&backend.socket).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            listener
+        });
+        let options = Options { pairs: kind.pairs, tx_buffer: kind.room, ..Nic::options() };
+        let mut driver = Driver::new(meet(&backend, &meeting), options);
+        driver.negotiate().unwrap();
+        Self { nic: Nic { driver, backend, vif }, meeting }
+    }
+}
+
+/// Where the device would have gone on, by ring.
+pub(super) struct Paused(Vec<u16>);
+
+/// Stops the rings of a guest.
+pub(super) fn pause(nic: &mut Nic) -> Paused {
+    let rings = 0..2 * nic.driver.pairs.len();
+    Paused(rings.map(|index| nic.driver.stop_ring(index).unwrap()).collect())
+}
+
+/// A connection to a backend.
+fn meet(backend: &Backend, meeting: &Meeting) -> Control {
+    let Some(listener) = meeting else { return Control::connect(&backend.socket).unwrap() };
+    let mut connection = None;
+    wait_until("the backend connects", LONG, || {
+        connection = listener.accept().ok();
+        connection.is_some()
+    });
+    let (connection, _) = connection.unwrap();
+    connection.set_nonblocking(false).unwrap();
+    Control::new(connection)
 }
 
 impl Guest {
-    pub(super) fn new(nic: Nic, host: usize) -> Self {
-        Self { nic, host, moves: 0, heard: HashSet::new() }
+    /// A guest that boots.
+    pub(super) fn start(name: &str, vif: Vif, kind: Kind, varpd: &Varpd, host: usize) -> Self {
+        let mut prepared = Prepared::new(name, vif, kind, varpd);
+        prepared.nic.driver.start().unwrap();
+        prepared.nic.wait_state("active", varpd);
+        let Prepared { nic, meeting } = prepared;
+        Self { nic, meeting, kind, host, moves: 0, heard: HashSet::new() }
     }
 
-    fn vnet(&self) -> u32 {
+    pub(super) fn vnet(&self) -> u32 {
         self.nic.vif.vnet
     }
-}
 
-/// A frame that was sent; its place in the list is its number.
-#[derive(Clone, Copy, Debug)]
-struct Sent {
-    vnet: u32,
-    from: u8,
-    /// `None`: all.
-    to: Option<u8>,
-    at: Instant,
-}
-
-/// All guests, and all that they have said.
-#[derive(Default)]
-pub(super) struct Guests {
-    pub(super) running: Vec<Guest>,
-    sent: Vec<Sent>,
-    /// Frames that arrived more than once.
-    pub(super) repeated: usize,
-}
-
-/// Who speaks and who listens, by their places among those that run.
-type Pair = (usize, usize);
-
-impl Guests {
-    /// How many frames were sent in all.
-    pub(super) fn spoken(&self) -> usize {
-        self.sent.len()
+    /// The MACs that frames of it come from.
+    pub(super) fn macs(&self) -> Vec<[u8; 6]> {
+        let own = self.nic.mac();
+        let behind = [own[0], own[1], own[2], own[3], 1, own[5]];
+        if self.kind.is_bridge { vec![own, behind] } else { vec![own] }
     }
 
-    /// Every guest says something to each other one and to all, and nobody listens yet.
-    pub(super) fn speak(&mut self) {
-        for (from, to) in self.pairs() {
-            self.send(from, Some(to), LEN);
-        }
-        for from in 0..self.running.len() {
-            self.send(from, None, LEN);
-        }
-        self.flush();
+    /// Is connected to a backend that took the place of one that has ended.
+    pub(super) fn reconnect(&mut self) {
+        let Self { nic, meeting, .. } = self;
+        nic.driver.reconnect(meet(&nic.backend, meeting)).unwrap();
     }
 
-    /// Tries until every guest hears what every other one says to it and to all; how long that took.
-    /// Panics if it takes too long.
-    pub(super) fn wait_all_hear(&mut self, after: &str) -> Duration {
-        let begin = clock::mono();
-        let first = self.sent.len();
-        let mut deaf: BTreeSet<(Pair, bool)> =
-            self.pairs().into_iter().flat_map(|pair| [(pair, false), (pair, true)]).collect();
-        while !deaf.is_empty() {
-            let elapsed = clock::mono() - begin;
-            assert!(
-                elapsed < LIMIT,
-                "{after}: after {elapsed:?} these are not heard: {}",
-                self.list(&deaf)
-            );
-            let to_all: BTreeSet<usize> =
-                deaf.iter().filter(|(_, to_all)| *to_all).map(|((from, _), _)| *from).collect();
-            let to_one: Vec<Pair> =
-                deaf.iter().filter(|(_, to_all)| !to_all).map(|(pair, _)| *pair).collect();
-            to_one.into_iter().for_each(|(from, to)| self.send(from, Some(to), LEN));
-            to_all.into_iter().for_each(|from| self.send(from, None, LEN));
-            self.flush();
-            let next = clock::mono() + RETRY;
-            while clock::mono() < next && !deaf.is_empty() {
-                for (to, number) in self.listen() {
-                    let sent = self.sent[number as usize];
-                    if number as usize >= first
-                        && let Some(from) = self.place(sent.vnet, sent.from)
-                    {
-                        deaf.remove(&((from, to), sent.to.is_none()));
-                    }
+    /// Its rings stop: it is about to go on elsewhere.
+    pub(super) fn pause(&mut self) -> Paused {
+        pause(&mut self.nic)
+    }
+
+    /// They go on where they were.
+    pub(super) fn go_on(&mut self, paused: Paused) {
+        for (index, base) in paused.0.into_iter().enumerate() {
+            self.nic.driver.start_ring_at(index, base).unwrap();
+        }
+        self.nic.driver.enable(true).unwrap();
+    }
+
+    /// Goes on in another place; what it leaves is returned.
+    pub(super) fn settle(&mut self, there: Prepared, host: usize) -> Prepared {
+        self.host = host;
+        let nic = std::mem::replace(&mut self.nic, there.nic);
+        Prepared { nic, meeting: std::mem::replace(&mut self.meeting, there.meeting) }
+    }
+
+    /// What QEMU says when a guest has arrived that can't say so itself.
+    pub(super) fn announce(&mut self) {
+        let mut mac = [0; 8];
+        mac[..6].copy_from_slice(&self.nic.mac());
+        self.nic.driver.control.set(request::SEND_RARP, &mac, &[]).unwrap();
+    }
+
+    /// Its frontend ends, and there is another, whose guest starts from the beginning.
+    pub(super) fn reboot(&mut self) {
+        let Self { nic, meeting, .. } = self;
+        let options = nic.driver.options.clone();
+        // The old connection has to be gone before there is another.
+        nic.driver.control.socket.shutdown(std::net::Shutdown::Both).unwrap();
+        wait_until("the backend takes a new driver", LONG, || {
+            let mut driver = Driver::new(meet(&nic.backend, meeting), options.clone());
+            if driver.negotiate().and_then(|()| driver.start()).is_err() {
+                return false;
+            }
+            nic.driver = driver;
+            true
+        });
+    }
+
+    /// Puts a frame into the ring of a queue pair, for which there must be room once the device has
+    /// taken what it was shown.
+    pub(super) fn queue(&mut self, pair: usize, frame: &[u8]) {
+        let driver = &mut self.nic.driver;
+        assert!(driver.wait_room(pair, LONG), "the device takes frames");
+        assert!(driver.queue_frame(pair, frame));
+    }
+
+    /// Shows the device what was queued.
+    pub(super) fn flush(&mut self) {
+        (0..self.kind.pairs).for_each(|pair| self.nic.driver.flush(pair));
+    }
+
+    /// The next frame, on any queue pair, but for those that say that a vif has arrived.
+    pub(super) fn next_frame(&mut self) -> Option<Vec<u8>> {
+        (0..self.kind.pairs).find_map(|pair| {
+            loop {
+                let (header, frame) = self.nic.driver.recv_packet(pair, Duration::ZERO)?;
+                assert_eq!(header[..HEADER_LEN - 2], [0; HEADER_LEN - 2], "no offloads");
+                if frame[12..14] != RARP {
+                    return Some(frame);
                 }
-                pause();
             }
-        }
-        let elapsed = clock::mono() - begin;
-        self.listen_until_silent();
-        elapsed
-    }
-
-    /// Nothing is disturbed: each frame arrives, once, in order, and nowhere else.
-    pub(super) fn assert_all_arrives(&mut self, after: &str, random: &mut Random) {
-        let (first, repeated) = (self.sent.len(), self.repeated);
-        for _ in 0..FRAMES {
-            for (from, to) in self.pairs() {
-                let len = random.range(LEN as u64, LONGEST as u64 + 1) as usize;
-                self.send(from, Some(to), len);
-            }
-            for from in 0..self.running.len() {
-                self.send(from, None, LEN);
-            }
-            self.flush();
-        }
-        let mut missing: BTreeSet<(usize, u32)> = BTreeSet::new();
-        for (n, sent) in self.sent.iter().enumerate().skip(first) {
-            let hears = |guest: &Guest| {
-                let own = guest.nic.vif.mac;
-                guest.vnet() == sent.vnet && own != sent.from && sent.to.is_none_or(|to| to == own)
-            };
-            let hearers = self.running.iter().enumerate().filter(|(_, guest)| hears(guest));
-            missing.extend(hearers.map(|(place, _)| (place, n as u32)));
-        }
-        let begin = clock::mono();
-        // The last number from each guest to each, by one way: frames to all go another.
-        let mut last: BTreeMap<(usize, u8, bool), u32> = BTreeMap::new();
-        while !missing.is_empty() {
-            assert!(
-                clock::mono() - begin < SOON,
-                "{after}: all heard each other, but {} frames are lost: {}",
-                missing.len(),
-                self.list_frames(&missing)
-            );
-            for (to, number) in self.listen() {
-                let sent = self.sent[number as usize];
-                let before = last.insert((to, sent.from, sent.to.is_none()), number);
-                assert!(
-                    before < Some(number),
-                    "{after}: at {}, {before:?} came before {number}, which was sent {:?} ago: {sent:?}",
-                    self.describe(to),
-                    clock::mono() - sent.at,
-                );
-                missing.remove(&(to, number));
-            }
-            pause();
-        }
-        self.listen_until_silent();
-        assert_eq!(self.repeated, repeated, "{after}: frames arrived twice");
-    }
-
-    /// Those of one vnet, but for those to themselves.
-    fn pairs(&self) -> Vec<Pair> {
-        let places = 0..self.running.len();
-        let all = places.clone().flat_map(|from| places.clone().map(move |to| (from, to)));
-        all.filter(|&(from, to)| from != to && self.running[from].vnet() == self.running[to].vnet())
-            .collect()
-    }
-
-    fn place(&self, vnet: u32, mac: u8) -> Option<usize> {
-        self.running.iter().position(|guest| guest.vnet() == vnet && guest.nic.vif.mac == mac)
-    }
-
-    fn send(&mut self, from: usize, to: Option<usize>, len: usize) {
-        let to = to.map(|to| self.running[to].nic.vif.mac);
-        let number = self.sent.len() as u32;
-        let nic = &mut self.running[from].nic;
-        self.sent.push(Sent { vnet: nic.vif.vnet, from: nic.vif.mac, to, at: clock::mono() });
-        nic.queue_frame(&frame(to.map_or(BROADCAST, mac), nic.mac(), number, len));
-    }
-
-    fn flush(&mut self) {
-        self.running.iter_mut().for_each(|guest| guest.nic.driver.flush(0));
-    }
-
-    /// What has arrived since: at which guest, and its number. Each must be for it, and of its vnet.
-    fn listen(&mut self) -> Vec<(usize, u32)> {
-        let mut arrived = Vec::new();
-        for (place, guest) in self.running.iter_mut().enumerate() {
-            while let Some(bytes) = guest.nic.next_frame(Duration::ZERO) {
-                let at = u32::from_be_bytes(bytes[14..18].try_into().expect("4 bytes"));
-                let sent = self.sent[at as usize];
-                assert_eq!(number(&bytes, mac(sent.from)), at);
-                let own = guest.nic.vif;
-                assert_eq!(sent.vnet, own.vnet, "{sent:?} arrived at {own:?}");
-                assert!(sent.to.is_none_or(|to| to == own.mac), "{sent:?} arrived at {own:?}");
-                assert_ne!(sent.from, own.mac, "{own:?} hears itself");
-                self.repeated += usize::from(!guest.heard.insert(at));
-                arrived.push((place, at));
-            }
-        }
-        arrived
-    }
-
-    /// Takes all that is still under way.
-    fn listen_until_silent(&mut self) {
-        let mut silent_since = clock::mono();
-        while clock::mono() - silent_since < 3 * RETRY {
-            if !self.listen().is_empty() {
-                silent_since = clock::mono();
-            }
-            pause();
-        }
-    }
-
-    fn describe(&self, place: usize) -> String {
-        let Guest { nic, host, .. } = &self.running[place];
-        let letter = char::from(b'a' + *host as u8);
-        format!("{}/{} on {letter}", nic.vif.vnet, nic.vif.mac)
-    }
-
-    fn list(&self, deaf: &BTreeSet<(Pair, bool)>) -> String {
-        let line = |((from, to), to_all): &(Pair, bool)| {
-            let what = if *to_all { " (to all)" } else { "" };
-            format!("\n    {} by {}{what}", self.describe(*from), self.describe(*to))
-        };
-        deaf.iter().map(line).collect()
-    }
-
-    fn list_frames(&self, missing: &BTreeSet<(usize, u32)>) -> String {
-        let line = |(place, number): &(usize, u32)| {
-            format!(
-                "\n    {number} for {}: {:?}",
-                self.describe(*place),
-                self.sent[*number as usize]
-            )
-        };
-        missing.iter().take(20).map(line).collect()
+        })
     }
 }

@@ -1,0 +1,112 @@
+//! What happens to the underlay.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::rough::{Rough, Trouble};
+use super::world::World;
+use crate::support::netns::Family;
+
+/// MTU of the underlay when it is narrow, in bytes.
+const NARROW: u32 = 1400;
+/// The longest time for which a cable is bad, in milliseconds.
+const BAD: u64 = 2500;
+
+impl World {
+    pub(super) fn plug(&self, host: usize, state: &str) {
+        let name = &self.net.underlay.host(host).name;
+        self.net.underlay.switch().ip(&format!("link set to-{name} {state}"));
+    }
+
+    pub(super) fn pull_cable(&mut self, host: usize) {
+        self.plug(host, "down");
+        self.idle(1000);
+        self.plug(host, "up");
+    }
+
+    pub(super) fn take_down(&mut self, number: usize) {
+        self.net.underlay.host(number).ip("link set eth0 down");
+        self.idle(1000);
+        let host = self.net.underlay.host(number);
+        host.ip("link set eth0 up");
+        // The kernel forgets IPv6 addresses of an interface that is down; who configures it does not.
+        if self.shape.family == Family::V6 {
+            host.ip(&format!("address add {}/64 dev eth0 nodad", self.addresses[number]));
+        }
+    }
+
+    /// A host gets another address, to which its varpd and its backends follow.
+    pub(super) fn renumber(&mut self, number: usize) {
+        // Their frontends do not look after them.
+        self.left_behind.clear();
+        let host = self.net.underlay.host(number);
+        let (old, other) = (self.addresses[number], number + 101);
+        let (new, prefix) = match host.address(self.shape.family) {
+            own if own != old => (own, if own.is_ipv4() { 24 } else { 64 }),
+            IpAddr::V4(_) => (IpAddr::from([192, 0, 2, other as u8]), 24),
+            IpAddr::V6(_) => (IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, other as u16]), 64),
+        };
+        let duplicates = if prefix == 64 { " nodad" } else { "" };
+        let varpd = &mut self.net.varpds[number];
+        varpd.kill();
+        host.ip(&format!("address delete {old}/{prefix} dev eth0"));
+        host.ip(&format!("address add {new}/{prefix} dev eth0{duplicates}"));
+        varpd.start_again_at(new);
+        self.addresses[number] = new;
+        for guest in self.guests.running.iter_mut().filter(|guest| guest.host == number) {
+            guest.nic.wait_state("registered", varpd);
+            guest.reconnect();
+            guest.nic.wait_state("active", varpd);
+        }
+    }
+
+    pub(super) fn change_width(&mut self) {
+        self.is_narrow = !self.is_narrow;
+        let mtu = if self.is_narrow { NARROW } else { self.shape.mtu };
+        self.net.underlay.set_mtu(mtu);
+    }
+
+    /// Frames may be lost, but none comes twice.
+    pub(super) fn lose(&mut self, host: usize) {
+        let lost = self.random.range(10, 600);
+        let before = self.guests.repeated;
+        self.chat_over(host, Trouble { lost, ..Trouble::default() });
+        assert_eq!(self.guests.repeated, before, "no packet came twice, but frames did");
+    }
+
+    /// A packet that comes twice is nothing new on a secured vnet.
+    pub(super) fn repeat(&mut self, host: usize) {
+        let (repeated, lost) = (self.random.range(10, 600), self.random.range(0, 100));
+        let longest = self.while_of(50);
+        let before = self.guests.replayed;
+        self.chat_over(host, Trouble { lost, repeated, delayed: 100, longest });
+        assert_eq!(self.guests.replayed, before, "a replay was not noticed");
+    }
+
+    pub(super) fn reorder(&mut self, host: usize) {
+        let (delayed, lost) = (self.random.range(10, 600), self.random.range(0, 100));
+        let longest = self.while_of(100);
+        let before = self.guests.repeated;
+        self.chat_over(host, Trouble { lost, delayed, longest, repeated: 0 });
+        assert_eq!(self.guests.repeated, before, "no packet came twice, but frames did");
+    }
+
+    /// A host's cable that is bad until this is dropped.
+    pub(super) fn spoil_cable(&mut self, host: usize) -> Rough {
+        let mut chance = || self.random.range(0, 300);
+        let (lost, repeated, delayed) = (chance(), chance(), chance());
+        let longest = self.while_of(50);
+        let trouble = Trouble { lost, repeated, delayed, longest };
+        Rough::new(&self.net.underlay, host, trouble, self.random.next())
+    }
+
+    /// Guests talk over a bad cable; what it still carries then, arrives.
+    fn chat_over(&mut self, host: usize, trouble: Trouble) {
+        let duration = Duration::from_millis(self.random.range(200, BAD));
+        let seed = self.random.next();
+        let rough = Rough::new(&self.net.underlay, host, trouble, seed);
+        self.guests.chat(duration);
+        drop(rough);
+        self.guests.listen_until_silent();
+    }
+}

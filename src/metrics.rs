@@ -179,6 +179,7 @@ counters! {
         vifs_forgotten = "vifs whose backend did not come back in time",
         macs_learnt = "MACs behind vifs registered (--learn)",
         macs_refused = "MACs behind vifs not registered: another user's vif, a limit, moving to and fro",
+        macs_beyond = "of macs_refused, those beyond what the vif's backend said when it registered (--learn)",
         late_frames = "frames that came for a vif that has moved, at sockets kept after its backend ended; dropped, their senders told",
         lanes_made = "lanes made between vifs of this host",
         lanes_refused = "lanes not made because of a limit, or for want of memory or descriptors",

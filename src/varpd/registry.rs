@@ -38,6 +38,8 @@ pub(super) struct Vif<S> {
     pub(super) sockets: S,
     /// Its backend takes lanes.
     pub(super) takes_lanes: bool,
+    /// How many MACs behind it its backend says that it learns at most, if it says so.
+    pub(super) learn: Option<u16>,
     /// Number of its queue pairs.
     pub(super) queue_pairs: u8,
     /// Its rings run, as far as is known.
@@ -245,6 +247,7 @@ mod tests {
             stamp: None,
             moved: false,
             watched: false,
+            learn: None,
             since_ms: 0,
         }
     }

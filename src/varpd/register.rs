@@ -291,6 +291,7 @@ impl Daemon {
             watched: false,
             since_ms: now.wall_ms,
         });
+        self.varp.hear_questions(self.registry.vnets(), now.mono);
         self.mapper.add_vif(id, key, coa).map_err(|e| {
             self.registry.remove(id);
             let code = if e == AddError::Full { ErrorCode::Limit } else { ErrorCode::Invalid };

@@ -5,14 +5,14 @@
 //! of one user may have the same key: when a guest migrates within the host, the new backend waits
 //! beside the old one until its rings start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
 use crate::mapper::LocalVif;
 use crate::sys::seqpacket::Peer;
 use crate::time::{Instant, Now};
-use crate::wire::{CareOf, Stamp, VifKey};
+use crate::wire::{CareOf, Stamp, VifKey, VnetId};
 
 use super::clients::ClientId;
 
@@ -140,6 +140,11 @@ impl<S> Registry<S> {
         id
     }
 
+    /// The vnets that have vifs here.
+    pub(super) fn vnets(&self) -> BTreeSet<VnetId> {
+        self.vifs.values().map(|vif| vif.key.vnet).collect()
+    }
+
     /// Takes a vif out.
     pub(super) fn remove(&mut self, id: LocalVif) -> Option<Vif<S>> {
         self.vifs.remove(&id.0)
@@ -242,12 +247,12 @@ mod tests {
             owner: Owner::Live(ClientId(1)),
             sockets: (),
             takes_lanes: false,
+            learn: None,
             queue_pairs: 1,
             active: true,
             stamp: None,
             moved: false,
             watched: false,
-            learn: None,
             since_ms: 0,
         }
     }

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use vnet::security::keys::{MemberKeys, Secret};
-use vnet::security::sadb::{Config, Inbound, Keyring, Output, Sadb, sender_key};
+use vnet::security::sadb::{Config, FRESH, Inbound, Keyring, Output, Sadb, sender_key};
 use vnet::security::{Level, Suite};
 use vnet::time::{Instant, Now};
 use vnet::wire::VnetId;
@@ -118,7 +118,8 @@ impl World {
         };
         let hosts = [host(0), host(1)];
         let (wire, recorded) = (VecDeque::new(), Vec::new());
-        Self { hosts, now: Instant::ZERO, wire, recorded, was_flooded: false }
+        // They have been running for a while: not every INIT needs a cookie.
+        Self { hosts, now: Instant::ZERO + FRESH, wire, recorded, was_flooded: false }
     }
 
     fn at(&self, host: usize) -> Now {

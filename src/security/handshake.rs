@@ -19,6 +19,7 @@
 mod cookies;
 #[cfg(test)]
 mod tests;
+pub mod token;
 
 use std::net::IpAddr;
 
@@ -183,6 +184,9 @@ pub struct Initiator {
     pub number: u32,
     /// With which key.
     pub key_id: u32,
+    header: Header,
+    noise: [u8; INIT_NOISE_LEN],
+    first_mac: MacKey,
     /// The INIT without its second MAC.
     init: Vec<u8>,
     cookie: Option<[u8; MAC_LEN]>,
@@ -208,8 +212,9 @@ impl Initiator {
         }
         let (vnet, key_id) = (parties.vnet, keys.id.0);
         let header = Header { kind: Kind::Init, vnet, key_id, sender: number, receiver: 0 };
-        let init = finish(&header, &noise, &keys.first_mac);
-        Ok(Self { state, parties, number, key_id, init, cookie: None })
+        let first_mac = keys.first_mac.clone();
+        let init = finish(&header, &noise, &first_mac);
+        Ok(Self { state, parties, number, key_id, header, noise, first_mac, init, cookie: None })
     }
 
     /// The INIT, as it is to be sent now.
@@ -223,8 +228,8 @@ impl Initiator {
         bytes
     }
 
-    /// Takes a COOKIE, whose first MAC was checked: the INIT has a second MAC from now on. False if
-    /// it answers another INIT.
+    /// Takes a COOKIE, whose first MAC was checked: the INIT has a second MAC from now on, and the
+    /// token that came with the cookie. False if it answers another INIT.
     pub fn handle_cookie(&mut self, message: &Message<'_>) -> bool {
         let Some((cookie, echo)) = message.body.split_first_chunk::<MAC_LEN>() else {
             return false;
@@ -232,6 +237,8 @@ impl Initiator {
         let is_ours = self.init.ends_with(echo) && message.header.receiver == self.number;
         if is_ours {
             self.cookie = Some(*cookie);
+            self.header.receiver = message.header.sender;
+            self.init = finish(&self.header, &self.noise, &self.first_mac);
         }
         is_ours
     }

@@ -21,7 +21,9 @@
 //!
 //! **Who begins again.** The initiator of a session when it is [`Config::rekey`] old, the other side
 //! some time later if that did not happen, each only while it wants to send. When both begin at
-//! once, the INIT of the lower address is dropped by the higher, which is answered.
+//! once, the INIT of the lower address is dropped by the higher, which is answered. Who has answered an
+//! INIT does not begin, but for a moment only ([`HALF_OPEN_YIELDS`]): if it was a recorded one nobody
+//! confirms it.
 //!
 //! **Losses.** Only the initiator repeats: INIT until RESPONSE, CONFIRM until ACK. A responder answers
 //! repetitions alike, so it needs no timer but the end of its patience. After [`TRIES`] an initiator
@@ -29,6 +31,8 @@
 //!
 //! **A host that lost its memory** is not noticed by those who send to it: their packets name sessions
 //! that it does not know. Its backends say so, and it begins a handshake itself ([`Sadb::renew`]).
+//! It does not know either which INITs it has answered before, so for a while ([`FRESH`]) it answers those
+//! only that come with a cookie of its own: a round trip more, and nothing recorded has one.
 //!
 //! **Floods.** Without the vnet key nobody gets past the first MAC: no state, no answer. More INITs
 //! with a right one than [`INITS_PER_SECOND`] (recorded ones, from false addresses) are answered
@@ -48,6 +52,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Level;
+use super::handshake::token::TokenKey;
 use super::handshake::{Agreed, Cookies, Parties};
 use super::keys::{KeyId, MemberKeys, Secret};
 use super::noise::Entropy;
@@ -74,8 +79,14 @@ pub const LAST_WAIT: Duration = Duration::from_secs(3);
 pub const HOLD: Duration = Duration::from_secs(3);
 /// How long an answered INIT waits for its confirmation: longer than the initiator tries.
 pub const HALF_OPEN: Duration = Duration::from_secs(30);
+/// How long a handshake of our own lets it go first: some round trips, and repetitions of what was
+/// lost.
+pub const HALF_OPEN_YIELDS: Duration = Duration::from_secs(1);
 /// How far the initiator's clock may be from the responder's.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(90);
+/// How long after the start every INIT needs a cookie: so long one that was recorded before it can look
+/// new, if the initiator's clock is ahead.
+pub const FRESH: Duration = Duration::from_secs(2 * CLOCK_TOLERANCE.as_secs());
 /// INITs handled per second without a cookie.
 pub const INITS_PER_SECOND: u32 = 64;
 /// Renewals of a link per second, and [`RENEWALS_AT_ONCE`]. With as many of its other side's there are
@@ -100,7 +111,7 @@ counters! {
         sa_ended = "sessions that ended: replaced, too old, their key withdrawn",
         handshake_tx = "handshake messages sent",
         handshake_rx = "handshake messages received",
-        handshake_cookies = "of handshake_tx, cookies: INITs came faster than they are answered",
+        handshake_cookies = "of handshake_tx, cookies: INITs came faster than they are answered, or in the first three minutes",
         handshake_drop_malformed = "handshake messages that are malformed",
         handshake_drop_vnet = "handshake messages for a vnet or with a key that this host does not have",
         handshake_drop_forged = "handshake messages that no holder of the key made for this host",
@@ -144,6 +155,8 @@ pub struct Sadb {
     entropy: Entropy,
     cookies: Cookies,
     cookies_turn: Instant,
+    /// When there were keys for the first time.
+    start: Option<Instant>,
     vnets: BTreeMap<VnetId, Keyring>,
     peers: BTreeMap<Link, Peer>,
     /// Session numbers in use, and whose they are.
@@ -167,6 +180,7 @@ impl Sadb {
             own: own.to_canonical(),
             cookies: Cookies::new(&entropy),
             cookies_turn: Instant::ZERO,
+            start: None,
             entropy,
             vnets: BTreeMap::new(),
             peers: BTreeMap::new(),
@@ -184,6 +198,7 @@ impl Sadb {
     /// The keys of a vnet, or that it has none any more. Sessions made with keys that are gone end
     /// now; those made with a key that is only still accepted are replaced soon.
     pub fn set_vnet(&mut self, vnet: VnetId, keyring: Option<Keyring>, now: Now) {
+        self.start.get_or_insert(now.mono);
         let links: Vec<Link> = self.peers.keys().filter(|(of, _)| *of == vnet).copied().collect();
         match keyring {
             Some(keyring) => self.vnets.insert(vnet, keyring),
@@ -210,7 +225,8 @@ impl Sadb {
     /// can make such packets in its name, so a link is renewed now and then only.
     pub fn renew(&mut self, vnet: VnetId, peer: IpAddr, now: Now) {
         let link = (vnet, peer.to_canonical());
-        let refuses = |peer: &mut Peer| peer.is_negotiating() || !peer.renewals.take(now.mono);
+        let refuses =
+            |peer: &mut Peer| peer.is_negotiating(now.mono) || !peer.renewals.take(now.mono);
         if self.peers.get_mut(&link).is_some_and(refuses)
             || !self.vnets.contains_key(&vnet)
             || !self.has_room(link, now)
@@ -322,9 +338,19 @@ impl Sadb {
         self.timers.first().map(|(at, _)| *at)
     }
 
+    /// What tokens are made with at the moment: INITs with the right one are worth more.
+    pub const fn token_key(&self) -> TokenKey {
+        self.cookies.token_key()
+    }
+
     /// What it did, refused and dropped.
     pub fn counters(&self) -> &SadbCounters {
         &self.counters
+    }
+
+    /// Whether INITs may have been answered before by a predecessor.
+    fn is_fresh(&self, now: Now) -> bool {
+        self.start.is_none_or(|start| now.mono < start + FRESH)
     }
 
     fn keys(&self, vnet: VnetId, id: KeyId) -> Option<&MemberKeys> {

@@ -111,8 +111,8 @@ pub fn enable_gro(socket: BorrowedFd<'_>) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Room for each received message: the largest that UDP can carry, so that none is ever cut.
-const ROOM: usize = 65_536;
+/// Room for a message that may be the longest that UDP can carry, so that none is ever cut.
+pub const LONGEST: usize = 65_536;
 /// Messages received in one system call: as much as stays in a level-2 cache.
 pub const RECEIVE_BATCH: usize = 16;
 /// Room for the control messages of one message.
@@ -145,9 +145,13 @@ impl<'a> Received<'a> {
     }
 }
 
-/// Received messages, in the order they came. The memory is touched only as far as they reach.
+/// Received messages of any length.
+pub type ReceiveBatch = Arrivals<LONGEST, RECEIVE_BATCH>;
+
+/// Received messages, in the order they came: as many as `COUNT` at a time, each of at most `ROOM`
+/// bytes. The memory is touched only as far as they reach.
 #[derive(Debug)]
-pub struct ReceiveBatch {
+pub struct Arrivals<const ROOM: usize, const COUNT: usize> {
     memory: Vec<u8>,
     slots: Vec<Slot>,
     /// Messages to be received at a time.
@@ -157,19 +161,19 @@ pub struct ReceiveBatch {
     pub overflow: Option<u32>,
 }
 
-impl Default for ReceiveBatch {
+impl<const ROOM: usize, const COUNT: usize> Default for Arrivals<ROOM, COUNT> {
     fn default() -> Self {
-        let slots = Vec::with_capacity(RECEIVE_BATCH);
-        Self { memory: vec![0; ROOM * RECEIVE_BATCH], slots, most: RECEIVE_BATCH, overflow: None }
+        let slots = Vec::with_capacity(COUNT);
+        Self { memory: vec![0; ROOM * COUNT], slots, most: COUNT, overflow: None }
     }
 }
 
-impl ReceiveBatch {
+impl<const ROOM: usize, const COUNT: usize> Arrivals<ROOM, COUNT> {
     /// Receives no more than about so many bytes at a time: fewer messages than there is room for,
     /// but one.
     pub fn bound(&mut self, bytes: u64) {
         let messages = usize::try_from(bytes).unwrap_or(usize::MAX) / ROOM;
-        self.most = messages.clamp(1, RECEIVE_BATCH);
+        self.most = messages.clamp(1, COUNT);
     }
 
     /// The n-th message.
@@ -229,12 +233,11 @@ impl ReceiveBatch {
     /// `WouldBlock` when none waits; others are the socket's.
     pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         self.clear();
-        let mut names = [const { MaybeUninit::<SockAddrStorage>::uninit() }; RECEIVE_BATCH];
-        let mut controls =
-            [const { MaybeUninit::<Control<CONTROL_ROOM>>::uninit() }; RECEIVE_BATCH];
-        let mut rooms = [empty_iovec(); RECEIVE_BATCH];
-        let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; RECEIVE_BATCH];
-        for (index, chunk) in self.memory.chunks_exact_mut(ROOM).take(RECEIVE_BATCH).enumerate() {
+        let mut names = [const { MaybeUninit::<SockAddrStorage>::uninit() }; COUNT];
+        let mut controls = [const { MaybeUninit::<Control<CONTROL_ROOM>>::uninit() }; COUNT];
+        let mut rooms = [empty_iovec(); COUNT];
+        let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; COUNT];
+        for (index, chunk) in self.memory.chunks_exact_mut(ROOM).take(COUNT).enumerate() {
             rooms[index] = libc::iovec { iov_base: chunk.as_mut_ptr().cast(), iov_len: ROOM };
             let name = names[index].write(SockAddrStorage::zeroed());
             let mut message = empty_header();

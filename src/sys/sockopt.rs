@@ -10,6 +10,13 @@ use libc::{c_int, c_void, sock_filter, socklen_t};
 const SO_NETNS_COOKIE: c_int = 71;
 
 /// From `asm-generic/socket.h`.
+const SO_MEMINFO: c_int = 55;
+/// From `linux/sock_diag.h`: how many values there are (SK_MEMINFO_VARS), and which is that of drops.
+const MEMINFO_VALUES: usize = 9;
+/// See [`MEMINFO_VALUES`].
+const MEMINFO_DROPS: usize = 8;
+
+/// From `asm-generic/socket.h`.
 const PEER_PROCESS: IntOption = (libc::SOL_SOCKET, 77);
 
 /// A level and a name of an option whose value is an `int`.
@@ -43,6 +50,18 @@ pub fn netns_cookie(socket: &impl AsFd) -> u64 {
     // SAFETY: `cookie` is a live u64 and `len` its size, so the kernel writes no more than that.
     unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, to, &raw mut len) };
     cookie
+}
+
+/// How many datagrams the kernel has dropped that were for this socket, because its buffer was full or
+/// its filter did not let them pass (`SO_MEMINFO`); wraps.
+pub fn drops(socket: &impl AsFd) -> io::Result<u32> {
+    let mut values = [0_u32; MEMINFO_VALUES];
+    let mut len = socklen::<[u32; MEMINFO_VALUES]>();
+    let fd = socket.as_fd().as_raw_fd();
+    let to = values.as_mut_ptr().cast();
+    // SAFETY: `values` is live and `len` its size, so the kernel writes no more than that.
+    let rc = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, SO_MEMINFO, to, &raw mut len) };
+    if rc == 0 { Ok(values[MEMINFO_DROPS]) } else { Err(io::Error::last_os_error()) }
 }
 
 /// An instruction of classic BPF: code, jump if true, jump if false, operand.

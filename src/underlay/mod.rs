@@ -7,11 +7,13 @@
 //! | File | What |
 //! |---|---|
 //! | [`sockets`] | opens the sockets of vifs and of varpd, and filters what they receive |
+//! | [`classes`] | sorts what comes to varpd, so that floods of one kind spare the others |
 //! | [`udp`] | the underlay over UDP |
 //! | [`steering`] | which queue pair gets a datagram |
 //! | [`segmentation`] | where the kernel may be asked to cut messages into datagrams |
 //! | [`probe`] | whether this kernel does so without damage |
 
+pub mod classes;
 pub mod probe;
 pub mod segmentation;
 pub mod sockets;

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!  socket        bound to                  receives
-//!  VARP unicast  underlay address, 1798    VARP answers; taken by one varpd only
-//!  VARP group    group, 1798               of the group's datagrams, VARP
+//!  VARP unicast  underlay address, 1798    VARP and handshakes, one socket for each class of
+//!                                          them (see [`classes`]); taken by one varpd only
+//!  VARP group    group, 1798               of the group's datagrams, VARP; of questions, those
+//!                                          about vnets of this host
 //!  vif unicast   underlay address, own     the vif's frames: the port is the demultiplexer
 //!  vif group     group, 1798               of the group's datagrams, frames of the vif's vnet
 //!  vif sender    underlay address, other   nothing: see below
@@ -22,24 +24,32 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockFilter, Socket, Type};
+use socket2::{
+    Domain, InterfaceIndexOrAddress, Protocol, SockAddr, SockFilter, SockRef, Socket, Type,
+};
 use thiserror::Error;
 
+use super::classes::{self, Class};
 use super::steering;
+use crate::security::handshake::token::TokenKey;
 use crate::sys::sockopt::{self, Instruction};
-use crate::wire::{VnetId, esp};
+use crate::wire::{VnetId, esp, varp};
 
 /// Asked for as send and receive buffer of a vif's sockets, in bytes: at 25 Gbit/s five milliseconds
 /// without the CPU.
 const VIF_BUFFER: i32 = 16 << 20;
-/// The same for VARP: some thousand messages.
-const VARP_BUFFER: i32 = 1 << 20;
+/// The same for VARP: some thousand messages. The kernel doubles it.
+const VARP_BUFFER: i32 = 4 << 20;
+/// The same for first messages of handshakes. What waits here may be a flood, and is old by the time
+/// it is read: as much as varpd reads in some milliseconds is enough.
+const NEWCOMER_BUFFER: i32 = 1 << 20;
 /// Attempts at an ephemeral port that isn't the VARP port.
 const EPHEMERAL_TRIES: usize = 8;
 /// Attempts at one for a queue pair to send from, of which every sixteenth is right: all fail once in
@@ -137,6 +147,32 @@ impl VifSockets {
     }
 }
 
+/// The sockets at varpd's own address and port.
+#[derive(Debug)]
+pub struct VarpSockets {
+    /// In the order of [`Class::ALL`].
+    classes: Vec<UdpSocket>,
+    /// Gets what is of no class, and drops it.
+    junk: UdpSocket,
+}
+
+impl VarpSockets {
+    /// That of a class. Messages are sent from any.
+    pub fn of(&self, class: Class) -> Option<&UdpSocket> {
+        self.classes.get(class as usize)
+    }
+
+    /// That which drops all.
+    pub fn junk(&self) -> &UdpSocket {
+        &self.junk
+    }
+
+    /// INITs with tokens of this key are worth more than others from now on.
+    pub fn sort(&self, address: IpAddr, key: TokenKey) -> io::Result<()> {
+        sockopt::attach_reuseport(&self.junk, &classes::program(address, key))
+    }
+}
+
 /// Why sockets that a backend brought can't be taken for those of a vif.
 #[derive(Debug, Error)]
 pub enum AdoptError {
@@ -203,18 +239,44 @@ impl Opener {
         &self.site
     }
 
-    /// The socket that VARP is sent from and answered to. [`io::ErrorKind::AddrInUse`]: another
-    /// varpd has the address and port.
-    pub fn varp_unicast(&self) -> io::Result<UdpSocket> {
-        let socket = self.socket(VARP_BUFFER)?;
-        self.sends(&socket)?;
-        socket.bind(&self.local(self.site.address, self.site.port).into())?;
-        Ok(socket.into())
+    /// The sockets that VARP and handshakes are sent from and answered to. [`io::ErrorKind::AddrInUse`]:
+    /// another varpd has the address and port.
+    pub fn varp_unicast(&self, key: TokenKey) -> io::Result<VarpSockets> {
+        let at = self.local(self.site.address, self.site.port).into();
+        let [first, others @ ..] = Class::ALL.map(|class| match class {
+            Class::Newcomer => self.socket(NEWCOMER_BUFFER),
+            _ => self.socket(VARP_BUFFER),
+        });
+        let first = first?;
+        self.sends(&first)?;
+        first.bind(&at)?;
+        let mut classes = vec![first];
+        for socket in others {
+            // The first was bound alone, so the port is nobody else's; now it is shared.
+            classes.push(self.beside(classes.first(), socket?, &at)?);
+        }
+        let junk = self.socket(0)?;
+        attach_filter(&junk, &nothing_filter())?;
+        let junk = self.beside(classes.first(), junk, &at)?;
+        let sockets = VarpSockets {
+            classes: classes.into_iter().map(UdpSocket::from).collect(),
+            junk: junk.into(),
+        };
+        sockets.sort(self.site.address, key)?;
+        Ok(sockets)
     }
 
-    /// The socket that receives VARP sent to the group.
+    /// Another socket where the first is.
+    fn beside(&self, first: Option<&Socket>, socket: Socket, at: &SockAddr) -> io::Result<Socket> {
+        first.into_iter().chain([&socket]).try_for_each(|s| s.set_reuse_port(true))?;
+        socket.bind(at)?;
+        Ok(socket)
+    }
+
+    /// The socket that receives VARP sent to the group, but no questions until
+    /// [`hear_questions`] says which.
     pub fn varp_group(&self, group: IpAddr) -> io::Result<UdpSocket> {
-        let socket = self.group_socket(group, VARP_BUFFER, &varp_filter())?;
+        let socket = self.group_socket(group, VARP_BUFFER, &varp_filter(&[]))?;
         Ok(socket.into())
     }
 
@@ -226,6 +288,7 @@ impl Opener {
         queue_pairs: u8,
     ) -> io::Result<VifSockets> {
         let group = self.group_socket(group, VIF_BUFFER, &frames.filter())?;
+        sockopt::set(&group, sockopt::LOCK_FILTER, 1)?;
         let first = self.alone(|_| true, EPHEMERAL_TRIES)?;
         let address = local_address(&first)?;
         let mut unicast = vec![first];
@@ -403,7 +466,6 @@ impl Opener {
     ) -> io::Result<Socket> {
         let socket = self.socket(buffer)?;
         attach_filter(&socket, filter)?;
-        sockopt::set(&socket, sockopt::LOCK_FILTER, 1)?;
         socket.set_reuse_address(true)?;
         socket.bind(&self.local(group, self.site.port).into())?;
         self.receives_group(&socket, group)?;
@@ -486,6 +548,14 @@ impl Opener {
     }
 }
 
+/// The socket of [`Opener::varp_group`] lets questions about these vnets pass from now on, or all if the
+/// vnets are too many.
+pub fn hear_questions(socket: &UdpSocket, vnets: &BTreeSet<VnetId>) -> io::Result<()> {
+    let vnets: Vec<VnetId> = vnets.iter().copied().collect();
+    let socket = SockRef::from(socket);
+    attach_filter(&socket, &varp_filter(&vnets))
+}
+
 fn attach_filter(socket: &Socket, filter: &[Instruction]) -> io::Result<()> {
     let instruction = |&(code, jt, jf, k): &Instruction| SockFilter::new(code, jt, jf, k);
     socket.attach_filter(&filter.iter().map(instruction).collect::<Vec<_>>())
@@ -513,6 +583,8 @@ const AND: u16 = 0x54;
 const JUMP_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
 const WHOLE: u32 = u32::MAX;
+/// Vnets that are looked for one by one; jumps reach no further than 255 instructions.
+const MOST_VNETS: u8 = 200;
 const NOTHING: u32 = 0;
 
 /// Passes nothing.
@@ -520,14 +592,29 @@ fn nothing_filter() -> [Instruction; 1] {
     [(RETURN, 0, 0, NOTHING)]
 }
 
-/// Passes VARP: its magic number is "VA".
-fn varp_filter() -> [Instruction; 4] {
-    [
-        (LOAD_H, 0, 0, PAYLOAD),
-        (JUMP_EQUAL, 0, 1, u16::from_be_bytes(*b"VA").into()),
-        (RETURN, 0, 0, WHOLE),
+/// Passes VARP of this version: requests about these vnets, or about all if they are too many, and
+/// all else. Whoever has no vif on a vnet has no answer to a request that was sent to all.
+fn varp_filter(vnets: &[VnetId]) -> Vec<Instruction> {
+    let [v, a] = varp::MAGIC;
+    let start = u32::from_be_bytes([v, a, varp::VERSION, 0]);
+    let mut filter = vec![
+        (LOAD_W, 0, 0, PAYLOAD),
+        (AND, 0, 0, 0xffff_ff00),
+        (JUMP_EQUAL, 1, 0, start),
         (RETURN, 0, 0, NOTHING),
-    ]
+    ];
+    if let Some(count) = u8::try_from(vnets.len()).ok().filter(|count| *count <= MOST_VNETS) {
+        filter.extend([
+            (LOAD_B, 0, 0, PAYLOAD + varp::OPCODE_OFFSET as u32),
+            (JUMP_EQUAL, 0, count + 2, varp::REQUEST.into()),
+            (LOAD_W, 0, 0, PAYLOAD + varp::VNET_OFFSET as u32),
+        ]);
+        let ways = (1..=count).rev().zip(vnets);
+        filter.extend(ways.map(|(to_pass, vnet)| (JUMP_EQUAL, to_pass, 0, vnet.get())));
+        filter.push((RETURN, 0, 0, NOTHING));
+    }
+    filter.push((RETURN, 0, 0, WHOLE));
+    filter
 }
 
 /// Passes tunnelled frames (first nibble 4) of one vnet (32 bits at offset 4).

@@ -16,7 +16,8 @@ use crate::sys::seqpacket::Listener;
 use crate::sys::signal::Termination;
 use crate::time::{Instant, Now};
 use crate::underlay::sockets::{Opener, VifSockets};
-use crate::wire::VnetId;
+use crate::wire::varp::Message;
+use crate::wire::{VnetId, handshake};
 
 use super::admission::Admission;
 use super::clients::{ClientId, Clients, Sent};
@@ -26,13 +27,11 @@ use super::registry::{Owner, Registry};
 use super::security::Security;
 use super::speakers::Speakers;
 use super::stats::Runs;
-use super::varp::{Heard, Varp, Via};
+use super::varp::{Varp, Via};
 use super::{VarpdError, failed};
 
 /// Sources looked at in a turn.
 const TURN: usize = 64;
-/// VARP datagrams taken from one socket in a turn: a flood must not starve the clients.
-const VARP_BUDGET: usize = 64;
 /// Connections accepted in a turn.
 const ACCEPT_BUDGET: usize = 16;
 /// How long no connection is accepted after the system refused one (too many open files).
@@ -58,18 +57,18 @@ impl Source {
     pub(super) fn token(self) -> u64 {
         match self {
             Self::Termination => 0,
-            Self::Varp(Via::Unicast) => 1,
+            Self::Listener => 1,
             Self::Varp(Via::Group) => 2,
-            Self::Listener => 3,
+            Self::Varp(Via::Unicast(class)) => 3 + class as u64,
             Self::Late(LocalVif(id)) => FIRST_LATE | id,
             Self::Client(ClientId(id)) => id,
         }
     }
 
     fn of(token: u64) -> Self {
-        let fixed =
-            [Self::Termination, Self::Varp(Via::Unicast), Self::Varp(Via::Group), Self::Listener];
-        let found = fixed.into_iter().find(|source| source.token() == token);
+        let varp = Via::ALL.into_iter().map(Self::Varp);
+        let mut fixed = [Self::Termination, Self::Listener].into_iter().chain(varp);
+        let found = fixed.find(|source| source.token() == token);
         match token.checked_sub(FIRST_LATE) {
             Some(id) => Self::Late(LocalVif(id)),
             None => found.unwrap_or(Self::Client(ClientId(token))),
@@ -122,7 +121,6 @@ impl Daemon {
         let main_group = config.main_group(address);
         let termination = Termination::new().map_err(failed("wait for signals"))?;
         let poller = Poller::new(TURN).map_err(failed("open an epoll set"))?;
-        let varp = Varp::open(&opener, main_group)?;
         let seed = process::random().map_err(failed("get random numbers"))?;
         let [l0, l1, l2, l3] = process::random().map_err(failed("get random numbers"))?;
         let lane_seed = u32::from_ne_bytes([l0, l1, l2, l3]);
@@ -132,12 +130,14 @@ impl Daemon {
             .map_err(|(name, source)| VarpdError::User { name, source })?;
         let secret = process::random().map_err(failed("get random numbers"))?;
         let security = Security::new(&config, address, secret);
+        let varp = Varp::open(&opener, main_group, security.sadb.token_key())?;
         let listener = listen(&config, group)?;
         let add = |result: io::Result<()>| result.map_err(failed("fill the epoll set"));
         let read = Interest::Read;
         add(poller.add(&termination, Source::Termination.token(), read))?;
-        add(poller.add(&varp.unicast, Source::Varp(Via::Unicast).token(), read))?;
-        add(poller.add(&varp.group, Source::Varp(Via::Group).token(), read))?;
+        for via in Via::ALL {
+            add(poller.add(varp.socket(via), Source::Varp(via).token(), read))?;
+        }
         add(poller.add(&listener, Source::Listener.token(), read))?;
         let limits = &config.limits;
         let mut daemon = Self {
@@ -194,6 +194,7 @@ impl Daemon {
                 self.drive(now);
             }
             self.handle_timeouts(now);
+            self.varp.flush(now.mono, &self.counters);
         }
     }
 
@@ -216,20 +217,30 @@ impl Daemon {
     }
 
     fn handle_varp(&mut self, via: Via, now: Now) {
-        let mut budget = VARP_BUDGET;
-        while let Some((from, message)) = self.varp.recv(via, &mut budget, &self.counters) {
-            match message {
-                Heard::Varp(message) => {
-                    log::trace!("VARP from {from}: {message:?}");
-                    let checked = self.security.check(from, message, &self.counters, now);
-                    let Some(message) = checked else { continue };
-                    self.mapper.handle_message(from, via == Via::Group, &message, now);
-                }
-                Heard::Handshake(bytes) => {
-                    self.security.sadb.handle_message(from.ip(), &bytes, now);
-                }
-            }
+        let Some(batch) = self.varp.receive(via, &self.counters) else { return };
+        for message in (0..batch.len()).filter_map(|n| batch.get(n)) {
+            self.hear(via, message.from, message.bytes, now);
             self.drive(now);
+        }
+        self.varp.give_back(batch);
+    }
+
+    fn hear(&mut self, via: Via, from: SocketAddr, bytes: &[u8], now: Now) {
+        let is_group = via == Via::Group;
+        if !is_group && handshake::Message::is_one(bytes) {
+            return self.security.sadb.handle_message(from.ip(), bytes, now);
+        }
+        let message = match Message::parse(bytes) {
+            Ok(message) => message,
+            Err(e) => {
+                log::trace!("VARP from {from}: {e}");
+                return self.counters.inc(VarpdCounter::varp_rx_malformed);
+            }
+        };
+        log::trace!("VARP from {from}: {message:?}");
+        let from = SocketAddr::new(from.ip(), from.port());
+        if let Some(message) = self.security.check(from, message, &self.counters, now) {
+            self.mapper.handle_message(from, is_group, &message, now);
         }
     }
 
@@ -329,6 +340,8 @@ impl Daemon {
             self.mapper.handle_timeout(now);
         }
         self.security_timeout(now);
+        self.varp.sort_by(self.security.sadb.token_key(), now.mono);
+        self.varp.count_drops(false, now.mono, &self.counters);
         for vif in self.registry.expired(now.mono) {
             self.forget_vif(vif, now);
         }
@@ -337,6 +350,7 @@ impl Daemon {
             self.drop_if_stalled(client, Sent::Stalled, now);
         }
         while let Some(run) = self.runs.poll_done(now.mono) {
+            self.varp.count_drops(true, now.mono, &self.counters);
             let rows = self.stats_rows(&run.answers);
             let sent = self.clients.send_rows(run.client, rows, &self.poller, now);
             self.drop_if_stalled(run.client, sent, now);
@@ -432,15 +446,16 @@ mod tests {
     #[test]
     fn tokens_name_sources() {
         let client = Source::Client(ClientId(FIRST_CLIENT));
-        for source in [
+        let varp = Via::ALL.map(Source::Varp);
+        let others = [
             Source::Termination,
-            Source::Varp(Via::Unicast),
-            Source::Varp(Via::Group),
             Source::Listener,
             Source::Late(LocalVif(0)),
             Source::Late(LocalVif(7)),
             client,
-        ] {
+        ];
+        for source in varp.into_iter().chain(others) {
+            assert!(source == client || source.token() != FIRST_CLIENT);
             assert_eq!(Source::of(source.token()), source);
         }
     }

@@ -134,10 +134,15 @@ impl Daemon {
             }
             return self.mapper.claim(known).is_some();
         }
-        if self.learnt.of(id).count() >= self.config.limits.learnt_per_vif {
+        let (count, most) = (self.learnt.of(id).count(), self.most_learnt(id));
+        if count >= most {
             match self.learnt.oldest_lost(id) {
                 Some(lost) => self.drop_learnt(lost, now),
-                None => return false,
+                None => {
+                    let beyond = u64::from(most < self.config.limits.learnt_per_vif);
+                    self.counters.add(VarpdCounter::macs_beyond, beyond);
+                    return false;
+                }
             }
         }
         let alias = self.registry.next_id();
@@ -151,6 +156,19 @@ impl Daemon {
         log::debug!("{key} is behind vif {id:?} at {coa}");
         self.mapper.set_active(alias, true, stamp, now);
         true
+    }
+
+    /// How many there may be behind a vif: as many as its backend said, and the configuration allows.
+    fn most_learnt(&self, id: LocalVif) -> usize {
+        let said = self.registry.get(id).and_then(|vif| vif.learn).map(usize::from);
+        said.unwrap_or(usize::MAX).min(self.config.limits.learnt_per_vif)
+    }
+
+    /// A vif has another backend, which may learn less: what is beyond that is behind it no more.
+    pub(super) fn bound_learnt(&mut self, id: LocalVif, now: Now) {
+        let beyond = self.learnt.of(id).skip(self.most_learnt(id)).map(|(learnt, _)| learnt);
+        let beyond: Vec<LocalVif> = beyond.collect();
+        beyond.into_iter().for_each(|learnt| self.drop_learnt(learnt, now));
     }
 
     /// These MACs are not behind the vif any more.

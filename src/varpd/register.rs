@@ -32,6 +32,8 @@ pub(super) struct Registration {
     pub(super) queue_pairs: u8,
     pub(super) active: bool,
     pub(super) stamp: Option<Stamp>,
+    /// How many MACs it says that it learns at most, if it says so.
+    pub(super) learn: Option<u16>,
 }
 
 /// Where the sockets of a vif come from.
@@ -47,7 +49,7 @@ impl Daemon {
     pub(super) fn register(
         &mut self,
         id: ClientId,
-        wanted: Registration,
+        mut wanted: Registration,
         fds: Vec<OwnedFd>,
         now: Now,
     ) -> Result<(), Failure> {
@@ -64,10 +66,10 @@ impl Daemon {
             self.counters.inc(VarpdCounter::vifs_denied);
             return Err(Failure::fatal(ErrorCode::Denied, refusal.to_string()));
         }
-        if let Err(refusal) = self.speakers.check(peer, key) {
+        wanted.learn = self.speakers.check(peer, key, wanted.learn).map_err(|refusal| {
             self.counters.inc(VarpdCounter::vifs_denied);
-            return Err(Failure::fatal(ErrorCode::Denied, refusal.to_string()));
-        }
+            Failure::fatal(ErrorCode::Denied, refusal.to_string())
+        })?;
         self.security
             .load(key.vnet, &self.config, &self.counters, now)
             .map_err(|text| Failure::fatal(ErrorCode::Failed, text))?;
@@ -102,7 +104,7 @@ impl Daemon {
         }
         if let Some(client) = self.clients.get_mut(id) {
             client.role = Role::Backend(vif);
-            self.speakers.enter(&client.connection, peer, key);
+            self.speakers.enter(&client.connection, peer, key, wanted.learn);
         }
         self.counters.inc(VarpdCounter::vifs_registered);
         if self.welcome(id, vif, origin, mtu, now) {
@@ -252,7 +254,9 @@ impl Daemon {
             vif.owner = Owner::Live(client);
             vif.peer = peer;
             vif.takes_lanes = wanted.takes_lanes;
+            vif.learn = wanted.learn;
             vif.since_ms = now.wall_ms;
+            self.bound_learnt(kept, now);
             return Ok(kept);
         }
         // The new backend's receiver understands something else: it's another care-of address.
@@ -284,6 +288,7 @@ impl Daemon {
             owner: Owner::Live(client),
             sockets,
             takes_lanes: wanted.takes_lanes,
+            learn: wanted.learn,
             queue_pairs: wanted.queue_pairs,
             active: wanted.active,
             is_new: false,
@@ -293,6 +298,7 @@ impl Daemon {
             watched: false,
             since_ms: now.wall_ms,
         });
+        self.varp.hear_questions(self.registry.vnets(), now.mono);
         self.mapper.add_vif(id, key, coa).map_err(|e| {
             self.registry.remove(id);
             let code = if e == AddError::Full { ErrorCode::Limit } else { ErrorCode::Invalid };

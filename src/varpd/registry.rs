@@ -5,14 +5,14 @@
 //! of one user may have the same key: when a guest migrates within the host, the new backend waits
 //! beside the old one until its rings start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
 use crate::mapper::LocalVif;
 use crate::sys::seqpacket::Peer;
 use crate::time::{Instant, Now};
-use crate::wire::{CareOf, Stamp, VifKey};
+use crate::wire::{CareOf, Stamp, VifKey, VnetId};
 
 use super::clients::ClientId;
 
@@ -38,6 +38,8 @@ pub(super) struct Vif<S> {
     pub(super) sockets: S,
     /// Its backend takes lanes.
     pub(super) takes_lanes: bool,
+    /// How many MACs behind it its backend says that it learns at most, if it says so.
+    pub(super) learn: Option<u16>,
     /// Number of its queue pairs.
     pub(super) queue_pairs: u8,
     /// Its rings run, as far as is known.
@@ -144,6 +146,11 @@ impl<S> Registry<S> {
         id
     }
 
+    /// The vnets that have vifs here.
+    pub(super) fn vnets(&self) -> BTreeSet<VnetId> {
+        self.vifs.values().map(|vif| vif.key.vnet).collect()
+    }
+
     /// Takes a vif out.
     pub(super) fn remove(&mut self, id: LocalVif) -> Option<Vif<S>> {
         self.vifs.remove(&id.0)
@@ -246,6 +253,7 @@ mod tests {
             owner: Owner::Live(ClientId(1)),
             sockets: (),
             takes_lanes: false,
+            learn: None,
             queue_pairs: 1,
             active: true,
             is_new: false,

@@ -102,13 +102,18 @@ impl Daemon {
         match (client.role, request) {
             (
                 Role::Unknown,
-                Request::Register { key, capabilities, queue_pairs, active, stamp },
+                Request::Register { key, capabilities, queue_pairs, active, stamp, learn },
             ) => {
-                let takes_lanes = capabilities.contains(Capabilities::LANES);
-                // What other hosts hear of.
-                let capabilities = capabilities.without(Capabilities::LANES);
-                let registration =
-                    Registration { key, capabilities, takes_lanes, queue_pairs, active, stamp };
+                let registration = Registration {
+                    key,
+                    // What other hosts hear of.
+                    capabilities: capabilities.without(Capabilities::LANES),
+                    takes_lanes: capabilities.contains(Capabilities::LANES),
+                    queue_pairs,
+                    active,
+                    stamp,
+                    learn,
+                };
                 let registered = self.register(id, registration, fds, now);
                 if registered.is_err() {
                     self.counters.inc(VarpdCounter::vifs_refused);
@@ -287,6 +292,7 @@ impl Daemon {
             self.clear_learnt(id, now);
             self.mapper.remove_vif(id, now);
             self.security.forget_vif(id);
+            self.varp.hear_questions(self.registry.vnets(), now.mono);
         }
     }
 

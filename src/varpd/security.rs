@@ -402,7 +402,7 @@ impl Daemon {
         match output {
             Output::Send { to, bytes, .. } => {
                 let to = SocketAddr::new(to, self.config.port.0);
-                self.varp.send_bytes(to, &bytes, now.mono, &self.counters);
+                self.varp.send_bytes(to, bytes, now.mono, &self.counters);
             }
             Output::Receive { vnet, peer, number } => self.hand_out((vnet, peer), number, now),
             Output::Serve { vnet, peer } => {

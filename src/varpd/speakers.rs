@@ -7,6 +7,9 @@
 //!
 //! Nor is it an operator: tables and events tell of all vnets, and to flush the cache costs them all.
 //!
+//! The same holds for how many MACs a backend learns: it says so when it registers, and a process that
+//! registers again can say less, but not more.
+//!
 //! A process is known by its number until it has ended. varpd that was started anew knows none.
 
 #![forbid(unsafe_code)]
@@ -51,10 +54,18 @@ impl Mortal for Process {
     }
 }
 
+/// A process and what it said first.
+#[derive(Debug)]
+struct Speaker<P> {
+    key: VifKey,
+    learn: Option<u16>,
+    process: P,
+}
+
 /// All of them. `P` is a process.
 #[derive(Debug)]
 pub(super) struct Speakers<P = Process> {
-    by_pid: BTreeMap<i32, (VifKey, P)>,
+    by_pid: BTreeMap<i32, Speaker<P>>,
     /// As many are there when those that have ended are forgotten.
     sweep_at: usize,
 }
@@ -68,45 +79,63 @@ impl<P> Default for Speakers<P> {
 impl Speakers {
     /// The process at the other end of a connection speaks for a vif from now on. One that can't be
     /// told from its successors (before Linux 6.5), or has ended already, is not remembered.
-    pub(super) fn enter(&mut self, connection: &Connection, peer: Peer, key: VifKey) {
+    pub(super) fn enter(
+        &mut self,
+        connection: &Connection,
+        peer: Peer,
+        key: VifKey,
+        learn: Option<u16>,
+    ) {
         match connection.process() {
-            Ok(process) => self.insert(peer, key, process),
+            Ok(process) => self.insert(peer, Speaker { key, learn, process }),
             Err(e) => log::debug!("process {} can't be watched: {e}", peer.pid),
         }
     }
 }
 
 impl<P: Mortal> Speakers<P> {
-    /// The vif that a process speaks for, if it lives.
-    fn vif_of(&self, peer: Peer) -> Option<VifKey> {
-        let (own, process) = self.by_pid.get(&peer.pid)?;
-        (!process.has_ended()).then_some(*own)
+    /// What is known of a process that speaks for a vif and lives.
+    fn living(&self, peer: Peer) -> Option<&Speaker<P>> {
+        self.by_pid.get(&peer.pid).filter(|speaker| !speaker.process.has_ended())
     }
 
-    /// Whether a process may speak for a vif.
-    pub(super) fn check(&self, peer: Peer, key: VifKey) -> Result<(), OtherVif> {
-        match self.vif_of(peer) {
-            Some(own) if own != key => Err(OtherVif { pid: peer.pid, key: own }),
-            _ => Ok(()),
+    /// How many MACs a process may learn that wants to speak for a vif and to learn so many.
+    ///
+    /// # Errors
+    /// It may not speak for this vif.
+    pub(super) fn check(
+        &self,
+        peer: Peer,
+        key: VifKey,
+        learn: Option<u16>,
+    ) -> Result<Option<u16>, OtherVif> {
+        match self.living(peer) {
+            Some(speaker) if speaker.key != key => {
+                Err(OtherVif { pid: peer.pid, key: speaker.key })
+            }
+            Some(Speaker { learn: Some(first), .. }) => {
+                Ok(Some(learn.map_or(*first, |learn| learn.min(*first))))
+            }
+            _ => Ok(learn),
         }
     }
 
     /// Whether a process may ask what operators ask.
     pub(super) fn check_operator(&self, peer: Peer) -> Result<(), Speaks> {
-        match self.vif_of(peer) {
-            Some(key) => Err(Speaks { pid: peer.pid, key }),
+        match self.living(peer) {
+            Some(speaker) => Err(Speaks { pid: peer.pid, key: speaker.key }),
             None => Ok(()),
         }
     }
 
-    fn insert(&mut self, peer: Peer, key: VifKey, process: P) {
+    fn insert(&mut self, peer: Peer, speaker: Speaker<P>) {
         // Number 0 is that of every process in a namespace that is not seen from here.
         if peer.uid == ROOT || peer.pid == 0 {
             return;
         }
-        self.by_pid.insert(peer.pid, (key, process));
+        self.by_pid.insert(peer.pid, speaker);
         if self.by_pid.len() >= self.sweep_at {
-            self.by_pid.retain(|_, (_, process)| !process.has_ended());
+            self.by_pid.retain(|_, speaker| !speaker.process.has_ended());
             self.sweep_at = FEW.max(2 * self.by_pid.len());
         }
     }
@@ -129,6 +158,10 @@ mod tests {
         VifKey { vnet: VnetId::new(vnet).unwrap(), mac: Mac([2, 0, 0, 0, 0, mac]) }
     }
 
+    fn speaker(key: VifKey, learn: Option<u16>, ended: &Rc<Cell<bool>>) -> Speaker<Rc<Cell<bool>>> {
+        Speaker { key, learn, process: Rc::clone(ended) }
+    }
+
     fn peer(uid: u32, pid: i32) -> Peer {
         Peer { uid, pid }
     }
@@ -136,11 +169,11 @@ mod tests {
     #[test]
     fn a_process_has_one_vif_as_long_as_it_lives() {
         let (mut speakers, ended) = (Speakers::default(), Rc::new(Cell::new(false)));
-        assert_eq!(speakers.check(peer(1000, 7), key(42, 1)), Ok(()));
-        speakers.insert(peer(1000, 7), key(42, 1), Rc::clone(&ended));
-        assert_eq!(speakers.check(peer(1000, 7), key(42, 1)), Ok(()));
+        assert_eq!(speakers.check(peer(1000, 7), key(42, 1), None), Ok(None));
+        speakers.insert(peer(1000, 7), speaker(key(42, 1), None, &ended));
+        assert_eq!(speakers.check(peer(1000, 7), key(42, 1), None), Ok(None));
         for other in [key(42, 2), key(43, 1)] {
-            let refusal = speakers.check(peer(1000, 7), other).unwrap_err();
+            let refusal = speakers.check(peer(1000, 7), other, None).unwrap_err();
             let want = "process 7 speaks for vif 42/02:00:00:00:00:01, and for no other as long as \
                         it lives";
             assert_eq!(refusal.to_string(), want);
@@ -149,21 +182,39 @@ mod tests {
         let want = "process 7 speaks for vif 42/02:00:00:00:00:01, and is no operator as long as it \
                     lives";
         assert_eq!(refusal.to_string(), want);
-        assert_eq!(speakers.check(peer(1000, 8), key(43, 1)), Ok(()), "another process");
+        assert_eq!(speakers.check(peer(1000, 8), key(43, 1), None), Ok(None), "another process");
         assert_eq!(speakers.check_operator(peer(1000, 8)), Ok(()), "another process");
         ended.set(true);
         assert_eq!(speakers.check_operator(peer(1000, 7)), Ok(()), "another of that number");
-        assert_eq!(speakers.check(peer(1000, 7), key(43, 1)), Ok(()), "another of that number");
+        assert_eq!(
+            speakers.check(peer(1000, 7), key(43, 1), None),
+            Ok(None),
+            "another of that number"
+        );
     }
 
     #[test]
     fn root_and_those_without_a_number_are_not_held_to_it() {
         let mut speakers = Speakers::default();
         for who in [peer(0, 7), peer(1000, 0)] {
-            speakers.insert(who, key(42, 1), Rc::new(Cell::new(false)));
-            assert_eq!(speakers.check(who, key(43, 1)), Ok(()));
+            speakers.insert(who, speaker(key(42, 1), None, &Rc::new(Cell::new(false))));
+            assert_eq!(speakers.check(who, key(43, 1), None), Ok(None));
             assert_eq!(speakers.check_operator(who), Ok(()));
         }
+    }
+
+    #[test]
+    fn a_process_learns_no_more_than_it_said_first() {
+        let (mut speakers, ended) = (Speakers::default(), Rc::new(Cell::new(false)));
+        let (who, own) = (peer(1000, 7), key(42, 1));
+        assert_eq!(speakers.check(who, own, Some(300)), Ok(Some(300)));
+        speakers.insert(who, speaker(own, Some(2), &ended));
+        for (wanted, gets) in [(Some(300), 2), (None, 2), (Some(2), 2), (Some(1), 1)] {
+            assert_eq!(speakers.check(who, own, wanted), Ok(Some(gets)));
+        }
+        ended.set(true);
+        assert_eq!(speakers.check(who, own, Some(300)), Ok(Some(300)), "another of that number");
+        assert_eq!(speakers.check(who, own, None), Ok(None), "that knows nothing of it");
     }
 
     #[test]
@@ -171,7 +222,8 @@ mod tests {
         let mut speakers = Speakers::default();
         for pid in 1..10_000 {
             let lives = pid % 100 == 0;
-            speakers.insert(peer(1000, pid), key(42, 1), Rc::new(Cell::new(!lives)));
+            speakers
+                .insert(peer(1000, pid), speaker(key(42, 1), None, &Rc::new(Cell::new(!lives))));
         }
         assert!(speakers.by_pid.len() < 99 + 2 * FEW + 99, "{}", speakers.by_pid.len());
         assert!((1..100).all(|n| speakers.by_pid.contains_key(&(n * 100))));

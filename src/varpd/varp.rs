@@ -1,104 +1,180 @@
 //! VARP on the underlay: the sockets and what passes them.
+//!
+//! Messages are read in batches into memory that is used again, and sent in batches. A turn of the
+//! loop takes one batch from each socket, so whatever one of them is flooded with, the others, clients
+//! and timers have their turn.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::time::Duration;
 
 use crate::mapper::Destination;
 use crate::metrics::{VarpdCounter, VarpdCounters};
 use crate::quiet::Quiet;
+use crate::security::handshake::token::TokenKey;
+use crate::sys::iovec::IoVec;
+use crate::sys::{mmsg, sockopt};
 use crate::time::Instant;
-use crate::underlay::sockets::Opener;
-use crate::wire::handshake;
+use crate::underlay::classes::Class;
+use crate::underlay::sockets::{self, Opener, VarpSockets};
+use crate::wire::VnetId;
 use crate::wire::varp::Message;
 
 use super::{VarpdError, failed};
 
-/// Longer than any message, so that one that is too long is seen to be.
-const BUFFER: usize = 512;
+/// Room for a message, in bytes: longer than any, so that one that is too long is seen to be.
+const ROOM: usize = 256;
+/// Messages taken from one socket in a turn: a flood must not starve the clients.
+const BUDGET: usize = 64;
+/// Between two looks at what the kernel has dropped.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Messages that came.
+pub(super) type Batch = mmsg::Arrivals<ROOM, BUDGET>;
 
 /// Which way a message came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Via {
     /// To this host's address.
-    Unicast,
+    Unicast(Class),
     /// To the group.
     Group,
 }
 
-/// What was heard.
+impl Via {
+    /// All, the most useful first.
+    pub(super) const ALL: [Self; 5] = [
+        Self::Unicast(Class::Answer),
+        Self::Unicast(Class::Handshake),
+        Self::Group,
+        Self::Unicast(Class::Question),
+        Self::Unicast(Class::Newcomer),
+    ];
+}
+
+/// A counter of the kernel's, and what it was when it was last looked at.
 #[derive(Debug)]
-pub(super) enum Heard {
-    /// A VARP message.
-    Varp(Message),
-    /// A datagram that says to be a handshake message, unchecked.
-    Handshake(Vec<u8>),
+struct Drops {
+    counter: VarpdCounter,
+    seen: u32,
 }
 
 /// The sockets.
 #[derive(Debug)]
 pub(super) struct Varp {
-    pub(super) unicast: UdpSocket,
-    pub(super) group: UdpSocket,
+    unicast: VarpSockets,
+    group: UdpSocket,
+    address: IpAddr,
     /// Where messages to the group go.
     pub(super) group_address: SocketAddr,
+    token_key: TokenKey,
+    /// The vnets about which questions to the group are heard.
+    vnets: BTreeSet<VnetId>,
+    /// Lent out while its messages are looked at.
+    batch: Option<Batch>,
+    /// What is to be sent at the end of the turn.
+    outbox: Vec<(SocketAddr, Vec<u8>)>,
+    /// Of the sockets of classes in their order, and of that for what is of none.
+    drops: Vec<Drops>,
+    look_at: Instant,
     quiet: Quiet,
 }
 
 impl Varp {
     /// Opens them.
-    pub(super) fn open(opener: &Opener, group: IpAddr) -> Result<Self, VarpdError> {
-        let port = opener.site().port;
-        let open = |what: io::Result<UdpSocket>, ip| {
+    pub(super) fn open(
+        opener: &Opener,
+        group: IpAddr,
+        token_key: TokenKey,
+    ) -> Result<Self, VarpdError> {
+        let (address, port) = (opener.site().address, opener.site().port);
+        let wrong = |ip| {
             let at = SocketAddr::new(ip, port);
-            what.map_err(|e| match e.kind() {
+            move |e: io::Error| match e.kind() {
                 io::ErrorKind::AddrInUse => VarpdError::PortInUse(at),
                 _ => failed(format!("open the VARP socket at {at}"))(e),
-            })
+            }
         };
+        let counter = |class| match class {
+            Class::Newcomer => VarpdCounter::handshake_drop_overflow,
+            Class::Answer | Class::Handshake | Class::Question => VarpdCounter::varp_drop_overflow,
+        };
+        let counters = Class::ALL.map(counter).into_iter().chain([VarpdCounter::varp_drop_foreign]);
         Ok(Self {
-            unicast: open(opener.varp_unicast(), opener.site().address)?,
-            group: open(opener.varp_group(group), group)?,
+            unicast: opener.varp_unicast(token_key).map_err(wrong(address))?,
+            group: opener.varp_group(group).map_err(wrong(group))?,
+            address,
             group_address: SocketAddr::new(group, port),
+            token_key,
+            vnets: BTreeSet::new(),
+            batch: Some(Batch::default()),
+            outbox: Vec::with_capacity(BUDGET),
+            drops: counters.map(|counter| Drops { counter, seen: 0 }).collect(),
+            look_at: Instant::ZERO,
             quiet: Quiet::new(1),
         })
     }
 
-    /// The next message that waits, and its sender. What is no message is counted and passed over,
-    /// up to `budget` datagrams, which is counted down.
-    pub(super) fn recv(
-        &self,
-        via: Via,
-        budget: &mut usize,
-        counters: &VarpdCounters,
-    ) -> Option<(SocketAddr, Heard)> {
-        let socket = match via {
-            Via::Unicast => &self.unicast,
+    /// The socket by which messages come that way.
+    pub(super) fn socket(&self, via: Via) -> &UdpSocket {
+        match via {
+            Via::Unicast(class) => self.unicast.of(class).unwrap_or(self.unicast.junk()),
             Via::Group => &self.group,
-        };
-        let mut buffer = [0; BUFFER];
-        while *budget > 0 {
-            *budget -= 1;
-            let (n, from) = match socket.recv_from(&mut buffer) {
-                Ok(got) => got,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
-                // An ICMP error for something sent before: the next datagram may be fine.
-                Err(_) => continue,
-            };
-            counters.inc(VarpdCounter::varp_rx);
-            let bytes = buffer.get(..n).unwrap_or_default();
-            if via == Via::Unicast && handshake::Message::is_one(bytes) {
-                return Some((from, Heard::Handshake(bytes.to_vec())));
-            }
-            match Message::parse(bytes) {
-                Ok(message) => {
-                    let from = SocketAddr::new(from.ip(), from.port());
-                    return Some((from, Heard::Varp(message)));
-                }
-                Err(e) => log::trace!("VARP from {from}: {e}"),
-            }
-            counters.inc(VarpdCounter::varp_rx_malformed);
         }
-        None
+    }
+
+    /// Messages that wait, up to a batch, which is to be given back.
+    pub(super) fn receive(&mut self, via: Via, counters: &VarpdCounters) -> Option<Batch> {
+        let mut batch = self.batch.take().unwrap_or_default();
+        // An error may be an ICMP message's for something sent before; it is gone once it was read.
+        if batch.receive(self.socket(via).as_fd()).is_err() {
+            self.batch = Some(batch);
+            return None;
+        }
+        counters.add(VarpdCounter::varp_rx, batch.len() as u64);
+        Some(batch)
+    }
+
+    /// The messages of a batch have been looked at.
+    pub(super) fn give_back(&mut self, batch: Batch) {
+        self.batch = Some(batch);
+    }
+
+    /// INITs with tokens of this key have a queue of their own from now on.
+    pub(super) fn sort_by(&mut self, token_key: TokenKey, now: Instant) {
+        if token_key != self.token_key {
+            self.token_key = token_key;
+            if let Err(e) = self.unicast.sort(self.address, token_key) {
+                log::log!(self.quiet.level(now), "can't sort what comes to the VARP port: {e}");
+            }
+        }
+    }
+
+    /// Questions about these vnets, and no others, are heard from now on.
+    pub(super) fn hear_questions(&mut self, vnets: BTreeSet<VnetId>, now: Instant) {
+        if vnets != self.vnets {
+            match sockets::hear_questions(&self.group, &vnets) {
+                Ok(()) => self.vnets = vnets,
+                Err(e) => log::log!(self.quiet.level(now), "can't filter questions: {e}"),
+            }
+        }
+    }
+
+    /// Counts what the kernel has dropped, if it is time to, or `at_once`.
+    pub(super) fn count_drops(&mut self, at_once: bool, now: Instant, counters: &VarpdCounters) {
+        if !at_once && now < self.look_at {
+            return;
+        }
+        self.look_at = now + LOOK;
+        let sockets = Class::ALL.map(|class| self.unicast.of(class)).into_iter().flatten();
+        let sockets = sockets.chain([self.unicast.junk()]);
+        for (socket, drops) in sockets.zip(&mut self.drops) {
+            let Ok(all) = sockopt::drops(socket) else { continue };
+            let more = all.wrapping_sub(std::mem::replace(&mut drops.seen, all));
+            counters.add(drops.counter, more.into());
+        }
     }
 
     /// Sends a message. VARP repeats what is lost, so failure is only counted, and logged.
@@ -114,21 +190,44 @@ impl Varp {
             Destination::Unicast(to) => to,
         };
         log::trace!("VARP to {to}: {message:?}");
-        self.send_bytes(to, &message.to_bytes(), now, counters);
+        self.send_bytes(to, message.to_bytes(), now, counters);
     }
 
-    /// Sends a message of any kind.
+    /// Sends a message of any kind, at the end of the turn at the latest.
     pub(super) fn send_bytes(
         &mut self,
         to: SocketAddr,
-        bytes: &[u8],
+        bytes: Vec<u8>,
         now: Instant,
         counters: &VarpdCounters,
     ) {
-        counters.inc(VarpdCounter::varp_tx);
-        if let Err(e) = self.unicast.send_to(bytes, to) {
-            counters.inc(VarpdCounter::varp_tx_failed);
-            log::log!(self.quiet.level(now), "can't send VARP to {to}: {e}");
+        self.outbox.push((to, bytes));
+        if self.outbox.len() >= BUDGET {
+            self.flush(now, counters);
         }
+    }
+
+    /// Sends what is to be sent.
+    pub(super) fn flush(&mut self, now: Instant, counters: &VarpdCounters) {
+        if self.outbox.is_empty() {
+            return;
+        }
+        let parts: Vec<[IoVec<'_>; 1]> =
+            self.outbox.iter().map(|(_, bytes)| [IoVec::from_slice(bytes)]).collect();
+        let all = self.outbox.iter().zip(&parts);
+        let all = all.map(|(&(to, _), parts)| mmsg::Message { to, parts, segment: 0 });
+        let messages: Vec<mmsg::Message<'_>> = all.collect();
+        counters.add(VarpdCounter::varp_tx, messages.len() as u64);
+        let mut rest = messages.as_slice();
+        while let Some(first) = rest.first() {
+            let socket = self.socket(Via::Unicast(Class::Answer)).as_fd();
+            let sent = mmsg::send(socket, rest).unwrap_or_else(|e| {
+                counters.inc(VarpdCounter::varp_tx_failed);
+                log::log!(self.quiet.level(now), "can't send VARP to {}: {e}", first.to);
+                1
+            });
+            rest = rest.get(sent.max(1)..).unwrap_or_default();
+        }
+        self.outbox.clear();
     }
 }

@@ -30,6 +30,8 @@ const MAX_BACKOFF: Duration = Duration::from_millis(500);
 pub struct Link {
     key: VifKey,
     queue_pairs: u8,
+    /// Most MACs behind the vif.
+    learn: u16,
     nic: Arc<Nic>,
     stamp: Option<Stamp>,
     told_active: bool,
@@ -58,6 +60,7 @@ impl Link {
         Self {
             key,
             queue_pairs,
+            learn: u16::try_from(learn).unwrap_or(u16::MAX),
             nic,
             stamp: None,
             told_active: false,
@@ -84,6 +87,7 @@ impl Link {
             queue_pairs: self.queue_pairs,
             active: self.told_active,
             stamp: self.stamp,
+            learn: Some(self.learn),
         }
     }
 

@@ -105,6 +105,8 @@ pub struct Stager {
     scattered: Vec<Scattered>,
     /// The next segment of the frame at the front, if some of it are staged already.
     segment: usize,
+    /// The longest datagram for that frame: what it was cut for when its beginning was staged.
+    cut_for: usize,
     /// A frame that is about to leave in pieces.
     scratch: Vec<u8>,
     max_segments: usize,
@@ -129,6 +131,7 @@ impl Stager {
             scattered: Vec::new(),
             scratch: Vec::new(),
             segment: 0,
+            cut_for: 0,
             max_segments: MAX_SEGMENTS,
             scatter_from: scatter::FROM,
             short_ends: false,
@@ -214,6 +217,12 @@ impl Stager {
     /// that its path takes, without what surrounds it.
     pub fn stage(&mut self, batch: &Batch<'_>, at: usize, max_datagram: usize) -> Step {
         let Some(frame) = batch.frames.get(at) else { return Step::Done(1) };
+        // The path may have changed since the beginning of a frame left. Its rest is cut alike, since
+        // segments are counted; what the path does not take any more leaves in pieces.
+        if self.segment == 0 {
+            self.cut_for = max_datagram;
+        }
+        let max_datagram = self.cut_for;
         let max_frame = max_datagram.saturating_sub(encap::LEN);
         if let Request::Segment { layout, size } = &frame.request {
             let lead = batch.lead(frame).unwrap_or_default();

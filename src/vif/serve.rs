@@ -156,6 +156,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         queue_pairs: options.queue_pairs,
         active: false,
         stamp: None,
+        learn: Some(u16::try_from(options.learn).unwrap_or(u16::MAX)),
     };
     let registration = register_with(&varpd, &register, &[], options.queue_pairs, START_TIMEOUT)?;
     let mtu = guest_mtu(options.mtu, &registration)?;

@@ -50,7 +50,7 @@
 //! +                               +---------------+---------------+
 //! |                               |  queue pairs  |   flags   |S|A|   A: active, S: stamp is valid
 //! +-------------------------------+---------------+---------------+
-//! |       capabilities (16)       |       reserved, MBZ           |
+//! |       capabilities (16)       |  MACs that it learns (16)     |
 //! +-------------------------------+-------------------------------+
 //! |                 stamp (64), zero without S                    |
 //! |                                                               |
@@ -90,7 +90,9 @@
 //! with LANE (its memory, then a socket). Any other descriptor is closed by whoever receives it.
 //!
 //! LANE and CLOSE-LANE are sent only to backends that set bit 2^15 of their capabilities, which no
-//! care-of address has; LANE-CLOSED only by those that were sent the LANE.
+//! care-of address has; LANE-CLOSED only by those that were sent the LANE. Bit 2^14, which none has
+//! either, says that the number of MACs that the backend learns at most is given; without it, as in the
+//! messages of backends that know nothing of it, that field is reserved.
 
 mod codec;
 #[cfg(test)]
@@ -146,6 +148,9 @@ pub enum Request {
         active: bool,
         /// The stamp of the claim that an earlier varpd made for this backend, if any.
         stamp: Option<Stamp>,
+        /// How many MACs it learns at most ([`Request::Learn`]), if it says so. As long as the process
+        /// lives it can learn no more than it said first.
+        learn: Option<u16>,
     },
     /// The rings started (the guest has arrived: claim and announce), or stopped.
     SetActive {

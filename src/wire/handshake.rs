@@ -13,9 +13,9 @@
 //! +---------------------------------------------------------------+
 //! |                          key id (32)                          |  8
 //! +---------------------------------------------------------------+
-//! |         sender's number of the session (32; 19 used)          | 12
+//! |   sender's number of the session (32; 19 used); COOKIE: token | 12
 //! +---------------------------------------------------------------+
-//! |        receiver's number of the session, 0 in INIT            | 16
+//! |   receiver's number of the session; INIT: token, or 0         | 16
 //! +---------------------------------------------------------------+
 //! |  body, by type ...                                            | 20
 //! +---------------------------------------------------------------+
@@ -32,6 +32,7 @@
 //!    4  ACK       responder  MAC with a key of the session (16)
 //!    5  COOKIE    responder  cookie (16), first MAC of the INIT that it answers (16)
 //!
+//! token: a word of the responder's, 0 for none, that an INIT with a cookie's MAC repeats
 //! flags: 1 the sender has instructions for AES; all others are ignored
 //! ```
 //!
@@ -61,6 +62,11 @@ pub const RESPONSE_NOISE_LEN: usize = EPHEMERAL_LEN + RESPONSE_PAYLOAD_LEN + 16;
 /// The longest message, in bytes: an INIT.
 pub const MAX_LEN: usize = HEADER_LEN + INIT_NOISE_LEN + 2 * MAC_LEN;
 
+/// Where a kernel filter finds the type (one byte).
+pub const KIND_OFFSET: usize = 3;
+/// Where a kernel filter finds an INIT's token (four bytes).
+pub const TOKEN_OFFSET: usize = 16;
+
 /// Flag: the sender has instructions for AES.
 pub const FLAG_AES: u32 = 1;
 
@@ -80,9 +86,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Init, Self::Response, Self::Confirm, Self::Ack, Self::Cookie];
+    /// All.
+    pub const ALL: [Self; 5] = [Self::Init, Self::Response, Self::Confirm, Self::Ack, Self::Cookie];
 
-    const fn code(self) -> u8 {
+    /// Its number in messages.
+    pub const fn code(self) -> u8 {
         match self {
             Self::Init => 1,
             Self::Response => 2,
@@ -118,9 +126,9 @@ pub struct Header {
     pub vnet: VnetId,
     /// Which of the vnet's keys.
     pub key_id: u32,
-    /// The session's number at the sender.
+    /// The session's number at the sender; in a COOKIE a token.
     pub sender: u32,
-    /// The session's number at the receiver.
+    /// The session's number at the receiver; in an INIT the token that came with its cookie, or 0.
     pub receiver: u32,
 }
 

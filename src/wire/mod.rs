@@ -200,6 +200,8 @@ impl Capabilities {
     pub const FRAGMENT: Self = Self(4);
     /// Not of a receiver but of a backend: it takes lanes ([`crate::lane`]). Told to varpd only.
     pub const LANES: Self = Self(0x8000);
+    /// Not of a receiver either: a backend says how many MACs it learns. Told to varpd only.
+    pub const BOUNDED: Self = Self(0x4000);
 
     /// Whether all capabilities in `other` are in this set.
     pub const fn contains(self, other: Self) -> bool {

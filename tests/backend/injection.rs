@@ -40,8 +40,9 @@ impl Attacker {
         let varpd = Connection::open(&varpd.socket).unwrap();
         let key = VifKey { vnet: VnetId::new(99).unwrap(), mac: Mac(mac(66)) };
         let capabilities = Capabilities::NONE;
+        let (active, stamp, learn) = (true, None, None);
         let register =
-            Request::Register { key, capabilities, queue_pairs: 1, active: true, stamp: None };
+            Request::Register { key, capabilities, queue_pairs: 1, active, stamp, learn };
         varpd.send(&register.emit(), &[]).unwrap();
         assert!(varpd.wait_readable(SOON).unwrap());
         let mut buffer = vec![0; MAX_LEN];

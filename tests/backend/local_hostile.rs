@@ -59,8 +59,9 @@ impl Attacker {
     fn register_as(last: u8, varpd: &Varpd, capabilities: Capabilities) -> Self {
         let connection = Connection::open(&varpd.socket).unwrap();
         let key = VifKey { vnet: VnetId::new(42).unwrap(), mac: Mac(mac(last)) };
+        let (active, stamp, learn) = (true, None, None);
         let register =
-            Request::Register { key, capabilities, queue_pairs: 1, active: true, stamp: None };
+            Request::Register { key, capabilities, queue_pairs: 1, active, stamp, learn };
         let mut this = Self { varpd: connection, _sockets: Vec::new() };
         this.tell(&register);
         let (event, sockets) = this.next().expect("an answer");

@@ -38,6 +38,7 @@ mod local;
 mod local_hostile;
 mod migration;
 mod moves;
+mod newcomers;
 mod nic;
 mod offpath;
 mod paths;

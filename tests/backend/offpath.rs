@@ -26,18 +26,23 @@ impl OffPath {
 
     /// Sends a datagram; false if the kernel had no room for it.
     pub(crate) fn send(&self, from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> bool {
-        let udp_len = UDP_LEN + u16::try_from(payload.len()).unwrap();
-        let mut packet = vec![0x45, 0];
-        packet.extend((IP_LEN + udp_len).to_be_bytes());
-        packet.extend([0, 0, 0x40, 0, 8, UDP, 0, 0]);
-        packet.extend(from.ip().octets());
-        packet.extend(to.ip().octets());
-        for field in [from.port(), to.port(), udp_len, 0] {
-            packet.extend(field.to_be_bytes());
-        }
-        packet.extend(payload);
-        self.0.send_to(&packet, &to.into()).is_ok()
+        self.0.send_to(&packet(from, to, payload), &to.into()).is_ok()
     }
+}
+
+/// A whole IPv4 packet with a UDP datagram, without a checksum.
+pub(crate) fn packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
+    let udp_len = UDP_LEN + u16::try_from(payload.len()).unwrap();
+    let mut packet = vec![0x45, 0];
+    packet.extend((IP_LEN + udp_len).to_be_bytes());
+    packet.extend([0, 0, 0x40, 0, 8, UDP, 0, 0]);
+    packet.extend(from.ip().octets());
+    packet.extend(to.ip().octets());
+    for field in [from.port(), to.port(), udp_len, 0] {
+        packet.extend(field.to_be_bytes());
+    }
+    packet.extend(payload);
+    packet
 }
 
 /// Runs `send` with numbers from 0 on a host, as often as it can, while `watch` runs here. Returns

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use vnet::wire::control::{ErrorCode, Request, Table};
+use vnet::wire::control::{ErrorCode, Event, Request, Table};
 
-use super::peer::{ACTIVE, Backend, Peer, register};
+use super::peer::{ACTIVE, Backend, Peer, Way, register};
 use super::support::netns::Family;
 use super::support::process::Process;
 use super::support::wait_until;
-use super::{Net, SOON, Varpd, key};
+use super::{Net, SOON, Varpd, key, mac};
 
 /// On every system; 65534 is nobody's.
 const DAEMON: u32 = 1;
@@ -154,6 +154,26 @@ fn a_process_does_not_take_all_places_of_its_user() {
         !varpd.show("vifs").is_empty()
     });
     drop(held);
+}
+
+/// Nor is it to have more behind its vif than its backend was started for.
+#[test]
+fn a_process_learns_no_more_than_it_said_first() {
+    let Some(net) = Net::new("varpd: a process wants to learn more") else { return };
+    let varpd = net.varpd(net.a(), Family::V4, "");
+    for (n, learn) in [Some(0), Some(256), None].into_iter().enumerate() {
+        let peer = connect_as(NOBODY, &varpd.socket);
+        peer.send(&register(key(2), Way { learn, ..ACTIVE }));
+        peer.claimed();
+        peer.send(&Request::Learn { macs: vec![(mac(9), None)] });
+        let refused = peer.find(|event| match event {
+            Event::Claimed { mac, .. } if *mac == super::mac(9) => panic!("{learn:?}"),
+            Event::Refused { mac, .. } => Some(*mac),
+            _ => None,
+        });
+        assert_eq!(refused, mac(9));
+        assert_eq!(varpd.counter("macs_beyond"), n as u64 + 1);
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use vnet::sys::clock;
 use vnet::wire::control::{ErrorCode, Event, MAX_LEN, Request, Table};
+use vnet::wire::varp;
 
 use super::peer::{ACTIVE, Backend, Peer, Way, register, take};
 use super::support::netns::Family;
@@ -254,7 +255,9 @@ fn a_flood_of_varp_does_not_starve_clients() {
         // Also when an assertion fails: the scope waits for the thread.
         let _end = SetOnDrop(&stop);
         scope.spawn(|| {
-            let mut junk = *b"VA\x01\x01 not quite a message";
+            // A reply in form, for vnet 0, which is none.
+            let mut junk = [0; varp::LEN];
+            junk[..4].copy_from_slice(&[b'V', b'A', varp::VERSION, varp::REPLY]);
             while !stop.load(Ordering::Relaxed) {
                 junk[4] = junk[4].wrapping_add(1);
                 for to in &to {

@@ -3,7 +3,7 @@
 use vnet::wire::control::{Event, Request};
 use vnet::wire::{Mac, Stamp};
 
-use super::peer::{ACTIVE, Backend, INACTIVE, Peer};
+use super::peer::{ACTIVE, Backend, INACTIVE, Peer, Way};
 use super::support::wait_until;
 use super::{BOTH, Net, SOON, key, mac};
 
@@ -133,6 +133,37 @@ fn there_are_bounds_and_nobody_takes_anothers_own() {
     let eight = Backend::register(&a.socket, key(8), ACTIVE);
     eight.peer.claimed();
     lost(&one.peer, mac(8));
+}
+
+#[test]
+fn a_backend_learns_no_more_than_it_said() {
+    let Some(net) = Net::new("varpd: backends that learn more than they said") else { return };
+    let [family, _] = BOTH;
+    let a = net.varpd(net.a(), family, "");
+    let [none, two] = [0, 2].map(|most| Way { learn: Some(most), ..ACTIVE });
+    let one = Backend::register(&a.socket, key(1), none);
+    learn(&one, &[mac(8)]);
+    assert_eq!(refused(&one.peer), mac(8));
+    let bridge = Backend::register(&a.socket, key(2), two);
+    learn(&bridge, &[mac(8), mac(9), mac(10)]);
+    for learnt in [mac(8), mac(9)] {
+        claimed(&bridge.peer, learnt);
+    }
+    assert_eq!(refused(&bridge.peer), mac(10));
+    assert_eq!((a.counter("macs_refused"), a.counter("macs_beyond")), (2, 2));
+    // One that says nothing of it, as those before it did.
+    let earlier = Backend::register(&a.socket, key(3), ACTIVE);
+    learn(&earlier, &[mac(11), mac(12), mac(13)]);
+    claimed(&earlier.peer, mac(13));
+    assert_eq!(a.counter("macs_beyond"), 2);
+    // Its successor learns less.
+    let behind = || a.show("vifs").iter().filter(|row| row["state"] == "learnt").count();
+    assert_eq!(behind(), 5);
+    drop(bridge);
+    wait_until("it is kept", SOON, || a.show("vifs").iter().any(|row| row["state"] == "kept"));
+    let successor = Backend::register(&a.socket, key(2), none);
+    successor.peer.claimed();
+    assert_eq!(behind(), 3);
 }
 
 #[test]

@@ -86,14 +86,16 @@ pub(crate) struct Way {
     pub(crate) queue_pairs: u8,
     pub(crate) active: bool,
     pub(crate) stamp: Option<Stamp>,
+    pub(crate) learn: Option<u16>,
 }
 
-pub(crate) const ACTIVE: Way = Way { queue_pairs: 1, active: true, stamp: None };
+pub(crate) const ACTIVE: Way = Way { queue_pairs: 1, active: true, stamp: None, learn: None };
 pub(crate) const INACTIVE: Way = Way { active: false, ..ACTIVE };
 
 pub(crate) fn register(key: VifKey, way: Way) -> Request {
-    let Way { queue_pairs, active, stamp } = way;
-    Request::Register { key, capabilities: Capabilities::NONE, queue_pairs, active, stamp }
+    let Way { queue_pairs, active, stamp, learn } = way;
+    let capabilities = Capabilities::NONE;
+    Request::Register { key, capabilities, queue_pairs, active, stamp, learn }
 }
 
 /// A backend whose vif is registered.

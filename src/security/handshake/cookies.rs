@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::finish;
+use super::token::TokenKey;
 use crate::security::keys::{MAC_LEN, MacKey, MemberKeys, Secret};
 use crate::security::noise::Entropy;
 use crate::wire::handshake::{Header, Kind, Message};
@@ -11,33 +12,59 @@ use crate::wire::handshake::{Header, Kind, Message};
 /// memory of whom one was given to.
 #[derive(Debug)]
 pub struct Cookies {
-    now: MacKey,
-    before: MacKey,
+    now: Secrets,
+    before: Secrets,
+}
+
+/// What cookies and their tokens are made with for a while.
+#[derive(Debug)]
+struct Secrets {
+    cookie: MacKey,
+    token: TokenKey,
+}
+
+impl Secrets {
+    fn new(entropy: &Entropy) -> Self {
+        Self { cookie: MacKey::new(&entropy.secret()), token: TokenKey::new(entropy) }
+    }
+
+    /// What goes to an address in a COOKIE.
+    fn cookie(&self, from: IpAddr) -> [u8; MAC_LEN] {
+        match from.to_canonical() {
+            IpAddr::V4(ip) => self.cookie.sign(&[&ip.to_ipv6_mapped().octets()]),
+            IpAddr::V6(ip) => self.cookie.sign(&[&ip.octets()]),
+        }
+    }
 }
 
 impl Cookies {
     /// Fresh secrets.
     pub fn new(entropy: &Entropy) -> Self {
-        let key = || MacKey::new(&entropy.secret());
-        Self { now: key(), before: key() }
+        Self { now: Secrets::new(entropy), before: Secrets::new(entropy) }
     }
 
     /// A new secret; cookies of the last one are still good.
     pub fn turn(&mut self, entropy: &Entropy) {
-        let now = MacKey::new(&entropy.secret());
-        self.before = std::mem::replace(&mut self.now, now);
+        self.before = std::mem::replace(&mut self.now, Secrets::new(entropy));
     }
 
-    fn cookie(secret: &MacKey, from: IpAddr) -> [u8; MAC_LEN] {
-        secret.sign(&[from.to_string().as_bytes()])
+    /// What the tokens that go with cookies are made with.
+    pub const fn token_key(&self) -> TokenKey {
+        self.now.token
     }
 
-    /// Whether an INIT has a second MAC made with a cookie for this address.
+    /// Whether an INIT has a second MAC made with a cookie for this address. No MAC is computed for
+    /// one without the token that goes with it: that of nearly all INITs in a flood.
     pub fn accepts(&self, from: IpAddr, message: &Message<'_>) -> bool {
         let Some(second) = message.second_mac else { return false };
-        let init = [message.covered, message.first_mac].concat();
-        [&self.now, &self.before].into_iter().any(|secret| {
-            let wanted = second_mac(Self::cookie(secret, from), &init);
+        let token = message.header.receiver;
+        let mut secrets = [&self.now, &self.before].into_iter();
+        secrets.any(|secrets| {
+            if secrets.token.token(from) != token {
+                return false;
+            }
+            let init = [message.covered, message.first_mac].concat();
+            let wanted = second_mac(secrets.cookie(from), &init);
             aws_lc_rs::constant_time::verify_slices_are_equal(&wanted, second).is_ok()
         })
     }
@@ -45,8 +72,9 @@ impl Cookies {
     /// The COOKIE that answers an INIT.
     pub fn message(&self, from: IpAddr, init: &Message<'_>, keys: &MemberKeys) -> Vec<u8> {
         let Header { vnet, key_id, sender, .. } = init.header;
-        let header = Header { kind: Kind::Cookie, vnet, key_id, sender: 0, receiver: sender };
-        let body = [Self::cookie(&self.now, from), *init.first_mac].concat();
+        let token = self.now.token.token(from);
+        let header = Header { kind: Kind::Cookie, vnet, key_id, sender: token, receiver: sender };
+        let body = [self.now.cookie(from), *init.first_mac].concat();
         finish(&header, &body, &keys.first_mac)
     }
 }

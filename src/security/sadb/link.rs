@@ -11,7 +11,7 @@ use super::{
 use crate::limiter::TokenBucket;
 use crate::security::handshake::Initiator;
 use crate::time::{Instant, Now};
-use crate::wire::handshake::{Kind, MAC_LEN};
+use crate::wire::handshake::{EPHEMERAL_LEN, Kind};
 
 /// Keys agreed on.
 #[derive(Debug)]
@@ -48,10 +48,12 @@ impl Session {
 #[derive(Debug)]
 pub(super) struct HalfOpen {
     pub(super) session: Session,
-    /// The INIT's first MAC, to know repetitions.
-    pub(super) init: [u8; MAC_LEN],
+    /// The INIT's ephemeral key, to know repetitions: their MACs change with cookies.
+    pub(super) ephemeral: [u8; EPHEMERAL_LEN],
     pub(super) response: Vec<u8>,
     pub(super) until: Instant,
+    /// From when on it holds up no handshake of our own.
+    pub(super) yields: Instant,
 }
 
 /// How far our own handshake is.
@@ -132,13 +134,25 @@ impl Peer {
         matches!(self.attempt, Some(Attempt { stage: Stage::Confirming(n), .. }) if n == session)
     }
 
-    pub(super) fn is_negotiating(&self) -> bool {
-        self.attempt.is_some() || self.half_open.is_some()
+    /// From when a handshake of our own may begin, if that is to be seen: not beside another one, and
+    /// not while the peer's is fresh. A peer that is there confirms its own within that time; an INIT
+    /// that was recorded is followed by nothing, and must not keep the hosts apart.
+    fn free_from(&self) -> Option<Instant> {
+        match (&self.attempt, &self.half_open) {
+            (Some(_), _) => None,
+            (None, Some(half)) => Some(half.yields),
+            (None, None) => Some(Instant::ZERO),
+        }
+    }
+
+    pub(super) fn is_negotiating(&self, now: Instant) -> bool {
+        self.free_from().is_none_or(|at| now < at)
     }
 
     /// Whether nothing would be lost with it. A recorded INIT must not be new again.
     pub(super) fn is_idle(&self, now: Instant) -> bool {
-        !self.is_negotiating()
+        self.attempt.is_none()
+            && self.half_open.is_none()
             && self.sessions.is_empty()
             && self.wanted_until <= now
             && self.newest_init_at + CLOCK_TOLERANCE * 2 <= now
@@ -164,6 +178,16 @@ impl Peer {
     pub(super) fn session_mut(&mut self, number: u32) -> Option<&mut Session> {
         let half_open = self.half_open.iter_mut().map(|half| &mut half.session);
         self.sessions.iter_mut().chain(half_open).find(|session| session.number == number)
+    }
+
+    /// Takes a session in that the peer has confirmed. If the confirmation was so late that one of our
+    /// own was made meanwhile, that is newer for both sides, and both go on with it.
+    pub(super) fn insert(&mut self, mut session: Session, now: Instant) {
+        let at = self.sessions.partition_point(|other| other.made <= session.made);
+        if at < self.sessions.len() {
+            session.ends = session.ends.min(now + OVERLAP);
+        }
+        self.sessions.insert(at, session);
     }
 
     /// Gives up asking; returns the number that is free again.
@@ -202,8 +226,8 @@ impl Peer {
     fn next_due(&self, now: Instant) -> Option<Instant> {
         let wanted = self.wanted_until > now;
         let sessions = self.sessions.iter().map(|session| Some(session.ends));
-        let begin = (wanted && !self.is_negotiating())
-            .then(|| self.rekey_at().unwrap_or(now).max(self.rest_until));
+        let begin = self.free_from().filter(|_| wanted);
+        let begin = begin.map(|at| at.max(self.rekey_at().unwrap_or(now)).max(self.rest_until));
         let attempt = self.attempt.as_ref().map(|attempt| attempt.next);
         let half_open = self.half_open.as_ref().map(|half| half.until);
         sessions.chain([attempt, half_open, begin]).flatten().min()
@@ -222,7 +246,7 @@ impl Sadb {
         self.switch(link, now);
         let Some(peer) = self.peers.get(&link) else { return };
         let is_due = peer.rekey_at().is_none_or(|at| at <= now.mono);
-        let may_begin = !peer.is_negotiating() && peer.rest_until <= now.mono;
+        let may_begin = !peer.is_negotiating(now.mono) && peer.rest_until <= now.mono;
         if is_due && may_begin && peer.wanted_until > now.mono {
             if self.begin(link, now) {
                 self.drive_attempt(link, now);

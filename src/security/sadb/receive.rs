@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::link::{Attempt, HalfOpen, Peer, Stage};
-use super::{CLOCK_TOLERANCE, HALF_OPEN, Link, Output, Sadb, SadbCounter};
+use super::{CLOCK_TOLERANCE, HALF_OPEN, HALF_OPEN_YIELDS, Link, Output, Sadb, SadbCounter};
 use crate::security::handshake::{Opened, is_of_member};
 use crate::security::keys::{KeyId, MemberKeys};
 use crate::time::Now;
@@ -37,7 +37,7 @@ impl Sadb {
         match message.header.kind {
             Kind::Init => self.on_init(link, &message, now),
             Kind::Response => self.on_response(link, &message, now),
-            Kind::Confirm => self.on_confirm(link, &message),
+            Kind::Confirm => self.on_confirm(link, &message, now),
             Kind::Ack => self.on_ack(link, &message),
             Kind::Cookie => self.on_cookie(link, &message),
         }?;
@@ -49,7 +49,9 @@ impl Sadb {
         let (vnet, from) = link;
         let keys = self.keys(vnet, KeyId(message.header.key_id));
         let keys = keys.ok_or(SadbCounter::handshake_drop_vnet)?.clone();
-        if !self.cookies.accepts(from, message) && !self.inits.take(now.mono) {
+        if !self.cookies.accepts(from, message)
+            && (self.is_fresh(now) || !self.inits.take(now.mono))
+        {
             self.counters.inc(SadbCounter::handshake_cookies);
             let cookie = self.cookies.message(from, message, &keys);
             self.send(link, cookie);
@@ -57,7 +59,7 @@ impl Sadb {
         }
         let known = self.peers.get(&link);
         if let Some(half) = known.and_then(|peer| peer.half_open.as_ref())
-            && half.init == *message.first_mac
+            && message.body.starts_with(&half.ephemeral)
         {
             let response = half.response.clone();
             self.send(link, response);
@@ -97,14 +99,16 @@ impl Sadb {
             return Err(SadbCounter::handshake_drop_forged);
         };
         let session = self.new_session(number, keys.id, agreed, false, now);
+        let ephemeral = message.body.first_chunk().copied().unwrap_or_default();
         let peer = self.peers.entry(link).or_default();
         (peer.newest_init, peer.newest_init_at) = (time, now.mono);
         let dropped = [peer.drop_asking(), peer.drop_half_open()];
         peer.half_open = Some(HalfOpen {
             session,
-            init: *message.first_mac,
+            ephemeral,
             response: response.clone(),
             until: now.mono + HALF_OPEN,
+            yields: now.mono + HALF_OPEN_YIELDS,
         });
         dropped.into_iter().flatten().for_each(|number| self.release(number));
         self.outputs.push_back(Output::Receive { vnet, peer: from, number });
@@ -142,7 +146,12 @@ impl Sadb {
         Ok(())
     }
 
-    fn on_confirm(&mut self, link: Link, message: &Message<'_>) -> Result<(), SadbCounter> {
+    fn on_confirm(
+        &mut self,
+        link: Link,
+        message: &Message<'_>,
+        now: Now,
+    ) -> Result<(), SadbCounter> {
         let number = message.header.receiver;
         let unasked = SadbCounter::handshake_drop_unasked;
         let peer = self.peers.get_mut(&link).ok_or(unasked)?;
@@ -153,9 +162,13 @@ impl Sadb {
         if peer.half_open.as_ref().is_some_and(|half| half.session.number == number)
             && let Some(half) = peer.half_open.take()
         {
-            peer.sessions.push(half.session);
+            peer.insert(half.session, now.mono);
             peer.tally.made += 1;
             self.counters.inc(SadbCounter::sa_sessions);
+            // It was late, and our own has begun: that is not needed any more.
+            if let Some(asking) = peer.drop_asking() {
+                self.release(asking);
+            }
         }
         self.send_short(link, number, Kind::Ack);
         Ok(())

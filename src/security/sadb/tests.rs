@@ -67,7 +67,8 @@ impl World {
         };
         Self {
             hosts: (0..hosts).map(host).collect(),
-            now: Instant::ZERO,
+            // They have been running for a while.
+            now: Instant::ZERO + FRESH,
             wire: VecDeque::new(),
             faults: Faults::default(),
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
@@ -75,6 +76,13 @@ impl World {
             black: 0,
             downs: 0,
         }
+    }
+
+    /// A host loses its memory.
+    fn restart(&mut self, host: usize) {
+        let mut fresh = World::new(self.hosts.len(), 9, Config::default()).hosts.remove(host);
+        fresh.sadb.start = Some(self.now);
+        self.hosts[host] = fresh;
     }
 
     fn random(&mut self, below: u64) -> u64 {
@@ -563,8 +571,7 @@ fn a_host_that_lost_its_memory_asks_for_another_session() {
     let mut w = world(2);
     w.want(0, 1, 600);
     w.run(1);
-    let fresh = World::new(2, 9, Config::default()).hosts.pop().unwrap();
-    w.hosts[1] = fresh;
+    w.restart(1);
     w.run(5);
     assert!(!w.is_through(0, 1));
     // A backend there has seen packets of a session that it does not know.
@@ -578,6 +585,135 @@ fn a_host_that_lost_its_memory_asks_for_another_session() {
     assert!(w.is_through(0, 1), "told once, all is well again");
     w.run(5);
     assert_eq!(w.count(1, SadbCounter::sa_sessions), 1);
+}
+
+/// Somebody sends an INIT again whose host knows nothing of it any more.
+#[test]
+fn an_init_that_nobody_confirms_holds_up_no_handshake_for_long() {
+    for (other, host) in [(0, 1), (1, 0)] {
+        let mut w = world(2);
+        w.faults.lost = 100;
+        w.want(other, host, 1);
+        let (.., init) = w.recorded[0].clone();
+        w.restart(other);
+        w.hosts[other].sadb.start = Some(Instant::ZERO);
+        w.deliver(other, host, &init);
+        assert_eq!(w.hosts[host].received.len(), 1, "it is answered");
+        w.faults.lost = 0;
+        w.want(host, other, 60);
+        w.run_for(HALF_OPEN_YIELDS / 2);
+        assert!(!w.is_through(host, other), "it goes first");
+        w.run_for(HALF_OPEN_YIELDS / 2 + 4 * MAX_DELAY);
+        assert!(w.is_through(host, other) && w.is_through(other, host), "from {other}");
+        assert_eq!(w.count(host, SadbCounter::sa_sessions), 1);
+        w.run(60);
+        assert_eq!(w.hosts[host].received.len(), 1, "nothing is left of the other");
+        assert_eq!(w.black, 0);
+    }
+}
+
+#[test]
+fn an_answer_that_is_late_ends_what_began_meanwhile() {
+    for (first, second) in [(0, 1), (1, 0)] {
+        let mut w = world(2);
+        w.want(first, second, 60);
+        w.run_for(MAX_DELAY);
+        assert!(w.hosts[second].sadb.rows(w.at(second))[0].sessions == 1, "answered");
+        // Nothing gets through until the other has begun as well.
+        w.wire.clear();
+        w.faults.lost = 100;
+        w.want(second, first, 60);
+        w.run_for(HALF_OPEN_YIELDS + Duration::from_millis(50));
+        w.faults.lost = 0;
+        w.run(5);
+        assert!(w.is_through(0, 1) && w.is_through(1, 0), "{first}");
+        assert_eq!(w.count(0, SadbCounter::sa_sessions), w.count(1, SadbCounter::sa_sessions));
+        w.run(40);
+        assert_eq!((w.black, w.hosts[0].received.len(), w.hosts[1].received.len()), (0, 1, 1));
+    }
+}
+
+/// Each side has a session of its own making, and they hear of them in another order.
+#[test]
+fn two_sessions_at_once_are_in_one_order() {
+    let mut w = world(2);
+    w.want(0, 1, 60);
+    let (.., init) = w.wire.pop_front().unwrap();
+    w.faults.lost = 100;
+    w.deliver(0, 1, &init);
+    let (.., late) = w.recorded.last().unwrap().clone();
+    assert_eq!(late[3], 2);
+    // That RESPONSE is on its way for so long that host 1 begins as well.
+    w.want(1, 0, 60);
+    while !w.hosts[1].sadb.peers[&(vnet(), ip(0))].is_asking() {
+        w.run_for(Duration::from_millis(10));
+    }
+    let of = |w: &World, host: usize, kind: u8| {
+        let found = w.recorded.iter().rfind(|(from, _, bytes)| (*from, bytes[3]) == (host, kind));
+        found.unwrap().2.clone()
+    };
+    w.deliver(1, 0, &late);
+    w.run_for(Duration::from_millis(1));
+    w.deliver(1, 0, &of(&w, 1, 1));
+    w.run_for(Duration::from_millis(1));
+    let (confirm, response) = (of(&w, 0, 3), of(&w, 0, 2));
+    w.deliver(0, 1, &response);
+    w.deliver(0, 1, &confirm);
+    w.faults.lost = 0;
+    w.run(100);
+    assert!(w.is_through(0, 1) && w.is_through(1, 0));
+    assert_eq!((w.black, w.downs), (0, 0));
+    assert_eq!((w.hosts[0].received.len(), w.hosts[1].received.len()), (1, 1));
+}
+
+#[test]
+fn what_was_recorded_before_a_start_is_not_answered() {
+    let mut w = world(3);
+    w.want(0, 1, 600);
+    w.run(2);
+    let (.., init) = w.recorded[0].clone();
+    w.restart(1);
+    for _ in 0..80 {
+        w.recorded.clear();
+        w.deliver(0, 1, &init);
+        assert_eq!(w.recorded.len(), 1);
+        assert_eq!(w.recorded[0].2[3], 5, "a cookie");
+        w.run(2);
+        assert!(w.hosts[1].received.is_empty() && w.hosts[1].sadb.peers.is_empty());
+    }
+    // Who is there has a round trip more.
+    w.restart(1);
+    w.recorded.clear();
+    w.want(2, 1, 600);
+    w.run_for(5 * MAX_DELAY);
+    assert!(w.is_through(2, 1) && w.is_through(1, 2));
+    let kinds: Vec<u8> = w.recorded.iter().map(|(.., bytes)| bytes[3]).collect();
+    assert_eq!(kinds, [1, 5, 1, 2, 3, 4]);
+    // And later not.
+    w.run_for(FRESH);
+    w.recorded.clear();
+    w.restart(0);
+    w.want(0, 1, 600);
+    w.run(1);
+    let kinds: Vec<u8> = w.recorded.iter().map(|(.., bytes)| bytes[3]).collect();
+    assert_eq!(kinds, [1, 2, 3, 4]);
+}
+
+#[test]
+fn who_has_a_token_says_so() {
+    let mut w = world(2);
+    w.restart(1);
+    let key = w.hosts[1].sadb.token_key();
+    w.want(0, 1, 600);
+    w.run(1);
+    assert!(w.is_through(0, 1));
+    let receiver = |bytes: &[u8]| u32::from_be_bytes(bytes[16..20].try_into().unwrap());
+    let inits = w.recorded.iter().filter(|(from, _, bytes)| (*from, bytes[3]) == (0, 1));
+    let tokens: Vec<u32> = inits.map(|(.., bytes)| receiver(bytes)).collect();
+    assert_eq!(tokens, [0, key.token(ip(0))]);
+    let now = Now { mono: w.now + COOKIE_TURN, ..w.at(1) };
+    w.hosts[1].sadb.handle_timeout(now);
+    assert_ne!(w.hosts[1].sadb.token_key(), key, "it changes with the cookies");
 }
 
 #[test]

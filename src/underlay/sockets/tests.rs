@@ -1,8 +1,11 @@
 //! Real sockets on the loopback interface.
 
+mod sorted;
 mod steered;
 
 use super::*;
+use crate::security::keys::Secret;
+use crate::security::noise::Entropy;
 use crate::sys::link;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -72,13 +75,13 @@ fn each_group_socket_gets_its_own_and_nothing_else() {
     for datagram in junk {
         from.send_to(datagram, to).unwrap();
     }
-    for datagram in [&frame(42, b"a")[..], b"VA", &frame(43, b"b")] {
+    for datagram in [&frame(42, b"a")[..], b"VA\x01\x02", &frame(43, b"b")] {
         from.send_to(datagram, to).unwrap();
     }
     // Datagrams of one sender keep their order: what was junk would have come first.
     assert_eq!(take(&udp(&a.group)), (frame(42, b"a"), a.address()));
     assert_eq!(take(&udp(&b.group)), (frame(43, b"b"), a.address()));
-    assert_eq!(take(&varp).0, b"VA");
+    assert_eq!(take(&varp).0, b"VA\x01\x02");
 }
 
 #[test]
@@ -99,11 +102,44 @@ fn filters_are_locked_and_fragmentation_is_off() {
     }
 }
 
+/// All VARP of this version, but of questions those about vnets of this host.
+#[test]
+fn questions_are_heard_about_own_vnets() {
+    let [(opener, group), _] = sites();
+    let varp = opener.varp_group(group).unwrap();
+    let sender = opener.varp_unicast(TokenKey::new(&Entropy::new(Secret::new([1; 32])))).unwrap();
+    let sender = sender.of(Class::Answer).unwrap();
+    let to = SocketAddr::new(group, opener.site().port);
+    let message = |version: u8, opcode: u8, id: u32| {
+        [&[b'V', b'A', version, opcode, 0, 0, 0, 0], &id.to_be_bytes()[..]].concat()
+    };
+    let heard = |bytes: &[u8]| {
+        sender.send_to(bytes, to).unwrap();
+        let mut buffer = [0; 100];
+        varp.recv_from(&mut buffer).is_ok_and(|(n, _)| buffer[..n] == *bytes)
+    };
+    assert!(!heard(&message(1, 1, 42)) && heard(&message(1, 3, 42)), "there are none yet");
+    for count in [1, 2, 100, u32::from(MOST_VNETS), u32::from(MOST_VNETS) + 1, 4096] {
+        let vnets = (0..count).map(|n| vnet(42 + 2 * n)).collect();
+        hear_questions(&varp, &vnets).unwrap();
+        for n in [0, count / 2, count - 1] {
+            assert!(heard(&message(1, 1, 42 + 2 * n)), "{n} of {count}");
+            assert_eq!(heard(&message(1, 1, 43 + 2 * n)), count > MOST_VNETS.into(), "{count}");
+        }
+        for opcode in 2..=5 {
+            assert!(heard(&message(1, opcode, 43)), "others are heard about all");
+        }
+        assert!(!heard(&message(2, 3, 42)) && !heard(b"VK\x01\x01") && !heard(b"VA\x01"));
+        assert!(count > MOST_VNETS.into() || !heard(&message(1, 1, 42)[..11]));
+    }
+}
+
 #[test]
 fn the_varp_port_is_taken_once() {
     for (opener, group) in sites() {
-        let _first = opener.varp_unicast().unwrap();
-        assert_eq!(opener.varp_unicast().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let key = TokenKey::new(&Entropy::new(Secret::new([1; 32])));
+        let _first = opener.varp_unicast(key).unwrap();
+        assert_eq!(opener.varp_unicast(key).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         // The group is shared.
         let _groups = [opener.varp_group(group).unwrap(), opener.varp_group(group).unwrap()];
     }
@@ -154,7 +190,9 @@ fn own_sockets_are_adopted_and_lies_are_not() {
         file[1] = std::fs::File::open("/dev/null").unwrap().into();
         assert!(refused(42, 2, file).contains("not a UDP socket"));
         let mut varp = dup(&vif);
-        varp[1] = opener.varp_unicast().unwrap().into();
+        let key = TokenKey::new(&Entropy::new(Secret::new([1; 32])));
+        let own = opener.varp_unicast(key).unwrap();
+        varp[1] = own.of(Class::Answer).unwrap().try_clone().unwrap().into();
         assert!(refused(42, 2, varp).contains("unicast socket"));
         let mut other_family = dup(&vif);
         let wrong = if group.is_ipv4() { "[::1]:0" } else { "127.0.0.1:0" };

@@ -106,12 +106,15 @@ impl Request {
     /// The message as a datagram.
     pub fn emit(&self) -> Vec<u8> {
         match self {
-            Self::Register { key, capabilities, queue_pairs, active, stamp } => {
+            Self::Register { key, capabilities, queue_pairs, active, stamp, learn } => {
                 let mut w = Writer::new(code::REGISTER, 0);
                 w.u32(key.vnet.get()).mac(key.mac).u8(*queue_pairs);
                 let a = if *active { REGISTER_ACTIVE } else { 0 };
                 let s = if stamp.is_some() { REGISTER_STAMP } else { 0 };
-                w.u8(a | s).u16(capabilities.0).u16(0).u64(stamp.unwrap_or_default().0).done()
+                let plain = capabilities.without(Capabilities::BOUNDED);
+                let bounded = plain.with(Capabilities::BOUNDED);
+                w.u8(a | s).u16(if learn.is_some() { bounded.0 } else { plain.0 });
+                w.u16(learn.unwrap_or(0)).u64(stamp.unwrap_or_default().0).done()
             }
             Self::SetActive { active } => {
                 Writer::new(code::SET_ACTIVE, 0).u8((*active).into()).done()
@@ -167,9 +170,10 @@ fn parse_register(r: &mut Reader<'_>) -> Result<Request, ParseError> {
     let queue_pairs = r.u8()?;
     let flags = r.u8()?;
     let capabilities = Capabilities(r.u16()?);
-    let reserved = r.u16()?;
+    let learn = r.u16()?;
     let stamp = r.u64()?;
-    if flags & !(REGISTER_ACTIVE | REGISTER_STAMP) != 0 || reserved != 0 {
+    let is_bounded = capabilities.contains(Capabilities::BOUNDED);
+    if flags & !(REGISTER_ACTIVE | REGISTER_STAMP) != 0 || (learn != 0 && !is_bounded) {
         return Err(ParseError::Reserved);
     }
     let has_stamp = flags & REGISTER_STAMP != 0;
@@ -178,10 +182,11 @@ fn parse_register(r: &mut Reader<'_>) -> Result<Request, ParseError> {
     }
     Ok(Request::Register {
         key: VifKey { vnet, mac },
-        capabilities,
+        capabilities: capabilities.without(Capabilities::BOUNDED),
         queue_pairs,
         active: flags & REGISTER_ACTIVE != 0,
         stamp: has_stamp.then_some(Stamp(stamp)),
+        learn: is_bounded.then_some(learn),
     })
 }
 

@@ -39,8 +39,9 @@ fn requests() -> Vec<(Request, &'static str)> {
                 queue_pairs: 2,
                 active: true,
                 stamp: Some(Stamp(0x0102_0304_0506_0708)),
+                learn: Some(16),
             },
-            "01 01 0000 00000000 0000002a 525400123456 02 03 0003 0000 0102030405060708",
+            "01 01 0000 00000000 0000002a 525400123456 02 03 4003 0010 0102030405060708",
         ),
         (
             Request::Register {
@@ -49,6 +50,7 @@ fn requests() -> Vec<(Request, &'static str)> {
                 queue_pairs: 1,
                 active: false,
                 stamp: None,
+                learn: None,
             },
             "01 01 0000 00000000 0000002a 525400123456 01 00 0000 0000 0000000000000000",
         ),
@@ -324,13 +326,11 @@ fn text() -> impl Strategy<Value = String> {
 
 fn request() -> impl Strategy<Value = Request> {
     let register = (vnet(), mac(), any::<u16>(), 1..=MAX_QUEUE_PAIRS, any::<bool>())
-        .prop_flat_map(|fields| (Just(fields), proptest::option::of(stamp())))
-        .prop_map(|((vnet, mac, capabilities, queue_pairs, active), stamp)| Request::Register {
-            key: VifKey { vnet, mac },
-            capabilities: Capabilities(capabilities),
-            queue_pairs,
-            active,
-            stamp,
+        .prop_flat_map(|fields| (Just(fields), proptest::option::of(stamp()), any::<Option<u16>>()))
+        .prop_map(|((vnet, mac, capabilities, queue_pairs, active), stamp, learn)| {
+            let capabilities = Capabilities(capabilities).without(Capabilities::BOUNDED);
+            let key = VifKey { vnet, mac };
+            Request::Register { key, capabilities, queue_pairs, active, stamp, learn }
         });
     let values = proptest::collection::vec((text(), any::<u64>()), 0..=MAX_VALUES);
     let table = proptest::sample::select(vec![

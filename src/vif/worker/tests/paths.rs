@@ -175,6 +175,22 @@ fn a_router_narrows_the_path_for_what_comes_next() {
     assert_eq!(worker.counters.get(VifCounter::tx_frames), 2);
 }
 
+/// More than the staging buffer holds: it is sent in the midst of a frame.
+#[test]
+fn a_path_that_becomes_narrower_in_the_midst_of_a_frame_costs_none_of_it() {
+    let mut worker = capable_worker();
+    let large = tcp_frame(60_000);
+    let parked = vec![[&tso_header(&large, 1448)[..], &large].concat(); 12];
+    worker.underlay.max_datagram = Some(1252);
+    worker.send_parked(&parked, CareOf { capabilities: ALL, ..coa(7) }, Instant::ZERO);
+    assert_eq!(worker.counters.get(VifCounter::path_mtu_changes), 1);
+    assert_eq!(worker.counters.get(VifCounter::tx_frames), 12);
+    assert_eq!(sum_drops(&worker), 0);
+    let (frames, _) = arrive(mem::take(&mut worker.underlay.sent));
+    let payload: Vec<u8> = frames.iter().flat_map(|f| f[TCP_HEADERS..].to_vec()).collect();
+    assert!(payload == large[TCP_HEADERS..].repeat(12));
+}
+
 /// Bundles, runs of one length and single ones.
 #[test]
 fn whatever_is_staged_leaves_in_pieces_when_the_kernel_knows_better() {

@@ -1,0 +1,184 @@
+//! What comes to varpd's own address and port is sorted by the kernel, each class to a socket of its
+//! own, so that a flood of one class takes no room from the others.
+//!
+//! ```text
+//!  class      what                                            who can flood it
+//!  answer     VARP: reply, correction, absent                 who knows the format
+//!  handshake  RESPONSE, CONFIRM, ACK, COOKIE;                 who knows the format
+//!             INIT with the token of its address              who receives at that address
+//!  question   VARP: request, and an announcement from a relay who knows the format
+//!  newcomer   other INITs                                     who knows the format
+//!  (none)     all else: wrong magic, version, type, length    anybody; dropped by the kernel
+//! ```
+//!
+//! The sockets share the port (`SO_REUSEPORT`), and a classic BPF program chooses among them. It sees a
+//! datagram from its payload on. A program can't drop what is of no class, so that goes to one more
+//! socket whose filter lets nothing pass.
+//!
+//! Nothing depends on a message having come by the right socket: what it is, is looked at again. There
+//! is no check of the vnet here: a host is asked, and answers, for vifs of vnets that have left it.
+
+#![forbid(unsafe_code)]
+
+use std::net::IpAddr;
+
+use crate::security::handshake::token::{LAST_SHIFT, Mixing, SHIFT, TokenKey};
+use crate::sys::sockopt::Instruction;
+use crate::wire::{handshake, varp};
+
+/// A class of messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// VARP that answers.
+    Answer,
+    /// Of a handshake with a host that is known to receive at its address, or says to be.
+    Handshake,
+    /// VARP that asks.
+    Question,
+    /// A handshake's first message.
+    Newcomer,
+}
+
+impl Class {
+    /// All, in the order in which their sockets are bound.
+    pub const ALL: [Self; 4] = [Self::Answer, Self::Handshake, Self::Question, Self::Newcomer];
+
+    /// The place of its socket.
+    const fn place(self) -> u32 {
+        self as u32
+    }
+}
+
+/// The place of the socket for what is of no class.
+const NONE: u32 = Class::ALL.len() as u32;
+
+/// `SKF_NET_OFF` (linux/filter.h): offsets from here on are counted from the IP header.
+const IP: u32 = 0xfff0_0000;
+/// Where the source address is.
+const V4_SOURCE: u32 = IP + 12;
+const V6_SOURCE: u32 = IP + 8;
+
+/// Load into A: the length of the payload, a byte, a half word, a word at an offset.
+const LOAD_LEN: u16 = 0x80;
+const LOAD_B: u16 = 0x30;
+const LOAD_H: u16 = 0x28;
+const LOAD_W: u16 = 0x20;
+/// X becomes a constant, or what is in A.
+const X_CONSTANT: u16 = 0x01;
+const X_FROM_A: u16 = 0x07;
+/// A with X, or with a constant.
+const XOR_X: u16 = 0xac;
+const MULTIPLY: u16 = 0x24;
+const SHIFT_RIGHT: u16 = 0x74;
+const JUMP_AT_LEAST: u16 = 0x35;
+const JUMP_EQUAL: u16 = 0x15;
+const JUMP_EQUAL_X: u16 = 0x1d;
+const RETURN: u16 = 0x06;
+
+/// The program for the sockets of [`Class::ALL`] and one more, bound to `address` in that order.
+pub fn program(address: IpAddr, key: TokenKey) -> Vec<Instruction> {
+    let varp = varp_part();
+    let skip = u8::try_from(varp.len()).unwrap_or(u8::MAX);
+    let mut program = vec![
+        // What is shorter than this fails at the first load behind it, which chooses the first socket;
+        // longer messages are measured below.
+        (LOAD_LEN, 0, 0, 0),
+        (JUMP_AT_LEAST, 1, 0, handshake::HEADER_LEN as u32),
+        (RETURN, 0, 0, NONE),
+        (LOAD_H, 0, 0, 0),
+        (JUMP_EQUAL, 0, skip, magic(varp::MAGIC)),
+    ];
+    program.extend(varp);
+    program.extend(require(magic(handshake::MAGIC)));
+    program.push((LOAD_B, 0, 0, 2));
+    program.extend(require(handshake::VERSION.into()));
+    program.extend(handshake_part(address, key));
+    program
+}
+
+/// VARP: the version, the two lengths, the opcode.
+fn varp_part() -> Vec<Instruction> {
+    let mut part = vec![(LOAD_B, 0, 0, 2)];
+    part.extend(require(varp::VERSION.into()));
+    part.extend([
+        (LOAD_LEN, 0, 0, 0),
+        (JUMP_EQUAL, 2, 0, varp::LEN as u32),
+        (JUMP_EQUAL, 1, 0, varp::TAGGED_LEN as u32),
+        (RETURN, 0, 0, NONE),
+        (LOAD_B, 0, 0, varp::OPCODE_OFFSET as u32),
+    ]);
+    for (opcodes, class) in [
+        (&[varp::REPLY, varp::CORRECTION, varp::ABSENT][..], Class::Answer),
+        (&[varp::REQUEST, varp::ANNOUNCE], Class::Question),
+    ] {
+        part.extend(opcodes.iter().flat_map(|opcode| choose((*opcode).into(), class.place())));
+    }
+    part.push((RETURN, 0, 0, NONE));
+    part
+}
+
+/// Handshakes: each type has one length; an INIT is looked at more closely.
+fn handshake_part(address: IpAddr, key: TokenKey) -> Vec<Instruction> {
+    let mut part = Vec::new();
+    for kind in handshake::Kind::ALL.into_iter().filter(|kind| *kind != handshake::Kind::Init) {
+        part.extend([
+            (LOAD_B, 0, 0, handshake::KIND_OFFSET as u32),
+            (JUMP_EQUAL, 0, 4, kind.code().into()),
+            (LOAD_LEN, 0, 0, 0),
+        ]);
+        part.extend(choose(kind.message_len() as u32, Class::Handshake.place()));
+        part.push((RETURN, 0, 0, NONE));
+    }
+    part.push((LOAD_B, 0, 0, handshake::KIND_OFFSET as u32));
+    part.extend(require(handshake::Kind::Init.code().into()));
+    part.push((LOAD_LEN, 0, 0, 0));
+    part.extend(require(handshake::Kind::Init.message_len() as u32));
+    part.push((LOAD_W, 0, 0, handshake::TOKEN_OFFSET as u32));
+    part.extend(choose(0, Class::Newcomer.place()));
+    part.extend(token_part(address, key.mixing()));
+    part.extend([
+        (LOAD_W, 0, 0, handshake::TOKEN_OFFSET as u32),
+        (JUMP_EQUAL_X, 0, 1, 0),
+        (RETURN, 0, 0, Class::Handshake.place()),
+        (RETURN, 0, 0, Class::Newcomer.place()),
+    ]);
+    part
+}
+
+/// X becomes the token of the source address, as [`TokenKey::token`] computes it.
+fn token_part(address: IpAddr, Mixing { start, each, last }: Mixing) -> Vec<Instruction> {
+    let words = match address {
+        IpAddr::V4(_) => V4_SOURCE..V4_SOURCE + 4,
+        IpAddr::V6(_) => V6_SOURCE..V6_SOURCE + 16,
+    };
+    let mix = |factor, shift| {
+        [
+            (MULTIPLY, 0, 0, factor),
+            (X_FROM_A, 0, 0, 0),
+            (SHIFT_RIGHT, 0, 0, shift),
+            (XOR_X, 0, 0, 0),
+            (X_FROM_A, 0, 0, 0),
+        ]
+    };
+    let mut part = vec![(X_CONSTANT, 0, 0, start)];
+    for offset in words.step_by(4) {
+        part.extend([(LOAD_W, 0, 0, offset), (XOR_X, 0, 0, 0)]);
+        part.extend(mix(each, SHIFT));
+    }
+    part.extend(mix(last, LAST_SHIFT));
+    part
+}
+
+/// What is not equal is of no class.
+fn require(value: u32) -> [Instruction; 2] {
+    [(JUMP_EQUAL, 1, 0, value), (RETURN, 0, 0, NONE)]
+}
+
+/// What is equal goes there.
+fn choose(value: u32, place: u32) -> [Instruction; 2] {
+    [(JUMP_EQUAL, 0, 1, value), (RETURN, 0, 0, place)]
+}
+
+fn magic(magic: [u8; 2]) -> u32 {
+    u16::from_be_bytes(magic).into()
+}

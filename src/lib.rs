@@ -32,6 +32,7 @@
 //! | lead | the beginning of a frame, copied out of the guest's memory before anything is decided from it ([`offload::LEAD_LEN`]) |
 //! | message | what one call of `sendmsg` takes: a datagram, or many of one length that the kernel cuts apart (UDP_SEGMENT; [`sys::mmsg`]) |
 //! | staged, scattered | a message that was copied into one buffer; one whose payload the kernel reads in the guest's memory ([`vif::outgoing`]) |
+//! | train | datagrams of one sender and one length that the kernel hands over as one message (UDP_GRO; [`sys::train`]) |
 //! | piece | in a ring or a batch: contiguous memory that holds part of a frame ([`vif::ring::Piece`]). On the wire: a fragment of a frame that is longer than its path (flag F; [`wire::fragment`]) |
 //! | bundle | small frames to one place that share a datagram (flag B; [`offload::bundle`]) |
 //! | sealed, opened | made into an ESP packet; made from one ([`vif::protect`]) |
@@ -73,7 +74,8 @@
 //! be cut is refused with an answer ([`vif::too_big`]) or leaves in pieces, which [`vif::reassembly`]
 //! puts together at the other end. In: a readable socket wakes the thread; [`vif::protect`] opens what is
 //! sealed; [`vif::rx`] accepts or names the drop; [`offload::gro`] merges segments; [`vif::guest`] copies the
-//! frame into the guest's buffers.
+//! frame into the guest's buffers. In a stream of long segments it is the kernel that copies them there, once it
+//! is foreseen what comes ([`vif::direct`]).
 //!
 //! Between two vifs of one host there is a shorter path: [`vif::lanes`] takes the frame straight from
 //! the guest's ring into memory that both backends map, and the other worker from there to its guest.

@@ -86,6 +86,8 @@ counters! {
         rx_answers = "answers of our own to the guest: ICMP packets that say which length fits the path",
         tx_local_frames = "of tx_frames, those that went through a lane: memory shared with another vif's backend on this host",
         rx_local_frames = "of rx_frames, those that came through a lane",
+        rx_direct_frames = "of rx_frames, those whose payload the kernel copied straight into the guest's buffers: streams in long segments",
+        rx_direct_missed = "times that the next message was looked at for that, and was something else",
         tx_datagrams = "datagrams that left; less than tx_frames where frames share one, more where large frames were cut",
         tx_unsegmented = "of tx_datagrams, those handed over one by one because the kernel refuses to cut messages (UDP_SEGMENT)",
         tx_announcements = "RARP frames of our own to the group: the guest has just arrived here",

@@ -10,6 +10,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vnet::offload::features::Offloads;
 use vnet::sys::mmsg::{Message, ReceiveBatch};
+use vnet::sys::train::{self, IoVecMut, Train};
 use vnet::underlay::{Port, Underlay};
 use vnet::vhost_user::vring::GuestMemory;
 use vnet::vif::guest::HeaderLayout;
@@ -44,6 +45,12 @@ pub(crate) struct Arrived {
     pub(crate) segment: usize,
 }
 
+impl Arrived {
+    fn train(&self) -> Train {
+        Train { from: self.from, len: self.bytes.len(), segment: self.segment }
+    }
+}
+
 impl Underlay for Arrivals {
     fn send(&mut self, messages: &[Message<'_>]) -> io::Result<usize> {
         Ok(messages.len())
@@ -57,6 +64,23 @@ impl Underlay for Arrivals {
             self.0.pop_front();
         }
         if batch.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    }
+
+    fn peek(&mut self, port: Port, head: &mut [u8]) -> io::Result<Train> {
+        let next = self.0.front().filter(|next| next.port == port);
+        let next = next.ok_or(io::ErrorKind::WouldBlock)?;
+        IoVecMut::from_slice(head).fill(&next.bytes);
+        Ok(next.train())
+    }
+
+    fn take(&mut self, port: Port, parts: &mut [IoVecMut<'_>]) -> io::Result<train::Arrived> {
+        if self.0.front().is_none_or(|next| next.port != port) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let next = self.0.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
+        let mut rest = next.bytes.as_slice();
+        parts.iter_mut().for_each(|part| rest = part.fill(rest));
+        Ok((next.train(), None))
     }
 
     fn descriptor(&self, _: Port) -> Option<RawFd> {
@@ -133,6 +157,12 @@ impl Guest {
             let (header, frame) = bytes.split_at(layout.len);
             check_frame(header, frame, offloads, mac);
             frames += 1;
+        }
+        // Those that come next are as they were offered.
+        for descriptor in self.offered.iter().take(2) {
+            let mut bytes = vec![0; self.len];
+            self.memory.read_slice(&mut bytes, self.buffer(*descriptor)).expect("within memory");
+            assert!(bytes.iter().all(|byte| *byte == 0), "written to what is not given back");
         }
         frames
     }

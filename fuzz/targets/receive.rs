@@ -61,7 +61,7 @@ fn take<'a>(
         }
     }
     assert_ne!(addresses.source, MAC);
-    frames.push(Received { bytes: frame, is_partial });
+    frames.push(Received::whole(frame, is_partial));
 }
 
 fn merge(offloads: Offloads, frames: &[Received<'_>]) {
@@ -77,7 +77,7 @@ fn merge(offloads: Offloads, frames: &[Received<'_>]) {
         let payload: usize = run.iter().map(|frame| merged.payload_of(frame).len()).sum();
         let len = merged.head.len() + payload;
         if merged.frames == 1 {
-            assert_eq!(len, run[0].bytes.len(), "as it came");
+            assert_eq!(len, run[0].bytes().len(), "as it came");
         } else {
             assert!(len <= MAX_LEN);
         }

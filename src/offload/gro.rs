@@ -11,7 +11,9 @@
 //!  ...
 //! ```
 //!
-//! Order is kept: only neighbours merge, a frame of another kind ends a run.
+//! Order is kept: only neighbours merge, a frame of another kind ends a run. Of segments whose checksum is
+//! partial only the headers are looked at, so their payload may already be where it is to go
+//! ([`Received::beginning`]).
 
 use super::LEAD_LEN;
 use super::checksum::Sum;
@@ -36,10 +38,32 @@ const DF: u8 = 0x40;
 /// A frame that was received and accepted.
 #[derive(Clone, Copy, Debug)]
 pub struct Received<'a> {
-    /// The frame.
-    pub bytes: &'a [u8],
-    /// Whether its transport checksum is partial (flag C).
-    pub is_partial: bool,
+    bytes: &'a [u8],
+    len: usize,
+    is_partial: bool,
+}
+
+impl<'a> Received<'a> {
+    /// A frame, and whether its transport checksum is partial (flag C).
+    pub const fn whole(bytes: &'a [u8], is_partial: bool) -> Self {
+        Self { bytes, len: bytes.len(), is_partial }
+    }
+
+    /// The beginning, with all headers, of a frame of `len` bytes whose transport checksum is partial: of
+    /// such, nobody looks at the payload.
+    pub const fn beginning(bytes: &'a [u8], len: usize) -> Self {
+        Self { bytes, len, is_partial: true }
+    }
+
+    /// The frame, or its beginning.
+    pub const fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Whether its transport checksum is partial.
+    pub const fn is_partial(&self) -> bool {
+        self.is_partial
+    }
 }
 
 /// The frame says that its transport checksum is partial, but has no transport header that
@@ -126,7 +150,7 @@ impl Merger {
         if !first.is_partial && !self.offloads.has(Offloads::GUEST_CSUM) {
             return Some(Ok(unchanged(Header::PLAIN)));
         }
-        let layout = match Layout::parse(first.bytes, first.bytes.len()) {
+        let layout = match Layout::parse(first.bytes, first.len) {
             Ok(layout) if layout.payload_at <= LEAD_LEN => layout,
             _ if first.is_partial => return Some(Err(PartialFault)),
             _ => return Some(Ok(unchanged(Header::PLAIN))),
@@ -135,7 +159,7 @@ impl Merger {
             return Some(self.completed(&layout, first.bytes).ok_or(PartialFault));
         }
         let mut header = if first.is_partial { Header::partial(&layout) } else { Header::PLAIN };
-        let Some(mut run) = self.begin(&layout, first.bytes) else {
+        let Some(mut run) = self.begin(&layout, &first) else {
             return Some(Ok(unchanged(header)));
         };
         let limit = match layout.transport {
@@ -145,7 +169,7 @@ impl Merger {
         let mut frames = 1;
         while frames < limit
             && let Some(next) = frame(frames)
-            && self.predicts(&mut run, next.bytes)
+            && self.predicts(&mut run, &next)
         {
             // A sum over the payload costs more than all else: only where it can be of use.
             if frames == 1 && !first.is_partial {
@@ -157,10 +181,21 @@ impl Merger {
             if !next.is_partial && !is_valid(&layout.with_end(next.bytes.len()), next.bytes) {
                 break;
             }
-            self.append(&mut run, next.bytes);
+            self.append(&mut run, &next);
             frames += 1;
         }
         Some(self.finish(&run, frames, header).ok_or(PartialFault))
+    }
+
+    /// Whether a frame can be the first of a run that goes on: the length of its headers then, in bytes.
+    /// What it says of a frame is what [`Merger::merge`] does with it.
+    pub fn begins_run(&mut self, frame: &Received<'_>) -> Option<usize> {
+        let layout = Layout::parse(frame.bytes, frame.len).ok()?;
+        if !self.offloads.has(Offloads::GUEST_CSUM) || layout.payload_at > LEAD_LEN {
+            return None;
+        }
+        let run = self.begin(&layout, frame)?;
+        (!run.has_ended).then_some(layout.payload_at)
     }
 
     /// For a guest that knows nothing of partial checksums.
@@ -174,7 +209,7 @@ impl Merger {
     }
 
     /// Begins a run if the frame can be the first of one.
-    fn begin(&mut self, layout: &Layout, frame: &[u8]) -> Option<Run> {
+    fn begin(&mut self, layout: &Layout, frame: &Received<'_>) -> Option<Run> {
         let feature = match (layout.transport, layout.version) {
             (Transport::Tcp, IpVersion::V4) => Offloads::GUEST_TSO4,
             (Transport::Tcp, IpVersion::V6) => Offloads::GUEST_TSO6,
@@ -183,11 +218,11 @@ impl Merger {
         };
         let size = u16::try_from(layout.payload_len()).ok().filter(|size| *size > 0)?;
         // Padding would end up in the middle.
-        let is_whole = layout.end == frame.len() && frame.len() <= self.max_len;
+        let is_whole = layout.end == frame.len && frame.len <= self.max_len;
         if !self.offloads.has(feature) || layout.has_ip_options || !is_whole {
             return None;
         }
-        let headers = frame.get(..layout.payload_at)?;
+        let headers = frame.bytes.get(..layout.payload_at)?;
         let mut run = Run {
             layout: *layout,
             size,
@@ -210,21 +245,21 @@ impl Merger {
     }
 
     /// Whether a frame has the headers that the run predicts.
-    fn predicts(&mut self, run: &mut Run, frame: &[u8]) -> bool {
+    fn predicts(&mut self, run: &mut Run, frame: &Received<'_>) -> bool {
         !run.has_ended && self.predict(run, frame).is_some_and(|same| same)
     }
 
     /// Makes the headers that the frame would have as the next segment, and compares.
-    fn predict(&mut self, run: &mut Run, frame: &[u8]) -> Option<bool> {
+    fn predict(&mut self, run: &mut Run, frame: &Received<'_>) -> Option<bool> {
         let Layout { network_at, transport_at, payload_at, transport, version, .. } = run.layout;
-        let payload = frame.len().checked_sub(payload_at)?;
+        let payload = frame.len.checked_sub(payload_at)?;
         let len = payload_at + run.total + payload;
         let is_too_long = len - network_at > MAX_PACKET_LEN || len > self.max_len;
         if payload == 0 || payload > usize::from(run.size) || is_too_long {
             return None;
         }
         let expected = self.expected.get_mut(..payload_at)?;
-        let headers = frame.get(..payload_at)?;
+        let headers = frame.bytes.get(..payload_at)?;
         if payload != usize::from(run.size) {
             write_lengths(expected, &run.layout, payload)?;
         }
@@ -248,17 +283,17 @@ impl Merger {
     }
 
     /// Takes a predicted frame into the run.
-    fn append(&mut self, run: &mut Run, frame: &[u8]) {
-        let payload = frame.len() - run.layout.payload_at;
+    fn append(&mut self, run: &mut Run, frame: &Received<'_>) {
+        let payload = frame.len - run.layout.payload_at;
         run.total += payload;
         run.has_ended = payload < usize::from(run.size);
         if run.layout.version == IpVersion::V4
-            && let Some(found) = field::u16_at(frame, run.layout.network_at + 4)
+            && let Some(found) = field::u16_at(frame.bytes, run.layout.network_at + 4)
         {
             run.identification.take(found);
         }
         if run.layout.transport == Transport::Tcp
-            && let Some(flags) = field::u8_at(frame, run.layout.transport_at + 13)
+            && let Some(flags) = field::u8_at(frame.bytes, run.layout.transport_at + 13)
             && flags & PSH != 0
             && let Some(head) = self.head.get_mut(run.layout.transport_at + 13)
         {

@@ -116,7 +116,7 @@ pub const LONGEST: usize = 65_536;
 /// Messages received in one system call: as much as stays in a level-2 cache.
 pub const RECEIVE_BATCH: usize = 16;
 /// Room for the control messages of one message.
-const CONTROL_ROOM: usize = 64;
+pub(super) const CONTROL_ROOM: usize = 64;
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
@@ -285,25 +285,25 @@ impl<const ROOM: usize, const COUNT: usize> Arrivals<ROOM, COUNT> {
 
 /// Control messages must be aligned as their header is.
 #[repr(C, align(8))]
-struct Control<const ROOM: usize>([u8; ROOM]);
+pub(super) struct Control<const ROOM: usize>(pub(super) [u8; ROOM]);
 
 fn empty_iovec() -> libc::iovec {
     libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }
 }
 
-fn empty_header() -> libc::msghdr {
+pub(super) fn empty_header() -> libc::msghdr {
     // SAFETY: msghdr is plain data for which all zero bytes are a valid, empty value.
     unsafe { std::mem::zeroed() }
 }
 
 /// What the control messages of a received message say.
 #[derive(Debug, Default)]
-struct Extra {
-    overflow: Option<u32>,
-    segment: Option<usize>,
+pub(super) struct Extra {
+    pub(super) overflow: Option<u32>,
+    pub(super) segment: Option<usize>,
 }
 
-fn control_of(message: &libc::msghdr) -> Extra {
+pub(super) fn control_of(message: &libc::msghdr) -> Extra {
     let mut extra = Extra::default();
     // SAFETY: the header was filled in by the kernel and its control buffer is still alive.
     let mut control = unsafe { libc::CMSG_FIRSTHDR(message) };

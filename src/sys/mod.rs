@@ -7,6 +7,7 @@
 //! | [`lent_event`], [`doorbell`] | how threads, and processes that share memory, wake each other |
 //! | [`seqpacket`], [`ancillary`] | Unix sockets: whole datagrams, descriptors along with bytes |
 //! | [`mmsg`], [`error_queue`] | batches of UDP datagrams, and what became of those that were sent |
+//! | [`train`] | one message at a time, looked at before it is taken |
 //! | [`sockopt`], [`link`] | socket options; network interfaces |
 //! | [`iovec`] | scatter-gather elements that may point into guest memory |
 //! | [`shared_memory`], [`bus_error`] | memory of two processes, and what becomes of one when it fails |
@@ -32,3 +33,4 @@ pub mod shared_memory;
 pub mod signal;
 pub mod sockopt;
 pub mod timer;
+pub mod train;

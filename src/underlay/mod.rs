@@ -25,6 +25,7 @@ use std::os::fd::RawFd;
 
 use crate::sys::error_queue::Report;
 use crate::sys::mmsg::{Message, ReceiveBatch};
+use crate::sys::train::{Arrived, IoVecMut, Train};
 
 /// Through which of a vif's sockets a datagram arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,22 @@ pub trait Underlay: Send {
     /// `WouldBlock` when nothing waits.
     fn receive(&mut self, port: Port, batch: &mut ReceiveBatch) -> io::Result<()>;
 
+    /// Looks at what [`Underlay::receive`] would give first, and copies its beginning to `head`.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing waits.
+    fn peek(&mut self, _port: Port, _head: &mut [u8]) -> io::Result<Train> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Receives one message into pieces of memory.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing waits.
+    fn take(&mut self, _port: Port, _parts: &mut [IoVecMut<'_>]) -> io::Result<Arrived> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Takes the next report about datagrams that were sent. While there are any, the descriptor of
     /// [`Port::Own`] polls as in error, or that of the socket to send from if there is one.
     fn take_report(&mut self) -> Option<Report> {
@@ -69,9 +86,12 @@ pub(crate) mod memory {
     //! Two underlays back to back, for tests of the data path without sockets.
 
     use super::*;
-    use crate::sys::mmsg::RECEIVE_BATCH;
+    use crate::sys::mmsg::{MAX_MESSAGE_LEN, RECEIVE_BATCH};
     use std::collections::VecDeque;
     use std::net::SocketAddr;
+
+    /// What somebody does to datagrams that wait.
+    pub(crate) type Meddle = fn(&mut VecDeque<(SocketAddr, Vec<u8>)>);
 
     /// An underlay whose ends the test holds.
     #[derive(Debug, Default)]
@@ -96,6 +116,14 @@ pub(crate) mod memory {
         pub(crate) calls: usize,
         /// How often something was asked for.
         pub(crate) asked: usize,
+        /// Whether datagrams of one length arrive as one message (UDP_GRO).
+        pub(crate) makes_trains: bool,
+        /// How often the next message was looked at.
+        pub(crate) peeks: usize,
+        /// What happens between a look at a message and its receipt.
+        pub(crate) meddle: Option<Meddle>,
+        /// Errors of the coming calls that take a message.
+        pub(crate) take_failures: VecDeque<io::Error>,
     }
 
     impl Underlay for MemoryUnderlay {
@@ -132,10 +160,37 @@ pub(crate) mod memory {
             if queue.is_empty() {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
-            for (from, bytes) in queue.drain(..queue.len().min(RECEIVE_BATCH)) {
-                batch.push(from, &bytes, bytes.len());
+            let makes_trains = self.makes_trains;
+            while batch.len() < RECEIVE_BATCH
+                && let Some((from, bytes, segment)) = next(queue, makes_trains)
+            {
+                batch.push(from, &bytes, segment);
             }
             Ok(())
+        }
+
+        fn peek(&mut self, port: Port, head: &mut [u8]) -> io::Result<Train> {
+            self.peeks += 1;
+            let mut queue = self.queue(port).clone();
+            let (from, bytes, segment) =
+                next(&mut queue, self.makes_trains).ok_or(io::ErrorKind::WouldBlock)?;
+            IoVecMut::from_slice(head).fill(&bytes);
+            Ok(Train { from, len: bytes.len(), segment })
+        }
+
+        fn take(&mut self, port: Port, parts: &mut [IoVecMut<'_>]) -> io::Result<Arrived> {
+            if let Some(error) = self.take_failures.pop_front() {
+                return Err(error);
+            }
+            let makes_trains = self.makes_trains;
+            let meddle = self.meddle;
+            let queue = self.queue(port);
+            meddle.into_iter().for_each(|meddle| meddle(queue));
+            let (from, bytes, segment) =
+                next(queue, makes_trains).ok_or(io::ErrorKind::WouldBlock)?;
+            let mut rest = bytes.as_slice();
+            parts.iter_mut().for_each(|part| rest = part.fill(rest));
+            Ok((Train { from, len: bytes.len(), segment }, None))
         }
 
         fn take_report(&mut self) -> Option<Report> {
@@ -147,7 +202,38 @@ pub(crate) mod memory {
         }
     }
 
+    /// The next message: a datagram, or as many as the kernel makes one of (see net/ipv4/udp_offload.c):
+    /// of one sender and length, but the last, which may be shorter.
+    fn next(
+        queue: &mut VecDeque<(SocketAddr, Vec<u8>)>,
+        makes_trains: bool,
+    ) -> Option<(SocketAddr, Vec<u8>, usize)> {
+        let (from, mut bytes) = queue.pop_front()?;
+        let segment = bytes.len();
+        let mut last = segment;
+        while makes_trains
+            && last == segment
+            && bytes.len() < 64 * segment
+            && let Some((sender, more)) = queue.front()
+            && *sender == from
+            && (1..=segment).contains(&more.len())
+            && bytes.len() + more.len() <= MAX_MESSAGE_LEN
+        {
+            last = more.len();
+            bytes.extend_from_slice(more);
+            queue.pop_front();
+        }
+        Some((from, bytes, segment))
+    }
+
     impl MemoryUnderlay {
+        fn queue(&mut self, port: Port) -> &mut VecDeque<(SocketAddr, Vec<u8>)> {
+            match port {
+                Port::Own => &mut self.own,
+                Port::Group => &mut self.group,
+            }
+        }
+
         /// What the kernel does about datagrams that are longer than their route takes.
         fn check_len(&mut self, message: &Message<'_>, len: usize) -> io::Result<()> {
             let segment = usize::from(message.segment);

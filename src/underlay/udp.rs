@@ -9,6 +9,7 @@ use super::{Port, Underlay, probe, steering};
 use crate::sys::error_queue::{self, Report};
 use crate::sys::mmsg::{self, Message, ReceiveBatch};
 use crate::sys::sockopt;
+use crate::sys::train::{self, Arrived, IoVecMut, Train};
 
 /// The sockets of a queue pair. They arrive open, bound and filtered.
 #[derive(Debug)]
@@ -97,6 +98,14 @@ impl Underlay for UdpUnderlay {
             Some(socket) => batch.receive(socket),
             None => Err(io::ErrorKind::WouldBlock.into()),
         }
+    }
+
+    fn peek(&mut self, port: Port, head: &mut [u8]) -> io::Result<Train> {
+        train::peek(self.socket(port).ok_or(io::ErrorKind::WouldBlock)?, head)
+    }
+
+    fn take(&mut self, port: Port, parts: &mut [IoVecMut<'_>]) -> io::Result<Arrived> {
+        train::take(self.socket(port).ok_or(io::ErrorKind::WouldBlock)?, parts)
     }
 
     fn take_report(&mut self) -> Option<Report> {

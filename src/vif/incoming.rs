@@ -106,6 +106,32 @@ impl Incoming {
     ) -> io::Result<()> {
         self.clear();
         underlay.receive(port, &mut self.batch)?;
+        self.unpack(port, home, counters, opening);
+        Ok(())
+    }
+
+    /// Takes a message that was received elsewhere: its sender, its bytes, and the length of each datagram
+    /// but the last. Nothing may be waiting.
+    pub fn put(
+        &mut self,
+        port: Port,
+        (from, bytes, segment): (SocketAddr, &[u8], usize),
+        home: &mut Home<'_>,
+        counters: &VifCounters,
+    ) {
+        self.clear();
+        self.batch.clear();
+        self.batch.push(from, bytes, segment);
+        self.unpack(port, home, counters, None);
+    }
+
+    fn unpack(
+        &mut self,
+        port: Port,
+        home: &mut Home<'_>,
+        counters: &VifCounters,
+        opening: Option<Opening<'_>>,
+    ) {
         let now = home.now;
         let Self { batch, reassembly, joined, places, detours, handovers, opened, .. } = self;
         for message in (0..u16::MAX).take(batch.len()) {
@@ -133,7 +159,6 @@ impl Incoming {
             }
         }
         self.count_dropped_pieces(counters);
-        Ok(())
     }
 
     /// Receives no more than about so many bytes at a time, but one message.
@@ -193,7 +218,7 @@ impl Incoming {
             Within::Lane => &self.chunk,
         };
         let bytes = within.get(place.start as usize..)?.get(..place.len as usize)?;
-        Some(Received { bytes, is_partial: place.is_partial })
+        Some(Received::whole(bytes, place.is_partial))
     }
 
     /// Whether the first frame that waits is for a group.

@@ -11,6 +11,7 @@
 //! | [`paths`] | how long those may be, by destination |
 //! | [`too_big`], [`told`] | the ICMP answer to frames that are longer; which senders ignore it |
 //! | [`incoming`], [`reassembly`] | frames that were received and accepted, whole or in pieces |
+//! | [`direct`] | trains of long segments that go straight into the guest's buffers |
 //! | [`protect`] | datagrams of a secured vnet are sealed and opened |
 //! | [`arrival`] | a guest that has migrated here: its vnet is told by RARP |
 //! | [`throttle`], [`alarm`] | rate limits: what waits, what is dropped; the timer that ends the wait |
@@ -28,6 +29,7 @@ pub mod alarm;
 mod announcing;
 pub mod arrival;
 pub mod departed;
+pub mod direct;
 pub mod guard;
 pub mod guest;
 pub mod incoming;

@@ -15,6 +15,9 @@
 //!
 //! If the guest is kept to a list of addresses, [`super::guard`] checks each frame behind `tx::judge`.
 //!
+//! In the middle of a stream in long segments the kernel copies these straight into the guest's
+//! buffers, past the batch: see [`super::direct`].
+//!
 //! What goes to another vif of this host, or comes from one, takes a shorter way: see
 //! [`crate::lane`] and [`super::lanes`].
 //!
@@ -22,6 +25,7 @@
 //! frames that wait, while QEMU comes and goes.
 
 mod arrive;
+mod direct;
 mod forward;
 mod local;
 mod path;
@@ -32,6 +36,7 @@ mod send;
 mod tests;
 mod transmit;
 
+use direct::Direct;
 pub use local::LaneOffer;
 use local::Tally;
 
@@ -151,6 +156,8 @@ pub struct Worker<U> {
     segmentation: Segmentation,
     /// Frames that were received and wait for the guest's buffers.
     incoming: Incoming,
+    /// Trains of long segments that are received straight into those.
+    direct: Direct,
     /// Frames of ours for the guest: ICMP answers to packets that are too long.
     answers: Vec<Vec<u8>>,
     /// Numbers for frames that leave in pieces.
@@ -214,6 +221,7 @@ impl<U: Underlay> Worker<U> {
             parts: Vec::new(),
             segmentation: Segmentation::default(),
             incoming: Incoming::default(),
+            direct: Direct::default(),
             answers: Vec::new(),
             frame_ids: FrameIds::default(),
             paths: Paths::default(),

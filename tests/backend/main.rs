@@ -56,6 +56,7 @@ mod spoofing;
 #[expect(dead_code, reason = "other tests use the rest")]
 #[path = "../support/mod.rs"]
 mod support;
+mod trains;
 mod underneath;
 
 use std::collections::BTreeMap;

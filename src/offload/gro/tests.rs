@@ -29,7 +29,7 @@ fn deliver(merger: &mut Merger, frames: &[Received<'_>]) -> Vec<Delivered> {
 }
 
 fn merge_with(offloads: Offloads, frames: &[Vec<u8>], is_partial: bool) -> Vec<Delivered> {
-    let received: Vec<_> = frames.iter().map(|bytes| Received { bytes, is_partial }).collect();
+    let received: Vec<_> = frames.iter().map(|bytes| Received::whole(bytes, is_partial)).collect();
     deliver(&mut Merger::new(offloads, 256, MAX_LEN), &received)
 }
 
@@ -257,10 +257,10 @@ fn partial_and_complete_may_mix() {
     let complete = four();
     let partial = segments(&Packet::tcp(3500), 1000, true);
     let received = [
-        Received { bytes: &complete[0], is_partial: false },
-        Received { bytes: &partial[1], is_partial: true },
-        Received { bytes: &complete[2], is_partial: false },
-        Received { bytes: &partial[3], is_partial: true },
+        Received::whole(&complete[0], false),
+        Received::whole(&partial[1], true),
+        Received::whole(&complete[2], false),
+        Received::whole(&partial[3], true),
     ];
     let delivered = deliver(&mut Merger::new(Offloads::ALL, 256, MAX_LEN), &received);
     assert_eq!(counts(&delivered), [4]);
@@ -300,14 +300,11 @@ fn partial_without_transport_header_is_a_fault_and_only_that_frame() {
     let good = segments(&Packet::tcp(3500), 1000, true).remove(0);
     for offloads in [Offloads::ALL, Offloads::NONE] {
         let mut merger = Merger::new(offloads, 256, MAX_LEN);
-        let frames = [
-            Received { bytes: &bad, is_partial: true },
-            Received { bytes: &good, is_partial: true },
-        ];
+        let frames = [Received::whole(&bad, true), Received::whole(&good, true)];
         let fault = merger.merge(|index| frames.get(index).copied());
         assert_eq!(fault.map(|r| r.unwrap_err()), Some(PartialFault));
         assert_eq!(deliver(&mut merger, &frames[1..]).len(), 1);
-        let complete = [Received { bytes: &bad, is_partial: false }];
+        let complete = [Received::whole(&bad, false)];
         let delivered = deliver(&mut merger, &complete);
         assert_eq!((&delivered[0].frame, delivered[0].header), (&bad, Header::PLAIN));
     }
@@ -328,8 +325,7 @@ fn padded_frames_stay_alone_and_whole() {
 #[test]
 fn limits_hold() {
     let frames = segments(&Packet::tcp(10_000), 100, true);
-    let received: Vec<_> =
-        frames.iter().map(|bytes| Received { bytes, is_partial: true }).collect();
+    let received: Vec<_> = frames.iter().map(|bytes| Received::whole(bytes, true)).collect();
     let delivered = deliver(&mut Merger::new(Offloads::ALL, 40, MAX_LEN), &received);
     assert_eq!(counts(&delivered), [40, 40, 20]);
     let delivered = deliver(&mut Merger::new(Offloads::ALL, 256, 3000), &received);
@@ -346,8 +342,7 @@ fn limits_hold() {
         ..Packet::tcp(10 * size)
     };
     let frames = [first, segments(&next, 1448, true)].concat();
-    let received: Vec<_> =
-        frames.iter().map(|bytes| Received { bytes, is_partial: true }).collect();
+    let received: Vec<_> = frames.iter().map(|bytes| Received::whole(bytes, true)).collect();
     let delivered = deliver(&mut Merger::new(Offloads::ALL, 256, usize::MAX), &received);
     assert_eq!(counts(&delivered), [45, 5]);
     assert!(delivered[0].frame.len() <= 14 + 65_535);
@@ -398,7 +393,7 @@ proptest! {
             frame[at] = value;
         }
         let received: Vec<Received<'_>> = frames.iter()
-            .map(|(bytes, is_partial)| Received { bytes, is_partial: *is_partial })
+            .map(|(bytes, is_partial)| Received::whole(bytes, *is_partial))
             .collect();
         let mut merger = Merger::new(Offloads::from_features(offloads), 256, MAX_LEN);
         let mut at = 0;

@@ -5,6 +5,7 @@ use std::mem;
 
 use virtio_queue::Queue;
 
+use super::direct::Course;
 use super::{BUDGET, Progress, Worker};
 use crate::metrics::VifCounter;
 use crate::offload::header::Header;
@@ -62,17 +63,28 @@ impl<U: Underlay> Worker<U> {
             if outcome != Outcome::All || !may_hold_more {
                 return Ok(outcome.into());
             }
+            match self.receive_direct(port, &mut ring, now)? {
+                Course::Usual => {}
+                Course::Again => continue,
+                Course::Starved => return Ok(Progress::Idle),
+                Course::Emptied => return Ok(self.found_nothing(turn, now)),
+            }
             if !self.fill(port, now) {
-                // Woken for nothing to read: reports make a socket poll, too, until they are read.
-                if turn == 0 {
-                    self.heed_reports(now);
-                }
-                return Ok(outcome.into());
+                return Ok(self.found_nothing(turn, now));
             }
             // What comes later wakes the worker anew: the guest need not wait for a look.
             may_hold_more = self.incoming.was_full();
         }
         self.deliver_incoming(&mut ring, now).map(Progress::from)
+    }
+
+    /// A socket is empty, at so many turns after a wake-up.
+    fn found_nothing(&mut self, turn: usize, now: Instant) -> Progress {
+        // Woken for nothing to read: reports make a socket poll, too, until they are read.
+        if turn == 0 {
+            self.heed_reports(now);
+        }
+        Progress::Idle
     }
 
     /// Delivers frames that were read before but not delivered.
@@ -124,16 +136,23 @@ impl<U: Underlay> Worker<U> {
             }
             return false;
         }
-        if let (Port::Own, Some(overflow)) = (port, self.incoming.take_overflow()) {
-            // The kernel's counter wraps at 32 bits. The group socket's also counts what its
-            // filter turned away, so only that of the own socket says anything.
-            let lost = overflow.wrapping_sub(mem::replace(&mut self.overflow, overflow));
-            self.counters.add(VifCounter::rx_drop_overflow, u64::from(lost));
+        let overflow = self.incoming.take_overflow();
+        if port == Port::Own {
+            self.count_overflow(overflow);
         }
         if self.incoming.has_detours() {
             self.forward_detours(now);
         }
         true
+    }
+
+    /// Counts what found the socket buffer full, if the kernel said how many those were so far. The group
+    /// socket's count has also what its filter turned away, so only that of the own says anything.
+    pub(super) fn count_overflow(&mut self, overflow: Option<u32>) {
+        let Some(overflow) = overflow else { return };
+        // The kernel's counter wraps at 32 bits.
+        let lost = overflow.wrapping_sub(mem::replace(&mut self.overflow, overflow));
+        self.counters.add(VifCounter::rx_drop_overflow, u64::from(lost));
     }
 
     /// Delivers what was read. The guest sees what was delivered also when the ring turns out to be
@@ -171,7 +190,7 @@ impl<U: Underlay> Worker<U> {
     ) -> Result<Outcome, RingError> {
         let mut attempts = 0;
         let mut most = usize::MAX;
-        let Self { incoming, merger, counters, layout, .. } = self;
+        let Self { incoming, merger, counters, layout, direct, .. } = self;
         let mut deliverer = Deliverer::default();
         while let Some(merged) = merger.merge(|n| if n < most { incoming.get(n) } else { None }) {
             if !allowance.admits() {
@@ -203,6 +222,9 @@ impl<U: Underlay> Worker<U> {
                     counters.add(VifCounter::rx_bytes, len as u64);
                     allowance.charge(len);
                     counters.add(VifCounter::rx_group_frames, incoming.is_group().into());
+                    if !incoming.is_local() && incoming.get(0).is_some_and(|f| f.is_partial()) {
+                        direct.hunch.merged(len, count);
+                    }
                     incoming.take(count);
                 }
                 // The guest's whole ring holds less: not merged, the frames may fit.

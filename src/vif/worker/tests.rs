@@ -1,5 +1,6 @@
 //! The data path against a driver of twenty lines, without a device or sockets.
 
+mod direct;
 mod forwarding;
 mod limits;
 mod messages;

@@ -21,6 +21,8 @@ use super::lanes::Shared;
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const LANE: u32 = 1;
+/// Numbers of lanes as small as that are those of their events.
+const LANE_EVENT: u16 = 1;
 
 pub(crate) fn run(data: &[u8]) {
     let mut input = Input(data);
@@ -46,7 +48,7 @@ pub(crate) fn run(data: &[u8]) {
             head = put(shared, head, &mut input);
             guest.offer(&mut input);
             shared.ring(0);
-            let _ = worker.lanes_woken(now);
+            let _ = worker.lanes_rung(LANE_EVENT, now);
             // Long after the handover should have come.
             let _ = worker.receive_lanes(&mut guest.queue, &guest.memory, now);
             let later = Instant::from_millis(2000);

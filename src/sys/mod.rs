@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`clock`] | the only place that reads a clock |
 //! | [`event`], [`timer`], [`signal`] | waiting for many descriptors; timers and signals as such |
+//! | [`event_share`] | waiting for descriptors in a set that is somebody else's |
 //! | [`lent_event`], [`doorbell`] | how threads, and processes that share memory, wake each other |
 //! | [`seqpacket`], [`ancillary`] | Unix sockets: whole datagrams, descriptors along with bytes |
 //! | [`mmsg`], [`error_queue`] | batches of UDP datagrams, and what became of those that were sent |
@@ -21,6 +22,7 @@ pub mod clock;
 pub mod doorbell;
 pub mod error_queue;
 pub mod event;
+pub mod event_share;
 pub mod iovec;
 pub mod lent_event;
 pub mod link;

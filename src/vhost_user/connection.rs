@@ -93,7 +93,7 @@ impl Connection {
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), device.clone(), memory)
             .inspect_err(|_| device.end_workers())
             .map_err(failed)?;
-        device.set_pollers(&daemon.get_epoll_handlers());
+        device.set_pollers(&daemon.get_epoll_handlers())?;
         let (mut listener, device_end) = private_listener()?;
         daemon.start(&mut listener).map_err(failed)?;
         device.data_path().frontend_connected();

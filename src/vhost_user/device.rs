@@ -30,6 +30,7 @@ use super::logging::LoggedMemory;
 use super::vring::{Ring, SharedMemory, Vring};
 use crate::quiet::Quiet;
 use crate::sys::clock;
+use crate::sys::event_share::EventShare;
 use crate::sys::lent_event::LentEvent;
 
 /// Most queue pairs a device can have: the crate's masks of a worker's queues have 64 bits.
@@ -54,6 +55,8 @@ pub struct Device {
     exits: Vec<LentEvent>,
     /// Weak, because each of them holds the device.
     pollers: OnceLock<Vec<Weak<Poller>>>,
+    /// The data path's share of each.
+    shares: OnceLock<Vec<Arc<EventShare>>>,
     suspected: AtomicBool,
 }
 
@@ -120,6 +123,7 @@ impl Device {
             pairs,
             exits,
             pollers: OnceLock::new(),
+            shares: OnceLock::new(),
             suspected: AtomicBool::new(false),
         }))
     }
@@ -130,8 +134,17 @@ impl Device {
     }
 
     /// Makes the workers' pollers known; before any message of the frontend is handled.
-    pub(super) fn set_pollers(&self, pollers: &[Arc<Poller>]) {
+    ///
+    /// # Errors
+    /// No descriptors left.
+    pub(super) fn set_pollers(&self, pollers: &[Arc<Poller>]) -> io::Result<()> {
+        let shares = self.pairs.iter().zip(pollers).map(|(pair, poller)| {
+            let first = self.descriptor_event(pair.descriptors.len());
+            EventShare::new(&**poller, first).map(Arc::new)
+        });
+        let _ = self.shares.set(shares.collect::<io::Result<_>>()?);
         let _ = self.pollers.set(pollers.iter().map(Arc::downgrade).collect());
+        Ok(())
     }
 
     /// Stops all pairs; for the end of the connection, when no worker is left.
@@ -209,6 +222,12 @@ impl Device {
         u16::try_from(self.ring_count() + 1).unwrap_or(u16::MAX)
     }
 
+    /// The event of the n-th of the data path's descriptors; those that it adds itself follow.
+    fn descriptor_event(&self, n: usize) -> u16 {
+        // There are at most MAX_DESCRIPTORS.
+        self.again_event().saturating_add(1).saturating_add(u16::try_from(n).unwrap_or(u16::MAX))
+    }
+
     fn poll(&self, pair: &Pair, fd: RawFd, event: u16, on: bool) {
         let Some(poller) = self.poller(pair) else { return };
         let done = if on {
@@ -252,6 +271,8 @@ impl Device {
             self.dispatch(pair, &mut state, &mut rings, event);
         } else {
             state.running = true;
+            let share = self.shares.get().and_then(|shares| shares.get(index));
+            self.data_path.share(index, share.cloned());
             self.data_path.set_running(index, true);
             self.call(pair, &mut state, &mut rings, Wake::Receive);
             self.call(pair, &mut state, &mut rings, Wake::Transmit);
@@ -287,10 +308,17 @@ impl Device {
                 }
             }
             _ => {
-                let n = usize::from(event.saturating_sub(again + 1));
-                // An event fetched before its descriptor was unregistered is stale.
-                if n < pair.descriptors.len() && state.polled >> n & 1 == 1 {
-                    self.call(pair, state, rings, Wake::Socket(n));
+                let Some(n) = event.checked_sub(again + 1).map(usize::from) else { return };
+                match n.checked_sub(pair.descriptors.len()) {
+                    Some(own) => {
+                        let own = u16::try_from(own).unwrap_or(u16::MAX);
+                        self.call(pair, state, rings, Wake::Own(own));
+                    }
+                    None if state.polled >> n & 1 == 1 => {
+                        self.call(pair, state, rings, Wake::Socket(n));
+                    }
+                    // An event fetched before its descriptor was unregistered is stale.
+                    None => {}
                 }
             }
         }
@@ -354,6 +382,7 @@ impl Device {
             (state.transmit_again, state.receive_again) = (false, false);
             self.set_polled(pair, state, 0);
             self.set_again(pair, state, false);
+            self.data_path.share(pair.index, None);
             self.data_path.set_running(pair.index, false);
         }
     }

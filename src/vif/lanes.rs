@@ -16,8 +16,9 @@
 //! lane full stays in the guest's ring, and all behind it, for at most [`MAX_WAIT`]; and there is such
 //! a wait only if since the last one a quarter of the lane was read. Otherwise the frame is dropped.
 //!
-//! All that a worker waits for here is behind one descriptor, an epoll set of its own: lanes come and
-//! go, while the device waits for the same descriptors as long as its connection lasts.
+//! Lanes come and go, so their doorbells are in a share of the set that the worker waits on
+//! ([`EventShare`]); while the guest's rings stand still, they are nowhere. The timer is a descriptor
+//! like those of sockets.
 
 mod inbound;
 mod outbound;
@@ -35,7 +36,7 @@ use crate::lane::{Reader, Writer};
 use crate::metrics::VifCounters;
 use crate::quiet::Quiet;
 use crate::sys::doorbell::Heard;
-use crate::sys::event::{Interest, Poller};
+use crate::sys::event_share::EventShare;
 use crate::sys::timer::Timer;
 use crate::time::Instant;
 
@@ -50,10 +51,8 @@ const MOST: usize = 256;
 const CLOSING: Duration = Duration::from_secs(2);
 /// Handovers that are remembered: one may come before its lane.
 const MOST_HANDOVERS: usize = 64;
-/// Descriptors looked at in a turn.
-const TURN: usize = 64;
-/// Token of the timer; those of lanes are below.
-const TIMER: u64 = u64::MAX;
+/// Numbers of events. Lanes that have the same one are heard together.
+const EVENTS: u32 = 1 << 14;
 
 /// Handovers that have arrived at a vif, whichever queue pair received them.
 #[derive(Debug, Default)]
@@ -78,17 +77,17 @@ impl Handovers {
     }
 }
 
-/// What the worker waits on.
-#[derive(Debug)]
-struct Waker {
-    poller: Poller,
-    timer: Timer,
+/// The number of a lane's event.
+fn event_of(lane: u32) -> u16 {
+    u16::try_from(lane % EVENTS).unwrap_or_default()
 }
 
 /// The lanes of a queue pair.
 #[derive(Debug, Default)]
 pub struct Lanes {
-    waker: Option<Waker>,
+    timer: Option<Timer>,
+    /// Where the doorbells are, while the guest's rings run.
+    share: Option<Arc<EventShare>>,
     writers: Vec<Outbound>,
     /// The one that was used last.
     recent: usize,
@@ -105,28 +104,51 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    /// Makes what the worker waits on. Without it there are no lanes.
+    /// Makes the timer. Without it there are no lanes.
     ///
     /// # Errors
     /// No descriptors left.
     pub fn prepare(&mut self, handovers: Arc<Handovers>) -> io::Result<()> {
-        let (poller, timer) = (Poller::new(TURN)?, Timer::new()?);
-        poller.add(&timer, TIMER, Interest::Read)?;
-        self.waker = Some(Waker { poller, timer });
+        self.timer = Some(Timer::new()?);
         self.handovers = handovers;
         Ok(())
     }
 
-    /// Readable when [`Lanes::woken`] has something to do.
+    /// Readable when [`Lanes::timed_out`] is to be called.
     pub fn descriptor(&self) -> Option<RawFd> {
-        self.waker.as_ref().map(|waker| waker.poller.as_fd().as_raw_fd())
+        self.timer.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// From now on the worker waits on the doorbells in this set, or not at all. A lane that it cannot
+    /// wait on ends.
+    pub fn share(&mut self, share: Option<Arc<EventShare>>) {
+        if let Some(share) = self.share.take() {
+            let writers = self.writers.iter().flat_map(Outbound::writers);
+            writers.for_each(|writer| share.remove(writer));
+            self.readers.iter().for_each(|lane| share.remove(&lane.reader));
+        }
+        let Some(share) = share else { return };
+        let Self { writers, readers, ended, .. } = self;
+        let mut watch = |bell: &dyn AsFd, lane| {
+            let watched = share.add(&bell.as_fd(), event_of(lane)).is_ok();
+            if !watched {
+                ended.push(lane);
+            }
+            watched
+        };
+        writers.retain_mut(|lane| {
+            lane.successor.take_if(|(id, writer)| !watch(writer, *id));
+            watch(&lane.writer, lane.id)
+        });
+        readers.retain(|lane| lane.is_gone || watch(&lane.reader, lane.id));
+        self.share = Some(share);
     }
 
     fn watch(&self, bell: &impl AsFd, lane: u32) -> io::Result<()> {
-        match &self.waker {
-            Some(waker) => waker.poller.add(bell, lane.into(), Interest::Read),
-            None => Err(io::ErrorKind::Unsupported.into()),
+        if self.timer.is_none() {
+            return Err(io::ErrorKind::Unsupported.into());
         }
+        self.share.as_ref().map_or(Ok(()), |share| share.add(bell, event_of(lane)))
     }
 
     fn check_room(&self) -> io::Result<()> {
@@ -235,59 +257,52 @@ impl Lanes {
         (self.stall, self.is_stalled) = (None, false);
     }
 
-    /// Looks at what made [`Lanes::descriptor`] readable. Returns the addresses that lanes led to
-    /// whose readers have ended.
-    pub fn woken(&mut self, counters: &VifCounters) -> Vec<SocketAddr> {
-        let Some(waker) = &mut self.waker else { return Vec::new() };
-        let ready = waker.poller.wait(Some(Duration::ZERO)).unwrap_or_default();
-        let mut deserted = Vec::new();
-        for token in ready.into_iter().map(|ready| ready.token) {
-            if token == TIMER {
-                self.clear_timer();
-            } else if let Some(n) = self.writers.iter().position(|l| u64::from(l.id) == token) {
-                let lane = self.writers.get(n);
-                if let Some(to) = lane.filter(|l| l.writer.hear() == Heard::End).map(|l| l.to) {
-                    deserted.push(to);
-                    self.end_writer(n, counters);
-                }
-            } else if let Some(n) = self.readers.iter().position(|l| u64::from(l.id) == token) {
-                self.hear_reader(n);
-            } else {
-                self.hear_successor(token);
-            }
+    /// The timer's time is over: a frame has waited long enough, or a handover is to be looked for.
+    pub fn timed_out(&mut self) {
+        if let Some(timer) = &self.timer {
+            // It can't fail, and if it did we would only be woken again.
+            let _ = timer.set(None);
         }
+    }
+
+    /// Hears the lanes whose event has this number. Returns the addresses that lanes led to whose
+    /// readers have ended.
+    pub fn rung(&mut self, event: u16, counters: &VifCounters) -> Vec<SocketAddr> {
+        let mut deserted = Vec::new();
+        for n in 0..self.readers.len() {
+            self.hear_reader(n, event);
+        }
+        let is_over =
+            |lane: &Outbound| event_of(lane.id) == event && lane.writer.hear() == Heard::End;
+        while let Some(n) = self.writers.iter().position(is_over) {
+            deserted.extend(self.writers.get(n).map(|lane| lane.to));
+            self.end_writer(n, counters);
+        }
+        self.hear_successors(event);
         deserted
     }
 
-    fn clear_timer(&self) {
-        if let Some(waker) = &self.waker {
-            // It can't fail, and if it did we would only be woken again.
-            let _ = waker.timer.set(None);
-        }
-    }
-
-    fn hear_reader(&mut self, n: usize) {
-        let (Some(lane), Some(waker)) = (self.readers.get_mut(n), &self.waker) else { return };
+    fn hear_reader(&mut self, n: usize, event: u16) {
+        let Some(lane) = self.readers.get_mut(n).filter(|lane| event_of(lane.id) == event) else {
+            return;
+        };
         match lane.reader.hear() {
             Heard::End => {
                 lane.is_gone = true;
                 // It would wake us for ever.
-                let _ = waker.poller.remove(&lane.reader);
+                self.share.iter().for_each(|share| share.remove(&lane.reader));
             }
             Heard::Ring | Heard::Silence => {}
         }
         lane.state = State::Busy;
     }
 
-    fn hear_successor(&mut self, token: u64) {
+    fn hear_successors(&mut self, event: u16) {
         for lane in &mut self.writers {
-            if let Some((id, writer)) = &lane.successor
-                && u64::from(*id) == token
-                && writer.hear() == Heard::End
-            {
-                self.ended.push(*id);
-                lane.successor = None;
-            }
+            let ended = lane
+                .successor
+                .take_if(|(id, writer)| event_of(*id) == event && writer.hear() == Heard::End);
+            self.ended.extend(ended.map(|(id, _)| id));
         }
     }
 }

@@ -45,8 +45,8 @@ enum Source {
     Reports,
     /// Frames that were held back may pass.
     Alarm,
-    /// Lanes have frames, or room for some.
-    Lanes,
+    /// What lanes wait for has not come in time.
+    LaneTimer,
 }
 
 /// A worker, locked.
@@ -202,7 +202,7 @@ impl Nic {
         let port = |port| Some((Source::Port(port), worker.underlay().descriptor(port)?));
         let alarm = self.alarm(pair).map(|alarm| (Source::Alarm, alarm.descriptor()));
         let sender = worker.underlay().sender().map(|fd| (Source::Reports, fd.as_raw_fd()));
-        let lanes = worker.lanes_descriptor().map(|fd| (Source::Lanes, fd));
+        let lanes = worker.lanes_descriptor().map(|fd| (Source::LaneTimer, fd));
         PORTS.map(port).into_iter().flatten().chain(sender).chain(alarm).chain(lanes)
     }
 
@@ -210,6 +210,10 @@ impl Nic {
         let index = match wake {
             Wake::Transmit => return Turn { transmits: true, ..Turn::default() },
             Wake::Receive => return Turn { reads_lanes: worker.has_lanes(), ..Turn::default() },
+            Wake::Own(event) => {
+                let transmits = worker.lanes_rung(event, now);
+                return Turn { transmits, reads_lanes: worker.has_lanes(), ..Turn::default() };
+            }
             Wake::Socket(index) => index,
         };
         let source = self.sources(pair, worker).nth(index);
@@ -218,8 +222,8 @@ impl Nic {
                 let reads_lanes = worker.has_shut_lanes();
                 Turn { ports: [Some(port), None], reads_lanes, ..Turn::default() }
             }
-            Some((Source::Lanes, _)) => {
-                let transmits = worker.lanes_woken(now);
+            Some((Source::LaneTimer, _)) => {
+                let transmits = worker.lanes_timed_out();
                 Turn { transmits, reads_lanes: worker.has_lanes(), ..Turn::default() }
             }
             Some((Source::Alarm, _)) => {

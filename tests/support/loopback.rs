@@ -258,7 +258,7 @@ impl DataPath for Loopback {
                 Ok(more) => interest.transmit_again = more,
                 Err(why) => rings.tx.stop_with_error(&why),
             },
-            Wake::Receive => {}
+            Wake::Receive | Wake::Own(_) => {}
             Wake::Socket(n) => {
                 assert_eq!(n, 0);
                 let _ = self.pairs[pair].wake.read();

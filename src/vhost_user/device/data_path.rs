@@ -1,8 +1,10 @@
 //! What stands behind a device: the data path, and what the two say to each other.
 
 use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::sys::event_share::EventShare;
 use crate::vhost_user::vring::{MemoryGuard, Ring};
 
 /// What wakes a queue pair's worker.
@@ -14,6 +16,9 @@ pub enum Wake {
     Receive,
     /// The n-th of [`DataPath::descriptors`] is readable.
     Socket(usize),
+    /// A descriptor is readable that the data path itself has added, with this number: see
+    /// [`DataPath::share`]. It may have been removed meanwhile.
+    Own(u16),
 }
 
 /// The two rings of a queue pair and the memory they are in, for the length of one wake-up.
@@ -67,6 +72,11 @@ pub trait DataPath: Send + Sync + 'static {
     /// triggered, for reading) only while the pair runs. They stay open and the same as long as a
     /// connection lasts.
     fn descriptors(&self, pair: usize) -> Vec<RawFd>;
+
+    /// From now on, until it is told `None`, the data path may let the worker of `pair` wait on
+    /// descriptors that come and go. The pair is about to run; at `None`, when it has stopped, they are
+    /// to be removed.
+    fn share(&self, _pair: usize, _share: Option<Arc<EventShare>>) {}
 
     /// How long workers look for frames before they sleep, while that pays; zero for not at all.
     fn busy_poll(&self) -> Duration {

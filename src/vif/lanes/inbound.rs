@@ -75,12 +75,12 @@ impl Lanes {
                 must_look = true;
             }
         }
-        if let Some(waker) = &self.waker
+        if let Some(timer) = &self.timer
             && must_look
             && !self.is_stalled
         {
             // It can't fail, and if it did the lane would open with its next ring.
-            let _ = waker.timer.set(Some(HANDOVER_LOOK));
+            let _ = timer.set(Some(HANDOVER_LOOK));
         }
     }
 

@@ -37,7 +37,7 @@ pub struct LocalFrame<'p, 'm> {
 pub enum Written {
     /// It is in the lane; the reader sees it after [`Lanes::publish`].
     Done,
-    /// It stays where it is, and with it those behind it, until [`Lanes::woken`] says so.
+    /// It stays where it is, and with it those behind it, until [`Lanes::rung`] or [`Lanes::timed_out`].
     Wait,
     /// There is no room.
     Dropped,
@@ -57,6 +57,13 @@ pub(super) struct Outbound {
     pub(super) successor: Option<(u32, Writer)>,
     /// Where the reader was when a frame last waited for it.
     pub(super) waited_at: Option<u32>,
+}
+
+impl Outbound {
+    /// Its writer, and that of the lane that takes its place.
+    pub(super) fn writers(&self) -> impl Iterator<Item = &Writer> {
+        std::iter::once(&self.writer).chain(self.successor.iter().map(|(_, writer)| writer))
+    }
 }
 
 /// A frame waits for room.
@@ -142,7 +149,7 @@ impl Lanes {
 
     /// Whether a frame waits for room in the n-th lane; it does not if it has done so for too long.
     fn wait(&mut self, n: usize, now: Instant) -> bool {
-        let (Some(lane), Some(waker)) = (self.writers.get_mut(n), &self.waker) else {
+        let (Some(lane), Some(timer)) = (self.writers.get_mut(n), &self.timer) else {
             return false;
         };
         if let Some(stall) = self.stall
@@ -159,7 +166,7 @@ impl Lanes {
             return false;
         }
         lane.waited_at = Some(tail);
-        if waker.timer.set(Some(MAX_WAIT)).is_err() {
+        if timer.set(Some(MAX_WAIT)).is_err() {
             return false;
         }
         self.stall = Some(Stall { lane: lane.id, until: now + MAX_WAIT });

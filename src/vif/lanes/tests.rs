@@ -5,10 +5,14 @@ use crate::lane;
 use crate::metrics::VifCounter;
 use crate::offload::header::Header;
 use crate::sys::doorbell::Doorbell;
+use crate::sys::event::{Interest, Poller};
 use crate::sys::iovec::{Gather, IoVec};
 
 const HERE: &str = "192.0.2.1:40000";
 const LEN: usize = 60_000;
+/// The events of the timer and of the first lane.
+const TIMER: u64 = 5;
+const FIRST: u16 = 6;
 
 fn at(ms: u64) -> Instant {
     Instant::from_millis(ms)
@@ -20,6 +24,7 @@ fn addr() -> SocketAddr {
 
 struct Bed {
     lanes: Lanes,
+    set: Poller,
     counters: VifCounters,
     handovers: Arc<Handovers>,
 }
@@ -28,7 +33,14 @@ fn bed() -> Bed {
     let handovers = Arc::new(Handovers::default());
     let mut lanes = Lanes::default();
     lanes.prepare(Arc::clone(&handovers)).unwrap();
-    Bed { lanes, counters: VifCounters::default(), handovers }
+    let set = Poller::new(4).unwrap();
+    lanes.share(Some(share_of(&set)));
+    set.add(lanes.timer.as_ref().unwrap(), TIMER, Interest::Read).unwrap();
+    Bed { lanes, set, counters: VifCounters::default(), handovers }
+}
+
+fn share_of(set: &Poller) -> Arc<EventShare> {
+    Arc::new(EventShare::new(&set.as_fd().as_raw_fd(), FIRST).unwrap())
 }
 
 /// A new lane's descriptors, for either side.
@@ -93,12 +105,25 @@ impl Bed {
         (0..).take_while(|_| self.write(false, now) == Written::Done).count()
     }
 
-    /// Waits for the descriptor, as the device does.
+    /// Waits as the device does.
     fn woken(&mut self) -> Vec<SocketAddr> {
-        let mut outer = Poller::new(1).unwrap();
-        outer.add(&self.lanes.waker.as_ref().unwrap().poller, 0, Interest::Read).unwrap();
-        assert_eq!(outer.wait(Some(Duration::from_secs(10))).unwrap().len(), 1, "woken");
-        self.lanes.woken(&self.counters)
+        let ready = self.set.wait(Some(Duration::from_secs(10))).unwrap();
+        assert!(!ready.is_empty(), "woken");
+        let mut deserted = Vec::new();
+        for event in ready.into_iter().map(|ready| ready.token) {
+            match event {
+                TIMER => self.lanes.timed_out(),
+                _ => {
+                    let event = u16::try_from(event).unwrap() - FIRST;
+                    deserted.extend(self.lanes.rung(event, &self.counters));
+                }
+            }
+        }
+        deserted
+    }
+
+    fn is_woken(&mut self) -> bool {
+        !self.set.wait(Some(Duration::ZERO)).unwrap().is_empty()
     }
 
     fn is_open(&mut self, now: Instant) -> bool {
@@ -263,4 +288,49 @@ fn a_lane_whose_writer_is_gone_is_read_to_its_end() {
     assert!(!bed.lanes.has_readers());
     assert_eq!(bed.lanes.take_ended().collect::<Vec<_>>(), [1]);
     assert_eq!(bed.counters.get(VifCounter::lanes_failed), 0);
+}
+
+#[test]
+fn nobody_is_woken_for_lanes_while_the_rings_stand_still() {
+    let mut bed = bed();
+    let mut early = bed.open_reader(1);
+    bed.lanes.share(None);
+    let mut late = bed.open_reader(2);
+    let led_to = bed.open_writer(3, at(0));
+    write_one(&mut early);
+    write_one(&mut late);
+    drop(led_to);
+    assert!(!bed.is_woken());
+    // What has rung meanwhile is heard then.
+    bed.lanes.share(Some(share_of(&bed.set)));
+    assert_eq!(bed.woken(), [addr()]);
+    assert!(!bed.is_woken(), "all three were heard");
+    assert!(bed.lanes.all_readers().all(|lane| lane.state == State::Busy));
+}
+
+#[test]
+fn lanes_of_one_event_are_heard_together() {
+    let mut bed = bed();
+    let (one, other) = (7, 7 + EVENTS);
+    let _reader = bed.open_writer(7 + 2 * EVENTS, at(0));
+    let mut writers = [bed.open_reader(one), bed.open_reader(other)];
+    write_one(&mut writers[1]);
+    bed.woken();
+    assert!(!bed.is_woken());
+    write_one(&mut writers[0]);
+    assert!(bed.woken().is_empty() && !bed.is_woken());
+}
+
+#[test]
+fn a_lane_that_cannot_be_waited_on_ends() {
+    let mut bed = bed();
+    let (_writer, _reader) = (bed.open_reader(1), bed.open_writer(2, at(0)));
+    let _successor = bed.open_writer(3, at(0));
+    // That is no set.
+    let (pipe, _other) = Doorbell::pair().unwrap();
+    bed.lanes.share(Some(Arc::new(EventShare::new(&pipe, FIRST).unwrap())));
+    assert_eq!(bed.lanes.take_ended().collect::<Vec<_>>(), [3, 2, 1]);
+    assert!(!bed.lanes.has_readers() && !bed.lanes.lead_to(addr()));
+    let (ours, _theirs) = descriptors();
+    assert!(bed.lanes.open_reader(4, addr(), ours).is_err());
 }

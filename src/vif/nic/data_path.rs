@@ -1,6 +1,7 @@
 //! The NIC as the device sees it: a wake-up becomes the steps of a worker.
 
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::{ANNOUNCING_PAIR, Nic, Source};
 use crate::metrics::VifCounter;
 use crate::offload::features::Offloads;
 use crate::sys::clock;
+use crate::sys::event_share::EventShare;
 use crate::vhost_user::device::{DataPath, Interest, Rings, Wake};
 use crate::vif::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
 use crate::vif::throttle::Direction;
@@ -51,6 +53,12 @@ impl DataPath for Nic {
     fn descriptors(&self, pair: usize) -> Vec<RawFd> {
         let Some(worker) = self.worker(pair) else { return Vec::new() };
         self.sources(pair, &worker).map(|(_, descriptor)| descriptor).collect()
+    }
+
+    fn share(&self, pair: usize, share: Option<Arc<EventShare>>) {
+        if let Some(mut worker) = self.worker(pair) {
+            worker.share_events(share);
+        }
     }
 
     fn busy_poll(&self) -> Duration {

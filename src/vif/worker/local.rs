@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::Worker;
 use crate::lane::handover;
 use crate::metrics::VifCounter;
+use crate::sys::event_share::EventShare;
 use crate::sys::iovec::IoVec;
 use crate::sys::mmsg::Message;
 use crate::time::Instant;
@@ -41,7 +42,7 @@ impl<U: Underlay> Worker<U> {
         self.lanes.prepare(handovers)
     }
 
-    /// Readable when [`Worker::lanes_woken`] is to be called.
+    /// Readable when [`Worker::lanes_timed_out`] is to be called.
     pub fn lanes_descriptor(&self) -> Option<RawFd> {
         self.lanes.descriptor()
     }
@@ -95,12 +96,23 @@ impl<U: Underlay> Worker<U> {
         self.lanes.take_ended()
     }
 
-    /// Looks at what happened to lanes. True if the transmit ring is to be looked at again; then
-    /// follows [`Worker::receive_lanes`].
-    pub fn lanes_woken(&mut self, now: Instant) -> bool {
-        for addr in self.lanes.woken(&self.counters) {
+    /// From now on the worker waits on lanes in this set, or (its rings stand still) not at all.
+    pub fn share_events(&mut self, share: Option<Arc<EventShare>>) {
+        self.lanes.share(share);
+    }
+
+    /// Hears the lanes whose event has this number. True if the transmit ring is to be looked at
+    /// again; then follows [`Worker::receive_lanes`].
+    pub fn lanes_rung(&mut self, event: u16, now: Instant) -> bool {
+        for addr in self.lanes.rung(event, &self.counters) {
             self.neighbors.confirm_from(addr, now + ASK_AGAIN);
         }
+        self.lanes.is_stalled()
+    }
+
+    /// The same when the timer of lanes has expired.
+    pub fn lanes_timed_out(&mut self) -> bool {
+        self.lanes.timed_out();
         self.lanes.is_stalled()
     }
 

@@ -7,7 +7,7 @@
 //!
 //! Nor is it an operator: tables and events tell of all vnets, and to flush the cache costs them all.
 //!
-//! The same holds for how many MACs a backend learns: it says so when it registers, and a process that
+//! The rule for vifs holds for how many MACs a backend learns: it says so when it registers, and a process that
 //! registers again can say less, but not more.
 //!
 //! A process is known by its number until it has ended. varpd that was started anew knows none.

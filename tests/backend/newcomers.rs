@@ -148,7 +148,7 @@ impl Newcomer {
         while let Some(output) = self.mapper.poll_output() {
             match output {
                 mapper::Output::Send { to, mut message } => {
-                    self.membership.tag(&mut message, now.wall_ms);
+                    assert!(self.membership.tag(&mut message, now), "few messages");
                     let to = match to {
                         Destination::Group => SocketAddr::from((GROUP, PORT)),
                         Destination::Unicast(to) => to,
@@ -355,7 +355,7 @@ fn recorded_request() -> Vec<u8> {
     mapper.resolve(LocalVif(1), Mac(mac(1)), false, now);
     while let Some(output) = mapper.poll_output() {
         if let mapper::Output::Send { mut message, .. } = output {
-            membership.tag(&mut message, now.wall_ms);
+            assert!(membership.tag(&mut message, now), "few messages");
             return message.to_bytes();
         }
     }

@@ -31,6 +31,9 @@ pub struct Learning {
     macs: BTreeMap<Mac, Option<Stamp>>,
     /// Not behind the vif any more, which varpd does not know yet.
     forgotten: Vec<Mac>,
+    /// Claimed by varpd without having been told to it, with their stamps: perhaps it knows no more of
+    /// them.
+    untold: Vec<(Mac, Option<Stamp>)>,
     sweep_at: Option<Instant>,
 }
 
@@ -42,7 +45,7 @@ impl Learning {
 
     /// Takes in what queue pairs have seen; returns what varpd has to know.
     pub fn update(&mut self, seen: &[Mac], nic: &Nic, now: Instant) -> Vec<Request> {
-        let mut new = Vec::new();
+        let mut new = std::mem::take(&mut self.untold);
         for &mac in seen {
             let is_known = self.macs.contains_key(&mac);
             if is_known || self.macs.len() < self.most {
@@ -69,15 +72,20 @@ impl Learning {
     /// What a varpd has to know that has just registered the vif.
     pub fn all(&mut self) -> Option<Request> {
         self.forgotten.clear();
+        self.untold.clear();
         let macs: Vec<_> = self.macs.iter().map(|(&mac, &stamp)| (mac, stamp)).collect();
         (!macs.is_empty()).then_some(Request::Learn { macs })
     }
 
-    /// varpd says that the MAC is claimed for this vif.
+    /// varpd says that the MAC is claimed for this vif. If that was said before the guest's rings stopped
+    /// and started again, varpd has forgotten it since: it is told, which changes nothing if it has not.
     pub fn handle_claimed(&mut self, mac: Mac, stamp: Stamp, nic: &Nic, now: Instant) {
         if !self.macs.contains_key(&mac) && self.macs.len() >= self.most {
             self.forgotten.push(mac);
             return;
+        }
+        if !self.macs.contains_key(&mac) {
+            self.untold.push((mac, Some(stamp)));
         }
         self.enter(mac, nic, now);
         self.macs.insert(mac, Some(stamp));
@@ -100,6 +108,7 @@ impl Learning {
     pub fn clear(&mut self, nic: &Nic) {
         self.macs.clear();
         self.forgotten.clear();
+        self.untold.clear();
         self.sweep_at = None;
         nic.workers().for_each(|mut worker| worker.learnt().clear());
     }
@@ -237,6 +246,21 @@ mod tests {
         learning.refuse(A, Duration::from_secs(30), &nic, at(1));
         assert!(!see(&nic, 0, A, at(30)));
         assert!(see(&nic, 0, A, at(31)));
+    }
+
+    #[test]
+    fn what_varpd_claims_unasked_is_told_to_it() {
+        let (nic, mut learning) = (nic(), Learning::new(2));
+        see(&nic, 0, A, at(0));
+        learning.update(&nic.wishes().sources, &nic, at(0));
+        // The answer comes when the rings have stopped and run again.
+        learning.clear(&nic);
+        learning.handle_claimed(A, Stamp(7), &nic, at(0));
+        assert_eq!(has(&nic, A), [true, true]);
+        let told = vec![Request::Learn { macs: vec![(A, Some(Stamp(7)))] }];
+        assert_eq!(learning.update(&[], &nic, at(0)), told);
+        learning.handle_claimed(A, Stamp(8), &nic, at(0));
+        assert_eq!(learning.update(&[], &nic, at(0)), [], "once");
     }
 
     #[test]

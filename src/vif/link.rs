@@ -183,6 +183,8 @@ impl Link {
             | Event::SaOut { .. }
             | Event::SaIn { .. }
             | Event::SaEnd { .. } => self.handle_keys(event, now),
+            // What was behind a guest whose rings have stopped is gone: varpd hears it soon, if it has not.
+            Event::Claimed { mac, .. } if mac != self.key.mac && !self.told_active => {}
             Event::Claimed { mac, stamp } if mac != self.key.mac => {
                 self.learning.handle_claimed(mac, stamp, &self.nic, now);
             }

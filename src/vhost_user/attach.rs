@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use log::Level;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
@@ -24,6 +25,8 @@ use thiserror::Error;
 
 use super::connection::{Connection, End};
 use super::device::DataPath;
+use crate::quiet::Quiet;
+use crate::sys::clock;
 
 /// First pause before connecting again to a QEMU that does not answer; doubled up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -207,6 +210,12 @@ struct Server {
     pause: Option<Duration>,
     /// The next pause between attempts to connect.
     backoff: Duration,
+    /// Why the last connection was ended that had to be, as it was said.
+    refused: String,
+    /// How often the same is said again: QEMU tries each second.
+    quiet_about_the_same: Quiet,
+    /// How often it is said that a frontend connected.
+    quiet_about_connects: Quiet,
 }
 
 impl Server {
@@ -219,6 +228,9 @@ impl Server {
             silent: Vec::new(),
             pause: None,
             backoff: FIRST_PAUSE,
+            refused: String::new(),
+            quiet_about_the_same: Quiet::new(2),
+            quiet_about_connects: Quiet::new(20),
         }
     }
 
@@ -336,7 +348,8 @@ impl Server {
         self.heard = false;
         match Connection::start(stream, self.data_path.clone()) {
             Ok(connection) => {
-                log::info!("a frontend connected");
+                let level = self.quiet_about_connects.level(clock::mono());
+                log::log!(level.max(Level::Info), "a frontend connected");
                 self.current = Some(connection);
             }
             Err(error) => {
@@ -363,11 +376,21 @@ impl Server {
                 self.backoff = FIRST_PAUSE;
             }
         } else {
-            log::error!("{end}");
+            self.say_refused(end.to_string());
         }
         if let Source::Peer(_) = self.source {
             self.back_off();
         }
+    }
+
+    fn say_refused(&mut self, why: String) {
+        let level = if why == self.refused {
+            self.quiet_about_the_same.level(clock::mono())
+        } else {
+            Level::Error
+        };
+        log::log!(if level == Level::Warn { Level::Error } else { level }, "{why}");
+        self.refused = why;
     }
 }
 

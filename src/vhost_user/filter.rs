@@ -269,6 +269,10 @@ impl Filter {
                 self.change_memory(header, payload)?
             }
             code::GET_MAX_MEM_SLOTS if has_slots => vec![self.forward(header)],
+            // Of memory that is not shared QEMU tells nothing then, and goes on.
+            code::SET_VRING_ADDR if has_slots && self.memory.is_empty() => {
+                return Err(Refusal::MemoryNotShared);
+            }
             code::SET_OWNER
             | code::SET_VRING_NUM
             | code::SET_VRING_ADDR

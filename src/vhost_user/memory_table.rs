@@ -143,6 +143,11 @@ pub struct Table {
 }
 
 impl Table {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
     /// Takes the place of all regions: a `SET_MEM_TABLE`.
     ///
     /// # Errors

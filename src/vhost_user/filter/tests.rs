@@ -131,6 +131,8 @@ fn memory_comes_in_regions_if_that_was_negotiated() {
     filter.awaited = None;
 
     assert_eq!(filter.request(&add, &bytes(1), 0), Err(Refusal::MemoryNotShared));
+    let ring = header(code::SET_VRING_ADDR, 40);
+    assert_eq!(filter.request(&ring, &[0; 40], 0), Err(Refusal::MemoryNotShared));
     for (first, n) in [(0, 1), (1, 2)] {
         let measured = match &filter.request(&add, &bytes(n), 1).unwrap()[..] {
             [Step::Measure { first, regions }, QUIET] => (*first, regions.len()),
@@ -138,6 +140,7 @@ fn memory_comes_in_regions_if_that_was_negotiated() {
         };
         assert_eq!(measured, (first, 1));
     }
+    assert_eq!(filter.request(&ring, &[0; 40], 0).unwrap(), [QUIET]);
     let two = Refusal::Descriptors { request: code::ADD_MEM_REG, count: 2 };
     assert_eq!(filter.request(&add, &bytes(3), 2), Err(two));
     let elsewhere = [0, 2 << 20, 4096, 1 << 32, 4096_u64].map(u64::to_ne_bytes).concat();

@@ -78,6 +78,11 @@ impl Outbound {
         self.vifs.clear();
     }
 
+    /// There is no key of group frames any more.
+    pub fn remove_group(&mut self) {
+        self.group = None;
+    }
+
     /// The key of group frames; `salt` is one that no other sender at `own` had.
     pub fn set_group(
         &mut self,

@@ -252,16 +252,21 @@ impl Server {
             self.accept();
             self.promote();
             self.step();
-            self.detach();
+            self.renew();
         }
     }
 
-    /// Ends the connection if the data path can't serve it any more as it is.
-    fn detach(&mut self) {
+    /// Goes on with other descriptors if the data path has others.
+    fn renew(&mut self) {
         let Some(changed) = self.data_path.changed() else { return };
-        if nix::unistd::read(changed, &mut [0; 8]).is_ok() && self.current.take().is_some() {
-            log::info!("the frontend is disconnected, to attach to the vif's new address");
+        if nix::unistd::read(changed, &mut [0; 8]).is_err() {
+            return;
         }
+        if self.current.as_ref().is_some_and(|connection| !connection.renew_descriptors()) {
+            log::warn!("the frontend is disconnected: the vif's new sockets are of another number");
+            self.current = None;
+        }
+        self.data_path.descriptors_taken();
     }
 
     /// Waits for anything to do; true if it is the shutdown.

@@ -109,6 +109,12 @@ impl Connection {
         })
     }
 
+    /// The data path has other descriptors; false if the connection can't go on with them.
+    #[must_use]
+    pub fn renew_descriptors(&self) -> bool {
+        self.device.renew_descriptors()
+    }
+
     /// What to wait for before the next [`Connection::step`].
     ///
     /// While the device works on an answer the frontend is left out: its hang-up can't be masked,

@@ -62,7 +62,8 @@ pub struct Device {
 
 struct Pair {
     index: usize,
-    descriptors: Vec<RawFd>,
+    /// Number of the data path's descriptors.
+    count: usize,
     again: EventFd,
     polling: Option<Polling>,
     state: Mutex<PairState>,
@@ -74,7 +75,9 @@ struct PairState {
     watched: bool,
     /// The [`Device::generation`] that the rings were checked against.
     checked: u64,
-    /// Descriptors that are registered now.
+    /// The data path's.
+    descriptors: Vec<RawFd>,
+    /// Those of them that are registered now.
     polled: u64,
     is_held: bool,
     transmit_again: bool,
@@ -110,7 +113,9 @@ impl Device {
             }
             let again = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
             let polling = Polling::new(data_path.busy_poll());
-            Ok(Arc::new(Pair { index, descriptors, again, polling, state: Mutex::default() }))
+            let count = descriptors.len();
+            let state = Mutex::new(PairState { descriptors, ..PairState::default() });
+            Ok(Arc::new(Pair { index, count, again, polling, state }))
         });
         let pairs = pairs.collect::<io::Result<_>>()?;
         let exits = (0..count).map(|_| LentEvent::new()).collect::<io::Result<_>>()?;
@@ -139,12 +144,28 @@ impl Device {
     /// No descriptors left.
     pub(super) fn set_pollers(&self, pollers: &[Arc<Poller>]) -> io::Result<()> {
         let shares = self.pairs.iter().zip(pollers).map(|(pair, poller)| {
-            let first = self.descriptor_event(pair.descriptors.len());
+            let first = self.descriptor_event(pair.count);
             EventShare::new(&**poller, first).map(Arc::new)
         });
         let _ = self.shares.set(shares.collect::<io::Result<_>>()?);
         let _ = self.pollers.set(pollers.iter().map(Arc::downgrade).collect());
         Ok(())
+    }
+
+    /// The data path has other descriptors: waits on those from now on. False if they can't take the place of
+    /// the others.
+    pub(super) fn renew_descriptors(&self) -> bool {
+        self.pairs.iter().all(|pair| {
+            let mut state = pair.state();
+            let polled = state.polled;
+            self.set_polled(pair, &mut state, 0);
+            state.descriptors = self.data_path.descriptors(pair.index);
+            let is_alike = state.descriptors.len() == pair.count;
+            if state.running && is_alike {
+                self.set_polled(pair, &mut state, polled);
+            }
+            is_alike
+        })
     }
 
     /// Stops all pairs; for the end of the connection, when no worker is left.
@@ -309,7 +330,7 @@ impl Device {
             }
             _ => {
                 let Some(n) = event.checked_sub(again + 1).map(usize::from) else { return };
-                match n.checked_sub(pair.descriptors.len()) {
+                match n.checked_sub(pair.count) {
                     Some(own) => {
                         let own = u16::try_from(own).unwrap_or(u16::MAX);
                         self.call(pair, state, rings, Wake::Own(own));
@@ -343,7 +364,7 @@ impl Device {
 
     /// Registers and unregisters descriptors where the wish changed.
     fn set_polled(&self, pair: &Pair, state: &mut PairState, wanted: u64) {
-        let existing = match pair.descriptors.len() {
+        let existing = match state.descriptors.len() {
             0 => 0,
             n => u64::MAX >> (MAX_DESCRIPTORS - n),
         };
@@ -353,7 +374,8 @@ impl Device {
         if changed == 0 {
             return;
         }
-        for ((n, &fd), event) in pair.descriptors.iter().enumerate().zip(self.again_event() + 1..) {
+        for ((n, &fd), event) in state.descriptors.iter().enumerate().zip(self.again_event() + 1..)
+        {
             if changed >> n & 1 == 1 {
                 self.poll(pair, fd, event, wanted >> n & 1 == 1);
             }

@@ -67,8 +67,10 @@ pub struct Nic {
     announce: AtomicBool,
     /// Wakes the link when a flag above changes or a worker has questions.
     attention: EventFd,
-    /// Ends the frontend's connection when the sockets were replaced.
+    /// Signals that the sockets were replaced.
     changed: EventFd,
+    /// Those that were, until nobody waits on them any more.
+    replaced: Mutex<Vec<UdpUnderlay>>,
 }
 
 /// What the link is to tell varpd.
@@ -121,6 +123,7 @@ impl Nic {
             announce: AtomicBool::new(false),
             attention: EventFd::from_flags(flags)?,
             changed: EventFd::from_flags(flags)?,
+            replaced: Mutex::default(),
         })
     }
 
@@ -138,6 +141,11 @@ impl Nic {
     /// Readable when [`Nic::wishes`] has something new.
     pub fn attention(&self) -> &EventFd {
         &self.attention
+    }
+
+    fn replaced(&self) -> MutexGuard<'_, Vec<UdpUnderlay>> {
+        // Poisoned only by a panic, which ends the process.
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Locks each worker in turn.
@@ -316,14 +324,15 @@ impl Nic {
         }
     }
 
-    /// Other sockets for the same vif: its care-of address has changed. The frontend is made to
-    /// connect anew.
+    /// Other sockets for the same vif: its care-of address has changed. The guest notices nothing.
     pub fn replace_underlays(&self, underlays: Vec<UdpUnderlay>, place: Place) {
         for (mut worker, underlay) in self.workers().zip(underlays) {
-            worker.replace_underlay(underlay, place);
+            let old = worker.replace_underlay(underlay, place);
+            self.replaced().push(old);
         }
         self.bound_receive_buffers();
         *self.steered.lock().unwrap_or_else(PoisonError::into_inner) = 0;
+        self.steer();
         // Fails only when the counter is full: then it is signalled already.
         let _ = self.changed.write(1);
     }

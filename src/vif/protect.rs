@@ -67,6 +67,13 @@ impl Protection {
         self.outbound.remove_all();
     }
 
+    /// The vif is at another address: keys derive from it, so all that were told are over. What has come
+    /// from the group is remembered.
+    pub fn move_away(&mut self) {
+        self.remove_all();
+        self.outbound.remove_group();
+    }
+
     /// What the clocks say, for group traffic; told as often as they are read anyway.
     pub fn set_clock(&mut self, now: Now) {
         self.wall_ahead = now.wall_ms.wrapping_sub(now.mono.as_micros() / 1000);

@@ -59,13 +59,20 @@ pub(super) fn register_with(
         Ok(event) => event,
         Err(error) => return Err(ServeError::Protocol(error.to_string())),
     };
+    registration(event, received.fds, sockets.is_empty(), queue_pairs)
+}
+
+/// What varpd says of a vif; `with_sockets`: they come along.
+pub(super) fn registration(
+    event: Event,
+    fds: Vec<OwnedFd>,
+    with_sockets: bool,
+    queue_pairs: u8,
+) -> Result<Registration, ServeError> {
     match event {
         Event::Registered { coa, group, underlay_mtu, level } => {
-            let underlays = if sockets.is_empty() {
-                underlays_from(received.fds, queue_pairs)?
-            } else {
-                Vec::new()
-            };
+            let underlays =
+                if with_sockets { underlays_from(fds, queue_pairs)? } else { Vec::new() };
             Ok(Registration { coa, group, underlay_mtu, level, underlays })
         }
         Event::Error { text, .. } => Err(ServeError::Refused(text)),

@@ -313,15 +313,23 @@ impl<U: Underlay> Worker<U> {
         &mut self.underlay
     }
 
-    /// Other sockets, at another place (varpd's configuration changed).
-    pub fn replace_underlay(&mut self, underlay: U, place: Place) {
+    /// Other sockets, at another place. Returns the old ones.
+    pub fn replace_underlay(&mut self, underlay: U, place: Place) -> U {
         self.stager.set_short_ends(underlay.needs_short_ends());
-        self.segmentation = Segmentation::default();
-        self.underlay = underlay;
-        self.place = place;
+        if let Some(protection) = &mut self.protection {
+            protection.move_away();
+        }
+        self.set_place(place);
         self.departures = Departures::default();
         self.incoming.clear();
         self.overflow = 0;
+        std::mem::replace(&mut self.underlay, underlay)
+    }
+
+    /// The same sockets serve on another interface, whose packets may have another length.
+    pub fn set_place(&mut self, place: Place) {
+        self.segmentation = Segmentation::default();
+        self.place = place;
     }
 
     /// What the driver acknowledged, from now on.

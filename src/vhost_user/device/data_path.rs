@@ -69,8 +69,8 @@ pub trait DataPath: Send + Sync + 'static {
     }
 
     /// Descriptors that the worker of `pair` waits on besides kicks, at most 64, polled (level
-    /// triggered, for reading) only while the pair runs. They stay open and the same as long as a
-    /// connection lasts.
+    /// triggered, for reading) only while the pair runs. Their number stays the same. When others take
+    /// their place ([`DataPath::changed`]) they stay open until [`DataPath::descriptors_taken`].
     fn descriptors(&self, pair: usize) -> Vec<RawFd>;
 
     /// From now on, until it is told `None`, the data path may let the worker of `pair` wait on
@@ -86,11 +86,14 @@ pub trait DataPath: Send + Sync + 'static {
     /// The worker of `pair` has looked for frames before it slept, and some came or none did.
     fn looked(&self, _pair: usize, _has_paid: bool) {}
 
-    /// Readable when the descriptors are no longer those that were told: the connection is ended, so
-    /// that the frontend makes a new one. Whoever ends it resets the event by reading it.
+    /// Readable when the descriptors are no longer those that were told. Whoever asks for them anew resets
+    /// the event before by reading it.
     fn changed(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+
+    /// Nobody waits any more on descriptors that others have taken the place of.
+    fn descriptors_taken(&self) {}
 
     /// Handles one wake-up, without blocking and for a bounded number of frames. Called only while
     /// the pair runs and its rings lie in guest memory.

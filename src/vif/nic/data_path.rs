@@ -74,6 +74,10 @@ impl DataPath for Nic {
         Some(self.changed.as_fd())
     }
 
+    fn descriptors_taken(&self) {
+        self.replaced().clear();
+    }
+
     fn handle(&self, pair: usize, wake: Wake, rings: &mut Rings<'_>) -> Interest {
         let Some(mut worker) = self.worker(pair) else { return Interest::ALL };
         let now = clock::mono();

@@ -2,7 +2,7 @@
 //! that was away.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use zeroize::Zeroizing;
@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::{ServeError, Serving, doing};
 use crate::sys::seqpacket::Connection;
 use crate::time::Instant;
-use crate::vif::registration::{connect, place, register_with};
+use crate::vif::registration::{Registration, connect, place, register_with, registration};
 use crate::wire::control::{self, Event, Request};
 
 /// How long a restarted varpd may take; the main thread does nothing else meanwhile.
@@ -32,6 +32,12 @@ impl Serving {
                 _ => return self.lose_varpd(now),
             };
             match Event::parse(bytes) {
+                Ok(event @ Event::Registered { .. }) => {
+                    if let Err(error) = self.follow(event, fds) {
+                        log::warn!("can't follow varpd: {error}");
+                        return self.lose_varpd(now);
+                    }
+                }
                 Ok(event) => {
                     if let Some(answer) = self.link.handle_event(event, fds, now) {
                         self.tell_varpd(&answer, now);
@@ -112,12 +118,30 @@ impl Serving {
             self.nic.protect(self.key.vnet, self.level);
         }
         if !self.keep_sockets {
-            log::warn!("the vif's care-of address is now {}", registration.coa);
-            let place = place(self.key, &registration);
-            self.late.end(&self.poller).map_err(doing("cannot poll"))?;
-            self.nic.replace_underlays(registration.underlays, place);
+            self.take_place(registration)?;
             self.keep_sockets = true;
         }
         Ok(varpd)
+    }
+
+    /// varpd has followed the underlay: to another address, with other sockets, or to another interface
+    /// with the same ones.
+    fn follow(&mut self, event: Event, fds: Vec<OwnedFd>) -> Result<(), ServeError> {
+        let with_sockets = !fds.is_empty();
+        let registration = registration(event, fds, with_sockets, self.queue_pairs)?;
+        if with_sockets {
+            return self.take_place(registration);
+        }
+        let place = place(self.key, &registration);
+        self.nic.workers().for_each(|mut worker| worker.set_place(place));
+        Ok(())
+    }
+
+    fn take_place(&mut self, registration: Registration) -> Result<(), ServeError> {
+        log::warn!("the vif's care-of address is now {}", registration.coa);
+        let place = place(self.key, &registration);
+        self.late.end(&self.poller).map_err(doing("cannot poll"))?;
+        self.nic.replace_underlays(registration.underlays, place);
+        Ok(())
     }
 }

@@ -1,18 +1,27 @@
-//! Signals as a descriptor in the event loop.
+//! Signals: as a descriptor in the event loop, or ignored.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// Signals that would end a process that says nothing of them, and that are sent to daemons in the belief
+/// that they do something else: read their configuration, open their log anew.
+pub const IGNORED: [Signal; 3] = [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// Becomes readable when the process is asked to end (SIGTERM, SIGINT).
 #[derive(Debug)]
 pub struct Termination(SignalFd);
 
 impl Termination {
-    /// Blocks the signals in this thread (and those it starts later) and opens the descriptor.
+    /// Blocks the signals in this thread (and those it starts later) and opens the descriptor. What
+    /// others mean by a signal that has no meaning here ([`IGNORED`]) ends no network from now on.
     pub fn new() -> io::Result<Self> {
+        for ignored in IGNORED {
+            // SAFETY: no code of ours runs for an ignored signal.
+            unsafe { signal(ignored, SigHandler::SigIgn) }?;
+        }
         let mut set = SigSet::empty();
         set.add(Signal::SIGTERM);
         set.add(Signal::SIGINT);

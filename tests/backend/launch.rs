@@ -7,6 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use vnet::sys::clock;
 
 use crate::driver::Driver;
@@ -156,4 +158,17 @@ fn a_path_is_taken_only_from_the_dead() {
     one.driver = Driver::connect(&socket, Nic::options()).unwrap();
     two.send(mac(1), 4);
     assert_eq!(one.receive(mac(2)), 4, "another takes its place");
+}
+
+#[test]
+fn signals_that_mean_nothing_to_a_backend_are_ignored() {
+    let Some(net) = Net::new("signals to a backend", 1) else { return };
+    let mut one = Nic::start("g1", vif(42, 1), &net.varpds[0]);
+    let mut two = Nic::start("g2", vif(42, 2), &net.varpds[0]);
+    let pid = Pid::from_raw(one.backend.process.pid().try_into().unwrap());
+    for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
+        kill(pid, signal).unwrap();
+        one.introduce(&mut two);
+    }
+    one.backend.process.assert_running();
 }

@@ -184,6 +184,8 @@ counters! {
         macs_refused = "MACs behind vifs not registered: another user's vif, a limit, moving to and fro",
         macs_beyond = "of macs_refused, those beyond what the vif's backend said when it registered (--learn)",
         late_frames = "frames that came for a vif that has moved, at sockets kept after its backend ended; dropped, their senders told",
+        underlay_moves = "times that the host was followed to another address",
+        underlay_joins = "times that its address was on another interface, or on one made anew, and groups were joined there",
         lanes_made = "lanes made between vifs of this host",
         lanes_refused = "lanes not made because of a limit, or for want of memory or descriptors",
         stats_late = "counters of a backend that came too late or unasked",

@@ -34,15 +34,15 @@ pub struct Args {
     pub socket_mode: Option<SocketMode>,
     /// Interface of the underlay
     ///
-    /// Its first global IPv4 address is taken, or IPv6 if it has none. Without --underlay and
-    /// --address the only interface with a global address is taken, or of several the one with the
-    /// default route.
+    /// Its first global IPv4 address is taken, or IPv6 with --ipv6. Without --underlay and --address the
+    /// only interface with such an address is taken, or of several the one with the default route.
+    /// While there is none, varpd waits for it.
     #[arg(long, value_name = "IFACE", conflicts_with = "address")]
     pub underlay: Option<String>,
     /// Address on the underlay; its interface is found
     #[arg(long, value_name = "IP")]
     pub address: Option<IpAddr>,
-    /// Prefer an IPv6 address of the underlay interface
+    /// Take an IPv6 address of the underlay interface
     #[arg(short = '6', long)]
     pub ipv6: bool,
     /// Multicast group of VARP and of the vnets [default: 224.10.0.1; ff15::e00a:1 on IPv6]

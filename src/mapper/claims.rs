@@ -69,7 +69,7 @@ impl Mapper {
     }
 
     /// Makes the vif the owner of its key, unless a newer claim is known.
-    fn claim_key(&mut self, vif: LocalVif, stamp: Stamp, fresh: bool, now: Now) {
+    pub(super) fn claim_key(&mut self, vif: LocalVif, stamp: Stamp, fresh: bool, now: Now) {
         let Some(state) = self.vifs.get(vif) else { return };
         let (key, coa) = (state.key, state.coa);
         let mut claim = Claim { stamp, coa };

@@ -33,6 +33,9 @@
 //! vif that stopped here and is claimed elsewhere within a lifetime. What still comes for it, its
 //! backend sends on, and [`Mapper::correct`] tells the senders' hosts, each once a second.
 //!
+//! **Another address of this host** ([`Mapper::move_to`], [`Mapper::move_vif`]): each vif that owns its key
+//! claims it anew, above its claim at the old care-of address, so that whoever has that one follows.
+//!
 //! **Doubt.** The claim of a vif whose backend has ended stands, since the backend may be back in a
 //! moment; but everybody is asked whether somebody else has it ([`Mapper::doubt`]): its guest may
 //! have been started elsewhere while this host was cut off. Another host where it runs, and that had
@@ -83,6 +86,7 @@
 //! | `timers` | what is due when |
 //! | `nonce` | nonces that nobody who saw some of them can guess |
 //! | `moves` | the count of moves that makes a vif damped |
+//! | `moved` | the host itself has another address |
 //! | `config`, `counters` | what the mapper can be told, and what it counts |
 //! | `output`, `rows` | what it asks its shell to do; what it knows, for people |
 
@@ -95,6 +99,7 @@ mod config;
 mod counters;
 mod interest;
 mod mappings;
+mod moved;
 mod moves;
 mod nonce;
 mod notes;

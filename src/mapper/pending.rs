@@ -55,6 +55,12 @@ impl PendingTable {
         self.map.get_mut(key)
     }
 
+    /// Who asked first is elsewhere now.
+    pub(super) fn moved(&mut self, payer: LocalVif, asker: CareOf) {
+        let of_payer = self.map.values_mut().filter(|pending| pending.payer == payer);
+        of_payer.for_each(|pending| pending.asker = asker);
+    }
+
     /// Those whose keys are in this range.
     pub(super) fn range(
         &self,

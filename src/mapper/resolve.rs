@@ -88,7 +88,7 @@ impl Mapper {
 
     /// Asks the owner's host to confirm a mapping, unless that is being done; false if a limit
     /// forbids it.
-    fn confirm(
+    pub(super) fn confirm(
         &mut self,
         vif: LocalVif,
         key: VifKey,

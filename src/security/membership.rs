@@ -98,6 +98,11 @@ impl Membership {
         Self { own, vnets: BTreeMap::new(), heard: BTreeMap::new() }
     }
 
+    /// From now on this host sends VARP from this address.
+    pub fn move_to(&mut self, own: IpAddr) {
+        self.own = own;
+    }
+
     /// The keys of a vnet, the used one first; none if it is not secured.
     pub fn set_vnet(&mut self, vnet: VnetId, keys: Vec<(KeyId, MacKey)>) {
         if keys.is_empty() {

@@ -34,11 +34,14 @@
 //! It does not know either which INITs it has answered before, so for a while ([`FRESH`]) it answers those
 //! only that come with a cookie of its own: a round trip more, and nothing recorded has one.
 //!
+//! **Another address of this host** ([`Sadb::move_to`]) ends all sessions: their keys derive from it.
+//!
 //! **Floods.** Without the vnet key nobody gets past the first MAC: no state, no answer. More INITs
 //! with a right one than [`INITS_PER_SECOND`] (recorded ones, from false addresses) are answered
 //! with a cookie, without state. All tables are bounded.
 
 mod link;
+mod moved;
 mod output;
 mod receive;
 pub mod rows;

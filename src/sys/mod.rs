@@ -10,10 +10,11 @@
 //! | [`mmsg`], [`error_queue`] | batches of UDP datagrams, and what became of those that were sent |
 //! | [`train`] | one message at a time, looked at before it is taken |
 //! | [`sockopt`], [`link`] | socket options; network interfaces |
+//! | [`rtnetlink`] | which interfaces, addresses and default routes there are, and when they change |
 //! | [`iovec`] | scatter-gather elements that may point into guest memory |
 //! | [`shared_memory`], [`bus_error`] | memory of two processes, and what becomes of one when it fails |
 //! | [`secret_file`] | files that hold secrets |
-//! | [`process`] | what a daemon says to, and asks of, the system about itself |
+//! | [`process`], [`notify`] | what a daemon asks of the system about itself, and tells the service manager |
 //! | [`sandbox`] | what a process gives up after its start |
 
 pub mod ancillary;
@@ -27,7 +28,9 @@ pub mod iovec;
 pub mod lent_event;
 pub mod link;
 pub mod mmsg;
+pub mod notify;
 pub mod process;
+pub mod rtnetlink;
 pub mod sandbox;
 pub mod secret_file;
 pub mod seqpacket;

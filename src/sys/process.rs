@@ -1,10 +1,7 @@
-//! What a daemon says to, and asks of, the system about its own process.
+//! What a daemon asks of the system about its own process and others.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -36,18 +33,6 @@ pub fn raise_file_limit() -> io::Result<u64> {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     }
     Ok(hard)
-}
-
-/// Tells the service manager that the process is ready (sd_notify(3), `READY=1`), if it wants to
-/// know: then the environment variable `NOTIFY_SOCKET` names a datagram socket, abstract if it
-/// starts with `@`.
-pub fn notify_ready() -> io::Result<()> {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
-    let addr = match path.as_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name)?,
-        None => SocketAddr::from_pathname(&path)?,
-    };
-    UnixDatagram::unbound()?.send_to_addr(b"READY=1\n", &addr).map(drop)
 }
 
 /// The number of a group given by name or number.

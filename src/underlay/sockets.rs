@@ -24,6 +24,8 @@
 
 #![forbid(unsafe_code)]
 
+mod moved;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::mem::MaybeUninit;

@@ -9,11 +9,12 @@ use crate::config::{Config, Seconds, Timers};
 use crate::mapper::{self, LocalVif, Mapper, Notice, Output};
 use crate::metrics::{VarpdCounter, VarpdCounters};
 use crate::quiet::Quiet;
-use crate::sys::clock;
 use crate::sys::event::{Interest, Poller, Ready};
-use crate::sys::process;
+use crate::sys::notify::ServiceManager;
+use crate::sys::rtnetlink::Rtnetlink;
 use crate::sys::seqpacket::Listener;
 use crate::sys::signal::Termination;
+use crate::sys::{clock, link, process};
 use crate::time::{Instant, Now};
 use crate::underlay::sockets::{Opener, VifSockets};
 use crate::wire::varp::Message;
@@ -21,10 +22,12 @@ use crate::wire::{VnetId, handshake};
 
 use super::admission::Admission;
 use super::clients::{ClientId, Clients, Sent};
+use super::follower::Follower;
 use super::lanes::Lanes;
 use super::learnt::LearntTable;
 use super::registry::{Owner, Registry};
 use super::security::Security;
+use super::site::Place;
 use super::speakers::Speakers;
 use super::stats::Runs;
 use super::varp::{Varp, Via};
@@ -44,12 +47,15 @@ pub(super) enum Source {
     Termination,
     Varp(Via),
     Listener,
+    /// Interfaces, addresses or routes have changed.
+    Underlay,
     /// Sockets of a vif that has moved, kept after its backend ended.
     Late(LocalVif),
     Client(ClientId),
 }
 
 const FIRST_CLIENT: u64 = 16;
+const UNDERLAY: u64 = FIRST_CLIENT - 1;
 /// Tokens from here on are kept vifs'.
 const FIRST_LATE: u64 = 1 << 63;
 
@@ -58,6 +64,7 @@ impl Source {
         match self {
             Self::Termination => 0,
             Self::Listener => 1,
+            Self::Underlay => UNDERLAY,
             Self::Varp(Via::Group) => 2,
             Self::Varp(Via::Unicast(class)) => 3 + class as u64,
             Self::Late(LocalVif(id)) => FIRST_LATE | id,
@@ -67,7 +74,8 @@ impl Source {
 
     fn of(token: u64) -> Self {
         let varp = Via::ALL.into_iter().map(Self::Varp);
-        let mut fixed = [Self::Termination, Self::Listener].into_iter().chain(varp);
+        let own = [Self::Termination, Self::Listener, Self::Underlay];
+        let mut fixed = own.into_iter().chain(varp);
         let found = fixed.find(|source| source.token() == token);
         match token.checked_sub(FIRST_LATE) {
             Some(id) => Self::Late(LocalVif(id)),
@@ -80,11 +88,16 @@ impl Source {
 #[derive(Debug)]
 pub(super) struct Daemon {
     pub(super) config: Config,
-    /// The underlay's interface.
-    pub(super) interface: String,
+    /// Where it is on the underlay.
+    pub(super) place: Place,
+    /// What the packets of its interface may be long, when that was last to be seen.
+    pub(super) mtu: Option<u32>,
+    pub(super) follower: Follower,
+    pub(super) rtnetlink: Rtnetlink,
+    pub(super) manager: ServiceManager,
     /// Groups of single vnets.
     groups: BTreeMap<VnetId, IpAddr>,
-    main_group: IpAddr,
+    pub(super) main_group: IpAddr,
     termination: Termination,
     pub(super) poller: Poller,
     listener: Listener,
@@ -110,16 +123,18 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Opens everything. The control socket comes last: whoever can connect is served.
+    /// Opens everything; keys are still to be read. The control socket comes last: whoever can connect
+    /// is served.
     pub(super) fn open(
         config: Config,
-        interface: String,
+        place: Place,
         opener: Opener,
         group: Option<u32>,
+        termination: Termination,
+        rtnetlink: Rtnetlink,
     ) -> Result<Self, VarpdError> {
-        let address = opener.site().address;
+        let address = place.address;
         let main_group = config.main_group(address);
-        let termination = Termination::new().map_err(failed("wait for signals"))?;
         let poller = Poller::new(TURN).map_err(failed("open an epoll set"))?;
         let seed = process::random().map_err(failed("get random numbers"))?;
         let [l0, l1, l2, l3] = process::random().map_err(failed("get random numbers"))?;
@@ -139,8 +154,9 @@ impl Daemon {
             add(poller.add(varp.socket(via), Source::Varp(via).token(), read))?;
         }
         add(poller.add(&listener, Source::Listener.token(), read))?;
+        add(poller.add(&rtnetlink, Source::Underlay.token(), read))?;
         let limits = &config.limits;
-        let mut daemon = Self {
+        Ok(Self {
             clients: Clients::new(FIRST_CLIENT, limits.clients, limits.clients_per_user),
             groups: config.vnet_groups(),
             main_group,
@@ -163,21 +179,35 @@ impl Daemon {
             lanes: Lanes::new(lane_seed),
             counters: VarpdCounters::default(),
             config,
-            interface,
-        };
-        daemon.load_keys(clock::now()).map_err(VarpdError::Key)?;
-        Ok(daemon)
+            mtu: link::mtu(&place.interface).ok(),
+            place,
+            follower: Follower::default(),
+            rtnetlink,
+            manager: ServiceManager::default(),
+        })
+    }
+
+    /// It serves from now on: the service manager may know.
+    pub(super) fn announce_ready(&mut self, manager: ServiceManager) {
+        log::info!("varpd: ready {}", self.describe());
+        manager.ready(&self.status());
+        self.manager = manager;
     }
 
     /// Where it is, for the log.
     pub(super) fn describe(&self) -> String {
         format!(
             "on {} at {}, group {}, control socket {}",
-            self.interface,
-            SocketAddr::new(self.opener.site().address, self.config.port.0),
+            self.place.interface,
+            SocketAddr::new(self.place.address, self.config.port.0),
             self.varp.group_address,
             self.config.socket.display(),
         )
+    }
+
+    /// The same in few words, for the service manager.
+    pub(super) fn status(&self) -> String {
+        format!("at {} on {}", self.place.address, self.place.interface)
     }
 
     /// Serves until it's told to end.
@@ -210,6 +240,7 @@ impl Daemon {
             },
             Source::Varp(via) => self.handle_varp(via, now),
             Source::Listener => self.accept(now),
+            Source::Underlay => self.hear_underlay(now),
             Source::Late(id) => self.read_late(id, now),
             Source::Client(id) => self.handle_client(id, ready, now),
         }
@@ -336,6 +367,7 @@ impl Daemon {
     }
 
     fn handle_timeouts(&mut self, now: Now) {
+        self.follow_underlay(now);
         if self.mapper.poll_timeout().is_some_and(|at| at <= now.mono) {
             self.mapper.handle_timeout(now);
         }
@@ -374,6 +406,7 @@ impl Daemon {
             self.clients.next_timeout(),
             self.runs.next_deadline(),
             self.accept_again,
+            self.follower.poll_timeout(),
         ]
         .into_iter()
         .flatten()
@@ -450,6 +483,7 @@ mod tests {
         let others = [
             Source::Termination,
             Source::Listener,
+            Source::Underlay,
             Source::Late(LocalVif(0)),
             Source::Late(LocalVif(7)),
             client,

@@ -12,7 +12,7 @@ use crate::mapper::{LocalVif, Notice};
 use crate::metrics::VarpdCounter;
 use crate::time::{Instant, Now};
 use crate::wire::control::Event;
-use crate::wire::{Mac, Stamp, VifKey};
+use crate::wire::{CareOf, Mac, Stamp, VifKey};
 
 use super::daemon::Daemon;
 use super::registry::Owner;
@@ -178,6 +178,12 @@ impl Daemon {
                 self.drop_learnt(id, now);
             }
         }
+    }
+
+    /// The vif has another care-of address: so have those behind it.
+    pub(super) fn move_learnt(&mut self, vif: LocalVif, coa: CareOf, now: Now) {
+        let ids: Vec<LocalVif> = self.learnt.of(vif).map(|(id, _)| id).collect();
+        ids.into_iter().for_each(|id| self.mapper.move_vif(id, coa, now));
     }
 
     /// Nothing is behind the vif any more.

@@ -38,7 +38,9 @@
 //! | `late` | frames that come for vifs that have moved |
 //! | `lanes` | the lanes between vifs of this host |
 //! | `security` | secured vnets: keys, and what backends are told |
-//! | `site` | chooses the host's place on the underlay |
+//! | `site` | chooses the host's place on the underlay, and follows it |
+//! | `waiting`, `follower` | the time before there is one; when to look whether it has changed |
+//! | `underlay` | what follows when it has |
 //! | `varp` | VARP on the underlay: the sockets and what passes them |
 //! | `tables`, `stats`, `monitor` | what operators see: rows, counters of backends, events |
 
@@ -47,6 +49,7 @@
 mod admission;
 mod clients;
 mod daemon;
+mod follower;
 mod lanes;
 mod late;
 mod learnt;
@@ -59,7 +62,9 @@ mod site;
 mod speakers;
 mod stats;
 mod tables;
+mod underlay;
 mod varp;
+mod waiting;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -69,10 +74,15 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::config::{Config, ConfigError};
+use crate::sys::notify::ServiceManager;
+use crate::sys::rtnetlink::Rtnetlink;
 use crate::sys::sandbox::{Capability, Confinement, Profile, Reach, SandboxError};
 use crate::sys::seqpacket::BindError;
-use crate::sys::{link, process};
+use crate::sys::signal::Termination;
+use crate::sys::{clock, process};
 use crate::underlay::sockets::{Opener, Site};
+
+use daemon::Daemon;
 
 pub use site::SiteError;
 
@@ -97,6 +107,19 @@ pub enum VarpdError {
     /// A secured vnet's key can't be read.
     #[error("{0}")]
     Key(String),
+    /// The directory of keys can't be entered.
+    #[error(
+        "{}, where keys of secured vnets are to be: {source}; make it with 'install -d -m 700 {}' and \
+         the keys with 'vnet key generate', or copy those of another host",
+        directory.display(),
+        directory.display()
+    )]
+    KeyDirectory {
+        /// The directory.
+        directory: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// A list of users names one that does not exist.
     #[error("allow-users: '{name}': {source}")]
     User {
@@ -124,34 +147,50 @@ fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> VarpdError {
 }
 
 /// Runs varpd until it is told to end.
+///
+/// Nobody is told that it is ready before it is confined and has read the keys as it will read them
+/// later.
 pub fn run(config: Config) -> Result<(), VarpdError> {
+    let termination = Termination::new().map_err(failed("handle signals"))?;
     let files = process::raise_file_limit().map_err(failed("raise the limit of open files"))?;
     log::debug!("at most {files} open files");
-    let interfaces = link::interfaces().map_err(failed("list the network interfaces"))?;
-    let (interface, address) = site::choose(&config, &interfaces)?;
-    if !interface.multicast && !interface.loopback {
-        log::warn!("interface {} can't carry multicast: no other host is found", interface.name);
-    }
-    let opener = Opener::new(Site {
-        address,
-        interface: interface.index,
-        port: config.port.0,
-        hops: config.ttl.0,
-        ports: config.ports.clone().map(|ports| ports.0),
+    let manager = ServiceManager::connect().unwrap_or_else(|e| {
+        log::warn!("can't reach the service manager: {e}");
+        ServiceManager::default()
     });
     let group = config.socket_group.as_deref().map(|name| {
         process::group_id(name).map_err(failed(format!("give the control socket to '{name}'")))
     });
     let group = group.transpose()?;
+    check_key_directories(&config)?;
+    let mut rtnetlink = Rtnetlink::open(waiting::needs_routes(&config))
+        .map_err(failed("ask for the network interfaces"))?;
+    let place = waiting::await_place(&config, &mut rtnetlink, &termination, &manager)?;
+    let Some(place) = place else { return Ok(()) };
+    let opener = Opener::new(Site {
+        address: place.address,
+        interface: place.index,
+        port: config.port.0,
+        hops: config.ttl.0,
+        ports: config.ports.clone().map(|ports| ports.0),
+    });
     let confinement = confinement(&config);
-    let mut daemon = daemon::Daemon::open(config, interface.name.clone(), opener, group)?;
-    log::info!("varpd: ready {}", daemon.describe());
-    process::notify_ready().unwrap_or_else(|e| log::warn!("can't notify the service manager: {e}"));
+    let mut daemon = Daemon::open(config, place, opener, group, termination, rtnetlink)?;
     match confinement {
         Some(confinement) => confinement.enter()?,
         None => log::warn!("without sandbox: who takes over this process has all its rights"),
     }
+    daemon.load_keys(clock::now()).map_err(VarpdError::Key)?;
+    daemon.announce_ready(manager);
     daemon.run()
+}
+
+/// They have to be there when the process is confined, which leaves them in reach.
+fn check_key_directories(config: &Config) -> Result<(), VarpdError> {
+    key_directories(config).into_iter().try_for_each(|directory| {
+        let read = std::fs::read_dir(&directory).map(drop);
+        read.map_err(|source| VarpdError::KeyDirectory { directory, source })
+    })
 }
 
 /// What is left to this process: it opens sockets for vifs, with more room than others get where

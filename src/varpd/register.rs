@@ -7,11 +7,11 @@
 //! | brings no sockets | its own | the kept ones: same care-of address, no frame lost |
 //! | brings sockets | anything | its own, if they are what they should be |
 
+use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::mapper::{AddError, LocalVif};
 use crate::metrics::VarpdCounter;
-use crate::sys::link;
 use crate::sys::seqpacket::Peer;
 use crate::time::Now;
 use crate::underlay::sockets::{AdoptError, Frames, VifSockets};
@@ -75,8 +75,8 @@ impl Daemon {
             .map_err(|text| Failure::fatal(ErrorCode::Failed, text))?;
         self.drop_the_dead(key, now);
         self.registry.check(key, peer)?;
-        let mtu = link::mtu(&self.interface).map_err(|e| {
-            let text = format!("can't read the MTU of {}: {e}", self.interface);
+        let mtu = self.underlay_mtu().map_err(|e| {
+            let text = format!("can't read the MTU of {}: {e}", self.place.interface);
             Failure::fatal(ErrorCode::Failed, text)
         })?;
         let origin = self.origin(&wanted, peer, &fds);
@@ -125,20 +125,34 @@ impl Daemon {
         underlay_mtu: u32,
         now: Now,
     ) -> bool {
-        let Some(vif) = self.registry.get(vif) else { return false };
-        let (key, coa, peer) = (vif.key, vif.coa, vif.peer);
+        let Some(known) = self.registry.get(vif) else { return false };
+        let (key, coa, peer) = (known.key, known.coa, known.peer);
         let how = match origin {
             Origin::Opened => "new",
             Origin::Kept(_) => "resumed",
             Origin::Brought => "with its own sockets",
         };
         log::info!("vif {key} at {coa} ({how}): process {} of user {}", peer.pid, peer.uid);
-        let group = (self.group_of(key.vnet), self.config.port.0).into();
-        let level = self.config.policy(key.vnet);
+        self.tell_place(vif, id, underlay_mtu, origin != Origin::Brought, now)
+    }
+
+    /// Tells a backend where its vif is, with the sockets or without.
+    pub(super) fn tell_place(
+        &mut self,
+        vif: LocalVif,
+        client: ClientId,
+        underlay_mtu: u32,
+        with_sockets: bool,
+        now: Now,
+    ) -> bool {
+        let Some(vif) = self.registry.get(vif) else { return false };
+        let (vnet, coa) = (vif.key.vnet, vif.coa);
+        let group = (self.group_of(vnet), self.config.port.0).into();
+        let level = self.config.policy(vnet);
         let registered = Event::Registered { coa, group, underlay_mtu, level };
-        let fds = if origin == Origin::Brought { Vec::new() } else { vif.sockets.fds() };
-        let sent = self.clients.send(id, &registered, &fds);
-        self.sent(id, sent, now)
+        let fds = if with_sockets { vif.sockets.fds() } else { Vec::new() };
+        let sent = self.clients.send(client, &registered, &fds);
+        self.sent(client, sent, now)
     }
 
     /// The rings' state, as the backend says it; a claim that lived on while its backend was gone is
@@ -216,10 +230,18 @@ impl Daemon {
     }
 
     fn open_sockets(&mut self, wanted: &Registration) -> Result<VifSockets, Failure> {
-        let vnet = wanted.key.vnet;
-        self.opener.vif(self.group_of(vnet), self.frames_of(vnet), wanted.queue_pairs).map_err(
-            |e| Failure::fatal(ErrorCode::Failed, format!("can't open underlay sockets: {e}")),
-        )
+        if let Some(why) = self.follower.awaits() {
+            let text = format!("this host has no place on the underlay now: {why}");
+            return Err(Failure::fatal(ErrorCode::Failed, text));
+        }
+        self.sockets_for(wanted.key.vnet, wanted.queue_pairs).map_err(|e| {
+            Failure::fatal(ErrorCode::Failed, format!("can't open underlay sockets: {e}"))
+        })
+    }
+
+    /// New sockets for a vif.
+    pub(super) fn sockets_for(&mut self, vnet: VnetId, queue_pairs: u8) -> io::Result<VifSockets> {
+        self.opener.vif(self.group_of(vnet), self.frames_of(vnet), queue_pairs)
     }
 
     fn adopt_sockets(

@@ -130,6 +130,13 @@ impl Security {
         Ok(())
     }
 
+    /// The host has another address: all sessions are over.
+    pub(super) fn move_to(&mut self, own: IpAddr, now: Now) {
+        self.sadb.move_to(own, now);
+        self.membership.move_to(own);
+        self.gates.clear();
+    }
+
     /// Hands a vnet's keys to the state machines.
     fn publish(&mut self, vnet: VnetId, level: Level, now: Now) {
         let Some(secured) = self.vnets.get(&vnet) else { return };

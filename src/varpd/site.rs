@@ -1,4 +1,11 @@
-//! Chooses the host's place on the underlay from what it's told and the interfaces there are.
+//! The host's place on the underlay: chosen from what varpd is told and the interfaces there are, and
+//! followed when these change.
+//!
+//! varpd stays at its address as long as an interface that is up has it, whichever that is and whatever it
+//! is called. When the address is gone it chooses anew, as at the start, but never another family: IPv4,
+//! or IPv6 if it is asked to. An address that is good for one link only is taken when it is named.
+
+#![forbid(unsafe_code)]
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -6,12 +13,12 @@ use std::net::IpAddr;
 use thiserror::Error;
 
 use crate::config::Config;
-use crate::sys::link::Interface;
+use crate::sys::rtnetlink::Interface;
 
 /// Why there is no place on the underlay. Each says what there is to choose from.
-#[derive(Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SiteError {
-    /// Named by mistake.
+    /// Not there yet, or named by mistake.
     #[error("no interface '{name}' (there are: {choices})")]
     NoInterface {
         /// The name.
@@ -23,13 +30,28 @@ pub enum SiteError {
     #[error("interface '{0}' is down")]
     Down(String),
     /// Nothing to send from.
-    #[error("interface '{0}' has no IP address")]
-    NoAddress(String),
+    #[error("interface '{name}' has no {family} address{hint}")]
+    NoAddress {
+        /// The interface.
+        name: String,
+        /// What is looked for.
+        family: &'static str,
+        /// What there is instead, and how to say that it is meant.
+        hint: String,
+    },
     /// No interface has it.
     #[error("no interface has the address {address} (there are: {choices})")]
     NotOurs {
         /// The address.
         address: IpAddr,
+        /// Interfaces and addresses.
+        choices: String,
+    },
+    /// Nothing was named, and there's nothing that could be meant.
+    #[error("no interface that is up has an {family} address (there are: {choices})")]
+    Nothing {
+        /// What is looked for.
+        family: &'static str,
         /// Interfaces and addresses.
         choices: String,
     },
@@ -41,16 +63,104 @@ pub enum SiteError {
         /// Interfaces and addresses.
         choices: String,
     },
-    /// Group and address are of different families.
-    #[error(
-        "group {group} does not fit the underlay address {address}: one is IPv4, the other IPv6"
-    )]
+    /// Group and underlay are of different families.
+    #[error("group {group} does not fit an {family} underlay: choose another one{hint}")]
     Family {
         /// The group.
         group: IpAddr,
-        /// The address.
-        address: IpAddr,
+        /// The underlay's.
+        family: &'static str,
+        /// What else can be done.
+        hint: &'static str,
     },
+}
+
+impl SiteError {
+    /// Whether an interface or address that comes later may mend it.
+    pub(super) fn may_pass(&self) -> bool {
+        !matches!(self, Self::Ambiguous { .. } | Self::Family { .. })
+    }
+}
+
+/// Where the host is on the underlay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Name and index of the interface that has the address.
+    pub(super) interface: String,
+    pub(super) index: u32,
+    pub(super) address: IpAddr,
+}
+
+impl Place {
+    pub(super) fn of(interface: &Interface, address: IpAddr) -> Self {
+        Self { interface: interface.name.clone(), index: interface.index, address }
+    }
+}
+
+/// What to do after interfaces or addresses may have changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Nothing.
+    Keep,
+    /// The interface has another name.
+    Rename(Place),
+    /// The address is on another interface, or on one that was made anew: groups have to be joined there.
+    Rejoin(Place),
+    /// The host has another address.
+    Move(Place),
+    /// There is none.
+    Wait(SiteError),
+}
+
+/// What to do about a host at `place`; `was_deleted`: its interface was, though there may be one with the
+/// same index again.
+pub(super) fn follow(
+    config: &Config,
+    place: &Place,
+    was_deleted: bool,
+    interfaces: &[Interface],
+) -> Step {
+    let has = |i: &&Interface| i.up && i.addresses.contains(&place.address);
+    let choice = choose(config, interfaces);
+    let same = interfaces.iter().find(|i| i.index == place.index).filter(has);
+    if let Some(same) = same.filter(|same| !is_stopgap(config, same, &choice)) {
+        let now = Place::of(same, place.address);
+        return match was_deleted {
+            true => rejoin(now),
+            false if now == *place => Step::Keep,
+            false => Step::Rename(now),
+        };
+    }
+    match choice {
+        Ok((interface, address)) if address == place.address => {
+            rejoin(Place::of(interface, address))
+        }
+        Ok((interface, address)) => Step::Move(Place::of(interface, address)),
+        Err(why) => match interfaces.iter().filter(|i| !i.loopback).find(has) {
+            Some(holder) => rejoin(Place::of(holder, place.address)),
+            None => Step::Wait(why),
+        },
+    }
+}
+
+/// Sockets at an address that is good for one link are bound to its interface, too.
+fn rejoin(place: Place) -> Step {
+    match place.address {
+        IpAddr::V6(a) if a.is_unicast_link_local() => Step::Move(place),
+        _ => Step::Rejoin(place),
+    }
+}
+
+/// Whether another interface is obviously meant by now: nothing was named, and that one has the default
+/// route.
+fn is_stopgap(
+    config: &Config,
+    here: &Interface,
+    choice: &Result<(&Interface, IpAddr), SiteError>,
+) -> bool {
+    let is_named = config.underlay.is_some() || config.address.is_some();
+    let leads_out = |(i, _): &(&Interface, IpAddr)| i.default_route && i.index != here.index;
+    !is_named && !here.default_route && choice.as_ref().is_ok_and(leads_out)
 }
 
 /// The address that varpd and its vifs use, and the interface that has it.
@@ -58,61 +168,90 @@ pub(super) fn choose<'a>(
     config: &Config,
     interfaces: &'a [Interface],
 ) -> Result<(&'a Interface, IpAddr), SiteError> {
-    let (interface, address) = match (&config.underlay, config.address) {
-        (_, Some(address)) => {
-            let owner = interfaces.iter().find(|i| i.addresses.contains(&address));
-            let choices = || choices(interfaces);
-            let owner = owner.ok_or_else(|| SiteError::NotOurs { address, choices: choices() })?;
-            (owner, address)
-        }
-        (Some(name), None) => {
-            let named = interfaces.iter().find(|i| i.name == *name).ok_or_else(|| {
-                SiteError::NoInterface { name: name.clone(), choices: choices(interfaces) }
-            })?;
-            let address = best(named, config.ipv6).ok_or_else(|| no_address(named))?;
-            (named, address)
-        }
-        (None, None) => the_obvious(config.ipv6, interfaces)
-            .ok_or_else(|| SiteError::Ambiguous { choices: choices(interfaces) })?,
-    };
-    if !interface.up {
-        return Err(SiteError::Down(interface.name.clone()));
+    check_groups(config)?;
+    match (&config.underlay, config.address) {
+        (_, Some(address)) => with_address(address, interfaces),
+        (Some(name), None) => named(name, config.ipv6, interfaces),
+        (None, None) => the_obvious(config.ipv6, interfaces),
     }
+}
+
+fn check_groups(config: &Config) -> Result<(), SiteError> {
+    let ipv6 = config.address.map_or(config.ipv6, |address| address.is_ipv6());
     let groups = config.vnet_groups().into_values();
-    for group in groups.chain([config.main_group(address)]) {
-        if group.is_ipv4() != address.is_ipv4() {
-            return Err(SiteError::Family { group, address });
+    let groups = groups.chain(config.group.map(|group| group.0));
+    match groups.into_iter().find(|group| group.is_ipv6() != ipv6) {
+        Some(group) => {
+            let can_ask = !ipv6 && config.address.is_none();
+            let hint = if can_ask { ", or say --ipv6" } else { "" };
+            Err(SiteError::Family { group, family: family(ipv6), hint })
         }
+        None => Ok(()),
     }
-    Ok((interface, address))
 }
 
-/// The only interface with a global address, or of several the only one with a default route.
-fn the_obvious(ipv6: bool, interfaces: &[Interface]) -> Option<(&Interface, IpAddr)> {
-    let global = |i: &&Interface| i.up && !i.loopback && i.addresses.iter().any(is_global);
-    let candidates: Vec<&Interface> = interfaces.iter().filter(global).collect();
-    let routed: Vec<&Interface> = candidates.iter().copied().filter(|i| i.default_route).collect();
-    let interface = match (candidates.as_slice(), routed.as_slice()) {
-        ([only], _) | (_, [only]) => *only,
-        _ => return None,
-    };
-    Some((interface, best(interface, ipv6)?))
+fn with_address(
+    address: IpAddr,
+    interfaces: &[Interface],
+) -> Result<(&Interface, IpAddr), SiteError> {
+    let has = |i: &&Interface| i.addresses.contains(&address);
+    let owner = interfaces.iter().filter(|i| i.up).find(has);
+    match (owner, interfaces.iter().find(has)) {
+        (Some(owner), _) => Ok((owner, address)),
+        (None, Some(owner)) => Err(SiteError::Down(owner.name.clone())),
+        (None, None) => Err(SiteError::NotOurs { address, choices: choices(interfaces) }),
+    }
 }
 
-/// The first global address of the preferred family, then of the other, then any.
-fn best(interface: &Interface, ipv6: bool) -> Option<IpAddr> {
-    let all = || interface.addresses.iter().copied();
-    let global = || all().filter(is_global);
-    global().find(|a| a.is_ipv6() == ipv6).or_else(|| global().next()).or_else(|| {
-        let preferred = all().find(|a| a.is_ipv6() == ipv6);
-        preferred.or_else(|| all().next())
+/// A port has no addresses of its own: those are its bridge's or bond's.
+fn named<'a>(
+    name: &str,
+    ipv6: bool,
+    interfaces: &'a [Interface],
+) -> Result<(&'a Interface, IpAddr), SiteError> {
+    let named = interfaces.iter().find(|i| i.name == name).ok_or_else(|| {
+        SiteError::NoInterface { name: name.to_owned(), choices: choices(interfaces) }
+    })?;
+    let master = interfaces.iter().find(|i| Some(i.index) == named.master);
+    let found = [Some(named), master].into_iter().flatten().filter(|i| i.up);
+    let mut found = found.filter_map(|i| Some((i, best(i, ipv6)?)));
+    found.next().ok_or_else(|| match named.up {
+        true => no_address(named, ipv6),
+        // An interface that is down loses its IPv6 addresses: that's the better complaint.
+        false => SiteError::Down(named.name.clone()),
     })
 }
 
-fn no_address(interface: &Interface) -> SiteError {
-    // An interface that is down loses its IPv6 addresses: that's the better complaint.
-    let name = interface.name.clone();
-    if interface.up { SiteError::NoAddress(name) } else { SiteError::Down(name) }
+/// The only interface with a global address, or of several the only one with a default route.
+fn the_obvious(ipv6: bool, interfaces: &[Interface]) -> Result<(&Interface, IpAddr), SiteError> {
+    let usable = interfaces.iter().filter(|i| i.up && !i.loopback);
+    let candidates: Vec<_> = usable.filter_map(|i| Some((i, best(i, ipv6)?))).collect();
+    let routed: Vec<_> = candidates.iter().copied().filter(|(i, _)| i.default_route).collect();
+    match (candidates.as_slice(), routed.as_slice()) {
+        ([only], _) | (_, [only]) => Ok(*only),
+        ([], _) => Err(SiteError::Nothing { family: family(ipv6), choices: choices(interfaces) }),
+        _ => Err(SiteError::Ambiguous { choices: choices(interfaces) }),
+    }
+}
+
+/// The first global address of the family.
+fn best(interface: &Interface, ipv6: bool) -> Option<IpAddr> {
+    interface.addresses.iter().copied().find(|a| a.is_ipv6() == ipv6 && is_global(a))
+}
+
+fn no_address(interface: &Interface, ipv6: bool) -> SiteError {
+    let other = best(interface, !ipv6);
+    let hint = match (other, interface.addresses.first()) {
+        (Some(other), _) if ipv6 => format!(" (without --ipv6: {other})"),
+        (Some(other), _) => format!(" (with --ipv6: {other})"),
+        (None, Some(local)) => format!(" (only for one link: --address {local})"),
+        (None, None) => String::new(),
+    };
+    SiteError::NoAddress { name: interface.name.clone(), family: family(ipv6), hint }
+}
+
+const fn family(ipv6: bool) -> &'static str {
+    if ipv6 { "IPv6" } else { "IPv4" }
 }
 
 fn is_global(address: &IpAddr) -> bool {
@@ -136,98 +275,4 @@ fn choices(interfaces: &[Interface]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn interface(name: &str, default_route: bool, addresses: &[&str]) -> Interface {
-        Interface {
-            name: name.into(),
-            index: 1,
-            up: true,
-            loopback: name == "lo",
-            multicast: name != "lo",
-            default_route,
-            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
-        }
-    }
-
-    fn host() -> Vec<Interface> {
-        vec![
-            interface("lo", false, &["127.0.0.1", "::1"]),
-            interface("eth0", true, &["169.254.0.9", "192.0.2.1", "fe80::1", "2001:db8::1"]),
-            interface("virbr0", false, &["192.168.122.1"]),
-        ]
-    }
-
-    fn picked(config: &Config, interfaces: &[Interface]) -> Result<String, String> {
-        choose(config, interfaces)
-            .map(|(i, a)| format!("{} {a}", i.name))
-            .map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn a_named_interface_gives_its_first_global_address() {
-        let mut config = Config { underlay: Some("eth0".into()), ..Config::default() };
-        assert_eq!(picked(&config, &host()).unwrap(), "eth0 192.0.2.1");
-        config.ipv6 = true;
-        assert_eq!(picked(&config, &host()).unwrap(), "eth0 2001:db8::1");
-        config.underlay = Some("virbr0".into());
-        assert_eq!(picked(&config, &host()).unwrap(), "virbr0 192.168.122.1");
-    }
-
-    #[test]
-    fn link_local_serves_only_where_there_is_nothing_else() {
-        let only = [interface("eth0", false, &["fe80::1"])];
-        let config = Config { underlay: Some("eth0".into()), ..Config::default() };
-        assert_eq!(picked(&config, &only).unwrap(), "eth0 fe80::1");
-        let both = [interface("eth0", false, &["fe80::1", "2001:db8::1"])];
-        assert_eq!(picked(&config, &both).unwrap(), "eth0 2001:db8::1");
-    }
-
-    #[test]
-    fn an_address_finds_its_interface() {
-        let mut config = Config { address: "192.168.122.1".parse().ok(), ..Config::default() };
-        assert_eq!(picked(&config, &host()).unwrap(), "virbr0 192.168.122.1");
-        config.address = "192.0.2.99".parse().ok();
-        assert_eq!(
-            picked(&config, &host()).unwrap_err(),
-            "no interface has the address 192.0.2.99 (there are: lo 127.0.0.1 ::1, \
-             eth0 169.254.0.9 192.0.2.1 fe80::1 2001:db8::1, virbr0 192.168.122.1)"
-        );
-    }
-
-    #[test]
-    fn without_a_name_only_the_obvious_is_taken() {
-        let config = Config::default();
-        assert_eq!(picked(&config, &host()).unwrap(), "eth0 192.0.2.1");
-        let mut two = host();
-        two[2].default_route = true;
-        assert!(picked(&config, &two).unwrap_err().starts_with("which interface"));
-        two.remove(1);
-        assert_eq!(picked(&config, &two).unwrap(), "virbr0 192.168.122.1");
-        two.truncate(1);
-        assert!(picked(&config, &two).unwrap_err().contains("(there are: lo 127.0.0.1 ::1)"));
-    }
-
-    #[test]
-    fn complaints_are_clear() {
-        let named = |name: &str| Config { underlay: Some(name.into()), ..Config::default() };
-        assert!(picked(&named("eth9"), &host()).unwrap_err().starts_with("no interface 'eth9'"));
-        let mut down = host();
-        down[1].up = false;
-        assert_eq!(picked(&named("eth0"), &down).unwrap_err(), "interface 'eth0' is down");
-        down[1].addresses.clear();
-        assert_eq!(picked(&named("eth0"), &down).unwrap_err(), "interface 'eth0' is down");
-        down[1].up = true;
-        assert_eq!(
-            picked(&named("eth0"), &down).unwrap_err(),
-            "interface 'eth0' has no IP address"
-        );
-        let config = Config { group: "ff15::1".parse().ok(), ..named("eth0") };
-        assert_eq!(
-            picked(&config, &host()).unwrap_err(),
-            "group ff15::1 does not fit the underlay address 192.0.2.1: \
-             one is IPv4, the other IPv6"
-        );
-    }
-}
+mod tests;

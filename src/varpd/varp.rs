@@ -125,6 +125,12 @@ impl Varp {
         }
     }
 
+    /// The sockets serve on the site's interface instead of the one with index `before`.
+    pub(super) fn rejoin(&self, opener: &Opener, before: u32) -> io::Result<()> {
+        let sockets = (&self.unicast, &self.group);
+        opener.rejoin_varp(sockets, self.group_address.ip(), before)
+    }
+
     /// Messages that wait, up to a batch, which is to be given back.
     pub(super) fn receive(&mut self, via: Via, counters: &VarpdCounters) -> Option<Batch> {
         let mut batch = self.batch.take().unwrap_or_default();

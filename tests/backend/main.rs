@@ -46,6 +46,7 @@ mod queues;
 #[path = "../support/random.rs"]
 mod random;
 mod rekey;
+mod renumbered;
 mod resolution;
 mod restarts;
 #[path = "../support/rig.rs"]
@@ -67,7 +68,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use vnet::metrics::VifCounter;
 
-use support::netns::{Family, Underlay};
+use support::netns::{Family, Host, Underlay};
 use support::vnet::{Varpd, Vif};
 use support::{can_make_hosts, step, take_turn, wait_until};
 
@@ -103,6 +104,13 @@ impl Net {
         Self::build(test, hosts, JUMBO_MTU, Family::V4, |_| "")
     }
 
+    /// Hosts whose varpds are told the interface of the underlay, with this configuration.
+    fn on_interfaces(test: &str, hosts: u8, config: &str) -> Option<Self> {
+        Self::build_with(test, hosts, MTU, |host, directory| {
+            Varpd::start_on(host, "eth0", config, directory)
+        })
+    }
+
     /// A host with each of these configurations.
     fn with_configs(test: &str, configs: &[String]) -> Option<Self> {
         let hosts = u8::try_from(configs.len()).unwrap();
@@ -116,6 +124,18 @@ impl Net {
         family: Family,
         config: impl Fn(usize) -> &'c str,
     ) -> Option<Self> {
+        Self::build_with(test, hosts, mtu, |host, directory| {
+            let number = usize::from(host.ipv4.octets()[3]) - 1;
+            Varpd::start_with(host, host.address(family), config(number), directory)
+        })
+    }
+
+    fn build_with(
+        test: &str,
+        hosts: u8,
+        mtu: u32,
+        start: impl Fn(&Host, &Path) -> Varpd,
+    ) -> Option<Self> {
         if !can_make_hosts(test) {
             return None;
         }
@@ -123,10 +143,7 @@ impl Net {
         step(test);
         let directory = tempfile::tempdir().unwrap();
         let underlay = Underlay::new(hosts, mtu);
-        let start = |number: u8| {
-            let host = underlay.host(number.into());
-            Varpd::start_with(host, host.address(family), config(number.into()), directory.path())
-        };
+        let start = |number: u8| start(underlay.host(number.into()), directory.path());
         let varpds = (0..hosts).map(start).collect();
         Some(Self { varpds, underlay, directory, _turn: turn })
     }

@@ -58,15 +58,32 @@ impl Underlay {
         let namespace = self.namespace(&name);
         let ipv4 = Ipv4Addr::new(192, 0, 2, number);
         let ipv6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into());
-        let (mtu, inner) = (self.mtu, &namespace.name);
-        self.switch.ip(&format!(
-            "link add to-{name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inner}"
-        ));
-        self.switch.ip(&format!("link set to-{name} master bridge up"));
+        self.plug_in(&name, &namespace.name);
         namespace.ip(&format!("address add {ipv4}/24 dev eth0"));
         namespace.ip(&format!("address add {ipv6}/64 dev eth0 nodad"));
         namespace.ip("link set eth0 up");
         self.hosts.push(Host { name, ipv4, ipv6, namespace });
+    }
+
+    /// Makes a host's interface, which has no address and is down.
+    fn plug_in(&self, name: &str, namespace: &str) {
+        let mtu = self.mtu;
+        self.switch.ip(&format!(
+            "link add to-{name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {namespace}"
+        ));
+        self.switch.ip(&format!("link set to-{name} master bridge up"));
+    }
+
+    /// Deletes the interface of a host.
+    pub(crate) fn unplug(&self, number: usize) {
+        self.switch.ip(&format!("link delete to-{}", self.hosts[number].name));
+    }
+
+    /// Makes an interface for a host that has none: it has another index and another MAC address, no
+    /// address, and is down.
+    pub(crate) fn plug_in_again(&self, number: usize) {
+        let host = &self.hosts[number];
+        self.plug_in(&host.name, &host.namespace.name);
     }
 
     /// Changes the MTU of the underlay and of all hosts on it, in bytes.

@@ -28,7 +28,8 @@ pub(crate) struct Varpd {
     name: String,
     namespace: Vec<String>,
     directory: PathBuf,
-    address: IpAddr,
+    /// Where it is to be, as arguments.
+    place: [String; 2],
     pub(crate) config: PathBuf,
     /// Its control socket.
     pub(crate) socket: PathBuf,
@@ -42,6 +43,16 @@ impl Varpd {
 
     /// The same with a configuration, in the form of its file.
     pub(crate) fn start_with(host: &Host, address: IpAddr, config: &str, directory: &Path) -> Self {
+        Self::start_at(host, at(address), config, directory)
+    }
+
+    /// The same on the host's interface, whatever its address is.
+    pub(crate) fn start_on(host: &Host, interface: &str, config: &str, directory: &Path) -> Self {
+        let place = ["--underlay".to_owned(), interface.to_owned()];
+        Self::start_at(host, place, config, directory)
+    }
+
+    fn start_at(host: &Host, place: [String; 2], config: &str, directory: &Path) -> Self {
         let name = format!("varpd-{}", host.name);
         let socket = directory.join(format!("{name}.sock"));
         let command = host.command(env!("CARGO_BIN_EXE_varpd"));
@@ -49,10 +60,10 @@ impl Varpd {
         let namespace: Vec<String> = arguments.collect();
         let file = directory.join(format!("{name}.toml"));
         std::fs::write(&file, config).expect("a configuration file");
-        let mut command = varpd_command(&namespace, address, &socket, &file);
+        let mut command = varpd_command(&namespace, &place, &socket, &file);
         let process = Process::start(&name, directory, &mut command);
         let directory = directory.to_owned();
-        let mut varpd = Self { process, name, namespace, directory, address, config: file, socket };
+        let mut varpd = Self { process, name, namespace, directory, place, config: file, socket };
         varpd.wait_listening();
         varpd
     }
@@ -71,15 +82,15 @@ impl Varpd {
 
     /// Starts it again, after it was killed; waits until it listens.
     pub(crate) fn start_again(&mut self) {
-        let Self { namespace, address, socket, config, .. } = self;
-        let mut command = varpd_command(namespace, *address, socket, config);
+        let Self { namespace, place, socket, config, .. } = self;
+        let mut command = varpd_command(namespace, place, socket, config);
         self.process = Process::start(&self.name, &self.directory, &mut command);
         self.wait_listening();
     }
 
     /// The same with another address of the host.
     pub(crate) fn start_again_at(&mut self, address: IpAddr) {
-        self.address = address;
+        self.place = at(address);
         self.start_again();
     }
 
@@ -114,9 +125,18 @@ impl Varpd {
     }
 }
 
-fn varpd_command(namespace: &[String], address: IpAddr, socket: &Path, config: &Path) -> Command {
+fn at(address: IpAddr) -> [String; 2] {
+    ["--address".to_owned(), address.to_string()]
+}
+
+fn varpd_command(
+    namespace: &[String],
+    place: &[String; 2],
+    socket: &Path,
+    config: &Path,
+) -> Command {
     let mut command = Command::new("ip");
-    command.args(namespace).arg("--address").arg(address.to_string());
+    command.args(namespace).args(place);
     command.arg("--socket").arg(socket).arg("--config").arg(config);
     command
 }

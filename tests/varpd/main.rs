@@ -27,6 +27,7 @@ mod startup;
 #[expect(dead_code, reason = "other tests use the rest")]
 #[path = "../support/mod.rs"]
 mod support;
+mod waiting;
 
 use std::fs::Permissions;
 use std::net::IpAddr;

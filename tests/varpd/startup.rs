@@ -4,6 +4,9 @@ use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::support::netns::Family;
 use super::support::wait_until;
 use super::{Net, SOON, vnet};
@@ -48,15 +51,10 @@ fn every_failure_is_one_clear_line() {
         says(&["--config", file.to_str().unwrap()], 1)
     };
 
-    let text = says(&["--underlay", "eth9"], 1);
-    assert!(text.starts_with("varpd: no interface 'eth9' (there are: lo 127.0.0.1"), "{text}");
-    assert!(text.contains("eth0 192.0.2.1"), "{text}");
-    let text = says(&["--address", "192.0.2.77"], 1);
-    assert!(text.starts_with("varpd: no interface has the address 192.0.2.77"), "{text}");
     let text = says(&["--group", "192.0.2.9"], 2);
     assert!(text.contains("192.0.2.9 is not a multicast address"), "{text}");
     let text = says(&["--underlay", "eth0", "--group", "ff15::1"], 1);
-    assert!(text.contains("group ff15::1 does not fit the underlay address 192.0.2.1"), "{text}");
+    assert!(text.contains("group ff15::1 does not fit an IPv4 underlay"), "{text}");
     let text = says(&["--underlay", "eth0", "--socket-group", "no-such-group"], 1);
     assert!(text.contains("'no-such-group'"), "{text}");
     let text = config("port = 1798\n\nunderlay = 7\n");
@@ -132,8 +130,51 @@ fn the_service_manager_is_told() {
     let _varpd = super::spawn("notifying", &net, command.env("NOTIFY_SOCKET", &path));
     let mut buffer = [0; 64];
     let n = manager.recv(&mut buffer).unwrap();
-    assert_eq!(&buffer[..n], b"READY=1\n");
+    assert_eq!(&buffer[..n], b"READY=1\nSTATUS=at 192.0.2.1 on eth0\n");
     assert!(vnet(&net.path("s"), &["show", "vifs"]).status.success(), "it is ready");
+}
+
+/// Nothing is ready that will end in a moment.
+#[test]
+fn without_the_directory_of_keys_it_is_never_ready_and_says_what_to_do() {
+    let Some(net) = Net::new("varpd: no directory of keys") else { return };
+    let (path, file) = (net.path("notify"), net.path("c.toml"));
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_nonblocking(true).unwrap();
+    let keys = net.path("no-keys");
+    let at = keys.display();
+    let start = |config: String| {
+        std::fs::write(&file, config).unwrap();
+        let mut command = net.a().command(VARPD);
+        command.args(["--underlay", "eth0", "--socket"]).arg(net.path("s"));
+        command.arg("--config").arg(&file).env("NOTIFY_SOCKET", &path);
+        let text = complaint(&mut command, 1);
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(manager.recv(&mut [0; 64]).is_err(), "nobody was told that it is ready");
+        assert!(!net.path("s").exists());
+        text
+    };
+    let all = format!("[security]\npolicy = 'conf'\nkey-directory = '{at}'\n");
+    let one = format!("[vnet.42]\npolicy = 'conf'\nkey-file = '{at}/42.key'\n");
+    for config in [&all, &one] {
+        let text = start(config.clone());
+        assert!(text.starts_with(&format!("varpd: {at}, where keys of secured vnets")), "{text}");
+        assert!(text.contains(&format!("install -d -m 700 {at}")), "{text}");
+    }
+    std::fs::create_dir(&keys).unwrap();
+    let text = start(one);
+    assert!(text.contains(&format!("its key {at}/42.key: No such file")), "{text}");
+}
+
+#[test]
+fn signals_that_mean_nothing_to_it_are_ignored() {
+    let Some(net) = Net::new("varpd: signals") else { return };
+    let varpd = net.varpd(net.a(), Family::V4, "");
+    let pid = Pid::from_raw(varpd.process.pid().try_into().unwrap());
+    for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
+        kill(pid, signal).unwrap();
+        assert!(varpd.show("vifs").is_empty(), "it answers after {signal}");
+    }
 }
 
 #[test]

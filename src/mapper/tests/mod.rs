@@ -4,6 +4,7 @@
 mod bounds;
 mod claiming;
 mod learning;
+mod moved;
 mod moving;
 mod resolving;
 mod scale;

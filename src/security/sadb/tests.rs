@@ -752,3 +752,28 @@ fn a_session_gives_out_its_senders_and_then_makes_room() {
     let now = w.at(0);
     assert!(w.hosts[0].sadb.outbound(vnet(), to, 16, now).is_some());
 }
+
+#[test]
+fn a_host_at_another_address_agrees_anew_also_when_it_returns() {
+    let mut w = world(3);
+    w.want(0, 1, 600);
+    w.want(1, 0, 600);
+    w.run(1);
+    assert!(w.is_through(0, 1) && w.is_through(1, 0));
+    // What is at place 2 has the address that belongs there.
+    for (from, to) in [(0, 2), (2, 0)] {
+        let now = w.at(from);
+        w.hosts[from].sadb.move_to(ip(to), now);
+        w.drain(from);
+        let host = &w.hosts[from];
+        assert!(host.received.is_empty() && host.sends.is_empty(), "all is over at once");
+        assert!(host.sadb.numbers.is_empty() && host.sadb.poll_timeout().is_none());
+        w.hosts.swap(from, to);
+        w.want(to, 1, 600);
+        w.want(1, to, 600);
+        w.run(5);
+        assert!(w.is_through(to, 1) && w.is_through(1, to));
+        assert!(w.count(1, SadbCounter::handshake_cookies) == 0, "the other one knows its INITs");
+    }
+    assert_eq!(w.downs, 2, "only the host that moved");
+}

@@ -6,7 +6,7 @@ mod steered;
 use super::*;
 use crate::security::keys::Secret;
 use crate::security::noise::Entropy;
-use crate::sys::link;
+use crate::sys::rtnetlink::Rtnetlink;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -19,7 +19,8 @@ fn vnet(id: u32) -> VnetId {
 
 /// A site on `lo` with a port that is free at the moment.
 fn site(address: IpAddr) -> Site {
-    let interface = link::interfaces().unwrap().iter().find(|i| i.name == "lo").unwrap().index;
+    let interfaces = Rtnetlink::open(false).unwrap().interfaces(false).unwrap();
+    let interface = interfaces.iter().find(|i| i.name == "lo").unwrap().index;
     let port = UdpSocket::bind((address, 0)).unwrap().local_addr().unwrap().port();
     Site { address, interface, port, hops: 1, ports: None }
 }

@@ -1,0 +1,51 @@
+//! The host itself has another address, or reaches others another way.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use super::{LocalVif, Mapper, receive};
+use crate::time::Now;
+use crate::wire::varp::Claim;
+use crate::wire::{CareOf, VifKey};
+
+/// Hosts that are spoken to at once.
+const MOST_GREETED: usize = 256;
+
+impl Mapper {
+    /// From now on messages are sent from `own` and replies come to it. The vifs are to be moved, too.
+    pub fn move_to(&mut self, own: SocketAddr) {
+        self.own = receive::canonical(own);
+    }
+
+    /// A vif, or a MAC behind one, has another care-of address: if it owns its key it claims it anew.
+    pub fn move_vif(&mut self, vif: LocalVif, coa: CareOf, now: Now) {
+        let Some(state) = self.vifs.get_mut(vif).filter(|state| state.coa != coa) else { return };
+        state.coa = coa;
+        let owns = state.own.is_some();
+        self.pending.moved(vif, coa);
+        if owns {
+            let stamp = self.clock.tick(now.wall_ms);
+            self.claim_key(vif, stamp, false, now);
+        }
+    }
+
+    /// Hosts whose vifs are in use here are asked to confirm one each. Whoever hears that learns by which way
+    /// this host is reached now: its link-layer address may be another one.
+    pub fn greet(&mut self, now: Now) {
+        let mut hosts: BTreeSet<IpAddr> = BTreeSet::new();
+        let known = self.cache.keys(None).into_iter();
+        let known: Vec<(VifKey, Claim)> = known
+            .filter_map(|key| Some((key, self.cached_claim(&key)?)))
+            .filter(|(_, claim)| hosts.len() < MOST_GREETED && hosts.insert(claim.coa.addr.ip()))
+            .collect();
+        for (key, claim) in known {
+            let asker = self.vifs.on_vnet(key.vnet).find_map(|vif| {
+                let state = self.vifs.get(vif).filter(|state| state.runs())?;
+                Some((vif, state.coa))
+            });
+            if let Some((vif, coa)) = asker {
+                self.confirm(vif, key, coa, claim, now);
+            }
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The host itself has another address.
+
+use std::net::IpAddr;
+
+use super::{Output, Sadb, SadbCounter};
+use crate::time::Now;
+
+impl Sadb {
+    /// From now on this is the host's address. All that was agreed on under the old one is over: whoever
+    /// wants to send is told that no key serves.
+    ///
+    /// It may be an address that the host has had before. Which INITs were answered then is not known any
+    /// more, so all need a cookie for a while, as after the start.
+    pub fn move_to(&mut self, own: IpAddr, now: Now) {
+        self.own = own.to_canonical();
+        self.start = self.start.map(|_| now.mono);
+        self.timers.clear();
+        for ((vnet, peer), state) in std::mem::take(&mut self.peers) {
+            let ended = u64::try_from(state.sessions.len()).unwrap_or(0);
+            self.counters.add(SadbCounter::sa_ended, ended);
+            self.outputs.push_back(Output::Down { vnet, peer });
+        }
+        for (number, (vnet, _)) in std::mem::take(&mut self.numbers) {
+            self.outputs.push_back(Output::Ended { vnet, number });
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! What a daemon tells the service manager that has started it (sd_notify(3)).
+
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+/// The service manager, if one wants to know.
+#[derive(Debug, Default)]
+pub struct ServiceManager(Option<UnixDatagram>);
+
+impl ServiceManager {
+    /// Finds it by the environment variable `NOTIFY_SOCKET`, the name of a datagram socket, abstract if
+    /// it starts with `@`. To be called before the process is confined.
+    ///
+    /// # Errors
+    /// It can't be reached.
+    pub fn connect() -> io::Result<Self> {
+        let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(Self::default()) };
+        let addr = match path.as_bytes().strip_prefix(b"@") {
+            Some(name) => SocketAddr::from_abstract_name(name)?,
+            None => SocketAddr::from_pathname(&path)?,
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.connect_addr(&addr)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self(Some(socket)))
+    }
+
+    /// The process serves; `status` is one line for people.
+    pub fn ready(&self, status: &str) {
+        self.send(&format!("READY=1\nSTATUS={status}\n"));
+    }
+
+    /// What the process is about, in one line for people.
+    pub fn status(&self, status: &str) {
+        self.send(&format!("STATUS={status}\n"));
+    }
+
+    /// The start takes longer: the manager is to wait for as long from now on.
+    pub fn starting(&self, status: &str, patience: Duration) {
+        self.send(&format!("EXTEND_TIMEOUT_USEC={}\nSTATUS={status}\n", patience.as_micros()));
+    }
+
+    fn send(&self, text: &str) {
+        if let Some(Err(e)) = self.0.as_ref().map(|socket| socket.send(text.as_bytes())) {
+            log::warn!("can't notify the service manager: {e}");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! What follows when the host's place on the underlay has changed ([`super::site`]).
+//!
+//! | | What |
+//! |---|---|
+//! | another interface, same address | groups are joined there; vifs keep their sockets, sessions and claims |
+//! | another address | sockets are opened anew, varpd's own and those of each vif; sessions of secured vnets are over, since their keys derive from the address; all claims are made anew. What was kept of vifs without a backend is forgotten: nothing reaches it any more |
+//! | no address | nothing, until there is one |
+//!
+//! Backends are told on the connection that they have, and go on with what they are given.
+
+use std::io;
+
+use crate::mapper::LocalVif;
+use crate::metrics::VarpdCounter;
+use crate::sys::event::Interest;
+use crate::sys::link;
+use crate::time::Now;
+use crate::wire::CareOf;
+
+use super::clients::ClientId;
+use super::daemon::{Daemon, Source};
+use super::follower::Word;
+use super::registry::Owner;
+use super::site::{Place, Step};
+use super::varp::{Varp, Via};
+use super::waiting;
+
+impl Daemon {
+    /// The kernel says that something has changed.
+    pub(super) fn hear_underlay(&mut self, now: Now) {
+        let news = self.rtnetlink.news(self.place.index);
+        self.follower.heard(news, now.mono);
+    }
+
+    /// Looks where the host is, if it is time to, and follows.
+    pub(super) fn follow_underlay(&mut self, now: Now) {
+        if self.follower.poll_timeout().is_none_or(|at| at > now.mono) {
+            return;
+        }
+        let done = waiting::list(&self.config, &mut self.rtnetlink)
+            .map_err(|e| e.to_string())
+            .and_then(|interfaces| {
+                let step = self.follower.look(&self.config, &self.place, &interfaces, now.mono);
+                self.take_step(&step, now)?;
+                Ok(step)
+            });
+        match done {
+            Ok(step) => self.say_settled(&step, now),
+            Err(e) => {
+                let level = self.alarms.level(now.mono);
+                log::log!(level, "can't follow the underlay, and try again: {e}");
+                self.follower.failed(now.mono);
+            }
+        }
+    }
+
+    fn take_step(&mut self, step: &Step, now: Now) -> Result<(), String> {
+        match step {
+            Step::Keep | Step::Wait(_) => {}
+            Step::Rename(place) => {
+                log::info!("interface {} is now called {}", self.place.interface, place.interface);
+                self.warn_if_unnamed(place);
+                self.place = place.clone();
+            }
+            Step::Rejoin(place) => self
+                .rejoin(place, now)
+                .map_err(|e| format!("the groups can't be joined on {}: {e}", place.interface))?,
+            Step::Move(place) => self.move_to(place, now)?,
+        }
+        Ok(())
+    }
+
+    /// varpd will look for an interface at its next start that is not there.
+    fn warn_if_unnamed(&self, place: &Place) {
+        if let Some(named) = self.config.underlay.as_ref().filter(|n| **n != place.interface) {
+            log::warn!(
+                "the underlay is {} by now, and '{named}' by the configuration: change that",
+                place.interface
+            );
+        }
+    }
+
+    fn say_settled(&mut self, step: &Step, now: Now) {
+        match self.follower.settled(step, now.mono) {
+            Some(Word::Waits(why)) => {
+                log::warn!("the underlay is gone, waiting for it: {why}");
+                self.manager.status(&format!("waiting: {why}"));
+                return;
+            }
+            Some(Word::Back) => log::info!("the underlay is there again: {}", self.describe()),
+            None if *step == Step::Keep => return,
+            None => {}
+        }
+        self.manager.status(&self.status());
+    }
+
+    /// What packets of the underlay's interface may be long, in bytes; what is was, while it is away.
+    pub(super) fn underlay_mtu(&mut self) -> io::Result<u32> {
+        match (link::mtu(&self.place.interface), self.mtu) {
+            (Ok(mtu), _) => Ok(*self.mtu.insert(mtu)),
+            (Err(_), Some(known)) => Ok(known),
+            (Err(e), None) => Err(e),
+        }
+    }
+
+    /// The address is on another interface, or on one that was made anew.
+    fn rejoin(&mut self, place: &Place, now: Now) -> io::Result<()> {
+        let before = self.opener.site().interface;
+        let mtu = link::mtu(&place.interface)?;
+        self.opener.move_to(place.address, place.index);
+        if let Err(e) = self.varp.rejoin(&self.opener, before) {
+            self.opener.move_to(place.address, before);
+            return Err(e);
+        }
+        for (_, vif) in self.registry.iter() {
+            let group = self.group_of(vif.key.vnet);
+            if let Err(e) = self.opener.rejoin_vif(&vif.sockets, group, before) {
+                log::warn!("vif {} can't join its group on {}: {e}", vif.key, place.interface);
+            }
+        }
+        log::info!(
+            "{} is on {} now, before on {}: groups are joined there",
+            place.address,
+            place.interface,
+            self.place.interface
+        );
+        self.counters.inc(VarpdCounter::underlay_joins);
+        self.be_at(place, mtu);
+        for (id, client) in self.live_vifs() {
+            self.tell_place(id, client, mtu, false, now);
+        }
+        self.mapper.greet(now);
+        Ok(())
+    }
+
+    fn be_at(&mut self, place: &Place, mtu: u32) {
+        self.warn_if_unnamed(place);
+        (self.place, self.mtu) = (place.clone(), Some(mtu));
+    }
+
+    /// The host has another address.
+    fn move_to(&mut self, place: &Place, now: Now) -> Result<(), String> {
+        let before = self.place.clone();
+        let mtu = link::mtu(&place.interface).map_err(|e| e.to_string())?;
+        self.opener.move_to(place.address, place.index);
+        let key = self.security.sadb.token_key();
+        let opened = Varp::open(&self.opener, self.main_group, key)
+            .map_err(|e| e.to_string())
+            .and_then(|varp| self.watch_varp(&varp).map(|()| varp).map_err(|e| e.to_string()));
+        let varp = opened.inspect_err(|_| self.opener.move_to(before.address, before.index))?;
+        self.varp.flush(now.mono, &self.counters);
+        self.varp = varp;
+        log::info!(
+            "the host has moved to {} on {}, before at {} on {}: vifs get new care-of addresses",
+            place.address,
+            place.interface,
+            before.address,
+            before.interface
+        );
+        self.counters.inc(VarpdCounter::underlay_moves);
+        self.be_at(place, mtu);
+        self.security.move_to(place.address, now);
+        self.drive_security(now);
+        self.mapper.move_to((place.address, self.config.port.0).into());
+        self.forget_kept(now);
+        for (id, client) in self.live_vifs() {
+            if let Err(e) = self.move_vif(id, client, mtu, now) {
+                log::warn!("can't open sockets of a vif at {}: {e}", place.address);
+                self.drop_client(client, "is to come again", now);
+                self.forget_vif(id, now);
+            }
+            self.drive(now);
+        }
+        self.varp.hear_questions(self.registry.vnets(), now.mono);
+        self.mapper.greet(now);
+        Ok(())
+    }
+
+    fn watch_varp(&self, varp: &Varp) -> io::Result<()> {
+        let mut all = Via::ALL.into_iter();
+        all.try_for_each(|via| {
+            self.poller.add(varp.socket(via), Source::Varp(via).token(), Interest::Read)
+        })
+    }
+
+    fn live_vifs(&self) -> Vec<(LocalVif, ClientId)> {
+        let live = |(id, vif): (LocalVif, &super::registry::Vif<_>)| match vif.owner {
+            Owner::Live(client) => Some((id, client)),
+            Owner::Kept(_) => None,
+        };
+        self.registry.iter().filter_map(live).collect()
+    }
+
+    fn forget_kept(&mut self, now: Now) {
+        let kept = self.registry.iter().filter(|(_, vif)| matches!(vif.owner, Owner::Kept(_)));
+        let kept: Vec<LocalVif> = kept.map(|(id, _)| id).collect();
+        kept.into_iter().for_each(|id| self.forget_vif(id, now));
+    }
+
+    fn move_vif(&mut self, id: LocalVif, client: ClientId, mtu: u32, now: Now) -> io::Result<()> {
+        let Some(vif) = self.registry.get(id) else { return Ok(()) };
+        let sockets = self.sockets_for(vif.key.vnet, vif.queue_pairs)?;
+        self.close_lanes_of(id, now);
+        let Some(vif) = self.registry.get_mut(id) else { return Ok(()) };
+        let coa = CareOf { addr: sockets.address(), ..vif.coa };
+        log::info!("vif {} at {coa}, before at {}", vif.key, vif.coa);
+        (vif.coa, vif.sockets, vif.is_new) = (coa, sockets, true);
+        if self.tell_place(id, client, mtu, true, now) {
+            self.send_keys(id, client, now);
+        }
+        self.mapper.move_vif(id, coa, now);
+        self.move_learnt(id, coa, now);
+        Ok(())
+    }
+}

@@ -11,6 +11,7 @@ pub(crate) mod qmp;
 pub(crate) mod routed;
 pub(crate) mod vnet;
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
@@ -30,11 +31,43 @@ const SHORTEST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_TURN: Duration = Duration::from_secs(3);
 
 /// Says that a test, or a part of one, is left out, and why; `tests/run` counts these.
+///
+/// It is said past the test runner, which shows nothing of tests that succeed, and once more, all
+/// together, when the program ends.
 pub(crate) fn skip(what: &str, why: &str) {
-    println!("SKIP: {what}: {why}");
+    let line = format!("{}: {what}: {why}\n", env!("CARGO_CRATE_NAME"));
+    let mut reasons = SKIPPED.lock().unwrap_or_else(PoisonError::into_inner);
+    if reasons.is_empty() {
+        say_at_the_end();
+    }
+    *reasons.entry(why.to_owned()).or_default() += 1;
+    drop(reasons);
+    // The macros are what the test runner captures. In one piece: others write as well.
+    let _ = std::io::stderr().write_all(format!("SKIPPED: {line}").as_bytes());
     let Some(list) = std::env::var_os("VNET_SKIPS") else { return };
     let file = OpenOptions::new().create(true).append(true).open(list);
-    file.and_then(|mut file| writeln!(file, "{what}: {why}")).expect("VNET_SKIPS can be written");
+    file.and_then(|mut file| file.write_all(line.as_bytes())).expect("VNET_SKIPS can be written");
+}
+
+/// How often something was left out, by reason.
+static SKIPPED: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
+
+/// The test runner's own last line counts what was left out as passed.
+extern "C" fn say_what_was_skipped() {
+    let reasons = SKIPPED.lock().unwrap_or_else(PoisonError::into_inner);
+    let program = env!("CARGO_CRATE_NAME");
+    let mut text =
+        format!("\n*** {program}: NOT ALL OF THE TESTS ABOVE HAVE TESTED ANYTHING ***\n");
+    for (why, count) in &*reasons {
+        text += &format!("*** skipped {count} times: {why}\n");
+    }
+    let _ = std::io::stderr().write_all((text + "\n").as_bytes());
+}
+
+fn say_at_the_end() {
+    // SAFETY: the function is one that C can call, takes nothing, does not unwind, and stays.
+    let failed = unsafe { libc::atexit(say_what_was_skipped) };
+    assert_eq!(failed, 0, "there is room for a function");
 }
 
 /// Says what a test does next, with the seconds since the first step.

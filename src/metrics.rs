@@ -117,6 +117,7 @@ counters! {
         tx_drop_backpressure = "frames the kernel had no buffer for, or a lane no room",
         tx_drop_no_key = "frames to a vif or group for which there is no key: varpd is agreeing on one, or can't",
         tx_drop_key_worn = "frames not sealed because their key has used up its sequence numbers, or the clock shows no time that group keys can have",
+        tx_drop_key_ended = "frames not sealed because the vnet's keys have come to their end: varpd was away for a day (twice rekey, if that is longer)",
         tx_drop_error = "frames the kernel refused for another reason",
         tx_drop_lane = "of tx_local_frames, those that the other backend had not taken from the lane when it ended",
         rx_drop_truncated = "datagrams too short for header and Ethernet header, or cut by the receive buffer",
@@ -133,6 +134,7 @@ counters! {
         rx_drop_auth = "datagrams that no member made, or that were altered",
         rx_drop_replay = "datagrams that were received before, or so late that it can't be told",
         rx_drop_stale = "group datagrams recorded more than 90 s ago, or of a sender whose clock is wrong by as much",
+        rx_drop_key_ended = "datagrams not opened because the vnet's keys have come to their end, as with tx_drop_key_ended",
         rx_drop_next_header = "authentic ESP packets that hold something else than a datagram of the tunnel (next header 97)",
         rx_drop_senders = "datagrams of further senders, when windows against replay are kept for as many as there may be",
         rx_drop_destination = "frames to a MAC that is not the vif's",
@@ -151,6 +153,7 @@ counters! {
         ring_errors = "times a malformed ring was stopped",
         polls_paid = "times that a thread looked for frames before it slept, and some came (--busy-poll)",
         polls_in_vain = "times that a thread looked for frames before it slept, and none came (--busy-poll)",
+        keys_ended = "keys of a secured vnet that came to their hard end: of sessions with other hosts, each way, and of group frames",
         guest_connects = "connections of a frontend (QEMU)",
         varpd_connects = "connections to varpd",
     }

@@ -9,12 +9,11 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use super::esp::{Numbering, OpenError, Opener};
 use super::group::{GroupError, GroupReceiver};
 use super::keys::Secret;
-use super::sadb::sender_key;
+use super::sadb::{Lifetime, sender_key};
 use super::{Level, Suite};
 use crate::time::Instant;
 use crate::wire::VnetId;
@@ -42,6 +41,8 @@ pub enum Refusal {
     Full,
     /// Too short or otherwise no ESP.
     Truncated,
+    /// No key any more: they have come to their end while varpd was away.
+    Ended,
 }
 
 impl From<OpenError> for Refusal {
@@ -69,7 +70,10 @@ impl From<GroupError> for Refusal {
 struct Session {
     receiver: Secret,
     suite: Suite,
-    ends: Instant,
+    /// When it makes room for others.
+    usual_end: Instant,
+    /// When it ends by itself.
+    hard_end: Instant,
 }
 
 type Association = Arc<Mutex<Opener>>;
@@ -83,6 +87,8 @@ struct Tables {
     strangers: Vec<SocketAddr>,
     /// How many of them varpd has been told.
     strangers_told: usize,
+    /// Whether the keys of group frames have come to their end, and maybe others.
+    has_ended: bool,
 }
 
 /// All of a vif's.
@@ -119,7 +125,7 @@ impl Inbound {
         number: u32,
         suite: Suite,
         receiver: Secret,
-        lifetime: Duration,
+        lifetime: impl Into<Lifetime>,
         now: Instant,
     ) {
         if suite.level() != self.level {
@@ -127,13 +133,31 @@ impl Inbound {
         }
         let mut tables = self.tables();
         tables.forget(number);
-        let over: Vec<u32> =
-            tables.sessions.iter().filter(|(_, s)| s.ends <= now).map(|(n, _)| *n).collect();
-        over.into_iter().for_each(|number| tables.forget(number));
+        tables.forget_all(|session| session.usual_end <= now);
         if tables.sessions.len() < MAX_SESSIONS {
-            let ends = now + lifetime;
-            tables.sessions.insert(number, Session { receiver, suite, ends });
+            let Lifetime { usual, hard } = lifetime.into();
+            let (usual_end, hard_end) = (now + usual, now + hard);
+            tables.sessions.insert(number, Session { receiver, suite, usual_end, hard_end });
         }
+    }
+
+    /// Ends the sessions that have reached their hard end; returns how many those were.
+    pub fn end_old(&self, now: Instant) -> usize {
+        self.tables().forget_all(|session| session.hard_end <= now)
+    }
+
+    /// Ends all sessions; returns how many those were.
+    pub fn end_all(&self) -> usize {
+        self.tables().forget_all(|_| true)
+    }
+
+    /// The keys of group frames have come to their end; returns how many there were.
+    pub fn end_group(&self) -> usize {
+        let mut tables = self.tables();
+        let count = tables.group.keys().count();
+        tables.group.set_keys(Vec::new());
+        tables.has_ended = true;
+        count
     }
 
     /// A session is over.
@@ -144,7 +168,9 @@ impl Inbound {
     /// The keys of group frames that are accepted; those of another policy are not.
     pub fn set_group(&self, keys: Vec<(Suite, Secret)>) {
         let keys = keys.into_iter().filter(|(suite, _)| suite.level() == self.level).collect();
-        self.tables().group.set_keys(keys);
+        let mut tables = self.tables();
+        tables.group.set_keys(keys);
+        tables.has_ended = false;
     }
 
     /// Whether one of the keys of group frames that are accepted is none of these.
@@ -209,7 +235,11 @@ impl Inbound {
         wall_ms: u64,
     ) -> Result<Range<usize>, Refusal> {
         let head = Head::parse(packet).map_err(|_| Refusal::Truncated)?;
-        Ok(self.tables().group.open(self.vnet, from, &head, packet, wall_ms)?)
+        let mut tables = self.tables();
+        if tables.has_ended {
+            return Err(Refusal::Ended);
+        }
+        Ok(tables.group.open(self.vnet, from, &head, packet, wall_ms)?)
     }
 
     /// Whether packets of unknown sessions came.
@@ -259,6 +289,14 @@ impl Tables {
         }
     }
 
+    /// Forgets all sessions of a kind; returns how many those were.
+    fn forget_all(&mut self, which: impl Fn(&Session) -> bool) -> usize {
+        let over = self.sessions.iter().filter(|(_, session)| which(session));
+        let over: Vec<u32> = over.map(|(number, _)| *number).collect();
+        over.iter().for_each(|number| self.forget(*number));
+        over.len()
+    }
+
     /// The first packet of an association: whoever made it has the key, or it changes nothing.
     fn open_first(
         &mut self,
@@ -267,6 +305,9 @@ impl Tables {
         packet: &mut [u8],
     ) -> Result<Range<usize>, Refusal> {
         let Some(session) = self.sessions.get(&head.spi.session()) else {
+            if self.has_ended {
+                return Err(Refusal::Ended);
+            }
             let is_named = self.strangers.iter().any(|known| known.ip() == from.ip());
             if self.strangers.len() < MAX_STRANGERS && !is_named {
                 self.strangers.push(from);
@@ -291,6 +332,7 @@ mod tests {
     use super::*;
     use crate::security::esp::Sealer;
     use crate::wire::esp::{HEAD_LEN, sealed_len};
+    use std::time::Duration;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -371,6 +413,28 @@ mod tests {
         inbound.forget_strangers();
         come(0..1);
         assert_eq!(inbound.take_strangers().len(), 1);
+    }
+
+    #[test]
+    fn nothing_is_opened_beyond_the_hard_end() {
+        let inbound = inbound();
+        let lifetime = Lifetime { usual: HOUR * 2, hard: HOUR * 24 };
+        inbound.insert(6, Suite::AesGcm, Secret::new([6; 32]), lifetime, Instant::ZERO);
+        let at = |duration: Duration| Instant::ZERO + duration;
+        let mut a = sealer(6, 0);
+        assert_eq!(open(&inbound, &seal(&mut a, b"x")).unwrap(), b"x");
+        assert_eq!(inbound.end_old(at(HOUR)), 1);
+        assert_eq!(inbound.end_old(at(HOUR * 24 - Duration::from_micros(1))), 0);
+        assert_eq!(open(&inbound, &seal(&mut a, b"y")).unwrap(), b"y", "past the usual end");
+        assert_eq!(inbound.end_old(at(HOUR * 24)), 1);
+        assert_eq!(open(&inbound, &seal(&mut a, b"z")), Err(Refusal::Spi));
+        inbound.set_group(vec![(Suite::AesGcm, Secret::new([1; 32]))]);
+        assert_eq!(inbound.end_group(), 1);
+        assert_eq!(open(&inbound, &seal(&mut a, b"z")), Err(Refusal::Ended));
+        let group = inbound.open_group(from(1), &mut seal(&mut a, b"z"), 1);
+        assert_eq!(group, Err(Refusal::Ended));
+        inbound.set_group(vec![(Suite::AesGcm, Secret::new([1; 32]))]);
+        assert_eq!(open(&inbound, &seal(&mut a, b"z")), Err(Refusal::Spi), "varpd is back");
     }
 
     #[test]

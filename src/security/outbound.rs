@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::time::Duration;
 
 use super::Suite;
 use super::esp::{Exhausted, HARD_LIMIT, Numbering, SOFT_LIMIT, Sealer};
 use super::group::GroupSender;
 use super::keys::{SaKey, Secret};
+use super::sadb::Lifetime;
 use crate::time::Instant;
 use crate::wire::VnetId;
 use crate::wire::esp::Spi;
@@ -23,6 +23,8 @@ pub enum SealError {
     NoKey,
     /// The association has sent all its packets, and varpd has given no other.
     Exhausted,
+    /// The keys have come to their end while varpd was away.
+    Ended,
 }
 
 impl From<Exhausted> for SealError {
@@ -34,7 +36,10 @@ impl From<Exhausted> for SealError {
 #[derive(Debug)]
 struct Association {
     sealer: Sealer,
-    ends: Instant,
+    /// When it makes room for others.
+    usual_end: Instant,
+    /// When it ends by itself.
+    hard_end: Instant,
     /// Whether varpd was asked for another one.
     asked: bool,
 }
@@ -45,6 +50,8 @@ pub struct Outbound {
     vifs: HashMap<SocketAddr, Association>,
     group: Option<GroupSender>,
     worn: Vec<SocketAddr>,
+    /// Whether the group's key has come to its end, and maybe others.
+    has_ended: bool,
 }
 
 impl Outbound {
@@ -55,17 +62,38 @@ impl Outbound {
         spi: Spi,
         suite: Suite,
         key: &SaKey,
-        lifetime: Duration,
+        lifetime: impl Into<Lifetime>,
         now: Instant,
     ) {
         if self.vifs.len() >= MAX && !self.vifs.contains_key(&to) {
-            self.vifs.retain(|_, association| association.ends > now);
+            self.vifs.retain(|_, association| association.usual_end > now);
             if self.vifs.len() >= MAX {
                 return;
             }
         }
         let sealer = Sealer::new(spi, suite, key, Numbering::Extended);
-        self.vifs.insert(to, Association { sealer, ends: now + lifetime, asked: false });
+        let Lifetime { usual, hard } = lifetime.into();
+        let (usual_end, hard_end) = (now + usual, now + hard);
+        self.vifs.insert(to, Association { sealer, usual_end, hard_end, asked: false });
+    }
+
+    /// Ends what has reached its hard end; returns how many those were.
+    pub fn end_old(&mut self, now: Instant) -> usize {
+        let before = self.vifs.len();
+        self.vifs.retain(|_, association| association.hard_end > now);
+        before - self.vifs.len()
+    }
+
+    /// Ends all but the group's key; returns how many those were.
+    pub fn end_all(&mut self) -> usize {
+        let count = self.vifs.len();
+        self.vifs.clear();
+        count
+    }
+
+    /// The group's key has come to its end.
+    pub fn end_group(&mut self) {
+        (self.group, self.has_ended) = (None, true);
     }
 
     /// Nothing may be sent to a care-of address any more.
@@ -93,6 +121,12 @@ impl Outbound {
         salt: u16,
     ) {
         self.group = Some(GroupSender::new(key, suite, vnet, own, salt));
+        self.has_ended = false;
+    }
+
+    /// Why there is no key.
+    fn missing(&self) -> SealError {
+        if self.has_ended { SealError::Ended } else { SealError::NoKey }
     }
 
     /// Seals a packet to a vif, as [`Sealer::seal`] does.
@@ -131,7 +165,8 @@ impl Outbound {
         to: SocketAddr,
         seal: impl FnOnce(&mut Sealer) -> Result<(), Exhausted>,
     ) -> Result<(), SealError> {
-        let association = self.vifs.get_mut(&to).ok_or(SealError::NoKey)?;
+        let missing = self.missing();
+        let association = self.vifs.get_mut(&to).ok_or(missing)?;
         seal(&mut association.sealer)?;
         if association.sealer.count() >= SOFT_LIMIT && !association.asked {
             association.asked = true;
@@ -149,7 +184,8 @@ impl Outbound {
         mut packets: impl Iterator<Item = &'p mut [u8]>,
         wall_ms: u64,
     ) -> Result<(), SealError> {
-        let sealer = self.group.as_mut().ok_or(SealError::NoKey)?.sealer(wall_ms)?;
+        let missing = self.missing();
+        let sealer = self.group.as_mut().ok_or(missing)?.sealer(wall_ms)?;
         Ok(packets.try_for_each(|packet| sealer.seal_closed(packet))?)
     }
 
@@ -170,6 +206,7 @@ const _: () = assert!(SOFT_LIMIT < HARD_LIMIT);
 mod tests {
     use super::*;
     use crate::wire::esp::sealed_len;
+    use std::time::Duration;
 
     fn key(byte: u8) -> SaKey {
         SaKey { key: Secret::new([byte; 32]), salt: [byte; 4] }
@@ -196,6 +233,36 @@ mod tests {
         outbound.insert(to(1), spi, Suite::AesGcm, &key(1), lifetime, Instant::ZERO);
         outbound.remove_all();
         assert_eq!(outbound.seal(to(1), &mut packet, 20), Err(SealError::NoKey));
+    }
+
+    #[test]
+    fn nothing_is_sealed_beyond_the_hard_end() {
+        let mut outbound = Outbound::default();
+        let mut packet = vec![0; sealed_len(20)];
+        let own = to(9);
+        outbound.set_group(Secret::new([1; 32]), Suite::AesGcm, VnetId::new(42).unwrap(), own, 1);
+        let hours = |n: u64| Duration::from_secs(n * 3600);
+        for (port, hard) in [(1, hours(24)), (2, hours(25))] {
+            let lifetime = Lifetime { usual: hours(2), hard };
+            let spi = Spi::of(1, 1);
+            outbound.insert(to(port), spi, Suite::AesGcm, &key(1), lifetime, Instant::ZERO);
+        }
+        let at = |duration: Duration| Instant::ZERO + duration;
+        let just_before = at(hours(24) - Duration::from_micros(1));
+        assert_eq!(outbound.end_old(just_before), 0);
+        assert_eq!(outbound.seal(to(1), &mut packet, 20), Ok(()), "past the usual end");
+        assert_eq!(outbound.end_old(at(hours(24))), 1);
+        assert_eq!(outbound.seal(to(1), &mut packet, 20), Err(SealError::NoKey));
+        assert_eq!(outbound.seal(to(2), &mut packet, 20), Ok(()));
+        let mut to_group = |outbound: &mut Outbound| {
+            outbound.seal_group(std::iter::once(&mut packet[..]), 1_767_225_600_000)
+        };
+        assert_eq!(to_group(&mut outbound), Ok(()));
+        outbound.end_group();
+        assert_eq!(to_group(&mut outbound), Err(SealError::Ended));
+        assert_eq!(outbound.seal(to(1), &mut [0; 64], 20), Err(SealError::Ended));
+        outbound.set_group(Secret::new([2; 32]), Suite::AesGcm, VnetId::new(42).unwrap(), own, 2);
+        assert_eq!(outbound.seal(to(1), &mut [0; 64], 20), Err(SealError::NoKey), "varpd is back");
     }
 
     #[test]

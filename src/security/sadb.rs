@@ -65,7 +65,7 @@ use crate::time::{Instant, Now};
 use crate::wire::VnetId;
 use crate::wire::esp::{INDICES, SESSIONS, Spi};
 
-pub use output::{Inbound, Outbound, Output, sender_key};
+pub use output::{Inbound, Lifetime, Outbound, Output, sender_key};
 
 use link::{Peer, Session};
 use output::receiver_key;
@@ -130,6 +130,17 @@ counters! {
 pub struct Config {
     /// Age at which a session is replaced. It ends at twice that, if it could not be replaced.
     pub rekey: Duration,
+}
+
+/// No key ends by itself sooner than that: a varpd that is away for a day cuts nobody off.
+const LEAST_END: Duration = Duration::from_secs(24 * 3600);
+
+impl Config {
+    /// Age at which keys end by themselves where they are used, if varpd is not there to end them: of a
+    /// session its own; of group keys, which have none, how long varpd has been away.
+    pub fn end(&self) -> Duration {
+        (self.rekey * 2).max(LEAST_END)
+    }
 }
 
 impl Default for Config {
@@ -272,7 +283,7 @@ impl Sadb {
         let receiver = receiver_key(&session.agreed.send, canonical(to));
         let spi = |index| Spi::of(session.agreed.peer_number, index);
         let keys = (first..first + count).map(|i| (spi(i), sender_key(&receiver, i))).collect();
-        let lifetime = session.ends.saturating_since(now.mono);
+        let lifetime = session.lifetime(&self.config, now.mono);
         let outbound = Outbound { suite: session.agreed.suite, keys, lifetime };
         if is_worn {
             session.rekey_at = session.rekey_at.min(now.mono);
@@ -291,7 +302,8 @@ impl Sadb {
         }
         let receiver = receiver_key(&session.agreed.receive, canonical(own));
         let suite = session.agreed.suite;
-        Some(Inbound { number, suite, receiver, lifetime: session.ends.saturating_since(now.mono) })
+        let lifetime = session.lifetime(&self.config, now.mono);
+        Some(Inbound { number, suite, receiver, lifetime })
     }
 
     /// The sessions of a vnet whose packets are accepted, with their hosts.
@@ -339,6 +351,11 @@ impl Sadb {
     /// When [`Sadb::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// See [`Config::end`].
+    pub fn end(&self) -> Duration {
+        self.config.end()
     }
 
     /// What tokens are made with at the moment: INITs with the right one are worth more.

@@ -18,7 +18,7 @@ use crate::quiet::Quiet;
 use crate::security::keyfile::{self, KeyFile};
 use crate::security::keys::{MemberKeys, Secret, fingerprint};
 use crate::security::membership::{Membership, Refusal};
-use crate::security::sadb::{self, Keyring, Outbound, Output, Sadb};
+use crate::security::sadb::{self, Keyring, Lifetime, Outbound, Output, Sadb};
 use crate::security::{Level, Suite};
 use crate::sys::secret_file::{self, Version};
 use crate::time::{Instant, Now};
@@ -290,7 +290,8 @@ impl Daemon {
         let salt = self.security.salt;
         self.security.salt = salt.wrapping_add(pairs);
         let keys = secured.keys.iter().map(|keys| keys.group.clone()).collect();
-        let event = Event::GroupKeys { suite: secured.suite, salt, keys };
+        let end = self.security.sadb.end();
+        let event = Event::GroupKeys { suite: secured.suite, salt, end, keys };
         self.tell(client, &event, now);
     }
 
@@ -474,7 +475,8 @@ impl Daemon {
                 continue;
             };
             if let Some(Secured { suite, .. }) = self.security.vnets.get(&vnet) {
-                let none = Outbound { suite: *suite, keys: Vec::new(), lifetime: Duration::ZERO };
+                let lifetime = Lifetime::default();
+                let none = Outbound { suite: *suite, keys: Vec::new(), lifetime };
                 self.tell(client, &Event::SaOut { to, keys: none }, now);
             }
             let of_vif = self.security.users.iter().filter(|((of, _), u)| *of == id && u.to == to);

@@ -2,11 +2,14 @@
 //!
 //! No I/O happens here: the loop in [`super::serve`] moves the messages.
 
+mod ending;
+
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::announcing::Announcing;
+use super::key_ends::KeyEnds;
 use super::learning::Learning;
 use super::nic::{Lent, Nic};
 use super::worker::LaneOffer;
@@ -47,6 +50,8 @@ pub struct Link {
     awaits_keys: bool,
     /// Sessions whose packets are accepted, which varpd waits to hear.
     ready: Vec<u32>,
+    /// When keys end if varpd is away.
+    key_ends: KeyEnds,
     backoff: Duration,
 }
 
@@ -71,6 +76,7 @@ impl Link {
             has_group_keys: false,
             awaits_keys: false,
             ready: Vec::new(),
+            key_ends: KeyEnds::default(),
             backoff,
         }
     }
@@ -98,12 +104,14 @@ impl Link {
         self.backoff = MIN_BACKOFF;
         self.relearn = true;
         self.awaits_keys = true;
+        self.key_ends.handle_returned();
         self.nic.workers().for_each(|mut worker| worker.varpd_returned(now));
         self.nic.bound_receive_buffers();
     }
 
     /// The connection is gone. Returns how long to wait before the next attempt.
-    pub fn handle_disconnected(&mut self) -> Duration {
+    pub fn handle_disconnected(&mut self, now: Instant) -> Duration {
+        self.key_ends.handle_left(now);
         if self.is_registered {
             self.nic.workers().for_each(|mut worker| worker.varpd_left());
         }
@@ -219,8 +227,9 @@ impl Link {
 
     /// Keys of a secured vnet; on another nobody has use for them.
     fn handle_keys(&mut self, event: Event, now: Instant) {
-        if let Event::GroupKeys { keys, .. } = &event {
+        if let Event::GroupKeys { keys, end, .. } = &event {
             self.has_group_keys = true;
+            self.key_ends.handle_keys(*end, now);
             if std::mem::take(&mut self.awaits_keys) {
                 self.end_withdrawn(keys);
             }
@@ -235,7 +244,7 @@ impl Link {
             // What is received is shared by the queue pairs: told once.
             let is_first = index == 0;
             match &event {
-                Event::GroupKeys { suite, salt, keys } => {
+                Event::GroupKeys { suite, salt, keys, end: _ } => {
                     if is_first {
                         inbound.set_group(keys.iter().map(|key| (*suite, key.clone())).collect());
                     }
@@ -298,6 +307,7 @@ impl Link {
 
     /// Frames that have waited too long are dropped, MACs not used for long forgotten.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.end_keys(now);
         self.learning.handle_timeout(&self.nic, now);
         self.nic.workers().for_each(|mut worker| worker.handle_timeout(now));
     }
@@ -306,6 +316,7 @@ impl Link {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let workers = self.nic.workers().filter_map(|worker| worker.poll_timeout()).min();
         let announcing = self.announcing.poll_timeout().filter(|_| self.is_registered);
-        workers.into_iter().chain(self.learning.poll_timeout()).chain(announcing).min()
+        let others = [self.learning.poll_timeout(), announcing, self.key_ends.poll_timeout()];
+        workers.into_iter().chain(others.into_iter().flatten()).min()
     }
 }

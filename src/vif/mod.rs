@@ -21,6 +21,7 @@
 //! | [`neighbors`], [`park`] | addresses learnt; frames that wait for one |
 //! | [`worker`] | one queue pair's data path: all of the above, in the order of packets |
 //! | [`nic`] | the workers of a NIC, and what they share |
+//! | [`key_ends`] | when keys end that varpd, being away, does not end |
 //! | `announcing` | how often varpd is told that the guest wants to be announced |
 //! | [`link`], [`serve`] | the conversation with varpd; the process around it all |
 //! | `registration` | the registration with varpd, and what follows from its answer |
@@ -33,6 +34,7 @@ pub mod direct;
 pub mod guard;
 pub mod guest;
 pub mod incoming;
+pub mod key_ends;
 pub mod lanes;
 pub mod late;
 pub mod learning;

@@ -74,6 +74,11 @@ impl Protection {
         self.outbound.remove_group();
     }
 
+    /// The sessions have come to their end; returns how many keys those were, of what is received and sent.
+    pub fn end_sessions(&mut self) -> usize {
+        self.inbound.end_all() + self.outbound.end_all()
+    }
+
     /// What the clocks say, for group traffic; told as often as they are read anyway.
     pub fn set_clock(&mut self, now: Now) {
         self.wall_ahead = now.wall_ms.wrapping_sub(now.mono.as_micros() / 1000);
@@ -155,6 +160,7 @@ fn unsealed(error: SealError) -> VifCounter {
     match error {
         SealError::NoKey => VifCounter::tx_drop_no_key,
         SealError::Exhausted => VifCounter::tx_drop_key_worn,
+        SealError::Ended => VifCounter::tx_drop_key_ended,
     }
 }
 
@@ -250,6 +256,7 @@ fn unopened(refusal: Refusal) -> VifCounter {
         Refusal::Malformed => VifCounter::rx_drop_next_header,
         Refusal::Full => VifCounter::rx_drop_senders,
         Refusal::Truncated => VifCounter::rx_drop_truncated,
+        Refusal::Ended => VifCounter::rx_drop_key_ended,
     }
 }
 

@@ -33,13 +33,14 @@
 //!   10  FORGET      n (16), n x mac (48)
 //!   11  MONITOR     -
 //!   12  LANE-CLOSED lane (32)
-//!   32  SA-NEEDED   address                 160  GROUP-KEYS     suite, salt (16), n (16), n x
-//!   33  SA-READY    number (32)                                key (256)
+//!   32  SA-NEEDED   address                 160  GROUP-KEYS     suite, salt (16), end s (32),
+//!   33  SA-READY    number (32)                                n (16), n x key (256)
 //!                                           161  SA-OUT         address, suite, lifetime ms (32),
-//!                                                              n (16), n x {spi (32), key (256),
-//!                                                              salt (32)}
+//!                                                              hard end s (32), n (16), n x
+//!                                                              {spi (32), key (256), salt (32)}
 //!                                           162  SA-IN          n (16), n x {suite, number (32),
-//!                                                              lifetime ms (32), key (256)}
+//!                                                              lifetime ms (32), hard end s (32),
+//!                                                              key (256)}
 //!                                           163  SA-END         number (32)
 //!
 //! REGISTER
@@ -103,6 +104,7 @@ use crate::security::keys::Secret;
 use crate::security::sadb::{Inbound, Outbound};
 use crate::security::{Level, Suite};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// Version of this protocol.
 pub const VERSION: u8 = 1;
@@ -260,6 +262,8 @@ pub enum Event {
         suite: Suite,
         /// The salt of the first queue pair; the others have the next ones.
         salt: u16,
+        /// They end when varpd has been away for so long.
+        end: Duration,
         /// Those that are accepted; the first is sent with.
         keys: Vec<Secret>,
     },

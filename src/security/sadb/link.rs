@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::rows::Tally;
 use super::{
-    Agreed, CLOCK_TOLERANCE, FIRST_WAIT, HOLD, KeyId, LAST_WAIT, Link, MAX_SESSIONS, OVERLAP,
-    Output, RENEWALS_AT_ONCE, RENEWALS_PER_SECOND, Sadb, SadbCounter, TRIES,
+    Agreed, CLOCK_TOLERANCE, Config, FIRST_WAIT, HOLD, KeyId, LAST_WAIT, Lifetime, Link,
+    MAX_SESSIONS, OVERLAP, Output, RENEWALS_AT_ONCE, RENEWALS_PER_SECOND, Sadb, SadbCounter, TRIES,
 };
 use crate::limiter::TokenBucket;
 use crate::security::handshake::Initiator;
@@ -31,6 +31,14 @@ pub(super) struct Session {
     pub(super) next_index: BTreeMap<u16, u32>,
     /// Ports of this host's care-of addresses that have the receive key.
     pub(super) handed: BTreeSet<u16>,
+}
+
+impl Session {
+    /// How long its keys may still serve.
+    pub(super) fn lifetime(&self, config: &Config, now: Instant) -> Lifetime {
+        let until = |end: Instant| end.saturating_since(now);
+        Lifetime { usual: until(self.ends), hard: until(self.made + config.end()) }
+    }
 }
 
 impl Session {

@@ -76,6 +76,21 @@ impl Output {
     }
 }
 
+/// How long keys may serve.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lifetime {
+    /// Then varpd ends them, if it did not replace them before.
+    pub usual: Duration,
+    /// Then they end by themselves ([`super::Config::end`]).
+    pub hard: Duration,
+}
+
+impl From<Duration> for Lifetime {
+    fn from(both: Duration) -> Self {
+        Self { usual: both, hard: both }
+    }
+}
+
 /// Keys of senders to one care-of address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outbound {
@@ -84,7 +99,7 @@ pub struct Outbound {
     /// For each sender: its SPI and key.
     pub keys: Vec<(Spi, SaKey)>,
     /// How long they may serve.
-    pub lifetime: Duration,
+    pub lifetime: Lifetime,
 }
 
 /// What the owner of a care-of address derives its senders' keys from.
@@ -97,7 +112,7 @@ pub struct Inbound {
     /// The key from which [`sender_key`] derives.
     pub receiver: Secret,
     /// How long it may serve.
-    pub lifetime: Duration,
+    pub lifetime: Lifetime,
 }
 
 /// The key of the receiver at a care-of address, of a session's direction.

@@ -233,6 +233,25 @@ fn two_hosts_agree_and_derive_the_same_keys() {
 }
 
 #[test]
+fn keys_are_told_when_they_end_by_themselves() {
+    let hour = SECOND * 3600;
+    for (rekey, end) in [(1, 24), (12, 24), (13, 26), (720, 1440)] {
+        let config = Config { rekey: hour * rekey };
+        assert_eq!(config.end(), hour * end);
+        let mut world = World::new(2, 1, config);
+        world.want(0, 1, 60);
+        world.run(2);
+        let to = SocketAddr::new(ip(1), 4000);
+        let now = world.at(0);
+        let lifetime = world.hosts[0].sadb.outbound(vnet(), to, 1, now).unwrap().lifetime;
+        let [usual, hard] = [(lifetime.usual, 2 * rekey), (lifetime.hard, end)]
+            .map(|(got, want)| hour * want - got);
+        assert_eq!(usual, hard, "both count from when the session was made");
+        assert!(usual <= SECOND * 2, "{usual:?}");
+    }
+}
+
+#[test]
 fn a_host_sends_to_itself_without_asking() {
     let mut w = world(1);
     w.want(0, 0, 60);

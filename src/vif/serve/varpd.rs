@@ -70,7 +70,7 @@ impl Serving {
         if self.varpd.take().is_some() {
             log::warn!("varpd is gone; going on with what is known");
         }
-        self.call_at = Some(now + self.link.handle_disconnected());
+        self.call_at = Some(now + self.link.handle_disconnected(now));
     }
 
     pub(super) fn call_varpd(&mut self, now: Instant) {

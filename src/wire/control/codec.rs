@@ -275,7 +275,9 @@ impl Event {
                 let mut w = Writer::new(code::REGISTERED, 0);
                 w.care_of(coa).addr(group).u32(*underlay_mtu).level(*level).done()
             }
-            Self::GroupKeys { suite, salt, keys } => keys::emit_group_keys(*suite, *salt, keys),
+            Self::GroupKeys { suite, salt, end, keys } => {
+                keys::emit_group_keys(*suite, *salt, *end, keys)
+            }
             Self::SaOut { to, keys } => keys::emit_sa_out(to, keys),
             Self::SaIn { keys } => keys::emit_sa_in(keys),
             Self::SaEnd { number } => keys::emit_sa_end(*number),

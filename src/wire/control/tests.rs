@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::security::keys::SaKey;
+use crate::security::sadb::Lifetime;
 use crate::wire::esp::Spi;
 use crate::wire::{Capabilities, EncapKinds, ParseError, VnetId};
 use std::time::Duration;
@@ -107,9 +108,10 @@ fn events() -> Vec<(Event, &'static str)> {
             Event::GroupKeys {
                 suite: Suite::AesGcm,
                 salt: 0x0506,
+                end: Duration::from_secs(86_401),
                 keys: vec![Secret::new([0xa1; 32]), Secret::new([0xa2; 32])],
             },
-            "01 a0 0000 00000000 01 00 0506 0002 \
+            "01 a0 0000 00000000 01 00 0506 00015181 0002 \
              a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1 \
              a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2",
         ),
@@ -122,10 +124,13 @@ fn events() -> Vec<(Event, &'static str)> {
                         Spi::of(3, 5),
                         SaKey { key: Secret::new([0xa3; 32]), salt: [1, 2, 3, 4] },
                     )],
-                    lifetime: Duration::from_secs(30),
+                    lifetime: Lifetime {
+                        usual: Duration::from_secs(30),
+                        hard: Duration::from_secs(86_400),
+                    },
                 },
             },
-            "01 a1 0000 00000000 04 00 9c40 c0000201000000000000000000000000 03 00 00007530 0001 \
+            "01 a1 0000 00000000 04 00 9c40 c0000201000000000000000000000000 03 00 00007530 00015180 0001 \
              80003005 a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3 01020304",
         ),
         (
@@ -134,10 +139,13 @@ fn events() -> Vec<(Event, &'static str)> {
                     number: 3,
                     suite: Suite::AesGmac,
                     receiver: Secret::new([0xa4; 32]),
-                    lifetime: Duration::from_secs(30),
+                    lifetime: Lifetime {
+                        usual: Duration::from_secs(30),
+                        hard: Duration::from_secs(86_400),
+                    },
                 }],
             },
-            "01 a2 0000 00000000 0001 02 00 00000003 00007530 \
+            "01 a2 0000 00000000 0001 02 00 00000003 00007530 00015180 \
              a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4",
         ),
         (Event::SaEnd { number: 3 }, "01 a3 0000 00000000 00000003"),

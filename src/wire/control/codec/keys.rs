@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Writer, code};
 use crate::security::keys::{LEN, SALT_LEN, SaKey, Secret};
-use crate::security::sadb::{Inbound, Outbound};
+use crate::security::sadb::{Inbound, Lifetime, Outbound};
 use crate::security::{Level, Suite};
 use crate::wire::ParseError;
 use crate::wire::control::{Event, MAX_GROUP_KEYS, MAX_INBOUND, MAX_QUEUE_PAIRS};
@@ -36,8 +36,13 @@ impl Reader<'_> {
         if number < SESSIONS { Ok(number) } else { Err(ParseError::Value) }
     }
 
-    fn millis(&mut self) -> Result<Duration, ParseError> {
-        self.u32().map(|ms| Duration::from_millis(ms.into()))
+    fn lifetime(&mut self) -> Result<Lifetime, ParseError> {
+        let usual = Duration::from_millis(self.u32()?.into());
+        Ok(Lifetime { usual, hard: self.seconds()? })
+    }
+
+    fn seconds(&mut self) -> Result<Duration, ParseError> {
+        self.u32().map(|seconds| Duration::from_secs(seconds.into()))
     }
 }
 
@@ -50,21 +55,26 @@ impl Writer {
         self.u8(suite.code()).u8(0)
     }
 
-    fn millis(&mut self, duration: Duration) -> &mut Self {
-        self.u32(u32::try_from(duration.as_millis()).unwrap_or(u32::MAX))
+    fn lifetime(&mut self, lifetime: Lifetime) -> &mut Self {
+        self.u32(u32::try_from(lifetime.usual.as_millis()).unwrap_or(u32::MAX));
+        self.seconds(lifetime.hard)
+    }
+
+    fn seconds(&mut self, duration: Duration) -> &mut Self {
+        self.u32(u32::try_from(duration.as_secs()).unwrap_or(u32::MAX))
     }
 }
 
 pub(super) fn parse_group_keys(r: &mut Reader<'_>) -> Result<Event, ParseError> {
-    let (suite, salt) = (r.suite()?, r.u16()?);
+    let (suite, salt, end) = (r.suite()?, r.u16()?, r.seconds()?);
     let n = r.count(MAX_GROUP_KEYS)?;
     let keys = (0..n).map(|_| r.secret()).collect::<Result<_, _>>()?;
-    Ok(Event::GroupKeys { suite, salt, keys })
+    Ok(Event::GroupKeys { suite, salt, end, keys })
 }
 
 pub(super) fn parse_sa_out(r: &mut Reader<'_>) -> Result<Event, ParseError> {
     let to = r.addr()?;
-    let (suite, lifetime) = (r.suite()?, r.millis()?);
+    let (suite, lifetime) = (r.suite()?, r.lifetime()?);
     let n = r.count(MAX_QUEUE_PAIRS.into())?;
     let key = |r: &mut Reader<'_>| {
         let spi = Spi(r.u32()?);
@@ -80,7 +90,7 @@ pub(super) fn parse_sa_out(r: &mut Reader<'_>) -> Result<Event, ParseError> {
 pub(super) fn parse_sa_in(r: &mut Reader<'_>) -> Result<Event, ParseError> {
     let n = r.count(MAX_INBOUND)?;
     let key = |r: &mut Reader<'_>| {
-        let (suite, number, lifetime) = (r.suite()?, r.session()?, r.millis()?);
+        let (suite, number, lifetime) = (r.suite()?, r.session()?, r.lifetime()?);
         Ok(Inbound { number, suite, receiver: r.secret()?, lifetime })
     };
     let keys = (0..n).map(|_| key(r)).collect::<Result<_, _>>()?;
@@ -91,9 +101,9 @@ pub(super) fn parse_sa_end(r: &mut Reader<'_>) -> Result<Event, ParseError> {
     Ok(Event::SaEnd { number: r.session()? })
 }
 
-pub(super) fn emit_group_keys(suite: Suite, salt: u16, keys: &[Secret]) -> Vec<u8> {
+pub(super) fn emit_group_keys(suite: Suite, salt: u16, end: Duration, keys: &[Secret]) -> Vec<u8> {
     let mut w = Writer::new(code::GROUP_KEYS, 0);
-    w.suite(suite).u16(salt).count(keys.len(), MAX_GROUP_KEYS);
+    w.suite(suite).u16(salt).seconds(end).count(keys.len(), MAX_GROUP_KEYS);
     for key in keys.iter().take(MAX_GROUP_KEYS) {
         w.bytes(key.bytes());
     }
@@ -102,7 +112,7 @@ pub(super) fn emit_group_keys(suite: Suite, salt: u16, keys: &[Secret]) -> Vec<u
 
 pub(super) fn emit_sa_out(to: &std::net::SocketAddr, out: &Outbound) -> Vec<u8> {
     let mut w = Writer::new(code::SA_OUT, 0);
-    w.addr(to).suite(out.suite).millis(out.lifetime);
+    w.addr(to).suite(out.suite).lifetime(out.lifetime);
     w.count(out.keys.len(), MAX_QUEUE_PAIRS.into());
     for (spi, key) in out.keys.iter().take(MAX_QUEUE_PAIRS.into()) {
         w.u32(spi.0).bytes(key.key.bytes()).bytes(&key.salt);
@@ -114,7 +124,7 @@ pub(super) fn emit_sa_in(keys: &[Inbound]) -> Vec<u8> {
     let mut w = Writer::new(code::SA_IN, 0);
     w.count(keys.len(), MAX_INBOUND);
     for key in keys.iter().take(MAX_INBOUND) {
-        w.suite(key.suite).u32(key.number).millis(key.lifetime).bytes(key.receiver.bytes());
+        w.suite(key.suite).u32(key.number).lifetime(key.lifetime).bytes(key.receiver.bytes());
     }
     w.done()
 }

@@ -21,7 +21,7 @@ const OVERHEAD: usize = 50;
 /// Bytes of the outer IPv4 and UDP headers.
 const IP_UDP: usize = 28;
 /// The key of secured vnets.
-const KEY: &str = "a1a2a3a4a5a6a7a8a9aaabacadaeafb0b1b2b3b4b5b6b7b8b9babbbcbdbebfc0";
+const KEY: &str = "7d1fe09c4b8a35d26e0817f3a9c45b6dd2903eb17a64f85c0be3976821dcaf40";
 /// What the backends of [`Kind::Polling`] are given for `--busy-poll`, in microseconds.
 const BUSY_POLL: &str = "50";
 /// Where the programs under test are.
@@ -269,7 +269,10 @@ fn start_vnet(
 
 /// Writes varpd's configuration of a secured vnet, and its key.
 fn write_config(policy: &str, directory: &Path) -> io::Result<PathBuf> {
-    let (config, key) = (directory.join("varpd.toml"), directory.join("vnet.key"));
+    let (config, keys) = (directory.join("varpd.toml"), directory.join("keys"));
+    std::fs::create_dir_all(&keys)?;
+    std::fs::set_permissions(&keys, Permissions::from_mode(0o700))?;
+    let key = keys.join("vnet.key");
     std::fs::write(&key, format!("use {KEY}\n"))?;
     std::fs::set_permissions(&key, Permissions::from_mode(0o600))?;
     let text = format!("[vnet.42]\npolicy = '{policy}'\nkey-file = '{}'\n", key.display());

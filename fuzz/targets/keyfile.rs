@@ -18,7 +18,8 @@ pub(crate) fn run(data: &[u8]) {
             return;
         }
     };
-    let new = (1..=3).map(|byte| Secret::new([byte; 32]));
+    let drawn = |n: u8| std::array::from_fn(|at| n.wrapping_add((at * at % 256) as u8));
+    let new = (1..=3).map(|n| Secret::new(drawn(n)));
     let new = new.into_iter().find(|new| file.accepted().all(|key| key != new));
     let new = new.expect("two are accepted at most");
     for _ in 0..4 {

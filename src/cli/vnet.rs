@@ -67,9 +67,12 @@ pub enum Action {
 pub enum KeyAction {
     /// Write a new key to a file that does not exist yet, and print its fingerprint
     Generate {
-        /// The file
+        /// The file; group and others must not be able to enter its directory
         #[arg(value_name = "FILE")]
         file: PathBuf,
+        /// User, by name or number, whose file it is to be: varpd's [default: the directory's owner]
+        #[arg(long, value_name = "USER")]
+        owner: Option<String>,
     },
     /// Print the fingerprints of the keys in a file
     ShowFingerprint {

@@ -12,9 +12,10 @@ use crate::sys::{process, secret_file};
 /// Does what the command line says; returns what is to be printed.
 pub(super) fn run(action: &KeyAction) -> Result<String, OperatorError> {
     match action {
-        KeyAction::Generate { file } => {
+        KeyAction::Generate { file, owner } => {
+            let owner = owner.as_deref().map(user).transpose()?;
             let key = KeyFile::new(random(file)?);
-            secret_file::create(file, key.emit().as_bytes()).map_err(failed(file))?;
+            secret_file::create(file, key.emit().as_bytes(), owner).map_err(failed(file))?;
             Ok(fingerprints(&key))
         }
         KeyAction::ShowFingerprint { file } => Ok(fingerprints(&read(file)?)),
@@ -33,6 +34,10 @@ pub(super) fn run(action: &KeyAction) -> Result<String, OperatorError> {
 
 fn failed(file: &Path) -> impl FnOnce(io::Error) -> OperatorError {
     move |source| OperatorError::Io { path: file.to_owned(), source }
+}
+
+fn user(name: &str) -> Result<u32, OperatorError> {
+    process::user_id(name).map_err(|error| OperatorError::Usage(format!("--owner {name}: {error}")))
 }
 
 fn random(file: &Path) -> Result<Secret, OperatorError> {
@@ -58,12 +63,13 @@ mod tests {
 
     #[test]
     fn a_key_goes_through_its_steps_and_is_never_printed() {
-        let dir = tempfile::tempdir().unwrap();
+        let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        let dir = tempfile::Builder::new().permissions(closed).tempdir().unwrap();
         let file = dir.path().join("42.key");
         let show = || run(&KeyAction::ShowFingerprint { file: file.clone() }).unwrap();
-        let made = run(&KeyAction::Generate { file: file.clone() }).unwrap();
+        let made = run(&KeyAction::Generate { file: file.clone(), owner: None }).unwrap();
         assert_eq!(made, show());
-        let again = run(&KeyAction::Generate { file: file.clone() }).unwrap_err();
+        let again = run(&KeyAction::Generate { file: file.clone(), owner: None }).unwrap_err();
         assert_eq!(again.exit_code(), 1, "{again}");
         let mut words = Vec::new();
         for lines in [2, 2, 1] {

@@ -18,6 +18,9 @@
 //! | 3 | use B | B | B |
 //!
 //! A member that is to be shut out simply does not get the file; from step 3 on it is out.
+//!
+//! A key that a person made up (`0123...`, a placeholder from a manual) is refused: it would protect nothing,
+//! and look as if it did.
 
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -51,6 +54,12 @@ pub enum KeyFileError {
     /// All bits are 0: somebody's placeholder.
     #[error("line {0}: a key of zeros is no key")]
     Zero(usize),
+    /// Somebody made it up.
+    #[error(
+        "line {0}: this key was typed, not drawn (few different bytes, or even steps): have one made \
+         by 'vnet key generate'"
+    )]
+    Typed(usize),
 }
 
 /// What the second key is.
@@ -99,6 +108,9 @@ impl KeyFile {
             if key == Secret::new([0; keys::LEN]) {
                 return Err(KeyFileError::Zero(number));
             }
+            if is_typed(&key) {
+                return Err(KeyFileError::Typed(number));
+            }
             let is_taken = match role {
                 "use" => used.replace(key).is_some(),
                 "next" => other.replace((Other::Next, key)).is_some(),
@@ -146,6 +158,19 @@ impl KeyFile {
     }
 }
 
+/// Fewer different bytes than that are not drawn at random: the chance is below 10^-13.
+const FEW_BYTES: usize = 17;
+
+/// Whether a person made a key up. Keeps no copy of it.
+fn is_typed(key: &Secret) -> bool {
+    let bytes = key.bytes();
+    let is_new = |(at, byte): &(usize, &u8)| !bytes.iter().take(*at).any(|before| before == *byte);
+    let different = bytes.iter().enumerate().filter(is_new).count();
+    let mut steps = bytes.iter().zip(bytes.iter().skip(1)).map(|(a, b)| b.wrapping_sub(*a));
+    let first = steps.next();
+    different < FEW_BYTES || steps.all(|step| Some(step) == first)
+}
+
 fn push_line(text: &mut String, role: &str, key: &Secret) {
     text.push_str(role);
     text.push(' ');
@@ -174,8 +199,17 @@ fn from_hex(digits: &str) -> Option<Secret> {
 mod tests {
     use super::*;
 
-    fn key(byte: u8) -> Secret {
-        Secret::new([byte; keys::LEN])
+    /// Bytes that differ, as if drawn.
+    fn bytes(first: u8) -> [u8; keys::LEN] {
+        std::array::from_fn(|at| first.wrapping_add(u8::try_from(at * at % 256).unwrap()))
+    }
+
+    fn key(first: u8) -> Secret {
+        Secret::new(bytes(first))
+    }
+
+    fn digits(first: u8) -> String {
+        bytes(first).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     #[test]
@@ -204,22 +238,54 @@ mod tests {
 
     #[test]
     fn complaints_name_the_line_and_never_the_key() {
-        let line = |role: &str, byte: &str| format!("{role} {}\n", byte.repeat(keys::LEN));
+        let line = |role: &str, first: u8| format!("{role} {}\n", digits(first));
         let fails = |text: &str| KeyFile::parse(text.as_bytes()).unwrap_err();
         assert_eq!(fails("# only\n\n"), KeyFileError::Empty);
-        assert_eq!(fails(&line("next", "11")), KeyFileError::Empty);
-        assert_eq!(fails(&format!("\n{}", line("key", "11"))), KeyFileError::Line(2));
+        assert_eq!(fails(&line("next", 0x11)), KeyFileError::Empty);
+        assert_eq!(fails(&format!("\n{}", line("key", 0x11))), KeyFileError::Line(2));
         assert_eq!(fails("use 11"), KeyFileError::Line(1));
-        assert_eq!(fails(&line("use", "1g")), KeyFileError::Line(1));
-        assert_eq!(fails(&format!("{} more", line("use", "11").trim())), KeyFileError::Line(1));
-        assert_eq!(fails(&line("use", "00")), KeyFileError::Zero(1));
-        let twice = line("use", "11") + &line("use", "22");
+        assert_eq!(fails(&line("use", 0x11).replace('1', "g")), KeyFileError::Line(1));
+        assert_eq!(fails(&format!("{} more", line("use", 0x11).trim())), KeyFileError::Line(1));
+        let zeros = format!("use {}", "00".repeat(keys::LEN));
+        assert_eq!(fails(&zeros), KeyFileError::Zero(1));
+        let twice = line("use", 0x11) + &line("use", 0x22);
         assert_eq!(fails(&twice), KeyFileError::TooMany(2));
-        let three = line("use", "11") + &line("next", "22") + &line("old", "33");
+        let three = line("use", 0x11) + &line("next", 0x22) + &line("old", 0x33);
         assert_eq!(fails(&three), KeyFileError::TooMany(3));
-        assert_eq!(fails(&(line("use", "11") + &line("old", "11"))), KeyFileError::Same);
+        assert_eq!(fails(&(line("use", 0x11) + &line("old", 0x11))), KeyFileError::Same);
         assert_eq!(KeyFile::parse(&[0xff; 10]), Err(KeyFileError::NotText));
         assert_eq!(KeyFile::parse(&[b'#'; MAX_LEN + 1]), Err(KeyFileError::TooLong));
-        assert!(KeyFile::parse(line("use", "Ab").as_bytes()).is_ok());
+        assert!(
+            KeyFile::parse(line("use", 0xab).to_uppercase().replace("USE", "use").as_bytes())
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn a_key_that_a_person_typed_is_refused() {
+        let refused = |digits: &str| KeyFile::parse(format!("use {digits}\n").as_bytes());
+        let counted: String = (0..32).map(|n| format!("{n:02x}")).collect();
+        let backwards: String = (0..32).map(|n| format!("{:02x}", 255 - 3 * n)).collect();
+        let typed = [
+            "01".repeat(32),
+            "a5".repeat(32),
+            "deadbeef".repeat(8),
+            "0123456789abcdef".repeat(4),
+            "00112233445566778899aabbccddeeff".repeat(2),
+            format!("{}{}", "00".repeat(24), "1f2e3d4c5b6a7988"),
+            counted,
+            backwards,
+        ];
+        for digits in &typed {
+            assert_eq!(digits.len(), 64);
+            let error = refused(digits).unwrap_err();
+            assert_eq!(error, KeyFileError::Typed(1), "{digits}");
+            assert!(error.to_string().contains("vnet key generate"));
+        }
+        // As drawn: never.
+        for n in 0..20_000_u32 {
+            let drawn = Secret::new(Secret::new([7; 32]).expand("key", &[&n.to_be_bytes()]));
+            assert!(!is_typed(&drawn), "{n}");
+        }
     }
 }

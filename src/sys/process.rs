@@ -35,6 +35,11 @@ pub fn raise_file_limit() -> io::Result<u64> {
     Ok(hard)
 }
 
+/// The user as whom this process runs.
+pub fn own_user() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
 /// The number of a group given by name or number.
 pub fn group_id(name: &str) -> io::Result<u32> {
     if let Ok(id) = name.parse() {
@@ -44,8 +49,11 @@ pub fn group_id(name: &str) -> io::Result<u32> {
     group.map(|group| group.gid.as_raw()).ok_or_else(|| io::Error::other("no such group"))
 }
 
-/// The number of a user given by name.
+/// The number of a user given by name or number.
 pub fn user_id(name: &str) -> io::Result<u32> {
+    if let Ok(id) = name.parse() {
+        return Ok(id);
+    }
     let user = User::from_name(name)?;
     user.map(|user| user.uid.as_raw()).ok_or_else(|| io::Error::other("no such user"))
 }

@@ -1,4 +1,5 @@
-//! Files that hold secrets: read only if nobody else can, and written so that nobody ever could.
+//! Files that hold secrets: read only if nobody else can, and written so that nobody ever could. So must
+//! their directories be: copies and leftovers of editors, which have what mode they like, are there as well.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -38,12 +39,38 @@ pub fn version(path: &Path) -> io::Result<Version> {
     Ok(Version::of(&fs::metadata(path)?))
 }
 
-/// Reads a file of at most `most` bytes, that is a file, belongs to this process's user or to root,
-/// and is closed to group and others.
+/// Looks at the directory of a file: it must belong to this process's user or to root, and be closed to
+/// group and others. Root takes everybody's. Returns its owner.
+///
+/// # Errors
+/// Which of these it is not.
+pub fn check_directory(path: &Path) -> io::Result<u32> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = parent.unwrap_or(Path::new("."));
+    let metadata = fs::metadata(directory)?;
+    let (mode, name) = (metadata.mode() & 0o7777, directory.display());
+    if mode & OTHERS != 0 {
+        let text = format!(
+            "its directory {name} lets group or others in (mode {mode:04o}): chmod 700, or take one of \
+             its own for keys"
+        );
+        return Err(io::Error::other(text));
+    }
+    let user = nix::unistd::geteuid().as_raw();
+    if ![user, 0].contains(&metadata.uid()) && user != 0 {
+        let text = format!("its directory {name} belongs to user {}", metadata.uid());
+        return Err(io::Error::other(text));
+    }
+    Ok(metadata.uid())
+}
+
+/// Reads a file of at most `most` bytes, that is a file, belongs to this process's user, to root or to the
+/// owner of its directory, and is closed to group and others, as is its directory.
 ///
 /// # Errors
 /// Which of these it is not.
 pub fn read(path: &Path, most: usize) -> io::Result<(Zeroizing<Vec<u8>>, Version)> {
+    let owner = check_directory(path)?;
     let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
@@ -55,7 +82,7 @@ pub fn read(path: &Path, most: usize) -> io::Result<(Zeroizing<Vec<u8>>, Version
         return Err(io::Error::other(text));
     }
     let user = nix::unistd::geteuid().as_raw();
-    if metadata.uid() != user && metadata.uid() != 0 {
+    if ![user, 0, owner].contains(&metadata.uid()) {
         return Err(io::Error::other(format!("it belongs to user {}", metadata.uid())));
     }
     // Room for one byte more, so that what is too long shows; never grown, so no copy is left.
@@ -71,12 +98,14 @@ pub fn read(path: &Path, most: usize) -> io::Result<(Zeroizing<Vec<u8>>, Version
     Ok((bytes, Version::of(&metadata)))
 }
 
-/// Writes a file that did not exist, or leaves none.
+/// Writes a file that did not exist, or leaves none. It is to belong to a user, or to the owner of its
+/// directory.
 ///
 /// # Errors
-/// It exists, or can't be written.
-pub fn create(path: &Path, text: &[u8]) -> io::Result<()> {
-    create_with(path, |file| finish(file, text))
+/// It exists, can't be written or given away, or others may enter its directory.
+pub fn create(path: &Path, text: &[u8], owner: Option<u32>) -> io::Result<()> {
+    let owner = check_directory(path).map(|usual| owner.unwrap_or(usual))?;
+    create_with(path, |file| give_to(file, owner).and_then(|file| finish(file, text)))
 }
 
 /// Puts a new content in place of a file, at once: nobody sees half of it. Whoever could read the file can
@@ -91,7 +120,7 @@ pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new: PathBuf = path.with_file_name(name);
-    let write = |file| give_to(file, &owner).and_then(|file| finish(file, text));
+    let write = |file| give_to(file, owner.uid()).and_then(|file| finish(file, text));
     create_with(&new, write).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => {
             let text =
@@ -116,9 +145,11 @@ fn create_with(path: &Path, write: impl FnOnce(File) -> io::Result<()>) -> io::R
     })
 }
 
-fn give_to(file: File, owner: &fs::Metadata) -> io::Result<File> {
-    if owner.uid() != nix::unistd::geteuid().as_raw() {
-        fchown(&file, Some(owner.uid()), None)?;
+fn give_to(file: File, owner: u32) -> io::Result<File> {
+    if owner != nix::unistd::geteuid().as_raw() {
+        fchown(&file, Some(owner), None).map_err(|error| {
+            io::Error::new(error.kind(), format!("can't be given to user {owner}: {error}"))
+        })?;
     }
     Ok(file)
 }
@@ -133,13 +164,19 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
+    /// A directory that only its owner may enter.
+    fn closed() -> tempfile::TempDir {
+        let mode = fs::Permissions::from_mode(0o700);
+        tempfile::Builder::new().permissions(mode).tempdir().unwrap()
+    }
+
     #[test]
     fn only_closed_files_are_read() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = closed();
         let path = dir.path().join("k");
-        create(&path, b"secret").unwrap();
+        create(&path, b"secret", None).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(create(&path, b"x").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(create(&path, b"x", None).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         let (bytes, first) = read(&path, 100).unwrap();
         assert_eq!(&bytes[..], b"secret");
         assert_eq!(read(&path, 3).unwrap().0.len(), 4, "shows that it is too long");
@@ -159,9 +196,9 @@ mod tests {
 
     #[test]
     fn what_is_replaced_stays_its_owners_and_a_link_one() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = closed();
         let (path, link) = (dir.path().join("k"), dir.path().join("link"));
-        create(&path, b"one").unwrap();
+        create(&path, b"one", None).unwrap();
         std::os::unix::fs::symlink(&path, &link).unwrap();
         if nix::unistd::geteuid().is_root() {
             std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
@@ -172,14 +209,14 @@ mod tests {
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         let after = fs::metadata(&path).unwrap();
         assert_eq!((after.uid(), after.mode() & 0o777), (owner, 0o600));
-        create(&dir.path().join("k.new"), b"another is at it").unwrap();
+        create(&dir.path().join("k.new"), b"another is at it", None).unwrap();
         let refused = replace(&path, b"three").unwrap_err().to_string();
         assert!(refused.contains("k.new exists"), "{refused}");
     }
 
     #[test]
     fn what_can_not_be_written_leaves_nothing_behind() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = closed();
         let path = dir.path().join("k");
         let full = |mut file: File| {
             file.write_all(b"hal")?;
@@ -188,6 +225,44 @@ mod tests {
         let error = create_with(&path, full).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
         assert!(!path.exists());
-        create(&path, b"whole").unwrap();
+        create(&path, b"whole", None).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_others_may_enter_holds_no_secrets() {
+        let dir = closed();
+        let (path, new) = (dir.path().join("k"), dir.path().join("n"));
+        create(&path, b"secret", None).unwrap();
+        for mode in [0o755, 0o710, 0o701, 0o1777, 0o750] {
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+            for refused in [read(&path, 100).unwrap_err(), create(&new, b"x", None).unwrap_err()] {
+                let text = refused.to_string();
+                assert!(text.contains(&format!("(mode {mode:04o}): chmod 700")), "{text}");
+            }
+            assert!(!new.exists());
+        }
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(read(&path, 100).is_ok());
+    }
+
+    /// varpd has a user of its own, to whom the directory belongs; root makes and exchanges the keys.
+    #[test]
+    fn what_root_writes_is_its_directorys_owners() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("not root: nothing is given away");
+            return;
+        }
+        let dir = closed();
+        std::os::unix::fs::chown(dir.path(), Some(65534), None).unwrap();
+        let (path, named) = (dir.path().join("k"), dir.path().join("named"));
+        create(&path, b"one", None).unwrap();
+        create(&named, b"one", Some(1)).unwrap();
+        let owner = |path: &Path| fs::metadata(path).unwrap().uid();
+        assert_eq!((owner(&path), owner(&named)), (65534, 1));
+        assert_eq!(&read(&path, 100).unwrap().0[..], b"one", "root reads it, too");
+        replace(&path, b"two").unwrap();
+        assert_eq!(owner(&path), 65534);
+        let foreign = read(&named, 100).unwrap_err().to_string();
+        assert_eq!(foreign, "it belongs to user 1");
     }
 }

@@ -20,6 +20,7 @@ use crate::security::keys::{MemberKeys, Secret, fingerprint};
 use crate::security::membership::{Membership, Refusal};
 use crate::security::sadb::{self, Keyring, Lifetime, Outbound, Output, Sadb};
 use crate::security::{Level, Suite};
+use crate::sys::process;
 use crate::sys::secret_file::{self, Version};
 use crate::time::{Instant, Now};
 use crate::wire::control::{Event, MAX_INBOUND};
@@ -234,10 +235,22 @@ impl Security {
 fn read(path: &Path, counters: &VarpdCounters) -> io::Result<(KeyFile, Version)> {
     counters.inc(VarpdCounter::key_files_read);
     let read = || {
-        let (bytes, version) = secret_file::read(path, keyfile::MAX_LEN)?;
+        let (bytes, version) = secret_file::read(path, keyfile::MAX_LEN)
+            .map_err(|e| explained(e, process::own_user()))?;
         Ok((KeyFile::parse(&bytes).map_err(io::Error::other)?, version))
     };
     read().inspect_err(|_| counters.inc(VarpdCounter::key_files_failed))
+}
+
+/// What to do about a key that can't be read by varpd's user.
+fn explained(error: io::Error, user: u32) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => io::Error::other(format!(
+            "user {user}, as whom varpd runs, can't read it: the file and its directory must be that \
+             user's (chown {user})"
+        )),
+        _ => error,
+    }
 }
 
 fn member_keys(file: &KeyFile, vnet: VnetId, level: Level, suite: Suite) -> Vec<MemberKeys> {

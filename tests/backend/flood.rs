@@ -24,7 +24,7 @@ use vnet::wire::varp::PORT;
 use crate::Net;
 use crate::nic::{Nic, mac, vif};
 use crate::offpath::{OffPath, during};
-use crate::secured::Keys;
+use crate::secured::{Keys, key};
 use crate::support::vnet::Varpd;
 use crate::support::{step, wait_until};
 
@@ -49,7 +49,7 @@ const B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 fn recorded_init(byte: u8) -> Vec<u8> {
     let vnet = VnetId::new(42).unwrap();
     let suite = Suite::choose(Level::Conf, true).unwrap();
-    let keys = MemberKeys::new(&Secret::new([byte; 32]), vnet, Level::Conf, suite);
+    let keys = MemberKeys::new(&Secret::new(key(byte)), vnet, Level::Conf, suite);
     let [initiator, responder] = [B, A].map(IpAddr::from);
     let parties = Parties { vnet, level: Level::Conf, initiator, responder };
     let entropy = Entropy::new(Secret::new([7; 32]));

@@ -22,7 +22,7 @@ use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, Stamp, VifKey, VnetId};
 
 use crate::nic::{Nic, mac, vif};
 use crate::offpath::{OffPath, during};
-use crate::secured::{Keys, assert_no_drops, varpd_counter};
+use crate::secured::{Keys, assert_no_drops, key, varpd_counter};
 use crate::support::netns::Host;
 use crate::support::vnet::Varpd;
 use crate::support::{step, wait_until};
@@ -46,7 +46,7 @@ fn vnet(id: u32) -> VnetId {
 
 fn member_keys(byte: u8, id: u32) -> MemberKeys {
     let suite = Suite::choose(Level::Conf, true).unwrap();
-    MemberKeys::new(&Secret::new([byte; 32]), vnet(id), Level::Conf, suite)
+    MemberKeys::new(&Secret::new(key(byte)), vnet(id), Level::Conf, suite)
 }
 
 /// Who tags messages as members with this key at this address do.

@@ -35,7 +35,7 @@ use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, VifKey, VnetId};
 use crate::Net;
 use crate::nic::{Nic, mac, vif};
 use crate::offpath::packet;
-use crate::secured::Keys;
+use crate::secured::{Keys, key};
 use crate::support::step;
 use crate::support::vnet::Varpd;
 
@@ -71,7 +71,7 @@ fn vnet42() -> VnetId {
 
 fn member(byte: u8) -> MemberKeys {
     let suite = Suite::choose(Level::Conf, true).unwrap();
-    MemberKeys::new(&Secret::new([byte; 32]), vnet42(), Level::Conf, suite)
+    MemberKeys::new(&Secret::new(key(byte)), vnet42(), Level::Conf, suite)
 }
 
 /// A host that comes: what its varpd would be.

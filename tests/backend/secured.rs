@@ -22,17 +22,27 @@ use crate::support::vnet::Varpd;
 use crate::support::{step, wait_until};
 use crate::{Net, SOON};
 
+/// The key that is made of a byte; no varpd takes one of equal bytes.
+pub(crate) fn key(first: u8) -> [u8; 32] {
+    std::array::from_fn(|at| first.wrapping_add((at * at % 256) as u8))
+}
+
 /// Key files.
 pub(crate) struct Keys(TempDir);
 
 impl Keys {
     pub(crate) fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        let closed = fs::Permissions::from_mode(0o700);
+        Self(tempfile::Builder::new().permissions(closed).tempdir().unwrap())
     }
 
-    /// Writes a file, as a whole; each line is a role and the byte that a key is made of.
+    /// Writes a file, as a whole; each line is a role and the byte that a key is made of ([`key`]).
     pub(crate) fn write(&self, name: &str, lines: &[(&str, &str)]) -> PathBuf {
-        let line = |(role, byte): &(&str, &str)| format!("{role} {}\n", byte.repeat(32));
+        let digits = |byte: &str| -> String {
+            let byte = u8::from_str_radix(byte, 16).unwrap();
+            key(byte).iter().map(|byte| format!("{byte:02x}")).collect()
+        };
+        let line = |(role, byte): &(&str, &str)| format!("{role} {}\n", digits(byte));
         let text: String = lines.iter().map(line).collect();
         let (path, new) = (self.0.path().join(name), self.0.path().join("new"));
         fs::write(&new, text).unwrap();

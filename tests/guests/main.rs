@@ -71,7 +71,10 @@ impl Site {
     /// A host for each of these configurations of varpd, in which `DIR` stands for [`Self::path`];
     /// what they name there is made by `prepare`.
     fn prepared(configs: &[String], prepare: impl FnOnce(&Path)) -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
+        // Keys are kept there, too.
+        let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        let directory =
+            tempfile::Builder::new().permissions(closed).tempdir().expect("a directory");
         prepare(directory.path());
         let inside = directory.path().display().to_string();
         let configs: Vec<String> =

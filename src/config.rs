@@ -17,7 +17,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 pub use self::values::{
-    Cipher, Group, Port, Ports, Seconds, SocketMode, Ttl, User, Users, VnetName,
+    Account, Accounts, Cipher, Group, Port, Ports, Seconds, SocketMode, Ttl, VnetName,
 };
 use self::values::{at_least_a_second, each_once};
 use crate::mapper;
@@ -26,6 +26,8 @@ use crate::wire::VnetId;
 
 /// Where varpd listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/vnet/varpd.sock";
+/// Where varpd's unit has it listen for operators; `vnet` asks there first.
+pub const DEFAULT_OPERATOR_SOCKET: &str = "/run/vnet/operator.sock";
 /// The configuration that is read if it exists and none is named.
 pub const DEFAULT_FILE: &str = "/etc/vnet/varpd.toml";
 /// Where key files are unless told otherwise.
@@ -68,6 +70,10 @@ pub struct Config {
     pub socket: PathBuf,
     /// Group that may use the control socket.
     pub socket_group: Option<String>,
+    /// Path of a socket for operators.
+    pub operator_socket: Option<PathBuf>,
+    /// Group whose members are operators, beside root.
+    pub operator_group: Option<String>,
     /// Permission bits of the control socket.
     pub socket_mode: SocketMode,
     /// Interface of the underlay; excludes `address`.
@@ -102,6 +108,8 @@ impl Default for Config {
         Self {
             socket: DEFAULT_SOCKET.into(),
             socket_group: None,
+            operator_socket: None,
+            operator_group: None,
             socket_mode: SocketMode(0o660),
             underlay: None,
             address: None,
@@ -295,14 +303,22 @@ pub struct Security {
     #[serde(deserialize_with = "at_least_a_second")]
     pub rekey: Seconds,
     /// Who may have vifs on vnets that have no list of their own.
-    pub allow_users: Option<Users>,
+    pub allow_users: Option<Accounts>,
+    /// The groups of those.
+    pub allow_groups: Option<Accounts>,
 }
 
 impl Default for Security {
     fn default() -> Self {
         let rekey = sadb::Config::default().rekey;
         let rekey = Seconds(u32::try_from(rekey.as_millis()).unwrap_or(u32::MAX));
-        Self { policy: Level::None, key_directory: DEFAULT_KEYS.into(), rekey, allow_users: None }
+        Self {
+            policy: Level::None,
+            key_directory: DEFAULT_KEYS.into(),
+            rekey,
+            allow_users: None,
+            allow_groups: None,
+        }
     }
 }
 
@@ -318,6 +334,9 @@ pub struct Vnet {
     pub key_file: Option<PathBuf>,
     /// What protects its group frames, if the policy is conf.
     pub group_cipher: Cipher,
-    /// Who may have vifs on it, beside root; all who can connect if not given.
-    pub allow_users: Option<Users>,
+    /// Who may have vifs on it, beside root. If neither this nor `allow_groups` is given: who is on the
+    /// lists of `[security]`; without those all who can connect, or on a secured vnet root alone.
+    pub allow_users: Option<Accounts>,
+    /// The groups of those.
+    pub allow_groups: Option<Accounts>,
 }

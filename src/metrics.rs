@@ -178,6 +178,7 @@ counters! {
         vifs_registered = "vifs registered",
         vifs_refused = "vifs not registered: another user's, a user who may not, sockets that are not what the backend says, a limit",
         vifs_denied = "of vifs_refused, those of users that are not on the vnet's list (allow-users), and of processes that have another vif",
+        vifs_reserved = "of vifs_refused, those that were kept for another user, whose backend had ended a short while ago",
         operators_denied = "times that a process that has a vif asked for a table, for events or a flush",
         vifs_resumed = "of vifs_registered, those whose sockets had been kept for them",
         vifs_adopted = "of vifs_registered, those that brought their sockets",

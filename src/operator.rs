@@ -11,6 +11,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::cli::vnet::{Action, Args, Filter, ShowTable};
+use crate::config::{DEFAULT_OPERATOR_SOCKET, DEFAULT_SOCKET};
 use crate::show;
 use crate::sys::seqpacket::Connection;
 use crate::wire::control::{ErrorCode, Event, MAX_LEN, Request, Table};
@@ -37,6 +38,12 @@ pub enum OperatorError {
         /// What connecting to it gave.
         source: io::Error,
     },
+    /// This user may not connect.
+    #[error(
+        "{}: permission denied: operators are root and the group of this socket (varpd --operator-group)",
+        _0.display()
+    )]
+    Closed(PathBuf),
     /// varpd refuses.
     #[error("varpd: {0}")]
     Refused(String),
@@ -60,24 +67,31 @@ impl OperatorError {
             Self::Usage(_) => 2,
             Self::NotFound => 3,
             Self::Down { .. } => 4,
-            Self::Refused(_) | Self::Answer(_) | Self::Io { .. } => 1,
+            Self::Closed(_) | Self::Refused(_) | Self::Answer(_) | Self::Io { .. } => 1,
         }
     }
 }
 
 /// Does what the command line says, and prints.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<(), OperatorError> {
+    let socket = args.socket.clone().unwrap_or_else(usual_socket);
     if let Action::Monitor { filter } = &args.action {
-        return monitor(args, *filter, out);
+        return monitor(args, &socket, *filter, out);
     }
-    let text = answer(args)?;
+    let text = answer(args, &socket)?;
     // A reader that has seen enough (`vnet show varp | head`) is no failure.
     let _ = out.write_all(text.as_bytes());
     Ok(())
 }
 
+/// Where varpd is asked if nobody says otherwise.
+fn usual_socket() -> PathBuf {
+    let operators = Path::new(DEFAULT_OPERATOR_SOCKET);
+    if operators.exists() { operators.to_owned() } else { DEFAULT_SOCKET.into() }
+}
+
 /// What is to be printed by commands that end by themselves.
-fn answer(args: &Args) -> Result<String, OperatorError> {
+fn answer(args: &Args, socket: &Path) -> Result<String, OperatorError> {
     match &args.action {
         Action::Monitor { .. } => Ok(String::new()),
         Action::Show { table, filter } => {
@@ -87,14 +101,14 @@ fn answer(args: &Args) -> Result<String, OperatorError> {
                 return Err(OperatorError::Usage(text.into()));
             }
             let table = Table::from(*table);
-            let rows = ask(&args.socket, &Request::Show { table })?;
+            let rows = ask(socket, &Request::Show { table })?;
             let rows = select(table, rows, *filter)?;
             Ok(if args.json { show::as_json(table, &rows) } else { show::as_text(table, &rows) })
         }
         Action::Key { action } => key::run(action),
         Action::Flush { filter } => {
             let request = Request::Flush { vnet: filter.vnet, mac: filter.mac };
-            ask(&args.socket, &request).map(|_| String::new())
+            ask(socket, &request).map(|_| String::new())
         }
     }
 }
@@ -115,17 +129,22 @@ fn select(
 }
 
 /// Prints events as they come, until nobody reads them or varpd ends.
-fn monitor(args: &Args, filter: Filter, out: &mut impl Write) -> Result<(), OperatorError> {
-    let failed = |source| OperatorError::Io { path: args.socket.clone(), source };
+fn monitor(
+    args: &Args,
+    socket: &Path,
+    filter: Filter,
+    out: &mut impl Write,
+) -> Result<(), OperatorError> {
+    let failed = |source| OperatorError::Io { path: socket.to_owned(), source };
     let Filter { vnet, mac } = filter;
     let filter = show::Filter { vnet, mac };
-    let connection = call(&args.socket, &Request::Monitor)?;
+    let connection = call(socket, &Request::Monitor)?;
     let mut buffer = vec![0; MAX_LEN];
     loop {
         if !connection.wait_readable(PATIENCE).map_err(failed)? {
             continue;
         }
-        let cells = match receive(&connection, &args.socket, &mut buffer)? {
+        let cells = match receive(&connection, socket, &mut buffer)? {
             Event::Row { cells } => cells,
             Event::End => continue,
             _ => return Err(OperatorError::Answer(UNKNOWN)),
@@ -147,6 +166,7 @@ fn call(path: &Path, request: &Request) -> Result<Connection, OperatorError> {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             OperatorError::Down { path: path.to_owned(), source }
         }
+        io::ErrorKind::PermissionDenied => OperatorError::Closed(path.to_owned()),
         _ => failed(source),
     })?;
     // varpd may have refused the connection and closed it: then its word waits to be read.

@@ -41,6 +41,16 @@ impl Quiet {
         self.said += 1;
         log::Level::Warn
     }
+
+    /// Whether there is room for another message.
+    pub(crate) fn has_room(&self, now: Instant) -> bool {
+        self.said < self.most || !self.is_busy(now)
+    }
+
+    /// Whether messages of this minute are counted.
+    pub(crate) fn is_busy(&self, now: Instant) -> bool {
+        now < self.window_ends
+    }
 }
 
 #[cfg(test)]

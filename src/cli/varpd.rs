@@ -29,6 +29,15 @@ pub struct Args {
     /// Group, by name or number, that may use the control socket [default: varpd's own]
     #[arg(long, value_name = "GROUP")]
     pub socket_group: Option<String>,
+    /// Path of another socket, for operators: vnet show, monitor, flush
+    ///
+    /// Whoever can connect there is an operator, and can register no vif there. Its mode is 0660.
+    #[arg(long, value_name = "PATH")]
+    pub operator_socket: Option<PathBuf>,
+    /// Group, by name or number, whose members are operators, beside root: the operators' socket is
+    /// theirs [default: varpd's own group]
+    #[arg(long, value_name = "GROUP")]
+    pub operator_group: Option<String>,
     /// Permission bits of the control socket, octal [default: 0660]
     #[arg(long, value_name = "MODE")]
     pub socket_mode: Option<SocketMode>,
@@ -71,6 +80,12 @@ impl Args {
         }
         if self.socket_group.is_some() {
             config.socket_group.clone_from(&self.socket_group);
+        }
+        if self.operator_socket.is_some() {
+            config.operator_socket.clone_from(&self.operator_socket);
+        }
+        if self.operator_group.is_some() {
+            config.operator_group.clone_from(&self.operator_group);
         }
         // Either of the two stands for both.
         if self.underlay.is_some() || self.address.is_some() {

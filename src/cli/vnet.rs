@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::config::DEFAULT_SOCKET;
 use crate::wire::control::Table;
 use crate::wire::{Mac, VnetId};
 
@@ -14,9 +13,10 @@ use crate::wire::{Mac, VnetId};
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vnet", version, subcommand_value_name = "COMMAND")]
 pub struct Args {
-    /// varpd's control socket
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
-    pub socket: PathBuf,
+    /// varpd's socket for operators, or its control socket [default: /run/vnet/operator.sock if there is one,
+    /// else /run/vnet/varpd.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
     /// Print JSON: an array of objects; for monitor an object per line
     #[arg(short, long)]
     pub json: bool,

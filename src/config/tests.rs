@@ -19,19 +19,22 @@ fn everything_has_a_default() {
 #[test]
 fn every_key_is_read() {
     let config = parse(
-        "socket = '/s'\nsocket-group = 'kvm'\nsocket-mode = '0600'\nunderlay = 'eth0'\n\
+        "socket = '/s'\nsocket-group = 'kvm'\noperator-socket = '/o'\noperator-group = 'vnet-admin'\n\
+         socket-mode = '0600'\nunderlay = 'eth0'\n\
          ipv6 = true\ngroup = 'ff15::1'\nport = 1799\nttl = 4\nports = '40000-40999'\nsandbox = false\n\
          [limits]\nclients = 1\nclients-per-user = 2\nkept-vifs = 3\n\
          [timers]\nkeep = 1.5\nearly-retries = [0.05]\n\
          [security]\npolicy = 'auth'\nkey-directory = '/k'\nrekey = 60\n\
-         allow-users = ['libvirt-qemu']\n\
+         allow-users = ['libvirt-qemu']\nallow-groups = ['vnet']\n\
          [vnet.0x2a]\ngroup = 'ff15::2'\npolicy = 'conf'\nkey-file = '/k/a'\n\
-         group-cipher = 'chacha20-poly1305'\nallow-users = [1000, 'kvm']\n",
+         group-cipher = 'chacha20-poly1305'\nallow-users = [1000, 'kvm']\nallow-groups = [0]\n",
     )
     .unwrap();
     let want = Config {
         socket: "/s".into(),
         socket_group: Some("kvm".into()),
+        operator_socket: Some("/o".into()),
+        operator_group: Some("vnet-admin".into()),
         socket_mode: SocketMode(0o600),
         underlay: Some("eth0".into()),
         address: None,
@@ -45,7 +48,8 @@ fn every_key_is_read() {
             policy: Level::Auth,
             key_directory: "/k".into(),
             rekey: Seconds(60_000),
-            allow_users: Some(Users(vec![User::Name("libvirt-qemu".into())])),
+            allow_users: Some(Accounts(vec![Account::Name("libvirt-qemu".into())])),
+            allow_groups: Some(Accounts(vec![Account::Name("vnet".into())])),
         },
         limits: Limits { clients: 1, clients_per_user: 2, kept_vifs: 3, ..Limits::default() },
         timers: Timers {
@@ -60,7 +64,11 @@ fn every_key_is_read() {
                 policy: Some(Level::Conf),
                 key_file: Some("/k/a".into()),
                 group_cipher: Cipher::Chacha20Poly1305,
-                allow_users: Some(Users(vec![User::Number(1000), User::Name("kvm".into())])),
+                allow_users: Some(Accounts(vec![
+                    Account::Number(1000),
+                    Account::Name("kvm".into()),
+                ])),
+                allow_groups: Some(Accounts(vec![Account::Number(0)])),
             },
         )]
         .into(),

@@ -13,41 +13,41 @@ use serde::{Deserialize, Deserializer};
 
 use crate::wire::VnetId;
 
-/// A list of users.
+/// A list of users, or of groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct Users(pub Vec<User>);
+pub struct Accounts(pub Vec<Account>);
 
-/// A user, to be looked up by varpd.
+/// A user or a group, to be looked up by varpd.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "UserText")]
-pub enum User {
+#[serde(try_from = "AccountText")]
+pub enum Account {
     /// By number.
     Number(u32),
     /// By name.
     Name(String),
 }
 
-/// A user as it stands in the file.
+/// A user or a group as it stands in the file.
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "a user is a name or a number from 0 to 4294967294")]
-enum UserText {
+#[serde(untagged, expecting = "a user or group is a name or a number from 0 to 4294967294")]
+enum AccountText {
     Number(i64),
     Name(String),
 }
 
-impl TryFrom<UserText> for User {
+impl TryFrom<AccountText> for Account {
     type Error = &'static str;
 
-    fn try_from(text: UserText) -> Result<Self, Self::Error> {
-        let wrong = "a user is a name or a number from 0 to 4294967294";
+    fn try_from(text: AccountText) -> Result<Self, Self::Error> {
+        let wrong = "a user or group is a name or a number from 0 to 4294967294";
         match text {
             // The last number is nobody's (-1 of chown(2)).
-            UserText::Number(n) => match u32::try_from(n).ok().filter(|uid| *uid != u32::MAX) {
+            AccountText::Number(n) => match u32::try_from(n).ok().filter(|uid| *uid != u32::MAX) {
                 Some(uid) => Ok(Self::Number(uid)),
                 None => Err(wrong),
             },
-            UserText::Name(name) if name.is_empty() => Err(wrong),
-            UserText::Name(name) => Ok(Self::Name(name)),
+            AccountText::Name(name) if name.is_empty() => Err(wrong),
+            AccountText::Name(name) => Ok(Self::Name(name)),
         }
     }
 }

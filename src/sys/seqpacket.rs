@@ -154,6 +154,17 @@ impl Connection {
         Ok(Peer { uid: credentials.uid(), pid: credentials.pid() })
     }
 
+    /// The groups of who connected, as they were then: the effective one, and the supplementary ones
+    /// where the kernel tells (Linux 4.13).
+    pub fn groups(&self) -> io::Result<Vec<u32>> {
+        let mut groups = super::sockopt::peer_groups(self).unwrap_or_else(|e| {
+            log::debug!("groups of a peer are not known: {e}");
+            Vec::new()
+        });
+        groups.push(getsockopt(&self.0, PeerCredentials)?.gid());
+        Ok(groups)
+    }
+
     /// The process that connected.
     ///
     /// # Errors
@@ -330,5 +341,36 @@ mod tests {
         };
         assert_eq!(server.peer().unwrap(), me);
         assert_eq!(client.peer().unwrap(), me);
+        let mut groups = server.groups().unwrap();
+        assert_eq!(groups.pop(), Some(nix::unistd::getegid().as_raw()));
+        let mine = nix::unistd::getgroups().unwrap();
+        assert_eq!(groups, mine.iter().map(|gid| gid.as_raw()).collect::<Vec<u32>>());
+    }
+
+    /// Only a thread takes others, with the bare system call.
+    #[test]
+    fn as_many_groups_as_there_are_are_known() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("not root: nobody may choose groups");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = Listener::bind(&path, 0o666, None).unwrap();
+        for count in [0, 1, 64, 65, 5000_u32] {
+            let groups: Vec<u32> = (0..count).map(|n| 100_000 + n).collect();
+            let connect = || {
+                // SAFETY: reads as many numbers as it is told there are, and changes this thread alone.
+                let rc =
+                    unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+                assert_eq!(rc, 0);
+                Connection::open(&path).unwrap()
+            };
+            let client = std::thread::scope(|scope| scope.spawn(connect).join().unwrap());
+            let mut known = listener.accept().unwrap().groups().unwrap();
+            known.pop();
+            assert_eq!(known, groups);
+            drop(client);
+        }
     }
 }

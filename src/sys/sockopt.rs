@@ -134,6 +134,36 @@ pub fn peer_process(socket: &impl AsFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
+/// The supplementary groups of the process at the other end of a Unix socket, as they were when it
+/// connected (`SO_PEERGROUPS`, socket(7)).
+///
+/// # Errors
+/// The kernel is older than Linux 4.13.
+pub fn peer_groups(socket: &impl AsFd) -> io::Result<Vec<u32>> {
+    // Enough for nearly everybody; the kernel says how many there are otherwise.
+    let mut groups = vec![0_u32; 64];
+    loop {
+        let room = size_of_val(groups.as_slice());
+        let mut len = socklen_t::try_from(room).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let (fd, to) = (socket.as_fd().as_raw_fd(), groups.as_mut_ptr().cast());
+        let name = libc::SO_PEERGROUPS;
+        // SAFETY: `groups` is live and `len` its size in bytes, so the kernel writes no more than that.
+        let rc = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, name, to, &raw mut len) };
+        let error = io::Error::last_os_error();
+        let count = usize::try_from(len).unwrap_or(0) / size_of::<u32>();
+        match rc {
+            0 => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            _ if error.raw_os_error() == Some(libc::ERANGE) && count > groups.len() => {
+                groups.resize(count, 0);
+            }
+            _ => return Err(error),
+        }
+    }
+}
+
 fn set_raw<T: Copy>(socket: &impl AsFd, level: c_int, name: c_int, value: &T) -> io::Result<()> {
     let fd = socket.as_fd().as_raw_fd();
     let from = (&raw const *value).cast::<c_void>();

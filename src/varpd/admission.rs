@@ -1,7 +1,12 @@
-//! Which users may have vifs on which vnet.
+//! Which users may have vifs on which vnet, and who is an operator.
 //!
-//! The kernel tells whose process connected (SO_PEERCRED), so a user is who it says. Root may have
-//! vifs everywhere: it could read the keys as well.
+//! The kernel tells whose process connected and what its groups are (SO_PEERCRED, SO_PEERGROUPS), so a user
+//! is who it says. Root may have vifs everywhere, and so may varpd's own user: they could read the keys as well.
+//!
+//! | The vnet | has lists of its own, or there are usual ones | has none |
+//! |---|---|---|
+//! | is secured | who is on one of them | nobody else |
+//! | is not | who is on one of them | all who can connect |
 
 #![forbid(unsafe_code)]
 
@@ -10,55 +15,160 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::config::{Config, User, Users};
-use crate::sys::seqpacket::Peer;
+use crate::config::{Account, Accounts, Config};
+use crate::security::Level;
 use crate::wire::VnetId;
 
 const ROOT: u32 = 0;
 
-/// A user may not have vifs on a vnet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("user {uid} is not allowed to have vifs on vnet {vnet} (allow-users of its host)")]
-pub(super) struct NotAllowed {
-    vnet: VnetId,
-    uid: u32,
+/// Somebody who has connected.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Who<'a> {
+    pub(super) uid: u32,
+    pub(super) groups: &'a [u32],
 }
 
-/// The lists, by numbers of users.
+/// A user may not have vifs on a vnet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(super) enum NotAllowed {
+    /// There are lists, and neither the user nor a group of it is on one.
+    #[error(
+        "user {uid} is not allowed to have vifs on vnet {vnet}: neither the user nor one of its groups is on \
+         its list (allow-users, allow-groups in varpd.toml)"
+    )]
+    NotListed { vnet: VnetId, uid: u32 },
+    /// There are none.
+    #[error(
+        "user {uid} is not allowed to have vifs on vnet {vnet}: it is secured ({level}) and has no list of users, \
+         so only root may; name the user in allow-users, or a group of it in allow-groups, of [vnet.{vnet}] in \
+         varpd.toml"
+    )]
+    Unlisted { vnet: VnetId, uid: u32, level: Level },
+}
+
+/// A user may not ask what operators ask.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("user {uid} is no operator: {} (operator-group in varpd.toml)", operators(group))]
+pub(super) struct NoOperator {
+    uid: u32,
+    group: Option<String>,
+}
+
+fn operators(group: &Option<String>) -> String {
+    match group {
+        Some(group) => format!("those are root and the members of group '{group}'"),
+        None => "that is root alone".into(),
+    }
+}
+
+/// A name in a list that is nobody's.
+#[derive(Debug)]
+pub(super) struct Unknown {
+    /// Which list.
+    pub(super) list: &'static str,
+    pub(super) name: String,
+    pub(super) error: io::Error,
+}
+
+/// Who may, by numbers.
 #[derive(Debug, Default)]
+struct List {
+    users: BTreeSet<u32>,
+    groups: BTreeSet<u32>,
+}
+
+impl List {
+    fn has(&self, who: Who<'_>) -> bool {
+        self.users.contains(&who.uid) || who.groups.iter().any(|group| self.groups.contains(group))
+    }
+}
+
+/// The group of operators.
+#[derive(Debug)]
+pub(super) struct Operators {
+    pub(super) name: String,
+    pub(super) number: u32,
+}
+
+/// The lists.
+#[derive(Debug)]
 pub(super) struct Admission {
-    /// For vnets without a list of their own; without one, all who can connect.
-    usual: Option<BTreeSet<u32>>,
-    vnets: BTreeMap<VnetId, BTreeSet<u32>>,
+    /// For vnets without lists of their own.
+    usual: Option<List>,
+    vnets: BTreeMap<VnetId, List>,
+    operators: Option<Operators>,
+    /// varpd's own user.
+    own: u32,
 }
 
 impl Admission {
-    /// Looks up the users that are named in a configuration. Fails with the name that is unknown.
+    /// Looks up the users and groups that are named in a configuration. Fails with the name that is unknown.
     pub(super) fn new(
         config: &Config,
-        number: impl Fn(&str) -> io::Result<u32>,
-    ) -> Result<Self, (String, io::Error)> {
-        let look_up = |users: &Users| {
-            let number = |user: &User| match user {
-                User::Number(uid) => Ok(*uid),
-                User::Name(name) => number(name).map_err(|e| (name.clone(), e)),
-            };
-            users.0.iter().map(number).collect::<Result<BTreeSet<u32>, _>>()
+        own: u32,
+        operators: Option<Operators>,
+        user: impl Fn(&str) -> io::Result<u32>,
+        group: impl Fn(&str) -> io::Result<u32>,
+    ) -> Result<Self, Unknown> {
+        let list = |users: &Option<Accounts>, groups: &Option<Accounts>| {
+            if users.is_none() && groups.is_none() {
+                return Ok(None);
+            }
+            let users = numbers("allow-users", users, &user)?;
+            let groups = numbers("allow-groups", groups, &group)?;
+            Ok(Some(List { users, groups }))
         };
-        let own = config.vnet.iter().filter_map(|(name, vnet)| {
-            let users = vnet.allow_users.as_ref()?;
-            Some(look_up(users).map(|users| (name.0, users)))
-        });
-        let usual = config.security.allow_users.as_ref().map(look_up).transpose()?;
-        Ok(Self { usual, vnets: own.collect::<Result<_, _>>()? })
+        let usual = list(&config.security.allow_users, &config.security.allow_groups)?;
+        let mut vnets = BTreeMap::new();
+        for (name, vnet) in &config.vnet {
+            let own = list(&vnet.allow_users, &vnet.allow_groups)?;
+            vnets.extend(own.map(|own| (name.0, own)));
+        }
+        Ok(Self { usual, vnets, operators, own })
     }
 
-    /// Whether a user may have vifs on a vnet.
-    pub(super) fn check(&self, vnet: VnetId, peer: Peer) -> Result<(), NotAllowed> {
-        let users = self.vnets.get(&vnet).or(self.usual.as_ref());
-        let is_allowed = users.is_none_or(|users| users.contains(&peer.uid)) || peer.uid == ROOT;
-        if is_allowed { Ok(()) } else { Err(NotAllowed { vnet, uid: peer.uid }) }
+    /// Whether somebody may have vifs on a vnet with this policy.
+    pub(super) fn check(&self, vnet: VnetId, level: Level, who: Who<'_>) -> Result<(), NotAllowed> {
+        let uid = who.uid;
+        if self.is_trusted(uid) {
+            return Ok(());
+        }
+        match self.vnets.get(&vnet).or(self.usual.as_ref()) {
+            Some(list) if list.has(who) => Ok(()),
+            Some(_) => Err(NotAllowed::NotListed { vnet, uid }),
+            None if level.is_secured() => Err(NotAllowed::Unlisted { vnet, uid, level }),
+            None => Ok(()),
+        }
     }
+
+    /// Whether somebody may ask for tables and events, and flush the cache.
+    pub(super) fn check_operator(&self, who: Who<'_>) -> Result<(), NoOperator> {
+        let is_member = |of: &Operators| who.groups.contains(&of.number);
+        if self.is_trusted(who.uid) || self.operators.as_ref().is_some_and(is_member) {
+            return Ok(());
+        }
+        let group = self.operators.as_ref().map(|operators| operators.name.clone());
+        Err(NoOperator { uid: who.uid, group })
+    }
+
+    fn is_trusted(&self, uid: u32) -> bool {
+        [ROOT, self.own].contains(&uid)
+    }
+}
+
+/// The numbers of a list's names.
+fn numbers(
+    list: &'static str,
+    accounts: &Option<Accounts>,
+    number: impl Fn(&str) -> io::Result<u32>,
+) -> Result<BTreeSet<u32>, Unknown> {
+    let number = |account: &Account| match account {
+        Account::Number(number) => Ok(*number),
+        Account::Name(name) => {
+            number(name).map_err(|error| Unknown { list, name: name.clone(), error })
+        }
+    };
+    accounts.iter().flat_map(|accounts| &accounts.0).map(number).collect()
 }
 
 #[cfg(test)]
@@ -66,52 +176,112 @@ mod tests {
     use super::*;
     use std::path::Path;
 
+    /// As whom varpd runs in these tests.
+    const OWN: u32 = 990;
+
     fn admission(text: &str) -> Result<Admission, String> {
         let config = Config::parse(text, Path::new("f.toml")).map_err(|e| e.to_string())?;
         let number = |name: &str| match name {
             "kvm" => Ok(64),
-            _ => Err(io::Error::other("no such user")),
+            _ => Err(io::Error::other("no such account")),
         };
-        Admission::new(&config, number).map_err(|(name, e)| format!("{name}: {e}"))
+        let operators = Some(Operators { name: "vnet-admin".into(), number: 77 });
+        Admission::new(&config, OWN, operators, number, number)
+            .map_err(|Unknown { list, name, error }| format!("{list}: '{name}': {error}"))
     }
 
-    fn allowed(admission: &Admission, id: u32) -> Vec<u32> {
+    fn vnet(id: u32) -> VnetId {
+        VnetId::new(id).unwrap()
+    }
+
+    /// Of some users, each of whom has a group of its own number and group 100.
+    fn allowed(admission: &Admission, id: u32, level: Level) -> Vec<u32> {
         let may = |uid: &u32| {
-            admission.check(VnetId::new(id).unwrap(), Peer { uid: *uid, pid: 1 }).is_ok()
+            admission.check(vnet(id), level, Who { uid: *uid, groups: &[*uid, 100] }).is_ok()
         };
-        [0, 64, 1000, 65534].into_iter().filter(may).collect()
+        [0, 64, OWN, 1000, 65534].into_iter().filter(may).collect()
     }
 
+    fn open(admission: &Admission, id: u32) -> Vec<u32> {
+        allowed(admission, id, Level::None)
+    }
+
+    const ALL: [u32; 5] = [0, 64, OWN, 1000, 65534];
+
     #[test]
-    fn without_a_list_all_may() {
-        assert_eq!(allowed(&admission("").unwrap(), 42), [0, 64, 1000, 65534]);
+    fn without_a_list_all_may_but_on_a_secured_vnet_root_alone() {
+        let none = admission("").unwrap();
+        assert_eq!(open(&none, 42), ALL);
+        for level in [Level::Auth, Level::Conf] {
+            assert_eq!(allowed(&none, 42, level), [0, OWN], "who could read the key as well");
+        }
         let own = admission("[vnet.42]\nallow-users = []").unwrap();
-        assert_eq!((allowed(&own, 42), allowed(&own, 43)), (vec![0], vec![0, 64, 1000, 65534]));
+        assert_eq!((open(&own, 42), open(&own, 43)), (vec![0, OWN], ALL.to_vec()));
+        let refusal = none.check(vnet(42), Level::Conf, Who { uid: 1000, groups: &[1000] });
+        let text = refusal.unwrap_err().to_string();
+        assert!(text.contains("secured (conf) and has no list"), "{text}");
+        assert!(text.contains("allow-users") && text.contains("[vnet.42]"), "{text}");
     }
 
     #[test]
-    fn a_vnets_own_list_goes_before_the_usual_one() {
+    fn a_vnets_own_lists_go_before_the_usual_ones() {
         let text = "[security]\nallow-users = ['kvm']\n[vnet.42]\nallow-users = [1000, 65534]\n\
-                    [vnet.43]\npolicy = 'none'\n";
+                    [vnet.43]\npolicy = 'none'\n[vnet.45]\nallow-groups = [1000]\n";
         let lists = admission(text).unwrap();
-        assert_eq!(allowed(&lists, 42), [0, 1000, 65534]);
-        assert_eq!(allowed(&lists, 43), [0, 64]);
-        assert_eq!(allowed(&lists, 44), [0, 64]);
-        let refusal = lists.check(VnetId::new(43).unwrap(), Peer { uid: 1000, pid: 1 });
-        assert_eq!(
-            refusal.unwrap_err().to_string(),
-            "user 1000 is not allowed to have vifs on vnet 43 (allow-users of its host)"
-        );
+        for level in [Level::None, Level::Conf] {
+            assert_eq!(allowed(&lists, 42, level), [0, OWN, 1000, 65534]);
+            assert_eq!(allowed(&lists, 43, level), [0, 64, OWN]);
+            assert_eq!(allowed(&lists, 44, level), [0, 64, OWN]);
+            assert_eq!(allowed(&lists, 45, level), [0, OWN, 1000]);
+        }
+        let refusal = lists.check(vnet(43), Level::None, Who { uid: 1000, groups: &[] });
+        let text = refusal.unwrap_err().to_string();
+        assert!(text.starts_with("user 1000 is not allowed to have vifs on vnet 43"), "{text}");
     }
 
     #[test]
-    fn what_is_no_user_is_said() {
+    fn a_group_is_as_good_as_a_user() {
+        let lists = admission("[security]\nallow-groups = ['kvm', 100]\n").unwrap();
+        assert_eq!(allowed(&lists, 42, Level::Conf), ALL);
+        let both = admission("[vnet.42]\nallow-users = [1000]\nallow-groups = ['kvm']\n").unwrap();
+        assert_eq!(allowed(&both, 42, Level::Conf), [0, 64, OWN, 1000]);
+        let nobody = Who { uid: 1001, groups: &[] };
+        assert!(both.check(vnet(42), Level::Conf, nobody).is_err());
+        // A user's number is not a group's.
+        let kvm = Who { uid: 64, groups: &[1] };
+        assert!(both.check(vnet(42), Level::Conf, kvm).is_err());
+    }
+
+    #[test]
+    fn operators_are_root_and_their_group() {
+        let lists = admission("").unwrap();
+        let may = |uid, groups: &[u32]| lists.check_operator(Who { uid, groups });
+        assert_eq!(may(0, &[0]), Ok(()));
+        assert_eq!(may(OWN, &[]), Ok(()));
+        assert_eq!(may(1000, &[1000, 77]), Ok(()));
+        let text = may(1000, &[1000, 100]).unwrap_err().to_string();
+        let want = "user 1000 is no operator: those are root and the members of group 'vnet-admin' \
+                    (operator-group in varpd.toml)";
+        assert_eq!(text, want);
+        let none = Admission::new(&Config::default(), OWN, None, |_| Ok(1), |_| Ok(1)).unwrap();
+        let text = none.check_operator(Who { uid: 1, groups: &[1] }).unwrap_err().to_string();
+        assert!(text.contains("that is root alone"), "{text}");
+    }
+
+    #[test]
+    fn who_is_nobody_is_said() {
         let wrong = |text| admission(text).unwrap_err();
-        assert_eq!(wrong("[security]\nallow-users = ['nobdy']"), "nobdy: no such user");
-        assert_eq!(wrong("[vnet.42]\nallow-users = [1, 'x']"), "x: no such user");
+        assert_eq!(
+            wrong("[security]\nallow-users = ['nobdy']"),
+            "allow-users: 'nobdy': no such account"
+        );
+        assert_eq!(
+            wrong("[vnet.42]\nallow-groups = [1, 'x']"),
+            "allow-groups: 'x': no such account"
+        );
         let text = wrong("[vnet.42]\nallow-users = [-1]");
-        assert_eq!(text, "f.toml:2: a user is a name or a number from 0 to 4294967294");
-        assert_eq!(wrong("[vnet.42]\nallow-users = [4294967295]"), text);
+        assert_eq!(text, "f.toml:2: a user or group is a name or a number from 0 to 4294967294");
+        assert_eq!(wrong("[vnet.42]\nallow-groups = [4294967295]"), text);
         assert!(wrong("[vnet.42]\nallow-users = 1000").starts_with("f.toml:2: invalid type"));
     }
 }

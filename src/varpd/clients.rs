@@ -30,12 +30,23 @@ const MOST_EVENTS: usize = 1024;
 /// Connections of one process at most, unless it is root's: a backend has one. Those of a user often
 /// serve guests that have nothing to do with each other, and none is to take all places of the user.
 const MOST_PER_PROCESS: usize = 16;
+/// Connections at the operators' socket: those of backends take none of their places.
+const MOST_OPERATORS: usize = 64;
 /// Root may always look: so many connections more than the limit are its own.
 const ROOT_RESERVE: usize = 8;
 
 /// Names a connection; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ClientId(pub(super) u64);
+
+/// At which socket a client came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Door {
+    /// The control socket.
+    Control,
+    /// That of operators.
+    Operators,
+}
 
 /// What a client has shown itself to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +66,7 @@ pub(super) enum Role {
 pub(super) struct Client {
     pub(super) connection: Connection,
     pub(super) peer: Peer,
+    pub(super) door: Door,
     pub(super) role: Role,
     /// Rows that wait for room in the kernel's queue.
     rows: VecDeque<Vec<u8>>,
@@ -96,21 +108,27 @@ impl Clients {
     pub(super) fn add(
         &mut self,
         connection: Connection,
+        door: Door,
         poller: &Poller,
         now: Instant,
     ) -> io::Result<Result<ClientId, String>> {
         let peer = connection.peer()?;
-        let of_user = self.clients.values().filter(|c| c.peer.uid == peer.uid).count();
-        let root = peer.uid == 0;
-        if self.clients.len() >= self.most + if root { ROOT_RESERVE } else { 0 } {
-            refuse(&connection, &format!("varpd has {} clients already", self.clients.len()));
+        let (most, most_per_user) = match door {
+            Door::Control => (self.most, self.most_per_user),
+            Door::Operators => (MOST_OPERATORS, self.most_per_user.min(MOST_OPERATORS / 2)),
+        };
+        let there = || self.clients.values().filter(|c| c.door == door);
+        let of_user = there().filter(|c| c.peer.uid == peer.uid).count();
+        let (root, all) = (peer.uid == 0, there().count());
+        if all >= most + if root { ROOT_RESERVE } else { 0 } {
+            refuse(&connection, &format!("varpd has {all} clients already"));
             return Ok(Err("too many clients".into()));
         }
-        if !root && of_user >= self.most_per_user {
+        if !root && of_user >= most_per_user {
             refuse(&connection, &format!("user {} has {of_user} clients already", peer.uid));
             return Ok(Err(format!("too many clients of user {}", peer.uid)));
         }
-        let of_process = self.clients.values().filter(|c| c.peer == peer).count();
+        let of_process = there().filter(|c| c.peer == peer).count();
         // Number 0 is that of every process in a namespace that is not seen from here.
         if !root && peer.pid != 0 && of_process >= MOST_PER_PROCESS {
             let process = peer.pid;
@@ -122,7 +140,8 @@ impl Clients {
         poller.add(&connection, id.0, Interest::Read)?;
         self.next += 1;
         let (role, rows, page, missed) = (Role::Unknown, VecDeque::new(), None, (0, 0));
-        self.clients.insert(id, Client { connection, peer, role, rows, page, took: now, missed });
+        let client = Client { connection, peer, door, role, rows, page, took: now, missed };
+        self.clients.insert(id, client);
         Ok(Ok(id))
     }
 
@@ -307,6 +326,15 @@ mod tests {
         dir: tempfile::TempDir,
     }
 
+    impl Bench {
+        fn connect_to(&mut self, door: Door) -> (Connection, Option<ClientId>) {
+            let connection = Connection::open(&self.dir.path().join("s")).unwrap();
+            let accepted = self.listener.accept().unwrap();
+            let id = self.clients.add(accepted, door, &self.poller, Instant::ZERO).unwrap();
+            (connection, id.ok())
+        }
+    }
+
     fn bench(most: usize, most_per_user: usize) -> Bench {
         let dir = tempfile::tempdir().unwrap();
         Bench {
@@ -319,10 +347,7 @@ mod tests {
 
     impl Bench {
         fn connect(&mut self) -> (Connection, Option<ClientId>) {
-            let connection = Connection::open(&self.dir.path().join("s")).unwrap();
-            let accepted = self.listener.accept().unwrap();
-            let id = self.clients.add(accepted, &self.poller, Instant::ZERO).unwrap();
-            (connection, id.ok())
+            self.connect_to(Door::Control)
         }
     }
 
@@ -346,6 +371,7 @@ mod tests {
         assert_eq!(id, None);
         let Some(Event::Error { code: ErrorCode::Limit, text }) = read(&refused) else { panic!() };
         assert!(text.contains("already"), "{text}");
+        assert!(b.connect_to(Door::Operators).1.is_some(), "operators have places of their own");
         let first = kept[0].1.unwrap();
         assert!(b.clients.remove(first).is_some());
         assert!(b.connect().1.is_some());

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use crate::config::{Config, Seconds, Timers};
@@ -20,8 +21,9 @@ use crate::underlay::sockets::{Opener, VifSockets};
 use crate::wire::varp::Message;
 use crate::wire::{VnetId, handshake};
 
-use super::admission::Admission;
-use super::clients::{ClientId, Clients, Sent};
+use super::admission::{Admission, Operators, Unknown};
+use super::clients::{ClientId, Clients, Door, Sent};
+use super::comings::Comings;
 use super::follower::Follower;
 use super::lanes::Lanes;
 use super::learnt::LearntTable;
@@ -32,6 +34,15 @@ use super::speakers::Speakers;
 use super::stats::Runs;
 use super::varp::{Varp, Via};
 use super::{VarpdError, failed};
+
+/// The groups that the configuration names.
+#[derive(Debug)]
+pub(super) struct Groups {
+    /// That may use the control socket.
+    pub(super) control: Option<u32>,
+    /// That operators belong to.
+    pub(super) operators: Option<Operators>,
+}
 
 /// Sources looked at in a turn.
 const TURN: usize = 64;
@@ -46,7 +57,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 pub(super) enum Source {
     Termination,
     Varp(Via),
-    Listener,
+    Listener(Door),
     /// Interfaces, addresses or routes have changed.
     Underlay,
     /// Sockets of a vif that has moved, kept after its backend ended.
@@ -56,6 +67,8 @@ pub(super) enum Source {
 
 const FIRST_CLIENT: u64 = 16;
 const UNDERLAY: u64 = FIRST_CLIENT - 1;
+/// The token of the operators' socket.
+const OPERATORS: u64 = FIRST_CLIENT - 2;
 /// Tokens from here on are kept vifs'.
 const FIRST_LATE: u64 = 1 << 63;
 
@@ -63,7 +76,8 @@ impl Source {
     pub(super) fn token(self) -> u64 {
         match self {
             Self::Termination => 0,
-            Self::Listener => 1,
+            Self::Listener(Door::Control) => 1,
+            Self::Listener(Door::Operators) => OPERATORS,
             Self::Underlay => UNDERLAY,
             Self::Varp(Via::Group) => 2,
             Self::Varp(Via::Unicast(class)) => 3 + class as u64,
@@ -74,8 +88,9 @@ impl Source {
 
     fn of(token: u64) -> Self {
         let varp = Via::ALL.into_iter().map(Self::Varp);
-        let own = [Self::Termination, Self::Listener, Self::Underlay];
-        let mut fixed = own.into_iter().chain(varp);
+        let doors = [Door::Control, Door::Operators].map(Self::Listener);
+        let own = [Self::Termination, Self::Underlay];
+        let mut fixed = own.into_iter().chain(doors).chain(varp);
         let found = fixed.find(|source| source.token() == token);
         match token.checked_sub(FIRST_LATE) {
             Some(id) => Self::Late(LocalVif(id)),
@@ -101,11 +116,15 @@ pub(super) struct Daemon {
     termination: Termination,
     pub(super) poller: Poller,
     listener: Listener,
+    /// That of operators, if there is one.
+    operators: Option<Listener>,
     /// No connection is accepted until then.
     accept_again: Option<Instant>,
     quiet_about_accepting: Quiet,
     /// About clients that are refused something.
     pub(super) quiet: Quiet,
+    /// About vifs that come and go.
+    pub(super) comings: Comings,
     /// About what the mapper finds wrong.
     pub(super) alarms: Quiet,
     pub(super) varp: Varp,
@@ -129,7 +148,7 @@ impl Daemon {
         config: Config,
         place: Place,
         opener: Opener,
-        group: Option<u32>,
+        groups: Groups,
         termination: Termination,
         rtnetlink: Rtnetlink,
     ) -> Result<Self, VarpdError> {
@@ -141,19 +160,25 @@ impl Daemon {
         let lane_seed = u32::from_ne_bytes([l0, l1, l2, l3]);
         let own = SocketAddr::new(address, config.port.0);
         let mapper = Mapper::new(mapper_config(&config), seed, own);
-        let admission = Admission::new(&config, process::user_id)
-            .map_err(|(name, source)| VarpdError::User { name, source })?;
+        let operators = operator_listener(&config, &groups)?;
+        let (own, user, group) = (process::own_user(), process::user_id, process::group_id);
+        let admission = Admission::new(&config, own, groups.operators, user, group).map_err(
+            |Unknown { list, name, error }| VarpdError::Account { list, name, source: error },
+        )?;
         let secret = process::random().map_err(failed("get random numbers"))?;
         let security = Security::new(&config, address, secret);
         let varp = Varp::open(&opener, main_group, security.sadb.token_key())?;
-        let listener = listen(&config, group)?;
+        let listener = listen(&config.socket, config.socket_mode.0, groups.control)?;
         let add = |result: io::Result<()>| result.map_err(failed("fill the epoll set"));
         let read = Interest::Read;
         add(poller.add(&termination, Source::Termination.token(), read))?;
         for via in Via::ALL {
             add(poller.add(varp.socket(via), Source::Varp(via).token(), read))?;
         }
-        add(poller.add(&listener, Source::Listener.token(), read))?;
+        add(poller.add(&listener, Source::Listener(Door::Control).token(), read))?;
+        if let Some(operators) = &operators {
+            add(poller.add(operators, Source::Listener(Door::Operators).token(), read))?;
+        }
         add(poller.add(&rtnetlink, Source::Underlay.token(), read))?;
         let limits = &config.limits;
         Ok(Self {
@@ -163,9 +188,11 @@ impl Daemon {
             termination,
             poller,
             listener,
+            operators,
             accept_again: None,
             quiet_about_accepting: Quiet::new(1),
             quiet: Quiet::new(20),
+            comings: Comings::default(),
             alarms: Quiet::new(20),
             varp,
             opener,
@@ -196,8 +223,12 @@ impl Daemon {
 
     /// Where it is, for the log.
     pub(super) fn describe(&self) -> String {
+        let operators = match &self.config.operator_socket {
+            Some(path) => format!(", operators at {}", path.display()),
+            None => String::new(),
+        };
         format!(
-            "on {} at {}, group {}, control socket {}",
+            "on {} at {}, group {}, control socket {}{operators}",
             self.place.interface,
             SocketAddr::new(self.place.address, self.config.port.0),
             self.varp.group_address,
@@ -239,7 +270,7 @@ impl Daemon {
                 Err(e) => log::warn!("can't read signals: {e}"),
             },
             Source::Varp(via) => self.handle_varp(via, now),
-            Source::Listener => self.accept(now),
+            Source::Listener(door) => self.accept(door, now),
             Source::Underlay => self.hear_underlay(now),
             Source::Late(id) => self.read_late(id, now),
             Source::Client(id) => self.handle_client(id, ready, now),
@@ -275,16 +306,21 @@ impl Daemon {
         }
     }
 
-    fn accept(&mut self, now: Now) {
+    fn accept(&mut self, door: Door, now: Now) {
         for _ in 0..ACCEPT_BUDGET {
-            let connection = match self.listener.accept() {
+            let listeners = self.listeners();
+            let Some(listener) = listeners.into_iter().find_map(|(d, l)| (d == door).then_some(l))
+            else {
+                return;
+            };
+            let connection = match listener.accept() {
                 Ok(connection) => connection,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(e) => return self.pause_accepting(&e, now),
             };
             self.counters.inc(VarpdCounter::clients);
-            match self.clients.add(connection, &self.poller, now.mono) {
+            match self.clients.add(connection, door, &self.poller, now.mono) {
                 Ok(Ok(_)) => {}
                 Ok(Err(why)) => {
                     self.counters.inc(VarpdCounter::clients_refused);
@@ -295,11 +331,30 @@ impl Daemon {
         }
     }
 
-    /// The listener would be ready again at once, without any progress.
+    /// The sockets that are connected to.
+    fn listeners(&self) -> Vec<(Door, &Listener)> {
+        let operators = self.operators.iter().map(|listener| (Door::Operators, listener));
+        std::iter::once((Door::Control, &self.listener)).chain(operators).collect()
+    }
+
+    /// The listeners would be ready again at once, without any progress.
     fn pause_accepting(&mut self, why: &io::Error, now: Now) {
         log::log!(self.quiet_about_accepting.level(now.mono), "can't accept a client: {why}");
-        if self.poller.remove(&self.listener).is_ok() {
-            self.accept_again = Some(now.mono + ACCEPT_PAUSE);
+        for (_, listener) in self.listeners() {
+            // It fails for one that is not waited for already.
+            let _ = self.poller.remove(listener);
+        }
+        self.accept_again = Some(now.mono + ACCEPT_PAUSE);
+    }
+
+    /// Looks at the listeners again.
+    fn accept_again(&mut self, now: Now) {
+        self.accept_again = None;
+        let add = |(door, listener)| {
+            self.poller.add(listener, Source::Listener(door).token(), Interest::Read)
+        };
+        if let Err(e) = self.listeners().into_iter().try_for_each(add) {
+            self.pause_accepting(&e, now);
         }
     }
 
@@ -330,7 +385,8 @@ impl Daemon {
             Notice::Claimed { stamp } => (vif.stamp, vif.moved) = (Some(stamp), false),
             Notice::Lost { coa, .. } => {
                 (vif.stamp, vif.moved) = (None, true);
-                log::info!("vif {} has moved to {coa}", vif.key);
+                let line = format_args!("vif {} has moved to {coa}", vif.key);
+                self.comings.log(vif.peer.uid, line, now.mono);
             }
             Notice::Mapping { .. } | Notice::Unresolved { .. } | Notice::Invalidate { .. } => {}
         }
@@ -388,11 +444,7 @@ impl Daemon {
             self.drop_if_stalled(run.client, sent, now);
         }
         if self.accept_again.is_some_and(|at| at <= now.mono) {
-            self.accept_again = None;
-            let token = Source::Listener.token();
-            if let Err(e) = self.poller.add(&self.listener, token, Interest::Read) {
-                self.pause_accepting(&e, now);
-            }
+            self.accept_again(now);
         }
         self.drive(now);
     }
@@ -426,8 +478,18 @@ enum Turn {
     End,
 }
 
-fn listen(config: &Config, group: Option<u32>) -> Result<Listener, VarpdError> {
-    if let Some(directory) = config.socket.parent().filter(|d| !d.as_os_str().is_empty()) {
+/// Permission bits of the operators' socket.
+const OPERATORS_MODE: u32 = 0o660;
+
+/// The operators' socket, if there is to be one.
+fn operator_listener(config: &Config, groups: &Groups) -> Result<Option<Listener>, VarpdError> {
+    let group = groups.operators.as_ref().map(|operators| operators.number);
+    let path = config.operator_socket.as_deref();
+    path.map(|path| listen(path, OPERATORS_MODE, group)).transpose()
+}
+
+fn listen(path: &Path, mode: u32, group: Option<u32>) -> Result<Listener, VarpdError> {
+    if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
         match std::fs::create_dir(directory) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(failed(format!("create {}", directory.display()))(e));
@@ -435,7 +497,7 @@ fn listen(config: &Config, group: Option<u32>) -> Result<Listener, VarpdError> {
             _ => {}
         }
     }
-    Ok(Listener::bind(&config.socket, config.socket_mode.0, group)?)
+    Ok(Listener::bind(path, mode, group)?)
 }
 
 /// The part of the configuration that is the mapper's.
@@ -482,7 +544,8 @@ mod tests {
         let varp = Via::ALL.map(Source::Varp);
         let others = [
             Source::Termination,
-            Source::Listener,
+            Source::Listener(Door::Control),
+            Source::Listener(Door::Operators),
             Source::Underlay,
             Source::Late(LocalVif(0)),
             Source::Late(LocalVif(7)),

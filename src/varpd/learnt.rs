@@ -123,7 +123,7 @@ impl Daemon {
         // A vif's own MAC is nobody else's on this host, as far as this host can tell.
         if mac == vif.key.mac
             || self.registry.is_active(key)
-            || self.registry.check(key, peer).is_err()
+            || self.registry.check(key, peer, now.mono).is_err()
         {
             return false;
         }

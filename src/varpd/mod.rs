@@ -30,10 +30,11 @@
 //! | `daemon` | the loop: one thread that waits for all sources |
 //! | `clients` | the connections to the control socket |
 //! | `requests` | what clients ask, and the ends of their connections |
-//! | `admission` | which users may have vifs on which vnet |
+//! | `admission` | which users may have vifs on which vnet, and who is an operator |
 //! | `speakers` | which vif each process speaks for |
 //! | `register` | registration of a vif: whose it may be, and which sockets it gets |
 //! | `registry` | the vifs of this host, and what is kept of them when their backend is gone |
+//! | `comings` | a limit on what the log says of vifs that come and go |
 //! | `learnt` | MACs behind vifs |
 //! | `late` | frames that come for vifs that have moved |
 //! | `lanes` | the lanes between vifs of this host |
@@ -48,6 +49,7 @@
 
 mod admission;
 mod clients;
+mod comings;
 mod daemon;
 mod follower;
 mod lanes;
@@ -82,7 +84,8 @@ use crate::sys::signal::Termination;
 use crate::sys::{clock, process};
 use crate::underlay::sockets::{Opener, Site};
 
-use daemon::Daemon;
+use admission::Operators;
+use daemon::{Daemon, Groups};
 
 pub use site::SiteError;
 
@@ -120,9 +123,11 @@ pub enum VarpdError {
         /// Why not.
         source: io::Error,
     },
-    /// A list of users names one that does not exist.
-    #[error("allow-users: '{name}': {source}")]
-    User {
+    /// A list of users or groups names one that does not exist.
+    #[error("{list}: '{name}': {source}")]
+    Account {
+        /// Which list.
+        list: &'static str,
         /// The name.
         name: String,
         /// Why it is not known.
@@ -158,10 +163,7 @@ pub fn run(config: Config) -> Result<(), VarpdError> {
         log::warn!("can't reach the service manager: {e}");
         ServiceManager::default()
     });
-    let group = config.socket_group.as_deref().map(|name| {
-        process::group_id(name).map_err(failed(format!("give the control socket to '{name}'")))
-    });
-    let group = group.transpose()?;
+    let groups = groups(&config)?;
     check_key_directories(&config)?;
     let mut rtnetlink = Rtnetlink::open(waiting::needs_routes(&config))
         .map_err(failed("ask for the network interfaces"))?;
@@ -175,7 +177,7 @@ pub fn run(config: Config) -> Result<(), VarpdError> {
         ports: config.ports.clone().map(|ports| ports.0),
     });
     let confinement = confinement(&config);
-    let mut daemon = Daemon::open(config, place, opener, group, termination, rtnetlink)?;
+    let mut daemon = Daemon::open(config, place, opener, groups, termination, rtnetlink)?;
     match confinement {
         Some(confinement) => confinement.enter()?,
         None => log::warn!("without sandbox: who takes over this process has all its rights"),
@@ -193,6 +195,20 @@ fn check_key_directories(config: &Config) -> Result<(), VarpdError> {
     })
 }
 
+/// Looks up the groups of the sockets.
+fn groups(config: &Config) -> Result<Groups, VarpdError> {
+    let number = |name: &String, socket: &str| {
+        process::group_id(name).map_err(failed(format!("give {socket} to '{name}'")))
+    };
+    let control = config.socket_group.as_ref();
+    let control = control.map(|name| number(name, "the control socket")).transpose()?;
+    let operators = config.operator_group.as_ref().map(|name| {
+        let number = number(name, "the operators' socket");
+        number.map(|number| Operators { name: name.clone(), number })
+    });
+    Ok(Groups { control, operators: operators.transpose()? })
+}
+
 /// What is left to this process: it opens sockets for vifs, with more room than others get where
 /// that takes a capability, and removes its own socket when it ends.
 fn confinement(config: &Config) -> Option<Confinement> {
@@ -201,6 +217,7 @@ fn confinement(config: &Config) -> Option<Confinement> {
         capabilities.push(Capability::CAP_NET_BIND_SERVICE);
     }
     let mut files = vec![Reach::remove_socket(&config.socket)];
+    files.extend(config.operator_socket.as_deref().map(Reach::remove_socket));
     files.extend(key_directories(config).into_iter().map(Reach::Read));
     config.sandbox.then_some(Confinement { profile: Profile::Varpd, files, capabilities })
 }

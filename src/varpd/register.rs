@@ -2,7 +2,7 @@
 //!
 //! | The backend | there is kept | it gets |
 //! |---|---|---|
-//! | brings no sockets | nothing, or another user's, or for other queue pairs | new ones |
+//! | brings no sockets | nothing, or for other queue pairs | new ones |
 //! | brings no sockets | its own, but the guest had not run here, or has been elsewhere since | new ones: no frames that were not for it, or that it has had |
 //! | brings no sockets | its own | the kept ones: same care-of address, no frame lost |
 //! | brings sockets | anything | its own, if they are what they should be |
@@ -18,7 +18,8 @@ use crate::underlay::sockets::{AdoptError, Frames, VifSockets};
 use crate::wire::control::{ErrorCode, Event};
 use crate::wire::{Capabilities, CareOf, EncapKinds, Stamp, VifKey, VnetId};
 
-use super::clients::{ClientId, Role};
+use super::admission::Who;
+use super::clients::{Client, ClientId, Door, Role};
 use super::daemon::Daemon;
 use super::registry::{Owner, Refusal, Vif, may_take};
 use super::requests::Failure;
@@ -62,10 +63,7 @@ impl Daemon {
         if !key.mac.is_individual() {
             return Err(invalid(format!("{} is not an individual MAC address", key.mac)));
         }
-        if let Err(refusal) = self.admission.check(key.vnet, peer) {
-            self.counters.inc(VarpdCounter::vifs_denied);
-            return Err(Failure::fatal(ErrorCode::Denied, refusal.to_string()));
-        }
+        self.admit(client, key.vnet)?;
         wanted.learn = self.speakers.check(peer, key, wanted.learn).map_err(|refusal| {
             self.counters.inc(VarpdCounter::vifs_denied);
             Failure::fatal(ErrorCode::Denied, refusal.to_string())
@@ -74,7 +72,11 @@ impl Daemon {
             .load(key.vnet, &self.config, &self.counters, now)
             .map_err(|text| Failure::fatal(ErrorCode::Failed, text))?;
         self.drop_the_dead(key, now);
-        self.registry.check(key, peer)?;
+        self.registry.check(key, peer, now.mono).inspect_err(|refusal| {
+            if matches!(refusal, Refusal::Kept { .. }) {
+                self.counters.inc(VarpdCounter::vifs_reserved);
+            }
+        })?;
         let mtu = self.underlay_mtu().map_err(|e| {
             let text = format!("can't read the MTU of {}: {e}", self.place.interface);
             Failure::fatal(ErrorCode::Failed, text)
@@ -116,6 +118,24 @@ impl Daemon {
         Ok(())
     }
 
+    /// Whether a client may have vifs on a vnet.
+    fn admit(&self, client: &Client, vnet: VnetId) -> Result<(), Failure> {
+        let denied = |why: String| {
+            self.counters.inc(VarpdCounter::vifs_denied);
+            Failure::fatal(ErrorCode::Denied, why)
+        };
+        if client.door == Door::Operators {
+            let socket = self.config.socket.display();
+            return Err(denied(format!(
+                "vifs are registered at {socket}, not where operators ask"
+            )));
+        }
+        let groups = client.connection.groups().unwrap_or_default();
+        let who = Who { uid: client.peer.uid, groups: &groups };
+        let allowed = self.admission.check(vnet, self.config.policy(vnet), who);
+        allowed.map_err(|refusal| denied(refusal.to_string()))
+    }
+
     /// Tells the backend where its vif is, with the sockets unless it has them.
     fn welcome(
         &mut self,
@@ -132,7 +152,9 @@ impl Daemon {
             Origin::Kept(_) => "resumed",
             Origin::Brought => "with its own sockets",
         };
-        log::info!("vif {key} at {coa} ({how}): process {} of user {}", peer.pid, peer.uid);
+        let Peer { uid, pid } = peer;
+        let line = format_args!("vif {key} at {coa} ({how}): process {pid} of user {uid}");
+        self.comings.log(uid, line, now.mono);
         self.tell_place(vif, id, underlay_mtu, origin != Origin::Brought, now)
     }
 

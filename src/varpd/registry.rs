@@ -6,6 +6,7 @@
 //! beside the old one until its rings start.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -79,6 +80,12 @@ pub(super) enum Refusal {
     /// It is another user's.
     #[error("vif {key} belongs to user {uid}, process {pid}")]
     Foreign { key: VifKey, uid: u32, pid: i32 },
+    /// Its backend has ended; it is kept for that one's user.
+    #[error(
+        "vif {key} is kept for user {uid}, whose backend has ended, for another {} s; \
+         until then only that user and root may register it", left.as_secs() + 1
+    )]
+    Kept { key: VifKey, uid: u32, left: Duration },
     /// The care-of address is.
     #[error("care-of address {coa} belongs to vif {key}")]
     CareOfTaken { coa: CareOf, key: VifKey },
@@ -99,14 +106,14 @@ impl<S> Default for Registry<S> {
 
 impl<S> Registry<S> {
     /// Whether `peer` may register `key` beside or in place of what is there.
-    pub(super) fn check(&self, key: VifKey, peer: Peer) -> Result<(), Refusal> {
-        let foreign = |vif: &&Vif<S>| {
-            vif.key == key && matches!(vif.owner, Owner::Live(_)) && !may_take(peer, vif.peer)
-        };
-        match self.vifs.values().find(foreign) {
-            Some(vif) => Err(Refusal::Foreign { key, uid: vif.peer.uid, pid: vif.peer.pid }),
-            None => Ok(()),
-        }
+    pub(super) fn check(&self, key: VifKey, peer: Peer, now: Instant) -> Result<(), Refusal> {
+        let foreign = |vif: &&Vif<S>| vif.key == key && !may_take(peer, vif.peer);
+        let Some(vif) = self.vifs.values().find(foreign) else { return Ok(()) };
+        let uid = vif.peer.uid;
+        Err(match vif.owner {
+            Owner::Live(_) => Refusal::Foreign { key, uid, pid: vif.peer.pid },
+            Owner::Kept(until) => Refusal::Kept { key, uid, left: until.saturating_since(now) },
+        })
     }
 
     /// Whether the rings of a vif with this key run here.
@@ -172,7 +179,8 @@ impl<S> Registry<S> {
     }
 
     /// The backend of a vif is gone: from now on it's kept. Returns what has to go for it: an older
-    /// kept vif of the same key, and the oldest ones beyond `most`.
+    /// kept vif of the same key, and those beyond `most`: the oldest of the user who has most kept, so
+    /// that nobody pushes out what is another's.
     pub(super) fn keep(
         &mut self,
         id: LocalVif,
@@ -187,17 +195,14 @@ impl<S> Registry<S> {
         let kept = |vif: &Vif<S>| matches!(vif.owner, Owner::Kept(_));
         let same = |(other, vif): &(LocalVif, &Vif<S>)| *other != id && vif.key == key && kept(vif);
         let mut gone: Vec<LocalVif> = self.iter().filter(same).map(|(id, _)| id).collect();
-        let mut rest: Vec<(Instant, LocalVif)> = self
-            .iter()
-            .filter(|(id, _)| !gone.contains(id))
-            .filter_map(|(id, vif)| match vif.owner {
-                Owner::Kept(until) => Some((until, id)),
-                Owner::Live(_) => None,
-            })
-            .collect();
-        rest.sort_unstable_by_key(|&(until, id)| (until, id.0));
-        let beyond = rest.len().saturating_sub(most);
-        gone.extend(rest.into_iter().take(beyond).map(|(_, id)| id));
+        let rest = self.iter().filter(|(id, _)| !gone.contains(id));
+        let mut by_user: BTreeMap<u32, Vec<(Instant, LocalVif)>> = BTreeMap::new();
+        for (id, vif) in rest {
+            if let Owner::Kept(until) = vif.owner {
+                by_user.entry(vif.peer.uid).or_default().push((until, id));
+            }
+        }
+        gone.extend(beyond(most, by_user));
         gone
     }
 
@@ -215,6 +220,24 @@ impl<S> Registry<S> {
         let over = |vif: &Vif<S>| matches!(vif.owner, Owner::Kept(until) if until <= now);
         self.iter().filter(|(_, vif)| over(vif)).map(|(id, _)| id).collect()
     }
+}
+
+/// Which of the kept vifs of users have to go so that `most` are left.
+fn beyond(most: usize, mut by_user: BTreeMap<u32, Vec<(Instant, LocalVif)>>) -> Vec<LocalVif> {
+    for kept in by_user.values_mut() {
+        // The oldest last.
+        kept.sort_unstable_by_key(|&(until, id)| std::cmp::Reverse((until, id.0)));
+    }
+    let count: usize = by_user.values().map(Vec::len).sum();
+    let next = |_| {
+        let oldest =
+            |kept: &Vec<(Instant, LocalVif)>| kept.last().map(|&(until, id)| (until, id.0));
+        let richest = by_user
+            .values_mut()
+            .max_by_key(|kept| (kept.len(), std::cmp::Reverse(oldest(kept))))?;
+        richest.pop().map(|(_, id)| id)
+    };
+    (most..count).map_while(next).collect()
 }
 
 /// Whether `peer` may have what was `before`'s.
@@ -272,17 +295,50 @@ mod tests {
     #[test]
     fn a_live_vif_is_its_users_and_roots() {
         let mut registry = Registry::default();
-        let id = registry.insert(vif(1, 1000, 5));
-        assert_eq!(registry.check(key(1), peer(1000)), Ok(()));
-        assert_eq!(registry.check(key(1), peer(0)), Ok(()));
-        assert_eq!(registry.check(key(2), peer(1001)), Ok(()));
-        let refusal = registry.check(key(1), peer(1001)).unwrap_err();
+        registry.insert(vif(1, 1000, 5));
+        assert_eq!(registry.check(key(1), peer(1000), at(0)), Ok(()));
+        assert_eq!(registry.check(key(1), peer(0), at(0)), Ok(()));
+        assert_eq!(registry.check(key(2), peer(1001), at(0)), Ok(()));
+        let refusal = registry.check(key(1), peer(1001), at(0)).unwrap_err();
         let text = "vif 42/02:00:00:00:00:01 belongs to user 1000, process 1";
         assert_eq!(refusal.to_string(), text);
-        // Once the backend is gone, the name is free, though not its sockets.
-        registry.keep(id, at(1), 10, NOW);
-        assert_eq!(registry.check(key(1), peer(1001)), Ok(()));
-        assert!(!may_take(peer(1001), registry.kept(key(1)).unwrap().1.peer));
+    }
+
+    #[test]
+    fn a_kept_vif_is_reserved_to_its_user_while_it_is_kept() {
+        let mut registry = Registry::default();
+        let id = registry.insert(vif(1, 1000, 5));
+        registry.keep(id, at(60_000), 10, NOW);
+        let refusal = registry.check(key(1), peer(1001), at(20_500)).unwrap_err();
+        let text = "vif 42/02:00:00:00:00:01 is kept for user 1000, whose backend has ended, for \
+                    another 40 s; until then only that user and root may register it";
+        assert_eq!(refusal.to_string(), text);
+        assert_eq!(registry.check(key(1), peer(1000), at(20_500)), Ok(()));
+        assert_eq!(registry.check(key(1), peer(0), at(20_500)), Ok(()));
+        registry.remove(id);
+        assert_eq!(registry.check(key(1), peer(1001), at(60_000)), Ok(()));
+    }
+
+    #[test]
+    fn nobody_pushes_out_what_is_kept_of_another_user() {
+        let mut registry = Registry::default();
+        let quiet: Vec<LocalVif> =
+            (0..2).map(|n| registry.insert(vif(n, 1000, n.into()))).collect();
+        for (n, id) in (0..).zip(&quiet) {
+            assert_eq!(registry.keep(*id, at(n), 4, NOW), []);
+        }
+        let mut own = Vec::new();
+        for n in 10..200_u8 {
+            let id = registry.insert(vif(n, 1001, n.into()));
+            let gone = registry.keep(id, at(u64::from(n)), 4, NOW);
+            own.push(id);
+            let want = if own.len() > 2 { vec![own.remove(0)] } else { Vec::new() };
+            assert_eq!(gone, want, "its own oldest");
+            gone.into_iter().for_each(|id| drop(registry.remove(id)));
+        }
+        // A third gets its share: of two who have as many the one whose oldest is older gives one up.
+        let third = registry.insert(vif(9, 1002, 9));
+        assert_eq!(registry.keep(third, at(900), 4, NOW), [quiet[0]]);
     }
 
     #[test]

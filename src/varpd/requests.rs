@@ -10,7 +10,8 @@ use crate::time::Now;
 use crate::wire::control::{ErrorCode, Event, MAX_LEN, Request, Table, VERSION};
 use crate::wire::{Capabilities, Mac, ParseError, VnetId};
 
-use super::clients::{ClientId, Role, Sent};
+use super::admission::Who;
+use super::clients::{Client, ClientId, Door, Role, Sent};
 use super::daemon::Daemon;
 use super::register::Registration;
 use super::registry::Owner;
@@ -91,10 +92,10 @@ impl Daemon {
     ) -> Result<(), Failure> {
         let Some(client) = self.clients.get(id) else { return Ok(()) };
         if matches!(request, Request::Show { .. } | Request::Monitor | Request::Flush { .. })
-            && let Err(refusal) = self.speakers.check_operator(client.peer)
+            && let Err(refusal) = self.check_operator(client)
         {
             self.counters.inc(VarpdCounter::operators_denied);
-            return Err(Failure::fatal(ErrorCode::Denied, refusal.to_string()));
+            return Err(Failure::fatal(ErrorCode::Denied, refusal));
         }
         if !matches!(request, Request::Register { .. }) {
             self.counters.add(VarpdCounter::descriptors_closed, fds.len() as u64);
@@ -170,6 +171,20 @@ impl Daemon {
             }
             _ => Err(Failure::fatal(ErrorCode::Invalid, "message out of place")),
         }
+    }
+
+    /// Whether a client may ask what operators ask; else why not.
+    fn check_operator(&self, client: &Client) -> Result<(), String> {
+        self.speakers.check_operator(client.peer).map_err(|refusal| refusal.to_string())?;
+        if client.door == Door::Operators {
+            return Ok(());
+        }
+        let groups = client.connection.groups().unwrap_or_default();
+        let who = Who { uid: client.peer.uid, groups: &groups };
+        self.admission.check_operator(who).map_err(|refusal| match &self.config.operator_socket {
+            Some(socket) => format!("{refusal}, who ask at {}", socket.display()),
+            None => refusal.to_string(),
+        })
     }
 
     fn set_active(&mut self, id: LocalVif, active: bool, now: Now) {
@@ -278,7 +293,9 @@ impl Daemon {
         self.mapper.doubt(vif, now);
         self.watch_late(vif);
         if let Some(vif) = self.registry.get(vif) {
-            log::info!("vif {}: its backend (process {}) {why}", vif.key, vif.peer.pid);
+            let line =
+                format_args!("vif {}: its backend (process {}) {why}", vif.key, vif.peer.pid);
+            self.comings.log(vif.peer.uid, line, now.mono);
         }
     }
 
@@ -287,7 +304,8 @@ impl Daemon {
         self.unwatch_late(id);
         self.close_lanes_of(id, now);
         if let Some(vif) = self.registry.remove(id) {
-            log::info!("vif {} at {} is forgotten", vif.key, vif.coa);
+            let line = format_args!("vif {} at {} is forgotten", vif.key, vif.coa);
+            self.comings.log(vif.peer.uid, line, now.mono);
             self.counters.inc(VarpdCounter::vifs_forgotten);
             self.clear_learnt(id, now);
             self.mapper.remove_vif(id, now);

@@ -9,6 +9,8 @@ use std::thread;
 
 use vnet::wire::control::{ErrorCode, Event, Request, Table};
 
+use super::keys::Keys;
+use super::operators::as_user;
 use super::peer::{ACTIVE, Backend, Peer, Way, register};
 use super::support::netns::Family;
 use super::support::process::Process;
@@ -156,6 +158,43 @@ fn a_process_does_not_take_all_places_of_its_user() {
     drop(held);
 }
 
+/// Limits are for each user: root is one of them here, since one process can have many vifs only as root.
+#[test]
+fn what_is_kept_of_a_user_is_not_pushed_out_by_anothers() {
+    let Some(net) = Net::new("varpd: many vifs come and go") else { return };
+    program(&net);
+    let varpd = net.varpd(net.a(), Family::V4, "[limits]\nkept-vifs = 3\n");
+    let mut theirs =
+        Process::start("theirs", net.dir.path(), &mut backend(&net, &varpd, DAEMON, 42, 1));
+    wait_until("the user has a vif", SOON, || !varpd.show("vifs").is_empty());
+    theirs.kill();
+    wait_until("it is kept", SOON, || varpd.show("vifs")[0]["state"] == "kept");
+    for last in 10..30 {
+        drop(Backend::register(&varpd.socket, key(last), ACTIVE));
+    }
+    wait_until("all of them have gone", SOON, || varpd.counter("vifs_kept") == 21);
+    let kept = varpd.show("vifs");
+    assert_eq!(kept.len(), 3, "{kept:?}");
+    assert!(kept.iter().any(|row| row["uid"] == DAEMON), "{kept:?}");
+}
+
+#[test]
+fn who_registers_and_leaves_in_a_loop_does_not_fill_the_log() {
+    let Some(net) = Net::new("varpd: a loop of registrations") else { return };
+    let varpd = net.varpd(net.a(), Family::V4, "");
+    for _ in 0..400 {
+        drop(Backend::register(&varpd.socket, key(2), ACTIVE));
+    }
+    wait_until("the last one has gone", SOON, || varpd.counter("vifs_kept") == 400);
+    let log = varpd.process.log();
+    let of_vif = format!("vif {}", key(2));
+    let said = log.lines().filter(|line| line.contains(" INFO ") && line.contains(&of_vif));
+    let about = said.count();
+    // A minute may have begun meanwhile.
+    assert!((120..=360).contains(&about), "{about} lines of 800");
+    assert!(log.contains("vifs of user 0 come and go more than 120 times a minute"), "{log}");
+}
+
 /// Nor is it to have more behind its vif than its backend was started for.
 #[test]
 fn a_process_learns_no_more_than_it_said_first() {
@@ -180,11 +219,71 @@ fn a_process_learns_no_more_than_it_said_first() {
 fn a_list_that_names_nobody_is_an_error() {
     let Some(net) = Net::new("varpd: a user that does not exist") else { return };
     let file = net.path("c.toml");
-    fs::write(&file, "[vnet.42]\nallow-users = ['no-such-user']\n").unwrap();
-    let mut command = net.a().command(env!("CARGO_BIN_EXE_varpd"));
-    command.arg("--socket").arg(net.path("own.sock")).arg("--config").arg(&file);
-    let output = command.output().unwrap();
+    for (list, what) in [("allow-users", "user"), ("allow-groups", "group")] {
+        fs::write(&file, format!("[vnet.42]\n{list} = ['no-such-{what}']\n")).unwrap();
+        let mut command = net.a().command(env!("CARGO_BIN_EXE_varpd"));
+        command.arg("--socket").arg(net.path("own.sock")).arg("--config").arg(&file);
+        let output = command.output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(said, format!("varpd: {list}: 'no-such-{what}': no such {what}\n"));
+    }
+}
+
+/// Otherwise each process that may connect gets the keys of the vnet.
+#[test]
+fn a_secured_vnet_without_a_list_is_roots_alone() {
+    let Some(net) = Net::new("varpd: a secured vnet, and users") else { return };
+    program(&net);
+    let keys = Keys::new(&net);
+    let varpd = net.varpd(net.a(), Family::V4, &keys.config(""));
+    let output = backend(&net, &varpd, NOBODY, 42, 1).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert_eq!(said, "varpd: allow-users: 'no-such-user': no such user\n");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    for word in ["secured (conf)", "allow-users", "allow-groups", "[vnet.42]"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    let peer = connect_as(NOBODY, &varpd.socket);
+    peer.send(&register(key(2), ACTIVE));
+    assert_eq!(peer.refusal().0, ErrorCode::Denied, "and not a key before");
+    assert_eq!(varpd.counter("vifs_denied"), 2);
+    Backend::register(&varpd.socket, key(3), ACTIVE).peer.claimed();
+    // What is open to all stays so.
+    let mut other = backend(&net, &varpd, NOBODY, 43, 4);
+    let mut other = Process::start("other", net.dir.path(), &mut other);
+    wait_until("a vnet that is not secured has its vif", SOON, || {
+        other.assert_running();
+        varpd.show("vifs").iter().any(|row| row["vnet"] == 43)
+    });
+}
+
+#[test]
+fn a_vnet_is_open_to_the_groups_on_its_list() {
+    let Some(net) = Net::new("varpd: lists of groups") else { return };
+    let program = program(&net);
+    let keys = Keys::new(&net);
+    let varpd = net.varpd(net.a(), Family::V4, &keys.config("allow-groups = ['daemon']\n"));
+    let run = |groups: &str, last: u8| {
+        let mut command = as_user(groups, &program);
+        command.args(["--vnet", "42", "--mac", &format!("52:54:00:00:00:{last:02x}")]);
+        command.arg("--varpd").arg(&varpd.socket);
+        command.arg("--socket-path").arg(net.path("sockets").join(format!("{last}.sock")));
+        command
+    };
+    for groups in ["--clear-groups", "--groups=2,3"] {
+        let output = run(groups, 1).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("user 65534 is not allowed to have vifs on vnet 42"), "{said}");
+    }
+    assert_eq!(varpd.counter("vifs_denied"), 2);
+    let many: Vec<String> = (1000..1200).map(|group| group.to_string()).collect();
+    for (n, groups) in [(2, "1"), (3, "3,1,4"), (4, &format!("{},1", many.join(",")))] {
+        let mut command = run(&format!("--groups={groups}"), n);
+        let mut process = Process::start(&format!("backend-{n}"), net.dir.path(), &mut command);
+        wait_until(&format!("it has a vif, {groups}"), SOON, || {
+            process.assert_running();
+            varpd.show("vifs").iter().any(|row| row["mac"] == mac(n).to_string().as_str())
+        });
+    }
 }

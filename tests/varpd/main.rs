@@ -16,10 +16,12 @@
 
 mod admission;
 mod hostile;
+mod keys;
 mod learning;
 mod migration;
 mod monitor;
 mod operator;
+mod operators;
 mod peer;
 mod registration;
 mod resolution;

@@ -183,21 +183,25 @@ fn another_users_vif_is_denied() {
     }
     let Some(net) = Net::new("varpd: other users") else { return };
     let varpd = net.varpd(net.a(), Family::V4, "");
+    let got = register_as(1000, &net, &varpd.socket);
+    let theirs: SocketAddr = got.strip_prefix("Registered ").expect(&got).parse().unwrap();
+    // Root may have everybody's.
+    wait_until("the vif is kept", SOON, || varpd.show("vifs")[0]["state"] == "kept");
+    assert_eq!(varpd.show("vifs")[0]["uid"].as_u64(), Some(1000));
     let mine = Backend::register(&varpd.socket, key(1), ACTIVE);
-    let coa = mine.coa;
+    assert_eq!(mine.coa.addr, theirs);
     let denied = register_as(1000, &net, &varpd.socket);
     let pid = std::process::id();
     let vif = "vif 42/52:54:00:00:00:01 belongs to user 0";
     assert_eq!(denied, format!("Denied {vif}, process {pid}"));
+    assert_eq!(varpd.counter("vifs_reserved"), 0);
     drop(mine);
     wait_until("the vif is kept", SOON, || varpd.show("vifs")[0]["state"] == "kept");
-    // Its name is free then, but its sockets are not for others.
-    let got = register_as(1000, &net, &varpd.socket);
-    let theirs: SocketAddr = got.strip_prefix("Registered ").expect(&got).parse().unwrap();
-    assert_ne!(theirs, coa.addr);
-    // Root may have everybody's.
-    wait_until("the vif is kept", SOON, || varpd.show("vifs")[0]["state"] == "kept");
-    assert_eq!(varpd.show("vifs")[0]["uid"].as_u64(), Some(1000));
+    // A user who waits for a backend to restart does not get its guest's place.
+    let denied = register_as(1000, &net, &varpd.socket);
+    let reserved = "Denied vif 42/52:54:00:00:00:01 is kept for user 0, whose backend has ended";
+    assert!(denied.starts_with(reserved), "{denied}");
+    assert_eq!(varpd.counter("vifs_reserved"), 1);
     assert_eq!(Backend::register(&varpd.socket, key(1), ACTIVE).coa.addr, theirs);
 }
 

@@ -1,5 +1,6 @@
 //! Starting and ending, and every way in which starting fails.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::Duration;
@@ -161,7 +162,7 @@ fn without_the_directory_of_keys_it_is_never_ready_and_says_what_to_do() {
         assert!(text.starts_with(&format!("varpd: {at}, where keys of secured vnets")), "{text}");
         assert!(text.contains(&format!("install -d -m 700 {at}")), "{text}");
     }
-    std::fs::create_dir(&keys).unwrap();
+    std::fs::DirBuilder::new().mode(0o700).create(&keys).unwrap();
     let text = start(one);
     assert!(text.contains(&format!("its key {at}/42.key: No such file")), "{text}");
 }

@@ -1,0 +1,98 @@
+//! A limit on what the log says of vifs that come and go, for each user: who registers and leaves in a loop
+//! fills neither the log nor the place of other users' lines. What is left out is counted all the same
+//! (`vifs_registered`, `vifs_kept`, `vifs_forgotten`), and is in the log with `-v`.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fmt::Arguments;
+
+use crate::quiet::Quiet;
+use crate::time::Instant;
+
+/// Lines of one user in a minute: a host that starts sixty guests at once says so of each.
+const MOST_LINES: u32 = 120;
+/// Users that are told apart; the lines of all others are limited together.
+const MOST_USERS: usize = 64;
+
+/// What the log has said of each user's vifs.
+#[derive(Debug, Default)]
+pub(super) struct Comings {
+    users: BTreeMap<u32, Quiet>,
+    others: Option<Quiet>,
+}
+
+/// Where a line goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Log,
+    /// To the log, with the word that others are left out.
+    LogLast,
+    Debug,
+}
+
+impl Comings {
+    /// Writes a line about a vif of a user, at the usual level or, if there were many, at one that only
+    /// debugging shows.
+    pub(super) fn log(&mut self, uid: u32, line: Arguments<'_>, now: Instant) {
+        match self.place(uid, now) {
+            Place::Log => log::info!("{line}"),
+            Place::LogLast => {
+                log::info!("{line}");
+                log::warn!(
+                    "vifs of user {uid} come and go more than {MOST_LINES} times a minute: further \
+                     lines are left out for now (vnet show stats: vifs_registered, vifs_kept)"
+                );
+            }
+            Place::Debug => log::debug!("{line}"),
+        }
+    }
+
+    fn place(&mut self, uid: u32, now: Instant) -> Place {
+        if self.users.len() >= MOST_USERS && !self.users.contains_key(&uid) {
+            self.users.retain(|_, quiet| quiet.is_busy(now));
+        }
+        let quiet = match self.users.len() < MOST_USERS || self.users.contains_key(&uid) {
+            true => self.users.entry(uid).or_insert(Quiet::new(MOST_LINES)),
+            false => self.others.get_or_insert(Quiet::new(MOST_LINES)),
+        };
+        match (quiet.level(now), quiet.has_room(now)) {
+            (log::Level::Debug, _) => Place::Debug,
+            (_, true) => Place::Log,
+            (_, false) => Place::LogLast,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Instant {
+        Instant::from_millis(ms)
+    }
+
+    #[test]
+    fn a_flood_of_one_user_is_cut_short_once_a_minute_and_hides_nobody_else() {
+        let mut comings = Comings::default();
+        let mut minute =
+            |ms: u64| (0..2000).map(|_| comings.place(1000, at(ms))).collect::<Vec<_>>();
+        for ms in [0, 60_000] {
+            let places = minute(ms);
+            let count = |what: Place| places.iter().filter(|place| **place == what).count();
+            assert_eq!([Place::Log, Place::LogLast].map(count), [119, 1]);
+            assert_eq!(places[119], Place::LogLast);
+        }
+        assert_eq!(comings.place(1001, at(60_000)), Place::Log);
+    }
+
+    #[test]
+    fn as_many_users_as_there_are_fill_neither_log_nor_memory() {
+        let mut comings = Comings::default();
+        let said = (0..10_000).filter(|uid| comings.place(*uid, at(0)) != Place::Debug).count();
+        assert_eq!(said, MOST_USERS + 120);
+        assert_eq!(comings.users.len(), MOST_USERS);
+        assert_eq!(comings.place(20_000, at(60_000)), Place::Log);
+        assert_eq!(comings.users.len(), 1, "those of the minute before are forgotten");
+    }
+}

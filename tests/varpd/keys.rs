@@ -1,0 +1,149 @@
+//! Key files: whose they are, and who reads them.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use super::support::process::Process;
+use super::support::wait_until;
+use super::{Net, SOON, vnet};
+
+/// Of a varpd that is not root's.
+const DAEMON: u32 = 1;
+
+/// A directory with the key of vnet 42.
+pub(crate) struct Keys(PathBuf);
+
+impl Keys {
+    pub(crate) fn new(net: &Net) -> Self {
+        let keys = Self::empty(net, 0);
+        assert!(generate(&keys.file(), &[]).status.success());
+        keys
+    }
+
+    /// Without a key, a user's.
+    fn empty(net: &Net, owner: u32) -> Self {
+        let directory = net.path("keys");
+        fs::create_dir(&directory).unwrap();
+        fs::set_permissions(&directory, Permissions::from_mode(0o700)).unwrap();
+        chown(&directory, Some(owner), None).unwrap();
+        Self(directory)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("42.key")
+    }
+
+    /// The vnet is secured, and has this in its section.
+    pub(crate) fn config(&self, section: &str) -> String {
+        let directory = self.0.display();
+        format!("[security]\nkey-directory = '{directory}'\n[vnet.42]\npolicy = 'conf'\n{section}")
+    }
+}
+
+fn generate(file: &Path, more: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vnet"));
+    command.args(["key", "generate"]).arg(file).args(more).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    assert!(!output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text
+}
+
+/// varpd as a user without any rights, at host a.
+fn unprivileged(net: &Net, keys: &Keys) -> (Command, PathBuf) {
+    let program = net.path("varpd");
+    if !program.exists() {
+        fs::copy(env!("CARGO_BIN_EXE_varpd"), &program).unwrap();
+    }
+    let (directory, config) = (net.path("run"), net.path("varpd.toml"));
+    if !directory.exists() {
+        fs::create_dir(&directory).unwrap();
+        chown(&directory, Some(DAEMON), Some(DAEMON)).unwrap();
+    }
+    let socket = directory.join("varpd.sock");
+    let head = format!("socket = '{}'\naddress = '192.0.2.1'\n", socket.display());
+    fs::write(&config, head + &keys.config("")).unwrap();
+    let mut command = net.a().command("setpriv");
+    command.args(["--reuid=1", "--regid=1", "--clear-groups", "--"]).arg(program);
+    command.arg("--config").arg(config);
+    (command, socket)
+}
+
+/// Root makes and exchanges keys; varpd, whose directory it is, can read what root has written.
+#[test]
+fn keys_that_root_makes_are_read_by_varpds_own_user() {
+    let Some(net) = Net::new("varpd: keys of a user of its own") else { return };
+    let keys = Keys::empty(&net, DAEMON);
+    assert!(generate(&keys.file(), &[]).status.success());
+    let is_varpds = || {
+        let file = fs::metadata(keys.file()).unwrap();
+        (file.uid(), file.mode() & 0o777) == (DAEMON, 0o600)
+    };
+    assert!(is_varpds());
+    let (mut command, socket) = unprivileged(&net, &keys);
+    let mut varpd = Process::start("varpd-own", net.dir.path(), &mut command);
+    wait_until("varpd is ready", SOON, || {
+        varpd.assert_running();
+        varpd.log().contains("varpd: ready")
+    });
+    let counter = |name: &str| {
+        let output = vnet(&socket, &["show", "stats"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let row = text.lines().find(|line| line.contains(name)).map(str::to_owned);
+        row.and_then(|row| row.split_whitespace().last()?.parse::<u64>().ok()).unwrap()
+    };
+    for step in 2..5 {
+        let rotated = Command::new(env!("CARGO_BIN_EXE_vnet"))
+            .args(["key", "rotate"])
+            .arg(keys.file())
+            .output()
+            .unwrap();
+        assert!(rotated.status.success(), "{rotated:?}");
+        assert!(is_varpds());
+        wait_until("varpd reads the key again", SOON, || counter("key_files_read") == step);
+    }
+    assert_eq!(counter("key_files_failed"), 0);
+    varpd.assert_running();
+}
+
+#[test]
+fn a_key_that_varpds_user_can_not_read_says_what_to_do() {
+    let Some(net) = Net::new("varpd: another user's keys") else { return };
+    let keys = Keys::empty(&net, DAEMON);
+    assert!(generate(&keys.file(), &["--owner", "root"]).status.success());
+    assert_eq!(fs::metadata(keys.file()).unwrap().uid(), 0);
+    let (mut command, _) = unprivileged(&net, &keys);
+    let text = said(&command.output().unwrap());
+    assert!(text.contains("42.key: user 1, as whom varpd runs, can't read it"), "{text}");
+    assert!(text.contains("chown 1"), "{text}");
+    let unknown = generate(&net.path("x"), &["--owner", "no-such-user"]);
+    assert_eq!(said(&unknown), "vnet: --owner no-such-user: no such user\n");
+}
+
+#[test]
+fn a_directory_that_others_may_enter_and_a_typed_key_are_refused() {
+    let Some(net) = Net::new("varpd: keys that are none") else { return };
+    let keys = Keys::new(&net);
+    let config = keys.config("");
+    let varpd = || {
+        let file = net.path("c.toml");
+        fs::write(&file, &config).unwrap();
+        let mut command = net.a().command(env!("CARGO_BIN_EXE_varpd"));
+        command.args(["--address", "192.0.2.1", "--socket"]).arg(net.path("own.sock"));
+        said(&command.arg("--config").arg(&file).output().unwrap())
+    };
+    fs::set_permissions(&keys.0, Permissions::from_mode(0o750)).unwrap();
+    for text in [varpd(), said(&generate(&keys.0.join("43.key"), &[]))] {
+        assert!(text.contains("lets group or others in (mode 0750): chmod 700"), "{text}");
+    }
+    fs::set_permissions(&keys.0, Permissions::from_mode(0o700)).unwrap();
+    fs::write(keys.file(), format!("use {}\n", "0123456789abcdef".repeat(4))).unwrap();
+    let text = varpd();
+    assert!(text.contains("line 1: this key was typed, not drawn"), "{text}");
+    assert!(!text.contains("0123456789abcdef"), "{text}");
+}

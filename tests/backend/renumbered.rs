@@ -42,6 +42,7 @@ impl World {
         let keys = Keys::new();
         let config = match policy {
             "none" => String::new(),
+            "ipv6" => "ipv6 = true\n".to_owned(),
             _ => keys.config(policy, "k", &[("use", "a1")], ""),
         };
         let net = Net::on_interfaces(&format!("{what}, {policy}"), 2, &config)?;
@@ -171,6 +172,25 @@ fn a_host_with_another_address_is_followed() {
         world.host().ip("address add 192.0.2.78/24 dev eth0");
         world.wait_place("192.0.2.78");
     });
+}
+
+#[test]
+fn a_host_with_another_ipv6_address_is_followed() {
+    let Some(mut world) = World::new("renumbered", "ipv6") else { return };
+    world.host().ip("address delete 2001:db8::1/64 dev eth0");
+    world.wait_log("interface 'eth0' has no IPv6 address (without --ipv6: 192.0.2.1)");
+    // It is used when the kernel knows that no other host has it.
+    world.host().ip("address add 2001:db8::77/64 dev eth0");
+    world.wait_place("[2001:db8::77]");
+    world.flow();
+    world.net.underlay.unplug(0);
+    world.net.underlay.plug_in_again(0);
+    world.host().ip("link set eth0 up");
+    world.host().ip("address add 2001:db8::77/64 dev eth0 nodad");
+    world.wait_log("2001:db8::77 is on eth0 now, before on eth0: groups are joined there");
+    world.flow();
+    world.take_newcomer();
+    world.assert_whole();
 }
 
 #[test]

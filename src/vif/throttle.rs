@@ -12,10 +12,11 @@
 //! turn, and what one's last frame was too long it pays back itself.
 //!
 //! What counts is the guest's frame, from its destination address on: Ethernet header and payload
-//! without FCS, as in `tx_bytes` and `rx_bytes`. A large frame that is cut counts once, as the guest
-//! sent it, but for each frame that it is cut into [`LEAST_SEGMENT`] at least: of tiny ones nearly all
-//! is headers. One that was merged counts as the guest gets it. To groups each frame counts that leaves.
-//! Frames that are dropped are not charged.
+//! without FCS, as in `tx_bytes` and `rx_bytes`, and what the operator wants each frame to count besides
+//! (`--rate-overhead`: the tunnel's headers, say). But a frame counts [`LEAST_FRAME`] at least, which is
+//! what the shortest costs on the underlay. A large frame that is cut counts once, as the guest
+//! sent it, but so much at least, and the overhead, for each frame that it is cut into. One that was merged counts as the
+//! guest gets it. To groups each frame counts that leaves. Frames that are dropped are not charged.
 
 #![forbid(unsafe_code)]
 
@@ -53,8 +54,14 @@ const PORTION_TIME: Duration = Duration::from_millis(1);
 /// two.
 const LEAST_PORTION: u64 = 1 << 10;
 
-/// What a frame that a large one is cut into counts at least, in bytes.
-pub const LEAST_SEGMENT: usize = 128;
+/// Frames that may pass at once under a limit on frames, however low.
+const LEAST_FRAMES: u64 = 32;
+/// Credit is taken for so many frames at a time.
+const FRAMES_CHUNK: u64 = 64;
+
+/// What a frame counts at least, in bytes: what the shortest is on the underlay, with Ethernet, IPv4, UDP and
+/// the tunnel's header.
+pub const LEAST_FRAME: usize = 128;
 
 /// What a frame is charged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,10 +74,8 @@ pub struct Cost {
 impl Cost {
     /// Of a frame of `len` bytes that leaves in so many.
     pub fn new(len: usize, segments: usize) -> Self {
-        match segments {
-            0 | 1 => Self { frames: 1, len },
-            _ => Self { frames: segments as u64, len: len.max(segments * LEAST_SEGMENT) },
-        }
+        let segments = segments.max(1);
+        Self { frames: segments as u64, len: len.max(segments * LEAST_FRAME) }
     }
 }
 
@@ -81,6 +86,10 @@ pub struct Limits {
     pub rate_out: Option<Rate>,
     /// To the guest.
     pub rate_in: Option<Rate>,
+    /// Frames from the guest per second.
+    pub frames_out: Option<u32>,
+    /// What each frame counts besides its own bytes.
+    pub overhead: u16,
     /// What may pass at once in each of the two.
     pub burst: Option<Size>,
     /// Of frames from the guest, those to groups.
@@ -95,8 +104,11 @@ impl fmt::Display for Limits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rates = [("out", self.rate_out), ("in", self.rate_in), ("to groups", self.group_rate)];
         let rates = rates.into_iter().filter_map(|(name, rate)| Some(format!("{name} {}", rate?)));
-        let frames = self.group_frames.map(|frames| format!("to groups {frames} frames/s"));
-        f.write_str(&rates.chain(frames).collect::<Vec<_>>().join(", "))
+        let frames = [("out", self.frames_out), ("to groups", self.group_frames)];
+        let frames =
+            frames.into_iter().filter_map(|(name, n)| Some(format!("{name} {} frames/s", n?)));
+        let overhead = (self.overhead > 0).then(|| format!("{} bytes more a frame", self.overhead));
+        f.write_str(&rates.chain(frames).chain(overhead).collect::<Vec<_>>().join(", "))
     }
 }
 
@@ -118,6 +130,8 @@ pub struct Throttle {
     pub incoming: Gate,
     group_bits: Option<Arc<Bucket>>,
     group_frames: Option<Arc<Bucket>>,
+    /// What each frame counts besides its own bytes.
+    overhead: u64,
 }
 
 impl Throttle {
@@ -138,9 +152,14 @@ impl Throttle {
         let gate = |rate| bucket(rate, "--burst", limits.burst, BURST_TIME, USUAL_FRAME);
         let (time, least) = (GROUP_BURST_TIME, LEAST_GROUP_BURST);
         let frames = |limit| Limit::frames(limit, GROUP_BURST_TIME, LEAST_GROUP_FRAMES);
+        let frames_out = limits
+            .frames_out
+            .map(|limit| Arc::new(Bucket::new(Limit::frames(limit, BURST_TIME, LEAST_FRAMES))));
+        let overhead = u64::from(limits.overhead);
         Ok(Self {
-            out: Gate::new(gate(limits.rate_out)?),
-            incoming: Gate::new(gate(limits.rate_in)?),
+            out: Gate::new(gate(limits.rate_out)?, frames_out, overhead),
+            incoming: Gate::new(gate(limits.rate_in)?, None, overhead),
+            overhead,
             group_bits: bucket(
                 limits.group_rate,
                 "--group-burst",
@@ -154,7 +173,7 @@ impl Throttle {
 
     /// Whether it needs a timer.
     pub fn needs_timer(&self) -> bool {
-        self.out.bucket.is_some() || self.incoming.bucket.is_some()
+        self.out.is_limited() || self.incoming.is_limited()
     }
 
     /// Whether a group frame may leave; charged if so.
@@ -162,34 +181,35 @@ impl Throttle {
         let admits = |bucket: &Option<Arc<Bucket>>, cost| {
             bucket.as_ref().is_none_or(|bucket| bucket.admit(cost, now))
         };
-        admits(&self.group_frames, cost.frames) && admits(&self.group_bits, bits(cost.len))
+        admits(&self.group_frames, cost.frames)
+            && admits(&self.group_bits, bits(cost.len) + 8 * self.overhead * cost.frames)
     }
 
     /// When a gate is to be tried again.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.out.until, self.incoming.until].into_iter().flatten().min()
+        [self.out.until(), self.incoming.until()].into_iter().flatten().min()
     }
 
     /// Whether the gate of a direction has held frames back that may pass now.
     pub fn is_due(&self, direction: Direction, now: Instant) -> bool {
-        self.gate(direction).until.is_some_and(|until| until <= now)
+        self.gate(direction).until().is_some_and(|until| until <= now)
     }
 
     /// Whether frames of a direction wait for credit.
     pub fn holds(&self, direction: Direction) -> bool {
-        self.gate(direction).until.is_some()
+        self.gate(direction).until().is_some()
     }
 
     /// Bytes that may wait for credit in the socket of each of so many queue pairs; `None`: as many
     /// as there is room for.
     pub fn waiting_room(&self, queue_pairs: usize) -> Option<u64> {
-        let limit = self.incoming.bucket.as_ref()?.limit();
+        let limit = self.incoming.bits.bucket.as_ref()?.limit();
         Some((limit.yields(WAITING_TIME) / 8 / queue_pairs as u64).max(LEAST_WAITING_ROOM))
     }
 
     /// Bytes to be taken from a socket at a time; `None`: as many as may be.
     pub fn read_ahead(&self) -> Option<u64> {
-        Some(self.incoming.bucket.as_ref()?.limit().yields(READ_AHEAD_TIME) / 8)
+        Some(self.incoming.bits.bucket.as_ref()?.limit().yields(READ_AHEAD_TIME) / 8)
     }
 
     /// Rings have started or stopped: nothing is held back any more.
@@ -211,10 +231,23 @@ fn bits(len: usize) -> u64 {
     8 * len as u64
 }
 
-/// One direction in one worker.
+/// One direction in one worker: frames pass while both meters let them.
 #[derive(Clone, Debug, Default)]
 pub struct Gate {
+    bits: Meter,
+    frames: Meter,
+    /// What each frame counts besides its own bytes.
+    overhead: u64,
+}
+
+/// One limit of a direction in one worker.
+#[derive(Clone, Debug, Default)]
+struct Meter {
     bucket: Option<Arc<Bucket>>,
+    /// Credit is taken for so much at a time,
+    chunk: u64,
+    /// and booked for so much at least.
+    least_portion: u64,
     /// While frames are held back: when what is booked may be used.
     until: Option<Instant>,
     /// Credit that is taken already, for then.
@@ -226,7 +259,16 @@ pub struct Gate {
 /// What a worker may let pass in one go.
 #[derive(Debug)]
 pub struct Allowance {
+    bits: Share,
+    frames: Share,
+    overhead: u64,
+}
+
+/// What one meter lets pass.
+#[derive(Debug)]
+struct Share {
     bucket: Option<Arc<Bucket>>,
+    chunk: u64,
     now: Instant,
     leased: u64,
     used: u64,
@@ -236,12 +278,52 @@ pub struct Allowance {
 }
 
 impl Gate {
-    fn new(bucket: Option<Arc<Bucket>>) -> Self {
-        Self { bucket, ..Self::default() }
+    fn new(bits: Option<Arc<Bucket>>, frames: Option<Arc<Bucket>>, overhead: u64) -> Self {
+        let meter = |bucket, chunk, least_portion| Meter {
+            bucket,
+            chunk,
+            least_portion,
+            until: None,
+            booked: 0,
+            owed: 0,
+        };
+        let (bits, frames) =
+            (meter(bits, CHUNK, 8 * LEAST_PORTION), meter(frames, FRAMES_CHUNK, 1));
+        Self { bits, frames, overhead }
+    }
+
+    fn is_limited(&self) -> bool {
+        self.bits.bucket.is_some() || self.frames.bucket.is_some()
+    }
+
+    /// While frames are held back: when they are to be tried again.
+    fn until(&self) -> Option<Instant> {
+        self.bits.until.max(self.frames.until)
     }
 
     /// Begins to let frames pass.
     pub fn open(&mut self, now: Instant) -> Allowance {
+        let (bits, frames) = (self.bits.open(now), self.frames.open(now));
+        Allowance { bits, frames, overhead: self.overhead }
+    }
+
+    /// Ends what [`Gate::open`] began; true if frames are held back that were not before.
+    pub fn close(&mut self, allowance: Allowance) -> bool {
+        let was_held = self.until().is_some();
+        let bits = self.bits.close(allowance.bits);
+        let frames = self.frames.close(allowance.frames);
+        (bits || frames) && !was_held
+    }
+
+    /// Nothing is held back any more.
+    fn reset(&mut self) {
+        self.bits.reset();
+        self.frames.reset();
+    }
+}
+
+impl Meter {
+    fn open(&mut self, now: Instant) -> Share {
         let is_news = self.until.is_none();
         let (bucket, mut leased, mut used) = (self.bucket.clone(), 0, 0);
         if bucket.is_none() {
@@ -251,13 +333,12 @@ impl Gate {
             leased = mem::take(&mut self.booked);
             used = mem::take(&mut self.owed);
         }
-        Allowance { bucket, now, leased, used, is_held: self.until.is_some(), is_news }
+        let is_held = self.until.is_some();
+        Share { bucket, chunk: self.chunk, now, leased, used, is_held, is_news }
     }
 
-    /// Ends what [`Gate::open`] began; true if frames are held back that were not before.
-    pub fn close(&mut self, allowance: Allowance) -> bool {
-        let Allowance { bucket: Some(bucket), now, leased, used, is_held, is_news } = allowance
-        else {
+    fn close(&mut self, share: Share) -> bool {
+        let Share { bucket: Some(bucket), now, leased, used, is_held, is_news, .. } = share else {
             return false;
         };
         if self.until.is_some() {
@@ -268,12 +349,11 @@ impl Gate {
             return false;
         }
         self.owed = used - leased;
-        self.booked = bucket.limit().yields(PORTION_TIME).max(8 * LEAST_PORTION);
+        self.booked = bucket.limit().yields(PORTION_TIME).max(self.least_portion);
         self.until = Some(bucket.book(self.booked, now));
         is_news
     }
 
-    /// Nothing is held back any more.
     fn reset(&mut self) {
         if let Some(bucket) = &self.bucket {
             bucket.settle(mem::take(&mut self.booked), mem::take(&mut self.owed));
@@ -284,26 +364,44 @@ impl Gate {
 
 impl Allowance {
     /// Whether one more frame may pass; if not, it is held back.
+    #[inline]
     pub fn admits(&mut self) -> bool {
+        self.bits.admits() && self.frames.admits()
+    }
+
+    /// A frame from the guest has passed.
+    #[inline]
+    pub fn charge_cost(&mut self, cost: Cost) {
+        self.bits.charge(bits(cost.len) + 8 * self.overhead * cost.frames);
+        self.frames.charge(cost.frames);
+    }
+
+    /// A frame of `len` bytes has passed.
+    #[inline]
+    pub fn charge(&mut self, len: usize) {
+        if len > 0 {
+            self.charge_cost(Cost::new(len, 1));
+        }
+    }
+}
+
+impl Share {
+    #[inline]
+    fn admits(&mut self) -> bool {
         if self.used >= self.leased
             && !self.is_held
             && let Some(bucket) = &self.bucket
         {
-            self.leased += bucket.lease(CHUNK, self.now);
+            self.leased += bucket.lease(self.chunk, self.now);
             self.is_held = self.used >= self.leased;
         }
         !self.is_held
     }
 
-    /// A frame from the guest has passed.
-    pub fn charge_cost(&mut self, cost: Cost) {
-        self.charge(cost.len);
-    }
-
-    /// A frame of `len` bytes has passed.
-    pub fn charge(&mut self, len: usize) {
-        self.used += bits(len);
-        self.is_news |= len > 0;
+    #[inline]
+    fn charge(&mut self, amount: u64) {
+        self.used += amount;
+        self.is_news = true;
     }
 }
 

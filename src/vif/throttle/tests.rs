@@ -61,21 +61,21 @@ fn a_look_before_the_time_changes_nothing() {
     let gate = &mut throttle.out;
     let (passed, is_news) = pass(gate, u64::MAX, at(0));
     assert!(passed > 0 && is_news);
-    let until = gate.until;
+    let until = gate.until();
     assert_eq!(pass(gate, u64::MAX, at(10)), (0, false));
-    assert_eq!(gate.until, until);
+    assert_eq!(gate.until(), until);
     let mut now = until.unwrap();
     while pass_frames(gate, 65_550, u64::MAX, now).0 == 0 {
-        now = gate.until.unwrap();
+        now = gate.until().unwrap();
     }
-    let (mut now, mut wakes) = (gate.until.unwrap(), 0);
+    let (mut now, mut wakes) = (gate.until().unwrap(), 0);
     while pass(gate, 1, now).0 == 0 {
-        (now, wakes) = (gate.until.unwrap(), wakes + 1);
+        (now, wakes) = (gate.until().unwrap(), wakes + 1);
     }
     assert!((50..=64).contains(&wakes), "a large frame is paid back in portions: {wakes}");
     let due = now;
     assert_eq!(pass(gate, 0, due), (0, false));
-    assert_eq!(gate.until, None, "the ring was empty");
+    assert_eq!(gate.until(), None, "the ring was empty");
 }
 
 #[test]
@@ -89,8 +89,9 @@ fn pairs_share_the_rate_and_are_served_in_turn() {
         // The first in the list is always the quickest of those that are due.
         while now < at(3_000_000) {
             for ((pair, passed), len) in pairs.iter_mut().zip(&mut passed).zip(lens) {
-                if pair.out.until.is_none_or(|until| until <= now) {
-                    *passed += 8 * len as u64 * pass_frames(&mut pair.out, len, u64::MAX, now).0;
+                if pair.out.until().is_none_or(|until| until <= now) {
+                    let counts = 8 * len.max(LEAST_FRAME) as u64;
+                    *passed += counts * pass_frames(&mut pair.out, len, u64::MAX, now).0;
                 }
             }
             now = pairs.iter().filter_map(Throttle::poll_timeout).min().unwrap();
@@ -164,10 +165,11 @@ fn limits_are_shown_in_words() {
 
 #[test]
 fn a_frame_costs_what_it_becomes() {
-    assert_eq!(Cost::new(60, 1), Cost { frames: 1, len: 60 });
+    assert_eq!(Cost::new(60, 1), Cost { frames: 1, len: LEAST_FRAME });
+    assert_eq!(Cost::new(200, 1), Cost { frames: 1, len: 200 });
     assert_eq!(Cost::new(60, 0), Cost::new(60, 1), "one that is not cut");
     assert_eq!(Cost::new(65_000, 45), Cost { frames: 45, len: 65_000 });
-    assert_eq!(Cost::new(8250, 8192), Cost { frames: 8192, len: 8192 * LEAST_SEGMENT });
+    assert_eq!(Cost::new(8250, 8192), Cost { frames: 8192, len: 8192 * LEAST_FRAME });
 }
 
 /// Sixteen queue pairs may each have sent the most expensive frame that there is.
@@ -189,4 +191,47 @@ fn what_is_owed_for_tiny_segments_is_paid_back() {
         assert!(!gates[0].clone().open(at(micros)).admits(), "{micros}");
     }
     assert!(gates[0].open(at(12_700_000)).admits());
+}
+
+/// The shortest frames, as many as pass in two seconds, from two queue pairs.
+fn pass_short(limits: Limits) -> u64 {
+    let shared = throttle(limits);
+    let mut pairs = [shared.clone(), shared];
+    let (mut passed, mut now) = (0, at(0));
+    while now < at(2_000_000) {
+        for pair in &mut pairs {
+            if pair.out.until().is_none_or(|until| until <= now) {
+                passed += pass_frames(&mut pair.out, 60, u64::MAX, now).0;
+            }
+        }
+        let next = pairs.iter().filter_map(Throttle::poll_timeout).min().unwrap();
+        assert!(next > now, "a limit that holds says until when");
+        now = next;
+    }
+    passed
+}
+
+#[test]
+fn frames_a_second_are_limited_by_backpressure() {
+    let limits = Limits { frames_out: Some(5000), ..Limits::default() };
+    let passed = pass_short(limits);
+    assert!((10_000..=10_000 + 75 + 2).contains(&passed), "{passed}");
+    // Beside a rate the narrower of the two holds.
+    let both = pass_short(Limits { rate_out: rate("100M"), ..limits });
+    assert!((9_900..=10_077).contains(&both), "{both}");
+    let narrow = pass_short(Limits { rate_out: rate("1M"), ..limits });
+    assert!((1_900..=2_100).contains(&narrow), "{narrow}");
+    assert!(throttle(limits).needs_timer());
+    assert_eq!(limits.to_string(), "out 5000 frames/s");
+}
+
+#[test]
+fn short_frames_cost_what_they_are_on_the_underlay() {
+    // 128 bytes each, whatever the guest calls them.
+    let passed = pass_short(Limits { rate_out: rate("10M"), ..Limits::default() });
+    assert!((19_500..=19_900).contains(&passed), "{passed}");
+    let limits = Limits { rate_out: rate("10M"), overhead: 72, ..Limits::default() };
+    let passed = pass_short(limits);
+    assert!((12_400..=12_800).contains(&passed), "{passed}");
+    assert_eq!(limits.to_string(), "out 10Mbit/s, 72 bytes more a frame");
 }

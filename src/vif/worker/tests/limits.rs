@@ -105,7 +105,8 @@ fn received_frames_beyond_the_rate_wait_and_arrive_in_order() {
 #[test]
 fn a_storm_to_the_group_is_dropped_and_unicast_passes() {
     let limits = Limits { rate_out: rate(), group_frames: Some(100), ..Limits::default() };
-    let mut worker = limited(limits);
+    let mut worker = worker().with_throttle(Throttle::new(&limits).unwrap());
+    learn(&mut worker, PEER, 7);
     let mut driver = Driver::new();
     let mut sent = 0;
     for _ in 0..20 {

@@ -11,11 +11,12 @@ use vnet::offload::features::Offloads;
 use vnet::offload::gso::Cut;
 use vnet::offload::layout::Layout;
 use vnet::security::esp::{Numbering, Sealer};
+use vnet::security::group::GroupSender;
 use vnet::security::inbound::Inbound;
 use vnet::security::keys::Secret;
 use vnet::security::sadb::sender_key;
 use vnet::security::{Level, Suite};
-use vnet::time::Instant;
+use vnet::time::{Instant, Now};
 use vnet::underlay::Port;
 use vnet::vif::guest::HeaderLayout;
 use vnet::vif::link::CAPABILITIES;
@@ -32,6 +33,8 @@ use super::guest::{Arrivals, Arrived, Guest};
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const SESSION: u32 = 5;
+/// What the receiver's wall clock shows at first.
+const WALL_MS: u64 = 1_767_225_600_000;
 const HOUR: Duration = Duration::from_secs(3600);
 
 pub(crate) fn run(data: &[u8]) {
@@ -45,15 +48,16 @@ pub(crate) fn run(data: &[u8]) {
         1 => Some(Suite::AesGmac),
         _ => None,
     };
-    let mut sealer = suite.map(sealer);
+    let mut sealers = suite.map(|suite| (sealer(suite), group_sender(suite)));
     let mut worker = worker(suite);
     worker.set_features(layout, offloads);
+    worker.set_clock(Now { mono: Instant::ZERO, wall_ms: WALL_MS });
     let mut now = Instant::from_millis(1000);
     while !input.0.is_empty() {
         let what = input.u8();
         now += Duration::from_millis(u64::from(what >> 5) * 50);
         for _ in 0..=input.u8() % 8 {
-            let arrived = arrive(&mut input, sealer.as_mut());
+            let arrived = arrive(&mut input, sealers.as_mut());
             worker.underlay_mut().0.extend(arrived);
         }
         guest.offer(&mut input);
@@ -70,7 +74,7 @@ pub(crate) fn run(data: &[u8]) {
 }
 
 /// The next message of the input: as it is, with a header of its vnet in front, or sealed as well.
-fn arrive(input: &mut Input<'_>, sealer: Option<&mut Sealer>) -> Option<Arrived> {
+fn arrive(input: &mut Input<'_>, sealers: Option<&mut (Sealer, GroupSender)>) -> Option<Arrived> {
     let (what, flags, last) = (input.u8(), input.u8(), input.u8());
     let content = input.chunk()?;
     let vnet = VnetId::new(42).expect("not 0");
@@ -90,13 +94,24 @@ fn arrive(input: &mut Input<'_>, sealer: Option<&mut Sealer>) -> Option<Arrived>
         let from = SocketAddr::from(([192, 0, 2, last % 4], 4000));
         return Some(Arrived { port: Port::Own, from, ..train });
     }
-    if let Some(sealer) = sealer.filter(|_| what & 2 == 0) {
+    let port = if what & 0x1c == 0x1c { Port::Group } else { Port::Own };
+    if let Some((sealer, group)) = sealers.filter(|_| what & 2 == 0) {
         let mut packet = vec![0; sealed_len(bytes.len())];
         packet[HEAD_LEN..HEAD_LEN + bytes.len()].copy_from_slice(&bytes);
-        sealer.seal(&mut packet, bytes.len()).expect("numbers are left");
+        let sealed = match port {
+            Port::Own => sealer.seal(&mut packet, bytes.len()),
+            // Some at another time than it is, some made up.
+            Port::Group => {
+                let wall_ms = WALL_MS + u64::from(last) * 1000;
+                group.seal(&mut packet, bytes.len(), wall_ms)
+            }
+        };
+        sealed.expect("numbers are left");
+        if what & 0x80 != 0 && port == Port::Group {
+            packet[usize::from(last) % HEAD_LEN] ^= 1;
+        }
         bytes = packet;
     }
-    let port = if what & 0x1c == 0x1c { Port::Group } else { Port::Own };
     // Cut as the kernel merges datagrams, where the input says so.
     let segment = if what & 0x20 == 0 { bytes.len() } else { usize::from(input.u16()) };
     let from = SocketAddr::from(([192, 0, 2, last % 4], 4000));
@@ -143,6 +158,11 @@ fn sealer(suite: Suite) -> Sealer {
     Sealer::new(spi, suite, &key, Numbering::Extended)
 }
 
+fn group_sender(suite: Suite) -> GroupSender {
+    let (vnet, own) = (VnetId::new(42).expect("not 0"), ([192, 0, 2, 2], 4000).into());
+    GroupSender::new(Secret::new([9; 32]), suite, vnet, own, 3)
+}
+
 fn worker(suite: Option<Suite>) -> Worker<Arrivals> {
     let vnet = VnetId::new(42).expect("not 0");
     let own = SocketAddr::from(([192, 0, 2, 1], 4000));
@@ -154,6 +174,7 @@ fn worker(suite: Option<Suite>) -> Worker<Arrivals> {
     let inbound = Inbound::new(vnet, suite.map_or(Level::None, Suite::level));
     if let Some(suite) = suite {
         inbound.insert(SESSION, suite, receive_key(), HOUR, Instant::ZERO);
+        inbound.set_group(vec![(suite, Secret::new([9; 32]))]);
         worker.set_protection(Some(Protection::new(Arc::new(inbound))));
     }
     worker

@@ -20,17 +20,28 @@
 //! **Replays.** A receiver keeps a window per sender and start, and accepts only starts within
 //! [`TOLERANCE`] of its own clock; a sender starts anew every [`RESTART`]. What was recorded is
 //! therefore refused by the window at first, and because of its age later. Hosts of a secured
-//! vnet need clocks that are right within a minute. What remains: a backend that was started anew
-//! has lost its windows, and for so long accepts once more what was sent just before.
+//! vnet need clocks that are right within a minute. What remains: a backend that was started anew, or whose
+//! host's clock was set back by more than that, has lost its windows, and for so long accepts once more
+//! what was sent just before.
+//!
+//! **Floods.** What outsiders make up costs a key derivation only as far as there is a budget for it: see
+//! [`candidates`].
 
-use std::collections::{BTreeMap, BTreeSet};
+mod candidates;
+mod starts;
+
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::Duration;
 
+pub use self::candidates::STRANGERS_PER_SECOND;
+use self::candidates::{Charge, Senders};
+use self::starts::Starts;
 use super::Suite;
 use super::esp::{Exhausted, Numbering, OpenError, Opener, Sealer};
 use super::keys::{SaKey, Secret};
+use crate::time::Now;
 use crate::wire::VnetId;
 use crate::wire::esp::{Head, Spi};
 
@@ -41,8 +52,6 @@ pub const RESTART: Duration = Duration::from_secs(30);
 pub const TOLERANCE: Duration = Duration::from_secs(90);
 /// Packets of one start at most.
 const MAX_PACKETS: u64 = 1 << 30;
-/// Starts that a sender remembers: more than a day.
-const MAX_STARTS: usize = 4096;
 /// Senders' starts that a receiver keeps apart.
 pub const MAX_SENDERS: usize = 4096;
 
@@ -70,9 +79,7 @@ pub struct GroupSender {
     own: SocketAddr,
     /// When the sealer was made.
     start: u32,
-    used: BTreeSet<u32>,
-    /// Starts up to here may have been used.
-    floor: u32,
+    used: Starts,
     sealer: Option<Sealer>,
 }
 
@@ -80,8 +87,8 @@ impl GroupSender {
     /// A sender at a care-of address. `salt` is one that no other sender there had before.
     pub fn new(group: Secret, suite: Suite, vnet: VnetId, own: SocketAddr, salt: u16) -> Self {
         let spi = Spi::of_group(vnet, salt);
-        let (start, used, floor, sealer) = (0, BTreeSet::new(), 0, None);
-        Self { group, suite, spi, own, start, used, floor, sealer }
+        let (start, used, sealer) = (0, Starts::default(), None);
+        Self { group, suite, spi, own, start, used, sealer }
     }
 
     /// Other keys, from the next packet on; `salt` as in [`GroupSender::new`].
@@ -116,25 +123,12 @@ impl GroupSender {
             None => true,
         };
         if is_due {
-            self.start = self.unused_start(now).ok_or(Exhausted)?;
+            self.start = self.used.take(now).ok_or(Exhausted)?;
             let key = sender_key(&self.group, self.own, self.spi, self.start);
             let numbering = Numbering::Group(self.start);
             self.sealer = Some(Sealer::new(self.spi, self.suite, &key, numbering));
         }
         self.sealer.as_mut().ok_or(Exhausted)
-    }
-
-    /// The first second from `now` on in which this sender never started.
-    fn unused_start(&mut self, now: u32) -> Option<u32> {
-        let mut start = now.max(self.floor.checked_add(1)?);
-        while self.used.contains(&start) {
-            start = start.checked_add(1)?;
-        }
-        self.used.insert(start);
-        if self.used.len() > MAX_STARTS {
-            self.floor = self.used.pop_first()?;
-        }
-        Some(start)
     }
 }
 
@@ -153,6 +147,8 @@ pub enum GroupError {
     Foreign,
     /// Too many senders.
     Full,
+    /// Its sender is not known, and too many such packets came.
+    Flood,
 }
 
 impl From<OpenError> for GroupError {
@@ -170,6 +166,7 @@ pub struct GroupReceiver {
     /// The keys that are accepted.
     keys: Vec<(Suite, Secret)>,
     senders: BTreeMap<Start, Sender>,
+    expected: Senders,
     /// No start before this one is ever accepted (in seconds): what was forgotten stays so.
     swept: u32,
 }
@@ -190,10 +187,16 @@ impl GroupReceiver {
     /// Accepts these keys from now on; what came under others ends.
     pub fn set_keys(&mut self, keys: Vec<(Suite, Secret)>) {
         self.senders.retain(|_, sender| keys.iter().any(|(_, key)| *key == sender.key));
+        self.forget_unproved();
         self.keys = keys;
     }
 
-    /// Opens a packet that came `from` there, at a time in milliseconds since 1970.
+    fn forget_unproved(&mut self) {
+        let senders = &self.senders;
+        self.expected.forget(|start| senders.contains_key(start));
+    }
+
+    /// Opens a packet that came `from` there.
     ///
     /// # Errors
     /// Why it is not accepted.
@@ -203,7 +206,7 @@ impl GroupReceiver {
         from: SocketAddr,
         head: &Head,
         packet: &mut [u8],
-        wall_ms: u64,
+        now: Now,
     ) -> Result<Range<usize>, GroupError> {
         if !head.spi.is_of_group(vnet) {
             return Err(GroupError::Foreign);
@@ -213,15 +216,16 @@ impl GroupReceiver {
         if u32::from_be_bytes(number) != head.sequence {
             return Err(OpenError::Inauthentic.into());
         }
-        let now = seconds(wall_ms).ok_or(GroupError::Stale)?;
-        if u64::from(now.abs_diff(start)) > TOLERANCE.as_secs() || start < self.swept {
+        let wall = seconds(now.wall_ms).ok_or(GroupError::Stale)?;
+        self.heed_clock(wall);
+        if u64::from(wall.abs_diff(start)) > TOLERANCE.as_secs() || start < self.swept {
             return Err(GroupError::Stale);
         }
         let id = (start, from, head.spi);
         if let Some(sender) = self.senders.get_mut(&id) {
             return Ok(sender.opener.open(head, packet)?);
         }
-        self.open_first(id, head, packet, now)
+        self.open_first(id, head, packet, wall, now)
     }
 
     /// The first packet of a start: whoever made it has one of the keys, or it changes nothing.
@@ -230,53 +234,113 @@ impl GroupReceiver {
         id: Start,
         head: &Head,
         packet: &mut [u8],
-        now: u32,
+        wall: u32,
+        now: Now,
     ) -> Result<Range<usize>, GroupError> {
         if self.senders.len() >= MAX_SENDERS {
-            self.sweep(now);
+            self.sweep(wall);
         }
         if self.senders.len() >= MAX_SENDERS {
             return Err(GroupError::Full);
         }
-        let (start, from, spi) = id;
-        // Opening scrambles what it refuses; the copy is for the next key.
-        let copy = if self.keys.len() > 1 { packet.to_vec() } else { Vec::new() };
-        for (attempt, (suite, key)) in self.keys.iter().enumerate() {
-            if attempt > 0 {
-                packet.copy_from_slice(&copy);
-            }
-            let sa = sender_key(key, from, spi, start);
-            let mut opener = Opener::new(*suite, &sa, Numbering::Group(start));
-            match opener.open(head, packet) {
-                Err(OpenError::Inauthentic) => {}
-                // Number 0, which no window takes: nobody has proved anything.
-                Err(OpenError::Replay) => return Err(OpenError::Replay.into()),
-                opened => {
-                    let sender = Sender { opener, key: key.clone() };
-                    self.senders.insert(id, sender);
-                    return Ok(opened?);
-                }
-            }
+        let charge = self.expected.charge(id, wall, now.mono);
+        let mut made = match charge {
+            Charge::Nothing => return Err(GroupError::Flood),
+            Charge::Candidate => Vec::new(),
+            Charge::Known | Charge::Stranger => self.openers(id),
+        };
+        if charge == Charge::Known {
+            self.expected.keep(id, std::mem::take(&mut made));
         }
-        Err(OpenError::Inauthentic.into())
+        let openers = match charge {
+            Charge::Stranger => &mut made,
+            _ => self.expected.candidate(id).ok_or(GroupError::Flood)?,
+        };
+        let (at, opened) = try_all(openers, head, packet)?;
+        let (opener, key) = (openers.swap_remove(at), self.keys.get(at));
+        if let Some((_, key)) = key {
+            self.senders.insert(id, Sender { opener, key: key.clone() });
+            self.expected.prove(id, wall);
+        }
+        Ok(opened?)
+    }
+
+    /// What opens packets of a start, for each key.
+    fn openers(&self, (start, from, spi): Start) -> Vec<Opener> {
+        let opener = |(suite, key): &(Suite, Secret)| {
+            let sa = sender_key(key, from, spi, start);
+            Opener::new(*suite, &sa, Numbering::Group(start))
+        };
+        self.keys.iter().map(opener).collect()
     }
 
     /// Forgets senders whose start is too old to be accepted again, even if the clock is set back.
     /// Looks at those only, and at one more: anybody can send what makes a full table be swept.
-    fn sweep(&mut self, now: u32) {
-        let tolerance = u32::try_from(TOLERANCE.as_secs()).unwrap_or(u32::MAX);
-        let oldest = now.saturating_sub(tolerance);
+    fn sweep(&mut self, wall: u32) {
+        let oldest = wall.saturating_sub(tolerance());
         self.swept = self.swept.max(oldest);
+        let before = self.senders.len();
         while let Some(first) = self.senders.first_entry().filter(|e| e.key().0 < self.swept) {
             first.remove();
         }
+        if self.senders.len() < before {
+            self.forget_unproved();
+        }
     }
+
+    /// The clock of this host may once have been far ahead, and have been set right since: what was
+    /// swept then, and who is known from then, must not keep everybody out until that time has come.
+    fn heed_clock(&mut self, wall: u32) {
+        let latest = wall.saturating_add(tolerance());
+        if self.swept > latest {
+            // Nothing that was heard lately is remembered: only starts from now on are new for sure.
+            self.swept = wall;
+        }
+        if self.senders.len() < MAX_SENDERS {
+            return;
+        }
+        let before = self.senders.len();
+        while let Some(last) = self.senders.last_entry().filter(|e| e.key().0 > latest) {
+            last.remove();
+        }
+        if self.senders.len() < before {
+            self.forget_unproved();
+        }
+    }
+}
+
+/// [`TOLERANCE`], in seconds.
+fn tolerance() -> u32 {
+    u32::try_from(TOLERANCE.as_secs()).unwrap_or(u32::MAX)
+}
+
+/// Which of the openers accepts a packet as authentic, and what it opens.
+fn try_all(
+    openers: &mut [Opener],
+    head: &Head,
+    packet: &mut [u8],
+) -> Result<(usize, Result<Range<usize>, OpenError>), OpenError> {
+    // Opening scrambles what it refuses; the copy is for the next key.
+    let copy = if openers.len() > 1 { packet.to_vec() } else { Vec::new() };
+    for (at, opener) in openers.iter_mut().enumerate() {
+        if at > 0 {
+            packet.copy_from_slice(&copy);
+        }
+        match opener.open(head, packet) {
+            Err(OpenError::Inauthentic) => {}
+            // Number 0, which no window takes: nobody has proved anything.
+            Err(OpenError::Replay) => return Err(OpenError::Replay),
+            opened => return Ok((at, opened)),
+        }
+    }
+    Err(OpenError::Inauthentic)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sys::clock;
+    use crate::time::Instant;
     use crate::wire::esp::{HEAD_LEN, sealed_len};
 
     const NOW: u64 = 1_767_225_600_000;
@@ -300,6 +364,7 @@ mod tests {
     fn receiver(keys: &[u8]) -> GroupReceiver {
         let mut receiver = GroupReceiver::default();
         receiver.set_keys(keys.iter().map(|byte| (Suite::AesGcm, key(*byte))).collect());
+        receiver.expected.unlimited();
         receiver
     }
 
@@ -316,9 +381,21 @@ mod tests {
         packet: &[u8],
         wall_ms: u64,
     ) -> Result<Vec<u8>, GroupError> {
+        open_at(receiver, from, packet, wall_ms, wall_ms.saturating_sub(NOW))
+    }
+
+    /// The same; the monotonic clock shows something else.
+    fn open_at(
+        receiver: &mut GroupReceiver,
+        from: SocketAddr,
+        packet: &[u8],
+        wall_ms: u64,
+        mono_ms: u64,
+    ) -> Result<Vec<u8>, GroupError> {
         let mut packet = packet.to_vec();
         let head = Head::parse(&packet).unwrap();
-        let range = receiver.open(vnet(), from, &head, &mut packet, wall_ms)?;
+        let mono = Instant::from_millis(1_000_000 + mono_ms);
+        let range = receiver.open(vnet(), from, &head, &mut packet, Now { mono, wall_ms })?;
         Ok(packet[range].to_vec())
     }
 
@@ -455,5 +532,90 @@ mod tests {
         assert!(open(&mut r, at(1), &first, NOW).is_ok());
         r.set_keys(vec![(Suite::AesGcm, key(2))]);
         assert_eq!(open(&mut r, at(1), &second, NOW), Err(OpenError::Inauthentic.into()));
+    }
+
+    /// Packets in the name of senders that nobody knows, as many as come.
+    fn flood(r: &mut GroupReceiver, from: u8, wall_ms: u64) -> usize {
+        let mut forged = seal(&mut sender(5), b"x", wall_ms);
+        *forged.last_mut().unwrap() ^= 1;
+        let refused = (0..5000_u16).map(|port| {
+            let from = SocketAddr::from(([198, 51, 100, from], port));
+            open(r, from, &forged, wall_ms)
+        });
+        refused.filter(|refused| *refused == Err(GroupError::Flood)).count()
+    }
+
+    #[test]
+    fn a_flood_of_strangers_costs_no_more_keys_than_its_budget_and_silences_nobody_who_is_known() {
+        let (mut s, mut r) = (sender(5), receiver(&[2, 1]));
+        r.expected = Senders::default();
+        assert!(open(&mut r, at(1), &seal(&mut s, b"first", NOW), NOW).is_ok());
+        for second in 1..100 {
+            let now = NOW + 1000 * second;
+            assert!(flood(&mut r, 7, now) >= 3999, "second {second}");
+            // A start every half minute, and its clock is behind ours by nothing that matters.
+            let packet = seal(&mut s, b"known", now);
+            assert_eq!(open(&mut r, at(1), &packet, now).unwrap(), b"known", "second {second}");
+        }
+        let stranger = seal(&mut sender(5), b"x", NOW + 99_000);
+        assert_eq!(open(&mut r, at(2), &stranger, NOW + 99_000), Err(GroupError::Flood));
+    }
+
+    /// It began while others were heard in its place.
+    #[test]
+    fn a_sender_whose_first_start_was_heard_late_is_known_all_the_same() {
+        let (mut s, mut r) = (sender(5), receiver(&[1]));
+        r.expected = Senders::default();
+        seal(&mut s, b"lost", NOW);
+        let late = NOW + 28_000;
+        assert!(open(&mut r, at(1), &seal(&mut s, b"x", late), late).is_ok());
+        for second in [31, 65, 99] {
+            let now = NOW + 1000 * second;
+            flood(&mut r, 7, now);
+            assert!(open(&mut r, at(1), &seal(&mut s, b"x", now), now).is_ok(), "{second}");
+        }
+    }
+
+    /// Who sees the packets of a sender can forge its address, its SPI and any start.
+    #[test]
+    fn a_flood_in_the_name_of_a_known_sender_does_not_silence_it() {
+        let (mut s, mut r) = (sender(5), receiver(&[2, 1]));
+        r.expected = Senders::default();
+        assert!(open(&mut r, at(1), &seal(&mut s, b"first", NOW), NOW).is_ok());
+        for second in 1..100 {
+            let now = NOW + 1000 * second;
+            for start in NOW / 1000 - 80..NOW / 1000 + 190 {
+                let mut forged = seal(&mut sender(5), b"x", start * 1000);
+                *forged.last_mut().unwrap() ^= 1;
+                assert!(open(&mut r, at(1), &forged, now).is_err());
+            }
+            assert!(r.expected.candidates_len() <= 70);
+            let packet = seal(&mut s, b"known", now);
+            assert_eq!(open(&mut r, at(1), &packet, now).unwrap(), b"known", "second {second}");
+        }
+    }
+
+    /// Senders that start while the clock of this host, or theirs, is far ahead.
+    #[test]
+    fn a_clock_that_was_far_ahead_keeps_nobody_out_once_it_is_right() {
+        const YEAR: u64 = 365 * 24 * 3_600_000;
+        let mut r = receiver(&[1]);
+        for n in 0..MAX_SENDERS + 10 {
+            let from = SocketAddr::from(([192, 0, 2, 1], u16::try_from(n + 1).unwrap()));
+            let mut s = GroupSender::new(key(1), Suite::AesGcm, vnet(), from, 1);
+            let _ = open_at(&mut r, from, &seal(&mut s, b"x", NOW + YEAR), NOW + YEAR, 0);
+        }
+        assert!(r.swept > seconds(NOW).unwrap() + tolerance());
+        let (recorded, mut s) = (seal(&mut sender(6), b"x", NOW - 1000), sender(5));
+        let packet = seal(&mut s, b"right", NOW);
+        assert_eq!(open_at(&mut r, at(1), &packet, NOW, 10_000).unwrap(), b"right");
+        let old = open_at(&mut r, at(1), &recorded, NOW, 10_000);
+        assert_eq!(old, Err(GroupError::Stale), "may be old");
+        // The same sender, ahead for two days, then right again.
+        for n in 0..5760 {
+            seal(&mut s, b"x", NOW + YEAR + 30_000 * n);
+        }
+        let packet = seal(&mut s, b"right", NOW + 60_000);
+        assert_eq!(open(&mut r, at(1), &packet, NOW + 60_000).unwrap(), b"right");
     }
 }

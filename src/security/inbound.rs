@@ -15,7 +15,7 @@ use super::group::{GroupError, GroupReceiver};
 use super::keys::Secret;
 use super::sadb::{Lifetime, sender_key};
 use super::{Level, Suite};
-use crate::time::Instant;
+use crate::time::{Instant, Now};
 use crate::wire::VnetId;
 use crate::wire::esp::{Head, Spi};
 
@@ -39,6 +39,8 @@ pub enum Refusal {
     Malformed,
     /// No room for another sender.
     Full,
+    /// Of a sender that is not known, while too many such packets come.
+    Flood,
     /// Too short or otherwise no ESP.
     Truncated,
     /// No key any more: they have come to their end while varpd was away.
@@ -62,6 +64,7 @@ impl From<GroupError> for Refusal {
             GroupError::Stale => Self::Stale,
             GroupError::Foreign => Self::Spi,
             GroupError::Full => Self::Full,
+            GroupError::Flood => Self::Flood,
         }
     }
 }
@@ -224,7 +227,7 @@ impl Inbound {
         }
     }
 
-    /// Opens a packet that came to the group, at a time in milliseconds since 1970.
+    /// Opens a packet that came to the group.
     ///
     /// # Errors
     /// Why it is dropped.
@@ -232,14 +235,14 @@ impl Inbound {
         &self,
         from: SocketAddr,
         packet: &mut [u8],
-        wall_ms: u64,
+        now: Now,
     ) -> Result<Range<usize>, Refusal> {
         let head = Head::parse(packet).map_err(|_| Refusal::Truncated)?;
         let mut tables = self.tables();
         if tables.has_ended {
             return Err(Refusal::Ended);
         }
-        Ok(tables.group.open(self.vnet, from, &head, packet, wall_ms)?)
+        Ok(tables.group.open(self.vnet, from, &head, packet, now)?)
     }
 
     /// Whether packets of unknown sessions came.
@@ -431,7 +434,11 @@ mod tests {
         inbound.set_group(vec![(Suite::AesGcm, Secret::new([1; 32]))]);
         assert_eq!(inbound.end_group(), 1);
         assert_eq!(open(&inbound, &seal(&mut a, b"z")), Err(Refusal::Ended));
-        let group = inbound.open_group(from(1), &mut seal(&mut a, b"z"), 1);
+        let group = inbound.open_group(
+            from(1),
+            &mut seal(&mut a, b"z"),
+            Now { mono: at(HOUR), wall_ms: 1 },
+        );
         assert_eq!(group, Err(Refusal::Ended));
         inbound.set_group(vec![(Suite::AesGcm, Secret::new([1; 32]))]);
         assert_eq!(open(&inbound, &seal(&mut a, b"z")), Err(Refusal::Spi), "varpd is back");

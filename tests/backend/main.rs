@@ -54,6 +54,7 @@ mod rig;
 mod rings;
 mod secured;
 mod spoofing;
+mod strangers;
 #[expect(dead_code, reason = "other tests use the rest")]
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,0 +1,152 @@
+//! Senders of group frames that are known, and what is tried for the next start of each.
+//!
+//! A sender starts anew every half minute, with a key that has to be derived before anything shows
+//! whether a packet is authentic. Whoever made up packets could make a receiver derive keys all the time.
+//! So:
+//!
+//! * Of a sender that is known, by care-of address and SPI, the next start is expected when its clock, as
+//!   far as is known from its last ones, shows it: in half a minute around now. For each second of that the
+//!   key is derived once at most, and kept as a candidate. Forged packets in the name of a known sender then cost no more than
+//!   those in the name of a start that has been proved, and take nothing from the genuine ones.
+//! * All others share a budget ([`STRANGERS_PER_SECOND`]). A flood exhausts it, and then new senders are heard
+//!   late, but nobody who is known.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+
+use super::{RESTART, Start};
+use crate::limiter::TokenBucket;
+use crate::security::esp::Opener;
+use crate::time::Instant;
+use crate::wire::esp::Spi;
+
+/// Packets a second of senders that are not known for which keys are derived, and at once.
+pub const STRANGERS_PER_SECOND: u32 = 1000;
+/// Starts a second of one known sender for which keys are derived, and at once: one comes with each
+/// second, and all of the window below when it has started.
+const STARTS_PER_SECOND: u32 = 2;
+const STARTS_AT_ONCE: u32 = 40;
+/// How far, in seconds, the next start of a known sender may be before what its clock shows at least, and
+/// behind it: its last start may have been heard late.
+const BEFORE: i64 = 2;
+const BEHIND: i64 = RESTART.as_secs().cast_signed() + 2;
+/// Candidates of all senders at most.
+const MOST: usize = 2048;
+
+/// What is known of a sender.
+#[derive(Debug)]
+struct Known {
+    /// Its last start that was proved.
+    newest: u32,
+    /// What its clock is ahead of this host's at least, in seconds.
+    ahead: i64,
+    /// Starts for which keys are derived.
+    budget: TokenBucket,
+}
+
+impl Known {
+    /// Whether its clock may show this start now.
+    fn expects(&self, start: u32, wall: u32) -> bool {
+        (-BEFORE..=BEHIND).contains(&(i64::from(start) - i64::from(wall) - self.ahead))
+    }
+}
+
+/// Whose budget a packet of a start that was not proved is charged to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Charge {
+    /// Nobody's: it is tried with keys that are there.
+    Candidate,
+    /// That of its sender, which is known: the keys are to be kept.
+    Known,
+    /// That of all strangers.
+    Stranger,
+    /// There is no budget left: it is dropped.
+    Nothing,
+}
+
+/// The senders that are known.
+#[derive(Debug)]
+pub(super) struct Senders {
+    known: HashMap<(SocketAddr, Spi), Known>,
+    /// For each start that is expected an opener for each key.
+    candidates: BTreeMap<Start, Vec<Opener>>,
+    strangers: TokenBucket,
+}
+
+impl Default for Senders {
+    fn default() -> Self {
+        Self {
+            known: HashMap::new(),
+            candidates: BTreeMap::new(),
+            strangers: TokenBucket::new(STRANGERS_PER_SECOND, STRANGERS_PER_SECOND),
+        }
+    }
+}
+
+impl Senders {
+    /// Charges a packet of a start that was not proved; `wall` is this host's time in seconds.
+    pub(super) fn charge(&mut self, id: Start, wall: u32, now: Instant) -> Charge {
+        let (start, from, spi) = id;
+        if let Some(known) = self.known.get_mut(&(from, spi))
+            && start > known.newest
+            && known.expects(start, wall)
+        {
+            return match self.candidates.contains_key(&id) {
+                true => Charge::Candidate,
+                false if known.budget.take(now) => Charge::Known,
+                false => Charge::Nothing,
+            };
+        }
+        if self.strangers.take(now) { Charge::Stranger } else { Charge::Nothing }
+    }
+
+    /// The openers of a candidate.
+    pub(super) fn candidate(&mut self, id: Start) -> Option<&mut Vec<Opener>> {
+        self.candidates.get_mut(&id)
+    }
+
+    /// Keeps the openers of a start of a known sender. Those of its starts that are expected no more go.
+    pub(super) fn keep(&mut self, id: Start, openers: Vec<Opener>) {
+        let (start, from, spi) = id;
+        self.candidates.retain(|&(other, f, s), _| {
+            (f, s) != (from, spi) || i64::from(other.abs_diff(start)) <= BEFORE + BEHIND
+        });
+        if self.candidates.len() >= MOST {
+            // The earliest, which are over or will be soon.
+            self.candidates.pop_first();
+        }
+        self.candidates.insert(id, openers);
+    }
+
+    /// A start was proved. Other candidates of its sender have had their time.
+    pub(super) fn prove(&mut self, (start, from, spi): Start, wall: u32) {
+        self.candidates.retain(|&(_, f, s), _| (f, s) != (from, spi));
+        let ahead = i64::from(start) - i64::from(wall);
+        let known = self.known.entry((from, spi)).or_insert_with(|| Known {
+            newest: start,
+            ahead,
+            budget: TokenBucket::new(STARTS_PER_SECOND, STARTS_AT_ONCE),
+        });
+        // A start is over by half a minute later; whoever is heard at once shows best how late it is there.
+        known.ahead = if known.expects(start, wall) { known.ahead.max(ahead) } else { ahead };
+        known.newest = known.newest.max(start);
+    }
+
+    /// Forgets candidates, and senders whose last start is not among those that are `kept`.
+    pub(super) fn forget(&mut self, kept: impl Fn(&Start) -> bool) {
+        self.candidates.clear();
+        self.known.retain(|&(from, spi), known| kept(&(known.newest, from, spi)));
+    }
+
+    /// No limit on strangers.
+    #[cfg(test)]
+    pub(super) fn unlimited(&mut self) {
+        self.strangers = TokenBucket::new(1_000_000, 1_000_000);
+    }
+
+    /// How many candidates there are.
+    #[cfg(test)]
+    pub(super) fn candidates_len(&self) -> usize {
+        self.candidates.len()
+    }
+}

@@ -31,6 +31,13 @@ impl Instant {
         self.0
     }
 
+    /// The point so long before, or the origin.
+    #[must_use]
+    pub fn earlier(self, by: Duration) -> Self {
+        let micros = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_sub(micros))
+    }
+
     /// How long ago `earlier` was; zero if it lies in the future.
     pub fn saturating_since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))

@@ -224,6 +224,43 @@ impl Sadb {
         }
     }
 
+    /// The host was suspended for so long, during which the monotonic clock stood still: sessions have aged
+    /// all the same, and are replaced as soon as they are wanted.
+    pub fn awake(&mut self, asleep: Duration, now: Now) {
+        let links: Vec<Link> = self.peers.keys().copied().collect();
+        for link in links {
+            for session in self.peers.get_mut(&link).iter_mut().flat_map(|peer| &mut peer.sessions)
+            {
+                session.rekey_at = session.rekey_at.min(now.mono);
+                session.ends = session.ends.earlier(asleep);
+            }
+            self.advance(link, now);
+        }
+    }
+
+    /// The memory of this process is a copy (a snapshot was restored, or a machine cloned), and another
+    /// with the same contents may run: other randomness from `seed`, and no session of before.
+    pub fn begin_anew(&mut self, seed: Secret, now: Now) {
+        self.entropy = Entropy::new(seed);
+        self.cookies = Cookies::new(&self.entropy);
+        // What was recorded since is new to this copy.
+        self.start = Some(now.mono);
+        let wanted: Vec<(Link, Instant)> =
+            self.peers.iter().map(|(link, peer)| (*link, peer.wanted_until)).collect();
+        let vnets = self.vnets.clone();
+        for vnet in vnets.keys() {
+            self.set_vnet(*vnet, None, now);
+        }
+        for (link, until) in wanted {
+            if let Some(peer) = self.peers.get_mut(&link) {
+                (peer.wanted_until, peer.rest_until) = (until, now.mono);
+            }
+        }
+        for (vnet, keyring) in vnets {
+            self.set_vnet(vnet, Some(keyring), now);
+        }
+    }
+
     /// Frames are to be sent to a host on a vnet, until then at least.
     pub fn want(&mut self, vnet: VnetId, peer: IpAddr, until: Instant, now: Now) {
         let link = (vnet, peer.to_canonical());

@@ -13,6 +13,7 @@
 //! | [`rtnetlink`] | which interfaces, addresses and default routes there are, and when they change |
 //! | [`iovec`] | scatter-gather elements that may point into guest memory |
 //! | [`shared_memory`], [`bus_error`] | memory of two processes, and what becomes of one when it fails |
+//! | [`generation`] | whether this virtual machine is a copy of what it was |
 //! | [`secret_file`] | files that hold secrets |
 //! | [`process`], [`notify`] | what a daemon asks of the system about itself, and tells the service manager |
 //! | [`sandbox`] | what a process gives up after its start |
@@ -24,6 +25,7 @@ pub mod doorbell;
 pub mod error_queue;
 pub mod event;
 pub mod event_share;
+pub mod generation;
 pub mod iovec;
 pub mod lent_event;
 pub mod link;

@@ -15,6 +15,8 @@ const SO_MEMINFO: c_int = 55;
 const MEMINFO_VALUES: usize = 9;
 /// See [`MEMINFO_VALUES`].
 const MEMINFO_DROPS: usize = 8;
+/// The same, of the memory that what was received occupies (SK_MEMINFO_RMEM_ALLOC).
+const MEMINFO_RECEIVED: usize = 0;
 
 /// From `asm-generic/socket.h`.
 const PEER_PROCESS: IntOption = (libc::SOL_SOCKET, 77);
@@ -55,13 +57,22 @@ pub fn netns_cookie(socket: &impl AsFd) -> u64 {
 /// How many datagrams the kernel has dropped that were for this socket, because its buffer was full or
 /// its filter did not let them pass (`SO_MEMINFO`); wraps.
 pub fn drops(socket: &impl AsFd) -> io::Result<u32> {
+    Ok(meminfo(socket)?[MEMINFO_DROPS])
+}
+
+/// How much memory what waits to be read occupies, in bytes (`SO_MEMINFO`).
+pub fn waiting(socket: &impl AsFd) -> io::Result<u32> {
+    Ok(meminfo(socket)?[MEMINFO_RECEIVED])
+}
+
+fn meminfo(socket: &impl AsFd) -> io::Result<[u32; MEMINFO_VALUES]> {
     let mut values = [0_u32; MEMINFO_VALUES];
     let mut len = socklen::<[u32; MEMINFO_VALUES]>();
     let fd = socket.as_fd().as_raw_fd();
     let to = values.as_mut_ptr().cast();
     // SAFETY: `values` is live and `len` its size, so the kernel writes no more than that.
     let rc = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, SO_MEMINFO, to, &raw mut len) };
-    if rc == 0 { Ok(values[MEMINFO_DROPS]) } else { Err(io::Error::last_os_error()) }
+    if rc == 0 { Ok(values) } else { Err(io::Error::last_os_error()) }
 }
 
 /// An instruction of classic BPF: code, jump if true, jump if false, operand.

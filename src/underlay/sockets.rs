@@ -52,6 +52,11 @@ const VARP_BUFFER: i32 = 4 << 20;
 /// The same for first messages of handshakes. What waits here may be a flood, and is old by the time
 /// it is read: as much as varpd reads in some milliseconds is enough.
 const NEWCOMER_BUFFER: i32 = 1 << 20;
+/// The same for receiving while nobody reads: what comes meanwhile waits for the next backend, which takes
+/// moments, and there may be many such vifs. The kernel doubles it.
+const KEPT_BUFFER: i32 = 1 << 20;
+/// Messages that are dropped at most when more than that waits already: more than it has room for.
+const MOST_DISCARDED: usize = 1 << 16;
 /// Attempts at an ephemeral port that isn't the VARP port.
 const EPHEMERAL_TRIES: usize = 8;
 /// Attempts at one for a queue pair to send from, of which every sixteenth is right: all fail once in
@@ -130,23 +135,40 @@ impl VifSockets {
         self.unicast.iter().map(AsFd::as_fd)
     }
 
+    /// Nobody reads for a while: bounds what may wait. What waits already is dropped if it is more.
+    ///
+    /// # Errors
+    /// The system's; none is known.
+    pub fn bound(&self) -> io::Result<()> {
+        for socket in self.unicast.iter().chain([&self.group]) {
+            sockopt::set(socket, sockopt::RCVBUF, KEPT_BUFFER)?;
+            if sockopt::waiting(socket)? > 2 * KEPT_BUFFER.unsigned_abs() {
+                drop_unread(socket, MOST_DISCARDED);
+            }
+        }
+        Ok(())
+    }
+
     /// Drops unread what waits at the vif's own address, up to `budget` messages of each socket; returns
     /// who sent them.
     pub fn discard(&self, budget: usize) -> Vec<SocketAddr> {
-        let mut senders = Vec::new();
-        for socket in &self.unicast {
-            for _ in 0..budget {
-                let mut nothing: [MaybeUninit<u8>; 0] = [];
-                match socket.recv_from_with_flags(&mut nothing, libc::MSG_DONTWAIT) {
-                    Ok((_, from)) => senders.extend(from.as_socket()),
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                    // An ICMP error for something sent before: the next message may be fine.
-                    Err(_) => {}
-                }
-            }
-        }
-        senders
+        self.unicast.iter().flat_map(|socket| drop_unread(socket, budget)).collect()
     }
+}
+
+/// Drops up to `budget` messages unread; returns who sent them.
+fn drop_unread(socket: &Socket, budget: usize) -> Vec<SocketAddr> {
+    let mut senders = Vec::new();
+    for _ in 0..budget {
+        let mut nothing: [MaybeUninit<u8>; 0] = [];
+        match socket.recv_from_with_flags(&mut nothing, libc::MSG_DONTWAIT) {
+            Ok((_, from)) => senders.extend(from.as_socket()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+            // An ICMP error for something sent before: the next message may be fine.
+            Err(_) => {}
+        }
+    }
+    senders
 }
 
 /// The sockets at varpd's own address and port.
@@ -312,6 +334,15 @@ impl Opener {
             lock_unless_steered(socket, queue_pairs)?;
         }
         Ok(VifSockets { group, unicast, senders, address })
+    }
+
+    /// The sockets of a vif are read again, after [`VifSockets::bound`].
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn widen(&self, sockets: &VifSockets) -> io::Result<()> {
+        let all = sockets.unicast.iter().chain([&sockets.group]);
+        all.into_iter().try_for_each(|socket| self.common(socket, VIF_BUFFER))
     }
 
     /// The socket that a queue pair sends from; nothing is received by it.

@@ -11,6 +11,7 @@ use crate::mapper::{self, LocalVif, Mapper, Notice, Output};
 use crate::metrics::{VarpdCounter, VarpdCounters};
 use crate::quiet::Quiet;
 use crate::sys::event::{Interest, Poller, Ready};
+use crate::sys::generation::Generation;
 use crate::sys::notify::ServiceManager;
 use crate::sys::rtnetlink::Rtnetlink;
 use crate::sys::seqpacket::Listener;
@@ -22,6 +23,7 @@ use crate::wire::varp::Message;
 use crate::wire::{VnetId, handshake};
 
 use super::admission::{Admission, Operators, Unknown};
+use super::awake::Sleep;
 use super::clients::{ClientId, Clients, Door, Sent};
 use super::comings::Comings;
 use super::follower::Follower;
@@ -60,6 +62,8 @@ pub(super) enum Source {
     Listener(Door),
     /// Interfaces, addresses or routes have changed.
     Underlay,
+    /// The kernel's events of devices.
+    Generation,
     /// Sockets of a vif that has moved, kept after its backend ended.
     Late(LocalVif),
     Client(ClientId),
@@ -69,6 +73,8 @@ const FIRST_CLIENT: u64 = 16;
 const UNDERLAY: u64 = FIRST_CLIENT - 1;
 /// The token of the operators' socket.
 const OPERATORS: u64 = FIRST_CLIENT - 2;
+/// That of the kernel's events of devices.
+const GENERATION: u64 = FIRST_CLIENT - 3;
 /// Tokens from here on are kept vifs'.
 const FIRST_LATE: u64 = 1 << 63;
 
@@ -79,6 +85,7 @@ impl Source {
             Self::Listener(Door::Control) => 1,
             Self::Listener(Door::Operators) => OPERATORS,
             Self::Underlay => UNDERLAY,
+            Self::Generation => GENERATION,
             Self::Varp(Via::Group) => 2,
             Self::Varp(Via::Unicast(class)) => 3 + class as u64,
             Self::Late(LocalVif(id)) => FIRST_LATE | id,
@@ -89,7 +96,7 @@ impl Source {
     fn of(token: u64) -> Self {
         let varp = Via::ALL.into_iter().map(Self::Varp);
         let doors = [Door::Control, Door::Operators].map(Self::Listener);
-        let own = [Self::Termination, Self::Underlay];
+        let own = [Self::Termination, Self::Underlay, Self::Generation];
         let mut fixed = own.into_iter().chain(doors).chain(varp);
         let found = fixed.find(|source| source.token() == token);
         match token.checked_sub(FIRST_LATE) {
@@ -125,8 +132,10 @@ pub(super) struct Daemon {
     pub(super) quiet: Quiet,
     /// About vifs that come and go.
     pub(super) comings: Comings,
-    /// About what the mapper finds wrong.
+    /// About what is wrong with the underlay.
     pub(super) alarms: Quiet,
+    /// About what the mapper finds wrong, by the name of the event: a flood of one hides no other.
+    pub(super) said_of: BTreeMap<&'static str, Quiet>,
     pub(super) varp: Varp,
     pub(super) opener: Opener,
     pub(super) mapper: Mapper,
@@ -138,6 +147,9 @@ pub(super) struct Daemon {
     pub(super) admission: Admission,
     pub(super) speakers: Speakers,
     pub(super) lanes: Lanes,
+    pub(super) sleep: Sleep,
+    /// None where the kernel has no such events.
+    pub(super) generation: Option<Generation>,
     pub(super) counters: VarpdCounters,
 }
 
@@ -180,6 +192,12 @@ impl Daemon {
             add(poller.add(operators, Source::Listener(Door::Operators).token(), read))?;
         }
         add(poller.add(&rtnetlink, Source::Underlay.token(), read))?;
+        let generation = Generation::listen()
+            .inspect_err(|e| log::debug!("can't hear of restored snapshots: {e}"))
+            .ok();
+        if let Some(generation) = &generation {
+            add(poller.add(generation, Source::Generation.token(), read))?;
+        }
         let limits = &config.limits;
         Ok(Self {
             clients: Clients::new(FIRST_CLIENT, limits.clients, limits.clients_per_user),
@@ -194,6 +212,7 @@ impl Daemon {
             quiet: Quiet::new(20),
             comings: Comings::default(),
             alarms: Quiet::new(20),
+            said_of: BTreeMap::new(),
             varp,
             opener,
             mapper,
@@ -204,6 +223,8 @@ impl Daemon {
             admission,
             speakers: Speakers::default(),
             lanes: Lanes::new(lane_seed),
+            sleep: Sleep::default(),
+            generation,
             counters: VarpdCounters::default(),
             config,
             mtu: link::mtu(&place.interface).ok(),
@@ -248,6 +269,7 @@ impl Daemon {
             let timeout = self.next_timeout().map(|at| at.saturating_since(now.mono));
             let ready = self.poller.wait(timeout).map_err(failed("wait for events"))?;
             now = clock::now();
+            self.heed_sleep(clock::asleep(), now);
             for ready in ready {
                 if self.handle(ready, now) == Turn::End {
                     return Ok(());
@@ -272,6 +294,7 @@ impl Daemon {
             Source::Varp(via) => self.handle_varp(via, now),
             Source::Listener(door) => self.accept(door, now),
             Source::Underlay => self.hear_underlay(now),
+            Source::Generation => self.heed_generation(now),
             Source::Late(id) => self.read_late(id, now),
             Source::Client(id) => self.handle_client(id, ready, now),
         }
@@ -547,6 +570,7 @@ mod tests {
             Source::Listener(Door::Control),
             Source::Listener(Door::Operators),
             Source::Underlay,
+            Source::Generation,
             Source::Late(LocalVif(0)),
             Source::Late(LocalVif(7)),
             client,

@@ -48,6 +48,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod awake;
 mod clients;
 mod comings;
 mod daemon;
@@ -64,6 +65,7 @@ mod site;
 mod speakers;
 mod stats;
 mod tables;
+mod twins;
 mod underlay;
 mod varp;
 mod waiting;

@@ -293,6 +293,9 @@ impl Daemon {
         self.mapper.doubt(vif, now);
         self.watch_late(vif);
         if let Some(vif) = self.registry.get(vif) {
+            if let Err(e) = vif.sockets.bound() {
+                log::debug!("can't bound what waits for vif {}: {e}", vif.key);
+            }
             let line =
                 format_args!("vif {}: its backend (process {}) {why}", vif.key, vif.peer.pid);
             self.comings.log(vif.peer.uid, line, now.mono);

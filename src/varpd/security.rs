@@ -88,11 +88,15 @@ pub(super) struct Security {
     quiet: Quiet,
 }
 
+fn first_salt(seed: &Secret) -> u16 {
+    let [high, low] = seed.expand("salt", &[]);
+    u16::from_be_bytes([high, low])
+}
+
 impl Security {
     /// Without vnets. `seed` is secret randomness, `own` the VARP address.
     pub(super) fn new(config: &Config, own: IpAddr, seed: [u8; 32]) -> Self {
         let seed = Secret::new(seed);
-        let [high, low] = seed.expand("salt", &[]);
         let timers = sadb::Config { rekey: config.security.rekey.duration() };
         Self {
             sadb: Sadb::new(timers, own, seed.derive("sadb", &[])),
@@ -101,7 +105,7 @@ impl Security {
             users: BTreeMap::new(),
             issued: BTreeSet::new(),
             gates: BTreeMap::new(),
-            salt: u16::from_be_bytes([high, low]),
+            salt: first_salt(&seed),
             check_at: None,
             quiet: Quiet::new(5),
         }
@@ -171,6 +175,19 @@ impl Security {
             self.publish(*vnet, config.policy(*vnet), now);
         }
         changed
+    }
+
+    /// This host was suspended: keys age while it is.
+    pub(super) fn awake(&mut self, asleep: Duration, seed: [u8; 32], now: Now) {
+        self.salt = first_salt(&Secret::new(seed));
+        self.sadb.awake(asleep, now);
+    }
+
+    /// This host is a copy of what it was: nothing that follows from the state before is used again.
+    pub(super) fn begin_anew(&mut self, seed: [u8; 32], now: Now) {
+        let seed = Secret::new(seed);
+        self.salt = first_salt(&seed);
+        self.sadb.begin_anew(seed.derive("sadb", &[]), now);
     }
 
     pub(super) fn is_secured(&self, vnet: VnetId) -> bool {
@@ -296,6 +313,16 @@ impl Daemon {
         }
     }
 
+    /// Makes all backends on secured vnets start anew with group frames.
+    pub(super) fn renew_group_keys(&mut self, now: Now) {
+        let vnets: Vec<VnetId> = self.security.vnets.keys().copied().collect();
+        for vnet in vnets {
+            for (id, client) in self.backends(vnet) {
+                self.send_group_keys(id, client, now);
+            }
+        }
+    }
+
     fn send_group_keys(&mut self, id: LocalVif, client: ClientId, now: Now) {
         let Some(vif) = self.registry.get(id) else { return };
         let Some(secured) = self.security.vnets.get(&vif.key.vnet) else { return };
@@ -331,6 +358,10 @@ impl Daemon {
             return false;
         }
         match notice {
+            // Its frames are dropped whatever keys there are.
+            Notice::Mapping { coa, .. } if coa.usable_from(self.opener.site().address).is_err() => {
+                false
+            }
             Notice::Mapping { mac, coa, lifetime, .. } => {
                 let (to, until) = (coa.addr, now.mono + lifetime);
                 let user = User { to, held: Some(notice), until };

@@ -1,3 +1,5 @@
+mod anew;
+
 use super::rows::State;
 use super::*;
 use crate::security::Suite;

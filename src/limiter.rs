@@ -25,6 +25,7 @@
 
 #![forbid(unsafe_code)]
 
+pub(crate) mod repeat;
 mod tokens;
 pub mod units;
 

@@ -10,7 +10,7 @@ use nix::sys::time::TimeValLike;
 use vnet::mapper::{LocalVif, Mapper, MapperCounter};
 use vnet::time::Instant;
 use vnet::vif::neighbors::Neighbors;
-use vnet::wire::{Mac, Stamp};
+use vnet::wire::Mac;
 
 use crate::report::table;
 use crate::world::{announce, coa, drain, key, mapper, now, reply, start, unbounded, varp};
@@ -175,7 +175,7 @@ fn announce_all(mapper: &mut Mapper) {
     }
 }
 
-/// Local vifs: claims with their five announcements, and the memory of each.
+/// Local vifs: claims with their seven announcements, and the memory of each.
 fn local(sizes: &[usize]) -> String {
     let mut rows = Vec::new();
     let mut first: Option<[f64; 2]> = None;
@@ -192,7 +192,7 @@ fn local(sizes: &[usize]) -> String {
             memory_in_child("vifs", size),
         ]);
     }
-    let head = ["vifs", "claim, ns", "its four later announcements, ns", "bytes per vif"];
+    let head = ["vifs", "claim, ns", "its six later announcements, ns", "bytes per vif"];
     format!("One mapper with so many vifs of its own, 100 to a vnet:\n\n{}", table(&head, &rows))
 }
 
@@ -222,7 +222,8 @@ fn peers() -> String {
         let mut table = Neighbors::default();
         for n in 0..peers {
             let lifetime = Duration::from_secs(30);
-            table.handle_mapping(mac(n), coa(THERE, n), Stamp(1), lifetime, Instant::ZERO);
+            let coa = coa(THERE, n);
+            table.handle_mapping(mac(n), coa, coa.addr.ip(), lifetime, Instant::ZERO);
         }
         let at = Instant::from_millis(1);
         let mut one = |run: usize| {

@@ -191,8 +191,8 @@ impl Network {
         let Some(table) = self.neighbors.get_mut(vif.0 as usize) else { return };
         let at = now(self.clock).mono;
         match notice {
-            Notice::Mapping { mac, coa, stamp, lifetime } => {
-                table.handle_mapping(mac, coa, stamp, lifetime, at);
+            Notice::Mapping { mac, coa, lifetime, .. } => {
+                table.handle_mapping(mac, coa, coa.addr.ip(), lifetime, at);
             }
             Notice::Unresolved { mac, hold } => table.handle_unresolved(mac, hold, at),
             Notice::Invalidate { mac } => table.handle_invalidate(mac),

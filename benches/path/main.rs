@@ -33,7 +33,7 @@ use vnet::vif::rx::Receiver;
 use vnet::vif::tx::SourceMac;
 use vnet::vif::worker::{Place, Worker};
 use vnet::wire::esp::Spi;
-use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, Stamp, VifKey, VnetId};
+use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, VifKey, VnetId};
 
 use ring::{Driver, VIRTIO_LEN};
 
@@ -97,7 +97,7 @@ fn worker(own: Mac, peer: Mac, underlay: Loop) -> (Worker<Loop>, Arc<VifCounters
     worker.set_features(HeaderLayout { len: VIRTIO_LEN, mergeable: true }, Offloads::ALL);
     let coa = CareOf { addr: addr(2), kinds: EncapKinds::UDP, capabilities: CAPABLE };
     let lifetime = Duration::from_secs(1 << 20);
-    worker.handle_mapping(peer, coa, Stamp(1), lifetime, Instant::ZERO);
+    worker.handle_mapping(peer, coa, lifetime, Instant::ZERO);
     (worker, counters)
 }
 

@@ -20,7 +20,7 @@ use vnet::vif::guest::HeaderLayout;
 use vnet::vif::rx::Receiver;
 use vnet::vif::tx::SourceMac;
 use vnet::vif::worker::{Place, Worker};
-use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, Stamp, VifKey, VnetId};
+use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, VifKey, VnetId};
 
 use super::Input;
 
@@ -90,7 +90,7 @@ pub(crate) fn run(data: &[u8]) {
     worker.set_features(layout, Offloads::from_features(features));
     let [mut tx, mut rx] = RINGS.map(queue);
     let now = Instant::ZERO;
-    worker.handle_mapping(PEER, coa(), Stamp(1), Duration::from_secs(30), now);
+    worker.handle_mapping(PEER, coa(), Duration::from_secs(30), now);
     for _ in 0..4 {
         let sent = worker.transmit(&mut tx, &memory, now);
         let answered = worker.answer(&mut rx, &memory);

@@ -48,7 +48,7 @@ pub enum Action {
     /// Print what happens to addresses, as it happens
     ///
     /// One line per event, until interrupted: resolved, unresolved, moved, expired, evicted (addresses of others), claimed, lost
-    /// (vifs of this host), conflict, damped, implausible (look after these), missed (this monitor was too slow).
+    /// (vifs of this host), conflict, damped, implausible, unusable (look after these), missed (this monitor was too slow).
     Monitor {
         /// Only of this vnet or vif
         #[command(flatten)]

@@ -23,8 +23,17 @@ impl TokenBucket {
 
     /// Takes a token, if there is one.
     pub(crate) fn take(&mut self, now: Instant) -> bool {
+        self.take_within(self.depth, now)
+    }
+
+    /// Takes a token if few were taken of late: seven eighths of them stay.
+    pub(crate) fn take_if_idle(&mut self, now: Instant) -> bool {
+        self.take_within(self.depth / 8, now)
+    }
+
+    fn take_within(&mut self, depth: Duration, now: Instant) -> bool {
         let taken = self.full_at.max(now) + self.interval;
-        let fits = taken.saturating_since(now) <= self.depth;
+        let fits = taken.saturating_since(now) <= depth;
         if fits {
             self.full_at = taken;
         }
@@ -35,6 +44,14 @@ impl TokenBucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn most_of_a_bucket_is_left_for_others() {
+        let (mut bucket, now) = (TokenBucket::new(10, 32), Instant::from_millis(1000));
+        assert_eq!((0..20).filter(|_| bucket.take_if_idle(now)).count(), 4);
+        assert_eq!((0..60).filter(|_| bucket.take(now)).count(), 28);
+        assert!(!bucket.take_if_idle(now));
+    }
 
     #[test]
     fn a_bucket_gives_its_burst_and_then_its_rate() {

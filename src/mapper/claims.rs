@@ -1,19 +1,24 @@
 //! Claims of local vifs: made, announced, contended, lost.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::clock::Clock;
 use super::mappings::mapping;
 use super::pending::Stage;
 use super::timers::Timer;
-use super::vifs::{Own, Vif};
+use super::vifs::{Own, Vif, Why};
 use super::{Destination, Event, LocalVif, Mapper, MapperCounter, Notice};
 use crate::time::{Instant, Now};
-use crate::wire::varp::{Body, Claim};
+use crate::wire::varp::{Body, Claim, Message};
 use crate::wire::{Stamp, VifKey};
 
 /// The least time between two announcements that answer unproven corrections of one vif.
 const CHALLENGE_INTERVAL: Duration = Duration::from_secs(1);
+/// The least time between two messages that tell a host that it has won a vif that runs here, too.
+const CONTEST_INTERVAL: Duration = Duration::from_millis(200);
+/// Repeats of an announcement before this make up for loss while somebody waits for a guest that arrives.
+const EARLY: Duration = Duration::from_millis(50);
 /// However it is configured, nothing periodic floods the group.
 const LEAST_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -38,7 +43,8 @@ impl Mapper {
             Some(prior) => self.clock.resume(prior, now.wall_ms),
             None => self.clock.tick(now.wall_ms),
         };
-        self.claim_key(vif, stamp, prior.is_none(), now);
+        let why = if prior.is_some() { Why::Resumed } else { Why::Arrived };
+        self.claim_key(vif, stamp, why, now);
     }
 
     /// The guest says that it is here (SEND_RARP, gratuitous ARP): its claim is announced again.
@@ -49,7 +55,7 @@ impl Mapper {
             self.restart_series(vif, now);
         } else if self.may_reclaim(vif, now.mono) {
             let stamp = self.clock.tick(now.wall_ms);
-            self.claim_key(vif, stamp, false, now);
+            self.claim_key(vif, stamp, Why::Again, now);
         }
     }
 
@@ -69,7 +75,7 @@ impl Mapper {
     }
 
     /// Makes the vif the owner of its key, unless a newer claim is known.
-    pub(super) fn claim_key(&mut self, vif: LocalVif, stamp: Stamp, fresh: bool, now: Now) {
+    pub(super) fn claim_key(&mut self, vif: LocalVif, stamp: Stamp, why: Why, now: Now) {
         let Some(state) = self.vifs.get(vif) else { return };
         let (key, coa) = (state.key, state.coa);
         let mut claim = Claim { stamp, coa };
@@ -106,7 +112,7 @@ impl Mapper {
         self.notify_all(key, &interest, mapping(key, claim, self.config.lifetime));
         let nonce = self.nonces.next();
         self.unwatch(vif);
-        self.vifs.set_owner(vif, Own { interest, ..Own::new(claim.stamp, nonce, now.mono, fresh) });
+        self.vifs.set_owner(vif, Own { interest, ..Own::new(claim.stamp, nonce, now.mono, why) });
         self.restart_series(vif, now);
     }
 
@@ -134,11 +140,11 @@ impl Mapper {
     /// A claim was beaten: its vif is told, and the new place is noted.
     fn lost(&mut self, vif: LocalVif, ours: Claim, theirs: Claim, now: Now) {
         let Some(state) = self.vifs.get(vif) else { return };
-        let (key, conflict) = (state.key, state.active && state.behind.is_none());
+        let (key, conflict) = (state.key, state.runs());
         self.count(MapperCounter::losses);
         if conflict {
             self.count(MapperCounter::conflicts);
-            self.event(Event::Conflict { key, ours, theirs });
+            self.event(Event::Conflict { key, ours, theirs, ours_wins: false });
         }
         self.event(Event::Lost { key, ours, theirs });
         self.notify(vif, Notice::Lost { stamp: theirs.stamp, coa: theirs.coa });
@@ -208,7 +214,7 @@ impl Mapper {
         let may = self.may_reclaim(vif, now.mono);
         if may {
             let stamp = self.clock.tick(now.wall_ms);
-            self.claim_key(vif, stamp, false, now);
+            self.claim_key(vif, stamp, Why::Again, now);
         }
         may
     }
@@ -243,7 +249,7 @@ impl Mapper {
         let state = self.vifs.get(vif)?;
         let own = state.own.as_ref()?;
         let until = own.since + self.config.reclaim_grace;
-        if own.fresh && !state.in_doubt && confirmed.is_some_and(|at| at <= until) {
+        if own.why == Why::Arrived && !state.in_doubt && confirmed.is_some_and(|at| at <= until) {
             self.reclaim(vif, now);
             return None;
         }
@@ -252,33 +258,73 @@ impl Mapper {
             interest.merge(doubt.waiters, self.config.limits.interest);
         }
         self.lost(vif, ours, theirs, now);
+        self.judge_place(key, theirs);
         self.notify_all(key, &interest, mapping(key, theirs, lifetime));
         self.remember(key, theirs, None, lifetime, interest, now.mono);
         None
     }
 
-    /// Somebody else still has an older claim to a vif that has been here for a while: shown once in
-    /// a lifetime.
+    /// Somebody else still has an older claim to a vif: shown if it has been here for a while.
     fn contested(&mut self, vif: LocalVif, key: VifKey, ours: Claim, theirs: Claim, now: Instant) {
-        let (grace, interval) = (self.config.reclaim_grace, self.config.lifetime);
+        let own = self.vifs.get(vif).and_then(|state| state.own.as_ref());
+        if own.is_some_and(|own| now.saturating_since(own.since) >= self.config.reclaim_grace) {
+            self.show_rival(vif, key, ours, theirs, now);
+        }
+    }
+
+    /// Shows once in a lifetime that a vif runs elsewhere, too, under an older claim.
+    pub(super) fn show_rival(
+        &mut self,
+        vif: LocalVif,
+        key: VifKey,
+        ours: Claim,
+        theirs: Claim,
+        now: Instant,
+    ) {
+        let interval = self.config.lifetime;
         let Some(state) = self.vifs.get_mut(vif).filter(|state| state.behind.is_none()) else {
             return;
         };
         let Some(own) = state.own.as_mut() else { return };
         let lately = |at| now.saturating_since(at) < interval;
-        if now.saturating_since(own.since) < grace || own.contested.is_some_and(lately) {
+        if own.contested.is_some_and(lately) {
             return;
         }
         own.contested = Some(now);
         self.count(MapperCounter::conflicts);
-        self.event(Event::Conflict { key, ours, theirs });
+        self.event(Event::Conflict { key, ours, theirs, ours_wins: true });
+    }
+
+    /// A vif that runs here has lost its key to `theirs`, which was announced just now: its host is told
+    /// of our claim, which it beats, since nobody else would tell it that there are two.
+    pub(super) fn contest(&mut self, to: SocketAddr, heard: &Message, theirs: Claim, now: Instant) {
+        let key = heard.key;
+        let runs = |vif: LocalVif| self.vifs.get(vif).is_some_and(Vif::runs);
+        if !self.vifs.with_key(key).any(runs) {
+            return;
+        }
+        let Some(note) = self.notes.get_mut(&key).filter(|note| note.moved == Some(theirs)) else {
+            return;
+        };
+        let ours = note.ours;
+        let lately = |at| now.saturating_since(at) < CONTEST_INTERVAL;
+        if note.contested.is_some_and(lately) || theirs.same_owner(&ours) {
+            return;
+        }
+        note.contested = Some(now);
+        if !self.corrections.take(now) {
+            self.count(MapperCounter::limit_corrections);
+            return;
+        }
+        let body = Body::Correction { claim: ours, lifetime_ms: self.lifetime_ms() };
+        self.send(Destination::Unicast(to), key, heard.nonce, false, body);
     }
 
     /// Claims again, above all stamps seen.
     fn reclaim(&mut self, vif: LocalVif, now: Now) {
         self.count(MapperCounter::reclaims);
         let stamp = self.clock.tick(now.wall_ms);
-        self.claim_key(vif, stamp, false, now);
+        self.claim_key(vif, stamp, Why::Again, now);
     }
 
     /// A claim from elsewhere for a vif that was owned here until lately.
@@ -329,9 +375,15 @@ impl Mapper {
         while offsets.get(own.announced).is_some_and(|&at| own.series + at <= now.mono) {
             own.announced += 1;
         }
+        let is_early = |at: &Duration| !at.is_zero() && *at < EARLY;
+        let is_repeat =
+            own.announced.checked_sub(1).and_then(|n| offsets.get(n)).is_some_and(is_early);
+        while own.why == Why::Resumed && offsets.get(own.announced).is_some_and(is_early) {
+            own.announced += 1;
+        }
         let in_series = offsets.get(own.announced).map(|&at| own.series + at);
         let is_due = own.announced > first || first == offsets.len();
-        if is_due && self.may_announce(vif, now.mono) {
+        if is_due && self.may_announce(vif, is_repeat, now.mono) {
             self.send_announcement(vif);
         }
         let next = in_series.or_else(|| self.next_interval(now.mono));
@@ -343,10 +395,14 @@ impl Mapper {
     }
 
     /// Whether a vif, with the MACs behind it, has not announced itself too often of late. A guest can
-    /// make its vif do so, and every host of the segment hears it.
-    fn may_announce(&mut self, vif: LocalVif, now: Instant) -> bool {
+    /// make its vif do so, and every host of the segment hears it. Early repeats leave nearly all of what
+    /// is possible at once to MACs that are announced for the first time.
+    fn may_announce(&mut self, vif: LocalVif, is_early_repeat: bool, now: Instant) -> bool {
         let payer = self.vifs.get(vif).and_then(|v| v.behind).unwrap_or(vif);
-        let may = self.vifs.get_mut(payer).is_some_and(|v| v.announcing.take(now));
+        let may = self.vifs.get_mut(payer).is_some_and(|payer| match is_early_repeat {
+            true => payer.announcing.take_if_idle(now),
+            false => payer.announcing.take(now),
+        });
         if !may {
             self.count(MapperCounter::limit_announces);
         }

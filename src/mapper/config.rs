@@ -29,7 +29,8 @@ pub struct Config {
     pub limit_hold: Duration,
     /// While more of the lifetime than this remains, nobody is asked to confirm a mapping.
     pub refresh_below_percent: u32,
-    /// When a claim is announced, counted from the moment it is made.
+    /// When a claim is announced, counted from the moment it is made: so early at first that three get
+    /// their chance before anybody feels that one was lost.
     pub announce_offsets: Vec<Duration>,
     /// How often a claim is announced again, plus up to a quarter at random; zero is never. Heals
     /// what a partition or lost announcements left behind, where two hosts own one vif. A vif that
@@ -120,7 +121,7 @@ impl Default for Config {
             negative_lifetime: Duration::from_secs(1),
             limit_hold: Duration::from_millis(100),
             refresh_below_percent: 50,
-            announce_offsets: millis(&[0, 50, 200, 450, 800]),
+            announce_offsets: millis(&[0, 4, 12, 50, 200, 450, 800]),
             announce_interval: Duration::from_secs(300),
             reclaim_grace: Duration::from_secs(5),
             damping_moves: 5,

@@ -43,6 +43,7 @@ counters! {
         rx_drop_unasked = "replies and corrections that match no question",
         rx_implausible = "claims with a stamp too far ahead of this host's clock",
         rx_stale = "claims older than the one known",
+        rx_unusable = "vifs found, or moved, where no frame can be sent from here: not over UDP, no port, another address family",
         limit_rate = "resolutions refused because the vif began too many per second",
         limit_pending = "resolutions refused because too many were under way",
         limit_announces = "announcements not sent because a vif, with the MACs behind it, made too many",

@@ -79,6 +79,7 @@ impl Mapper {
     /// The owner is found, by an answer or an announcement: those who wait and those who were told
     /// something else hear of it.
     pub(super) fn found(&mut self, key: VifKey, claim: Claim, lifetime: Duration, now: Now) {
+        self.judge_place(key, claim);
         let pending = self.end_pending(&key);
         let answered = pending.as_ref().map(|p| p.nonce);
         let waiters = pending.map(|p| p.waiters).unwrap_or_default();
@@ -98,6 +99,16 @@ impl Mapper {
         self.event(Event::Resolved { key, claim });
         self.notify_all(key, &interest, notice);
         self.remember(key, claim, answered, lifetime, interest, now.mono);
+    }
+
+    /// Shows it if a vif is, since now, where no frame can be sent. It is there all the same: its users
+    /// hear so, and drop what is for it.
+    pub(super) fn judge_place(&mut self, key: VifKey, claim: Claim) {
+        let is_new = self.cached_claim(&key).is_none_or(|known| known.coa != claim.coa);
+        if let Some(why) = claim.coa.usable_from(self.own.ip()).err().filter(|_| is_new) {
+            self.count(MapperCounter::rx_unusable);
+            self.event(Event::Unusable { key, claim, why });
+        }
     }
 
     /// Puts in a mapping for a key that has none.

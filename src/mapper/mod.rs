@@ -20,7 +20,7 @@
 //! answer changes; they stop being told when the entry ends, which is when their own copy ends.
 //!
 //! **Claims.** A vif claims its key when its rings start ([`Mapper::set_active`]); the claim is
-//! announced at 0, 50, 200, 450 and 800 ms and then every few minutes. Whoever knows a newer claim
+//! announced at 0, 4, 12, 50, 200, 450 and 800 ms and then every few minutes. Whoever knows a newer claim
 //! than the one announced answers with a correction that repeats the announcement's nonce. A
 //! *fresh* claim (the guest arrived just now) may be corrected with the claim of the host that the
 //! guest has left, because that host's clock was ahead. A correction shows by the lifetime left
@@ -31,7 +31,8 @@
 //!
 //! **Departure.** A claim that is beaten ends at once, and its vif is told where it is now; so is a
 //! vif that stopped here and is claimed elsewhere within a lifetime. What still comes for it, its
-//! backend sends on, and [`Mapper::correct`] tells the senders' hosts, each once a second.
+//! backend sends on, and [`Mapper::correct`] tells the senders' hosts, each soon again and then once a
+//! second.
 //!
 //! **Another address of this host** ([`Mapper::move_to`], [`Mapper::move_vif`]): each vif that owns its key
 //! claims it anew, above its claim at the old care-of address, so that whoever has that one follows.
@@ -47,7 +48,8 @@
 //! behind bridges do, which is no conflict.
 //!
 //! **Conflicts.** A claim of another host to a vif whose rings run here is shown by both hosts,
-//! whoever wins: two guests have one MAC, or a network that was split is whole again.
+//! whoever wins: two guests have one MAC, or a network that was split is whole again. The host that has
+//! lost it tells the other by a correction with its own, older claim and the nonce of the announcement.
 //!
 //! **Who is believed** on a vnet without keys: hosts of the segment are. Everybody else should not
 //! be able to do harm by sending packets from afar, so: a reply must repeat a 64-bit nonce that

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use super::vifs::Why;
 use super::{LocalVif, Mapper, receive};
 use crate::time::Now;
 use crate::wire::varp::Claim;
@@ -25,7 +26,7 @@ impl Mapper {
         self.pending.moved(vif, coa);
         if owns {
             let stamp = self.clock.tick(now.wall_ms);
-            self.claim_key(vif, stamp, false, now);
+            self.claim_key(vif, stamp, Why::Again, now);
         }
     }
 

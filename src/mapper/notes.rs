@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeBounds;
-use std::time::Duration;
 
+use crate::limiter::repeat;
 use crate::time::Instant;
 use crate::wire::VifKey;
 use crate::wire::varp::Claim;
@@ -19,8 +19,10 @@ pub(super) struct Note {
     pub(super) moved: Option<Claim>,
     /// The end of the note.
     pub(super) until: Instant,
-    /// Hosts that sent late frames, and when they were last told.
-    told: Vec<(IpAddr, Instant)>,
+    /// When the host of the newer claim was last told that the vif runs here, too.
+    pub(super) contested: Option<Instant>,
+    /// Hosts that sent late frames, when they were last told, and how often so far.
+    told: Vec<(IpAddr, Instant, u32)>,
 }
 
 /// Hosts remembered by one note; more are told again sooner.
@@ -28,19 +30,23 @@ const MOST_TOLD: usize = 32;
 
 impl Note {
     pub(super) fn new(ours: Claim, moved: Option<Claim>, until: Instant) -> Self {
-        Self { ours, moved, until, told: Vec::new() }
+        Self { ours, moved, until, contested: None, told: Vec::new() }
     }
 
-    /// Whether a host is to be told now, which it is at most once in `interval`.
-    pub(super) fn tell(&mut self, host: IpAddr, interval: Duration, now: Instant) -> bool {
-        self.told.retain(|&(_, at)| now.saturating_since(at) < interval);
-        if self.told.iter().any(|&(told, _)| told == host) {
-            return false;
+    /// Whether a host is to be told now: at once, soon again, since any message may be lost, and then
+    /// once a second.
+    pub(super) fn tell(&mut self, host: IpAddr, now: Instant) -> bool {
+        if let Some((_, at, times)) = self.told.iter_mut().find(|(told, ..)| *told == host) {
+            let is_due = now.saturating_since(*at) >= repeat::wait(*times);
+            if is_due {
+                (*at, *times) = (now, *times + 1);
+            }
+            return is_due;
         }
         if self.told.len() >= MOST_TOLD {
             self.told.remove(0);
         }
-        self.told.push((host, now));
+        self.told.push((host, now, 1));
         true
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::LocalVif;
 use crate::wire::varp::{Claim, Message};
-use crate::wire::{CareOf, Mac, Stamp, VifKey, control};
+use crate::wire::{CareOf, Mac, Stamp, Unusable, VifKey, control};
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,8 +136,10 @@ pub enum Event {
         key: VifKey,
         /// The claim of this host.
         ours: Claim,
-        /// The other one. The one with the higher stamp wins.
+        /// The other one.
         theirs: Claim,
+        /// Ours is the newer claim: frames come here.
+        ours_wins: bool,
     },
     /// A vif that was here, or a MAC behind one, is now elsewhere.
     Lost {
@@ -170,6 +172,15 @@ pub enum Event {
         /// The claim.
         claim: Claim,
     },
+    /// A remote vif was found, or has moved, to where no frame can be sent from here.
+    Unusable {
+        /// The vif.
+        key: VifKey,
+        /// Its owner's claim.
+        claim: Claim,
+        /// Why not.
+        why: Unusable,
+    },
 }
 
 impl Event {
@@ -186,6 +197,7 @@ impl Event {
             Self::Evicted { .. } => "evicted",
             Self::Damped { .. } => "damped",
             Self::Implausible { .. } => "implausible",
+            Self::Unusable { .. } => "unusable",
         }
     }
 
@@ -201,7 +213,8 @@ impl Event {
             | Self::Expired { key }
             | Self::Evicted { key }
             | Self::Damped { key }
-            | Self::Implausible { key, .. } => key,
+            | Self::Implausible { key, .. }
+            | Self::Unusable { key, .. } => key,
         }
     }
 
@@ -210,7 +223,8 @@ impl Event {
         match *self {
             Self::Resolved { claim, .. }
             | Self::Claimed { claim, .. }
-            | Self::Implausible { claim, .. } => Some(claim),
+            | Self::Implausible { claim, .. }
+            | Self::Unusable { claim, .. } => Some(claim),
             Self::Moved { to, .. } => Some(to),
             Self::Conflict { theirs, .. } | Self::Lost { theirs, .. } => Some(theirs),
             _ => None,
@@ -228,13 +242,60 @@ impl Event {
 
     /// Whether somebody should look after it.
     pub const fn is_alarm(&self) -> bool {
-        matches!(self, Self::Conflict { .. } | Self::Damped { .. } | Self::Implausible { .. })
+        matches!(
+            self,
+            Self::Conflict { .. }
+                | Self::Damped { .. }
+                | Self::Implausible { .. }
+                | Self::Unusable { .. }
+        )
+    }
+
+    /// What an alarm means and what to do about it.
+    fn explain(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Conflict { ours, theirs, ours_wins, .. } => {
+                let (here, there) = (ours.coa, theirs.coa);
+                let winner = if *ours_wins { here } else { there };
+                write!(f, ": two guests have this MAC: one here at {here}, one ")?;
+                match theirs.coa.addr.ip() {
+                    ip if ip == ours.coa.addr.ip() => write!(f, "on this host, too, at {there}")?,
+                    ip => write!(f, "on host {ip} at {there}")?,
+                }
+                write!(
+                    f,
+                    "; frames go to {winner}, where it was started last. Stop one of them or give"
+                )?;
+                write!(
+                    f,
+                    " it another MAC, unless the guest has just moved or the network was split"
+                )
+            }
+            Self::Damped { .. } => {
+                f.write_str(": moves to and fro: two guests have this MAC, see the conflicts")
+            }
+            Self::Implausible { claim, .. } => {
+                let ip = claim.coa.addr.ip();
+                write!(
+                    f,
+                    ": host {ip} claims it more than a day ahead of this host's clock: one of"
+                )?;
+                f.write_str(" the two clocks is wrong")
+            }
+            Self::Unusable { claim, why, .. } => {
+                write!(f, ": frames to {} are dropped (tx_drop_unusable): {why}", claim.coa)
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.name(), self.key())?;
+        if self.is_alarm() {
+            return self.explain(f);
+        }
         if let Some(before) = self.before() {
             write!(f, " from {}", before.coa)?;
         }

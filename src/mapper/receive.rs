@@ -60,8 +60,9 @@ impl Mapper {
             }
             Body::Announce { claim, lifetime_ms } => {
                 let lifetime = self.config.believed(lifetime_ms);
-                if let Some(known) = self.learn(key, claim, lifetime, Heard::Announced, now) {
-                    self.correct_sender(from, message, claim, known, now);
+                match self.learn(key, claim, lifetime, Heard::Announced, now) {
+                    Some(known) => self.correct_sender(from, message, claim, known, now),
+                    None => self.contest(from, message, claim, now.mono),
                 }
             }
             Body::Correction { claim, lifetime_ms } => {
@@ -219,7 +220,8 @@ impl Mapper {
         now: Now,
     ) {
         let (key, nonce) = (message.key, message.nonce);
-        if let Some(vif) = self.vifs.owner(&key) {
+        let owner = self.vifs.owner(&key);
+        if let Some(vif) = owner {
             let own = self.vifs.get(vif).and_then(|v| v.own.as_ref());
             if own.is_none_or(|own| own.nonce != nonce) {
                 self.count(MapperCounter::rx_drop_unasked);
@@ -234,7 +236,12 @@ impl Mapper {
         let age_ms = self.lifetime_ms().saturating_sub(lifetime_ms);
         let age_us = u64::from(age_ms) * 1000;
         let confirmed = Instant::from_micros(now.mono.as_micros().saturating_sub(age_us));
-        self.learn(key, claim, lifetime, Heard::Corrected(confirmed), now);
+        let known = self.learn(key, claim, lifetime, Heard::Corrected(confirmed), now);
+        // A vif that we have won still runs at its host: who else would say so?
+        let is_rivals = from.ip() == claim.coa.addr.ip().to_canonical();
+        if let (Some(ours), Some(vif), true) = (known, owner, is_rivals) {
+            self.show_rival(vif, key, ours, claim, now.mono);
+        }
     }
 
     /// Whether a correction answers our question, or comes from the host that it disclaims for.
@@ -328,15 +335,15 @@ impl Mapper {
     }
 
     /// A frame arrived for a vif that has left: its sender's host, which `sender` is an address
-    /// of, is told where the vif is now, if that is known; a host is told at most once a second. Vifs
-    /// of this host need not be: they heard it when it was learnt.
+    /// of, is told where the vif is now, if that is known; a host is told at once, soon again, and then at
+    /// most once a second. Vifs of this host need not be: they heard it when it was learnt.
     pub fn correct(&mut self, key: VifKey, sender: SocketAddr, now: Now) {
         let host = sender.ip().to_canonical();
         let Some(claim) = self.forwarding(key).filter(|_| self.vifs.owner(&key).is_none()) else {
             return;
         };
         let note = self.notes.get_mut(&key).filter(|_| host != self.own.ip());
-        if !note.is_some_and(|note| note.tell(host, CORRECTION_INTERVAL, now.mono)) {
+        if !note.is_some_and(|note| note.tell(host, now.mono)) {
             return;
         }
         if !self.corrections.take(now.mono) {

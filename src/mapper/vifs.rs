@@ -50,6 +50,17 @@ impl Vif {
     }
 }
 
+/// What makes a key be claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// The guest arrives here just now, so an older claim with a higher stamp is due to a clock.
+    Arrived,
+    /// varpd was started anew, the vif went on: nobody waits for it.
+    Resumed,
+    /// It is claimed above another claim.
+    Again,
+}
+
 /// A claim that is held.
 #[derive(Debug)]
 pub(super) struct Own {
@@ -58,8 +69,8 @@ pub(super) struct Own {
     pub(super) nonce: u64,
     /// When it was made.
     pub(super) since: Instant,
-    /// The guest arrived here just now, so an older claim with a higher stamp is due to a clock.
-    pub(super) fresh: bool,
+    /// What made it be claimed.
+    pub(super) why: Why,
     /// Local vifs that use it.
     pub(super) interest: Interest,
     /// Start of the series of announcements.
@@ -75,12 +86,12 @@ pub(super) struct Own {
 }
 
 impl Own {
-    pub(super) fn new(stamp: Stamp, nonce: u64, now: Instant, fresh: bool) -> Self {
+    pub(super) fn new(stamp: Stamp, nonce: u64, now: Instant, why: Why) -> Self {
         Self {
             stamp,
             nonce,
             since: now,
-            fresh,
+            why,
             interest: Interest::default(),
             series: now,
             announced: 0,

@@ -4,12 +4,13 @@
 //! | Error | Means (net/ipv4/udp.c, `udp_send_skb`) | Remembered |
 //! |---|---|---|
 //! | EIO | the path can't take it: IPsec, or before 6.11 a link without checksum offload | for the host, [`HOLD`] |
-//! | EINVAL, more than 64 datagrams | a kernel before 6.9, which takes 64 | for good |
+//! | EINVAL, more than 64 datagrams | a kernel before 6.9, which takes 64 | for the host, if 64 pass; for good and for all, once they did to a second host |
 //! | EINVAL | before 6.13 a datagram too long for the path, or anything else | if datagrams pass by themselves, as EIO |
 //! | EMSGSIZE | a datagram too long for the path | likewise |
 //!
 //! The message that was refused is sent again in smaller ones; those that come later are made to
-//! fit from the beginning.
+//! fit from the beginning. What one host's refusal teaches says nothing of others: an address that nothing
+//! can be sent to is refused with EINVAL, too.
 
 #![forbid(unsafe_code)]
 
@@ -38,19 +39,27 @@ pub struct Remedy {
 pub struct Segmentation {
     most: usize,
     refusing: Vec<(IpAddr, Instant)>,
+    /// Hosts to which 64 datagrams passed where more were refused, until a second one confirms it.
+    limited: Option<IpAddr>,
     has_told: bool,
 }
 
 impl Default for Segmentation {
     fn default() -> Self {
-        Self { most: MAX_SEGMENTS, refusing: Vec::new(), has_told: false }
+        Self { most: MAX_SEGMENTS, refusing: Vec::new(), limited: None, has_told: false }
     }
 }
 
 impl Segmentation {
     /// Most datagrams in a message to a host; 1: no use of UDP_SEGMENT.
     pub fn most(&self, to: IpAddr) -> usize {
-        if self.is_refused(to) { 1 } else { self.most }
+        if self.is_refused(to) {
+            1
+        } else if self.limited == Some(to) {
+            OLD_MAX_SEGMENTS
+        } else {
+            self.most
+        }
     }
 
     /// Whether the host gets single datagrams because of a refusal.
@@ -69,18 +78,29 @@ impl Segmentation {
         match errno {
             Some(libc::EIO) => Some(self.refuse(to, now)),
             Some(libc::EINVAL) if datagrams > OLD_MAX_SEGMENTS => {
-                self.most = OLD_MAX_SEGMENTS;
-                Some(Remedy { segments: self.most(to), news: None })
+                Some(Remedy { segments: OLD_MAX_SEGMENTS, news: None })
             }
             Some(libc::EINVAL | libc::EMSGSIZE) => Some(Remedy { segments: 1, news: None }),
             _ => None,
         }
     }
 
-    /// Of a message that was refused, the first and longest datagram has left by itself: it was
-    /// UDP_SEGMENT that the kernel did not like.
-    pub fn handle_single_sent(&mut self, to: IpAddr, now: Instant) -> Remedy {
-        self.refuse(to, now)
+    /// Of a message that was refused, the beginning has left in a message of at most so many datagrams.
+    /// If that was a single one, the longest, it was UDP_SEGMENT that the kernel did not like.
+    pub fn handle_smaller_sent(
+        &mut self,
+        to: IpAddr,
+        segments: usize,
+        now: Instant,
+    ) -> Option<Remedy> {
+        if segments == 1 {
+            return Some(self.refuse(to, now));
+        }
+        if self.limited.is_some_and(|first| first != to) {
+            self.most = OLD_MAX_SEGMENTS;
+        }
+        self.limited = Some(to);
+        None
     }
 
     fn refuse(&mut self, to: IpAddr, now: Instant) -> Remedy {
@@ -109,6 +129,8 @@ mod tests {
     const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
     const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
 
+    const THIRD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 3));
+
     fn at(millis: u64) -> Instant {
         Instant::ZERO + Duration::from_millis(millis)
     }
@@ -130,13 +152,26 @@ mod tests {
     }
 
     #[test]
-    fn an_old_kernel_gets_fewer_at_a_time() {
+    fn an_old_kernel_gets_fewer_at_a_time_once_two_hosts_have_shown_it() {
         let mut known = Segmentation::default();
-        let remedy = known.handle_refusal(Some(libc::EINVAL), HOST, 65, at(0));
-        assert_eq!(remedy, Some(Remedy { segments: 64, news: None }));
-        assert_eq!((known.most(HOST), known.most(OTHER)), (64, 64));
+        for (to, others) in [(HOST, MAX_SEGMENTS), (HOST, MAX_SEGMENTS), (OTHER, 64)] {
+            let remedy = known.handle_refusal(Some(libc::EINVAL), to, 65, at(0));
+            assert_eq!(remedy, Some(Remedy { segments: 64, news: None }));
+            assert_eq!(known.handle_smaller_sent(to, 64, at(0)), None);
+            assert_eq!((known.most(to), known.most(THIRD)), (64, others));
+        }
         known.handle_timeout(at(10_000_000));
         assert_eq!(known.most(HOST), 64, "for good");
+    }
+
+    /// Whatever is sent there is refused.
+    #[test]
+    fn an_address_that_takes_nothing_teaches_nothing() {
+        let mut known = Segmentation::default();
+        for datagrams in [128, 64, 2] {
+            known.handle_refusal(Some(libc::EINVAL), HOST, datagrams, at(0)).unwrap();
+        }
+        assert_eq!((known.most(HOST), known.most(OTHER)), (MAX_SEGMENTS, MAX_SEGMENTS));
     }
 
     #[test]
@@ -146,7 +181,8 @@ mod tests {
             let remedy = known.handle_refusal(Some(errno), HOST, 64, at(0));
             assert_eq!(remedy, Some(Remedy { segments: 1, news: None }));
             assert_eq!(known.most(HOST), MAX_SEGMENTS);
-            assert!(known.handle_single_sent(HOST, at(1)).news.is_some());
+            let learnt = known.handle_smaller_sent(HOST, 1, at(1));
+            assert!(learnt.is_some_and(|learnt| learnt.news.is_some()));
             assert_eq!(known.most(HOST), 1);
         }
         let mut known = Segmentation::default();

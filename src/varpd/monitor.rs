@@ -4,6 +4,7 @@
 //! and how many is the next thing that it is told.
 
 use crate::mapper::Event;
+use crate::quiet::Quiet;
 use crate::show::{self, NONE};
 use crate::time::Now;
 use crate::wire::control;
@@ -31,7 +32,11 @@ impl Daemon {
 
     /// Something happened at the mapper: it is logged, and shown to those who watch.
     pub(super) fn show_event(&mut self, event: &Event, now: Now) {
-        let level = if event.is_alarm() { self.alarms.level(now.mono) } else { log::Level::Debug };
+        let level = if event.is_alarm() {
+            self.said_of.entry(event.name()).or_insert(Quiet::new(20)).level(now.mono)
+        } else {
+            log::Level::Debug
+        };
         log::log!(level, "{event}");
         let watching: Vec<ClientId> = self.clients.monitors().collect();
         if watching.is_empty() {

@@ -110,6 +110,7 @@ impl Daemon {
         }
         self.counters.inc(VarpdCounter::vifs_registered);
         if self.welcome(id, vif, origin, mtu, now) {
+            self.tell_of_twin(id, vif, now);
             self.send_keys(vif, id, now);
             // A stamp orders claims to one care-of address: for a new one it says nothing.
             let prior = wanted.stamp.filter(|_| origin != Origin::Opened);
@@ -292,6 +293,9 @@ impl Daemon {
         now: Now,
     ) -> Result<LocalVif, Failure> {
         self.unwatch_late(kept);
+        if let Some(Err(e)) = self.registry.get(kept).map(|vif| self.opener.widen(&vif.sockets)) {
+            log::debug!("can't widen the sockets of vif {}: {e}", wanted.key);
+        }
         if let Some(vif) = self.registry.get_mut(kept)
             && vif.coa.capabilities == wanted.capabilities
         {

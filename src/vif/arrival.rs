@@ -18,14 +18,16 @@ use crate::time::Instant;
 use crate::wire::Mac;
 
 /// When the frames leave, counted from the arrival: as often as VARP announces it.
-const OFFSETS: [Duration; 5] = {
-    const MS: [u64; 5] = [0, 50, 200, 450, 800];
+const OFFSETS: [Duration; 7] = {
+    const MS: [u64; 7] = [0, 4, 12, 50, 200, 450, 800];
     [
         Duration::from_millis(MS[0]),
         Duration::from_millis(MS[1]),
         Duration::from_millis(MS[2]),
         Duration::from_millis(MS[3]),
         Duration::from_millis(MS[4]),
+        Duration::from_millis(MS[5]),
+        Duration::from_millis(MS[6]),
     ]
 };
 
@@ -141,7 +143,7 @@ mod tests {
             assert!(arrival.is_unsettled());
             arrival.settle(indices, at(0));
             assert!(!arrival.is_unsettled());
-            assert_eq!(due(&mut arrival, 0), [0, 50, 200, 450, 800]);
+            assert_eq!(due(&mut arrival, 0), [0, 4, 12, 50, 200, 450, 800]);
         }
     }
 
@@ -156,7 +158,7 @@ mod tests {
         assert!(due(&mut arrival, 0).is_empty(), "nothing before the rings start");
         arrival.rings_started();
         arrival.settle([0, 0], at(10));
-        assert_eq!(due(&mut arrival, 10), [10, 60, 210, 460, 810]);
+        assert_eq!(due(&mut arrival, 10), [10, 14, 22, 60, 210, 460, 810]);
     }
 
     #[test]
@@ -166,9 +168,9 @@ mod tests {
         arrival.settle([1, 1], at(0));
         assert!(arrival.take_due(at(0)));
         arrival.told(true, at(40));
-        assert_eq!(due(&mut arrival, 40), [50, 200, 450, 800]);
+        assert_eq!(due(&mut arrival, 40), [40, 50, 200, 450, 800]);
         arrival.told(true, at(5000));
-        assert_eq!(due(&mut arrival, 5000).len(), 5);
+        assert_eq!(due(&mut arrival, 5000).len(), 7);
     }
 
     #[test]

@@ -8,8 +8,8 @@
 //!
 //! No frame runs in a circle, though the header counts no hops:
 //!
-//! * A place sends on only towards a claim that is newer than every claim made there itself, so the
-//!   stamps rise with each step of a frame's way, and no place comes twice. A place that makes a
+//! * A place sends on only towards a claim that varpd ranks above every claim made there itself, so
+//!   the claims rise with each step of a frame's way, and no place comes twice. A place that makes a
 //!   new claim stops sending on first (its rings start), or with the claim.
 //! * What comes from a place that the MAC is known to have been at was sent on already and is not
 //!   sent on again; nor is what comes from another host than its own sender is known to be on. So
@@ -18,11 +18,11 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr};
 
+use crate::limiter::repeat;
 use crate::time::Instant;
-use crate::wire::{CareOf, Mac, Stamp};
+use crate::wire::{CareOf, Mac};
 
 /// MACs remembered at most.
 pub const MAX_DEPARTED: usize = 1024;
@@ -30,14 +30,13 @@ pub const MAX_DEPARTED: usize = 1024;
 const MAX_SENDERS: usize = 256;
 /// Earlier places of a MAC that are remembered at most.
 const MAX_EARLIER: usize = 8;
-/// The same sender of late frames is reported no more often than this.
-const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where a MAC went.
 #[derive(Clone, Debug)]
 struct Departure {
     coa: CareOf,
-    stamp: Stamp,
+    /// Whether frames can be sent there.
+    is_usable: bool,
     /// Until when its frames are sent on.
     until: Instant,
     /// Where it went before, newest last.
@@ -66,16 +65,15 @@ pub struct LateSender {
 #[derive(Debug, Default)]
 pub struct Departures {
     entries: HashMap<Mac, Departure>,
-    seen: HashMap<LateSender, Instant>,
+    /// When each was last reported, and how often so far.
+    seen: HashMap<LateSender, (Instant, u32)>,
     unreported: Vec<LateSender>,
 }
 
 impl Departures {
-    /// A newer claim has beaten ours: the MAC is there now. Its frames are sent on until then.
-    pub fn insert(&mut self, mac: Mac, coa: CareOf, stamp: Stamp, until: Instant) {
-        if self.entries.get(&mac).is_some_and(|known| stamp < known.stamp) {
-            return;
-        }
+    /// A newer claim has beaten that of the vif at `own`: the MAC is there now. Its frames are sent on
+    /// until then. The last word of varpd holds: see [`super::neighbors`].
+    pub fn insert(&mut self, mac: Mac, coa: CareOf, own: IpAddr, until: Instant) {
         if self.entries.len() >= MAX_DEPARTED && !self.entries.contains_key(&mac) {
             let first = self.entries.iter().min_by_key(|(_, known)| known.until);
             if let Some(first) = first.map(|(&mac, _)| mac) {
@@ -91,7 +89,8 @@ impl Departures {
             }
             earlier.drain(..earlier.len().saturating_sub(MAX_EARLIER));
         }
-        self.entries.insert(mac, Departure { coa, stamp, until, earlier });
+        let is_usable = coa.usable_from(own).is_ok();
+        self.entries.insert(mac, Departure { coa, is_usable, until, earlier });
     }
 
     /// The MAC is here (again).
@@ -117,7 +116,8 @@ impl Departures {
 
     /// Until when frames are sent on, if any are.
     pub fn forwards_until(&self, now: Instant) -> Option<Instant> {
-        self.entries.values().map(|departure| departure.until).filter(|&until| now < until).max()
+        let usable = self.entries.values().filter(|departure| departure.is_usable);
+        usable.map(|departure| departure.until).filter(|&until| now < until).max()
     }
 
     /// What to do with a frame to `mac` that came `from` there; `None` if the MAC has not left.
@@ -137,21 +137,26 @@ impl Departures {
         let was_there = from == coa.addr || departure.earlier.contains(&from);
         // A vif with several queue pairs sends from other ports than that of its own address.
         let is_direct = !was_there && sender.is_none_or(|sender| sender.ip() == from.ip());
+        let is_sent_on = is_direct && departure.is_usable;
         self.report(LateSender { mac, from }, now);
-        Some(if is_direct { Verdict::Forward(coa) } else { Verdict::Drop })
+        Some(if is_sent_on { Verdict::Forward(coa) } else { Verdict::Drop })
     }
 
     fn report(&mut self, late: LateSender, now: Instant) {
-        let lately = |at: &Instant| now.saturating_since(*at) < REPORT_INTERVAL;
-        if self.seen.get(&late).is_some_and(lately) {
+        if let Some((at, times)) = self.seen.get_mut(&late) {
+            // Any message to it may be lost: soon again, and then once a second.
+            if now.saturating_since(*at) >= repeat::wait(*times) {
+                (*at, *times) = (now, *times + 1);
+                self.unreported.push(late);
+            }
             return;
         }
         if self.seen.len() >= MAX_SENDERS {
-            self.seen.retain(|_, at| lately(at));
+            self.seen.retain(|_, (at, _)| now.saturating_since(*at) < repeat::LONGEST);
         }
         // More than so many in a second: they are told in a later one.
         if self.seen.len() < MAX_SENDERS {
-            self.seen.insert(late, now);
+            self.seen.insert(late, (now, 1));
             self.unreported.push(late);
         }
     }
@@ -175,6 +180,8 @@ mod tests {
     const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
     const OTHER: Mac = Mac([2, 0, 0, 0, 0, 2]);
 
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
     fn addr(host: u8) -> SocketAddr {
         ([192, 0, 2, host], 4000).into()
     }
@@ -189,7 +196,7 @@ mod tests {
 
     fn departed() -> Departures {
         let mut departures = Departures::default();
-        departures.insert(OWN, coa(2), Stamp(5), at(30_000));
+        departures.insert(OWN, coa(2), HERE, at(30_000));
         departures
     }
 
@@ -215,7 +222,7 @@ mod tests {
         assert_eq!(d.judge(OWN, addr(9), Some(addr(8)), at(0)), Some(Verdict::Drop), "not direct");
         assert_eq!(d.judge(OWN, addr(9), Some(addr(9)), at(0)), Some(Verdict::Forward(coa(2))));
         for host in 3..20 {
-            d.insert(OWN, coa(host), Stamp(host.into()), at(30_000));
+            d.insert(OWN, coa(host), HERE, at(30_000));
         }
         for host in 12..20 {
             assert_eq!(d.judge(OWN, addr(host), None, at(0)), Some(Verdict::Drop), "was there");
@@ -224,16 +231,25 @@ mod tests {
     }
 
     #[test]
-    fn only_a_newer_claim_changes_the_place() {
+    fn what_varpd_says_last_is_where_it_is() {
         let mut d = departed();
-        d.insert(OWN, coa(3), Stamp(4), at(99_000));
-        assert_eq!(d.judge(OWN, addr(9), None, at(0)), Some(Verdict::Forward(coa(2))));
-        d.insert(OWN, coa(3), Stamp(6), at(50_000));
-        assert_eq!(d.judge(OWN, addr(9), None, at(40_000)), Some(Verdict::Forward(coa(3))));
+        for host in [3, 4, 3] {
+            d.insert(OWN, coa(host), HERE, at(50_000));
+            assert_eq!(d.judge(OWN, addr(9), None, at(40_000)), Some(Verdict::Forward(coa(host))));
+        }
     }
 
     #[test]
-    fn each_sender_is_reported_once_a_second_and_not_too_many() {
+    fn nothing_is_sent_on_to_where_nothing_can_be_sent() {
+        let mut d = departed();
+        d.insert(OWN, CareOf { kinds: EncapKinds::ETHERIP, ..coa(3) }, HERE, at(50_000));
+        assert_eq!(d.judge(OWN, addr(9), None, at(0)), Some(Verdict::Drop));
+        assert!(d.has_left(OWN) && d.has_senders(), "it has left, and its sender hears so");
+        assert_eq!(d.forwards_until(at(0)), None);
+    }
+
+    #[test]
+    fn each_sender_is_reported_soon_again_then_once_a_second_and_not_too_many() {
         let mut d = departed();
         let report = |d: &mut Departures| d.senders().collect::<Vec<_>>();
         for _ in 0..1000 {
@@ -241,13 +257,17 @@ mod tests {
         }
         assert!(d.has_senders());
         assert_eq!(report(&mut d), [LateSender { mac: OWN, from: addr(9) }]);
-        d.judge(OWN, addr(9), None, at(1000));
-        assert_eq!(report(&mut d).len(), 1);
+        let mut times = Vec::new();
+        for ms in 1..3500 {
+            d.judge(OWN, addr(9), None, at(ms));
+            times.extend(report(&mut d).iter().map(|_| ms));
+        }
+        assert_eq!(times, [5, 25, 105, 425, 1425, 2425, 3425]);
         for port in 0..10_000 {
-            d.judge(OWN, ([192, 0, 2, 7], port).into(), None, at(1001));
+            d.judge(OWN, ([192, 0, 2, 7], port).into(), None, at(4000));
         }
         assert!(report(&mut d).len() < MAX_SENDERS);
-        d.judge(OWN, addr(8), None, at(3000));
+        d.judge(OWN, addr(8), None, at(6000));
         assert_eq!(report(&mut d).len(), 1, "the old ones are forgotten");
     }
 
@@ -256,7 +276,7 @@ mod tests {
         let mut d = Departures::default();
         for n in 0..3000_u64 {
             let [.., a, b] = n.to_be_bytes();
-            d.insert(Mac([2, 1, 0, 0, a, b]), coa(2), Stamp(1), at(1000 + n));
+            d.insert(Mac([2, 1, 0, 0, a, b]), coa(2), HERE, at(1000 + n));
         }
         assert_eq!(d.entries.len(), MAX_DEPARTED);
         d.sweep(OWN, at(4500));

@@ -16,7 +16,7 @@ use super::worker::LaneOffer;
 use crate::metrics::VifCounter;
 use crate::security::keys::Secret;
 use crate::time::Instant;
-use crate::wire::control::{Event, Request};
+use crate::wire::control::{ErrorCode, Event, Request};
 use crate::wire::{Capabilities, Stamp, VifKey};
 
 /// What this backend's receivers understand beyond plain frames.
@@ -173,10 +173,10 @@ impl Link {
     ) -> Option<Request> {
         let millis = |ms: u32| Duration::from_millis(ms.into());
         match event {
-            Event::Mapping { mac, coa, stamp, lifetime_ms } => {
+            Event::Mapping { mac, coa, stamp: _, lifetime_ms } => {
                 let lifetime = millis(lifetime_ms);
                 let each = |mut w: Lent<'_>| {
-                    w.handle_mapping(mac, coa, stamp, lifetime, now);
+                    w.handle_mapping(mac, coa, lifetime, now);
                 };
                 self.nic.workers().for_each(each);
             }
@@ -204,10 +204,18 @@ impl Link {
                 self.nic.workers().for_each(|mut worker| worker.arrive(mac));
             }
             Event::Lost { mac, stamp, coa, lifetime_ms } => {
-                log::info!("{mac} now lives at {coa} (stamp {})", stamp.0);
+                if mac == self.key.mac && self.nic.is_active() {
+                    log::warn!(
+                        "vif {}: another guest has this MAC, and frames for it go to {coa} from now on; \
+                         unless this one has just moved there, give one of the two another MAC",
+                        self.key
+                    );
+                } else {
+                    log::info!("{mac} now lives at {coa} (stamp {})", stamp.0);
+                }
                 let lifetime = millis(lifetime_ms);
                 self.learning.handle_lost(mac, &self.nic);
-                self.nic.workers().for_each(|mut w| w.depart(mac, coa, stamp, lifetime, now));
+                self.nic.workers().for_each(|mut w| w.depart(mac, coa, lifetime, now));
             }
             Event::Lane { lane, pair, is_read, mac: _, addr } => {
                 let offer = LaneOffer { lane, is_read, addr };
@@ -217,6 +225,7 @@ impl Link {
                 self.nic.workers().for_each(|mut worker| worker.close_lane(lane, now));
             }
             Event::StatsRequest { xid } => return Some(self.stats(xid)),
+            Event::Error { code: ErrorCode::Warning, text } => log::warn!("varpd: {text}"),
             Event::Error { code, text } => log::warn!("varpd: {text} ({code:?})"),
             Event::Registered { .. } | Event::Row { .. } | Event::End => {
                 log::warn!("varpd sent a message that nobody asked for");

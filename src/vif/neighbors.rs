@@ -6,20 +6,24 @@
 //! |---|---|---|
 //! | resolving | wait, bounded | varpd's answer |
 //! | resolved | go to the care-of address | its lifetime, unless it is refreshed |
+//! | resolved, unusable | are dropped: no frame can be sent to the care-of address | likewise |
 //! | unresolved | are dropped | a short hold time, or an announcement |
 //!
 //! An entry that is used in the last third of its lifetime asks varpd, once, to refresh it: an
 //! established flow never waits. While varpd is away nothing expires: the backend goes on with what
 //! it knows, and asks again for what was resolving when varpd is back.
+//!
+//! The last word of varpd holds, whatever the stamps: varpd compares claims, and knows which of them
+//! are implausible ([`crate::mapper`]).
 
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::time::Instant;
-use crate::wire::{CareOf, Mac, Stamp};
+use crate::wire::{CareOf, Mac};
 
 /// Entries of one queue pair at most. Beyond, new destinations are not resolved until old ones end.
 pub const MAX_ENTRIES: usize = 16_384;
@@ -33,8 +37,17 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug)]
 enum State {
     Resolving,
-    Resolved { coa: CareOf, stamp: Stamp, expires: Instant, refresh_from: Instant, asked: bool },
-    Unresolved { until: Instant },
+    Resolved {
+        coa: CareOf,
+        /// Whether frames can be sent there.
+        is_usable: bool,
+        expires: Instant,
+        refresh_from: Instant,
+        asked: bool,
+    },
+    Unresolved {
+        until: Instant,
+    },
 }
 
 /// What to do with a frame.
@@ -46,6 +59,8 @@ pub enum Lookup {
     Wait,
     /// Drop it: nobody answers for that MAC.
     Unresolved,
+    /// Drop it: no frame can be sent to where the MAC is.
+    Unusable,
     /// Drop it: too many destinations are being resolved or remembered.
     Full,
 }
@@ -93,12 +108,15 @@ impl Neighbors {
 
     fn look_up(&mut self, mac: Mac, now: Instant) -> Lookup {
         match self.entries.get_mut(&mac) {
-            Some(State::Resolved { coa, expires, refresh_from, asked, .. })
+            Some(State::Resolved { coa, is_usable, expires, refresh_from, asked })
                 if now < *expires || self.varpd_away =>
             {
                 if now >= *refresh_from && !*asked {
                     *asked = true;
                     self.questions.push(Question { mac, refresh: true });
+                }
+                if !*is_usable {
+                    return Lookup::Unusable;
                 }
                 let until = if *asked { *expires } else { *refresh_from };
                 self.recent = Some(Recent { mac, coa: *coa, until });
@@ -153,24 +171,23 @@ impl Neighbors {
         !self.questions.is_empty()
     }
 
-    /// varpd told where `mac` is. An older claim than the one known is ignored, and a mapping that
-    /// nobody asked for does not make the table grow beyond its bound.
+    /// varpd told the vif at `own` where `mac` is. A mapping that nobody asked for does not make the
+    /// table grow beyond its bound.
     pub fn handle_mapping(
         &mut self,
         mac: Mac,
         coa: CareOf,
-        stamp: Stamp,
+        own: IpAddr,
         lifetime: Duration,
         now: Instant,
     ) {
-        match self.entries.get(&mac) {
-            Some(State::Resolved { stamp: known, .. }) if stamp < *known => return,
-            None if self.entries.len() >= MAX_ENTRIES => return,
-            _ => {}
+        if self.entries.len() >= MAX_ENTRIES && !self.entries.contains_key(&mac) {
+            return;
         }
-        let refresh_from = now + lifetime * 2 / 3;
-        let expires = now + lifetime;
-        self.set(mac, State::Resolved { coa, stamp, expires, refresh_from, asked: false });
+        let is_usable = coa.usable_from(own).is_ok();
+        let (expires, refresh_from) = (now + lifetime, now + lifetime * 2 / 3);
+        let resolved = State::Resolved { coa, is_usable, expires, refresh_from, asked: false };
+        self.set(mac, resolved);
     }
 
     /// varpd found nobody who answers for `mac`.
@@ -257,6 +274,7 @@ mod tests {
     use crate::wire::{Capabilities, EncapKinds};
 
     const LIFETIME: Duration = Duration::from_secs(30);
+    const OWN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 9));
 
     fn mac(n: u32) -> Mac {
         let [a, b, c, d] = n.to_be_bytes();
@@ -285,7 +303,7 @@ mod tests {
         assert_eq!(n.lookup(mac(1), at(0)), Lookup::Wait);
         assert_eq!(n.lookup(mac(1), at(0)), Lookup::Wait);
         assert_eq!(questions(&mut n), [(mac(1), false)]);
-        n.handle_mapping(mac(1), coa(7), Stamp(1), LIFETIME, at(0));
+        n.handle_mapping(mac(1), coa(7), OWN, LIFETIME, at(0));
         assert_eq!(n.lookup(mac(1), at(1)), Lookup::To(coa(7)));
         assert!(!n.has_questions());
     }
@@ -293,25 +311,46 @@ mod tests {
     #[test]
     fn an_entry_in_use_is_refreshed_before_it_ends_and_only_then() {
         let mut n = Neighbors::default();
-        n.handle_mapping(mac(1), coa(7), Stamp(1), LIFETIME, at(0));
+        n.handle_mapping(mac(1), coa(7), OWN, LIFETIME, at(0));
         n.lookup(mac(1), at(19));
         assert_eq!(questions(&mut n), []);
         n.lookup(mac(1), at(20));
         n.lookup(mac(1), at(21));
         assert_eq!(questions(&mut n), [(mac(1), true)]);
-        n.handle_mapping(mac(1), coa(7), Stamp(1), LIFETIME, at(22));
+        n.handle_mapping(mac(1), coa(7), OWN, LIFETIME, at(22));
         assert_eq!(n.lookup(mac(1), at(51)), Lookup::To(coa(7)));
         assert_eq!(n.lookup(mac(1), at(52)), Lookup::Wait, "expired");
     }
 
+    /// A claim of a clock that was days ahead has a higher stamp than the one that replaces it.
     #[test]
-    fn an_older_claim_never_wins() {
+    fn what_varpd_says_last_is_right() {
         let mut n = Neighbors::default();
-        n.handle_mapping(mac(1), coa(7), Stamp(5), LIFETIME, at(0));
-        n.handle_mapping(mac(1), coa(8), Stamp(4), LIFETIME, at(1));
-        assert_eq!(n.lookup(mac(1), at(2)), Lookup::To(coa(7)));
-        n.handle_mapping(mac(1), coa(9), Stamp(6), LIFETIME, at(3));
-        assert_eq!(n.lookup(mac(1), at(4)), Lookup::To(coa(9)));
+        for port in [7, 8, 9] {
+            n.handle_mapping(mac(1), coa(port), OWN, LIFETIME, at(port.into()));
+            assert_eq!(n.lookup(mac(1), at(10)), Lookup::To(coa(port)));
+        }
+    }
+
+    #[test]
+    fn an_unusable_place_is_known_but_nothing_is_sent_there() {
+        let ip: IpAddr = "2001:db8::1".parse().unwrap();
+        let unusable = [
+            CareOf { addr: ([192, 0, 2, 1], 0).into(), kinds: EncapKinds::ETHERIP, ..coa(7) },
+            CareOf { kinds: EncapKinds::ETHERIP, ..coa(7) },
+            CareOf { addr: ([192, 0, 2, 1], 0).into(), ..coa(7) },
+            CareOf { addr: ([127, 0, 0, 1], 7).into(), ..coa(7) },
+            CareOf { addr: (ip, 7).into(), ..coa(7) },
+        ];
+        for place in unusable {
+            let (mut n, usable) = (Neighbors::default(), coa(8));
+            n.handle_mapping(mac(1), place, OWN, LIFETIME, at(0));
+            assert_eq!(n.lookup(mac(1), at(1)), Lookup::Unusable);
+            assert_eq!(n.lookup(mac(1), at(21)), Lookup::Unusable);
+            assert_eq!(questions(&mut n), [(mac(1), true)], "it is asked for like any other");
+            n.handle_mapping(mac(1), usable, OWN, LIFETIME, at(22));
+            assert_eq!(n.lookup(mac(1), at(22)), Lookup::To(usable));
+        }
     }
 
     #[test]
@@ -322,14 +361,14 @@ mod tests {
         assert_eq!(n.lookup(mac(1), at(5)), Lookup::Unresolved);
         assert_eq!(n.lookup(mac(1), at(6)), Lookup::Wait);
         n.handle_unresolved(mac(1), Duration::from_secs(1), at(7));
-        n.handle_mapping(mac(1), coa(7), Stamp(1), LIFETIME, at(7));
+        n.handle_mapping(mac(1), coa(7), OWN, LIFETIME, at(7));
         assert_eq!(n.lookup(mac(1), at(7)), Lookup::To(coa(7)));
     }
 
     #[test]
     fn nothing_ends_while_varpd_is_away() {
         let mut n = Neighbors::default();
-        n.handle_mapping(mac(1), coa(7), Stamp(1), LIFETIME, at(0));
+        n.handle_mapping(mac(1), coa(7), OWN, LIFETIME, at(0));
         n.lookup(mac(2), at(0));
         n.varpd_left();
         questions(&mut n).clear();
@@ -344,7 +383,7 @@ mod tests {
     #[test]
     fn sprayed_addresses_stay_within_bounds() {
         let mut n = Neighbors::default();
-        n.handle_mapping(mac(0), coa(7), Stamp(1), LIFETIME, at(0));
+        n.handle_mapping(mac(0), coa(7), OWN, LIFETIME, at(0));
         for i in 1..100_000 {
             let looked_up = n.lookup(mac(i), at(1));
             assert_eq!(looked_up == Lookup::Wait, i as usize <= MAX_RESOLVING);

@@ -68,19 +68,55 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// As messages of at most so many datagrams. The frames count with the first.
+    /// As messages of at most so many datagrams. Frames count where they begin, as far as that is known:
+    /// spread evenly.
     pub fn split(&self, datagrams: usize) -> Vec<Self> {
         let most = datagrams.max(1);
-        let mut rest = Self { range: 0..0, scattered: 0..0, ..self.clone() };
-        let mut all = Vec::with_capacity(self.datagrams.div_ceil(most));
-        while rest.datagrams > 0 {
-            let datagrams = rest.datagrams.min(most);
-            let segment = if datagrams > 1 { rest.segment } else { 0 };
-            all.push(Self { datagrams, segment, ..rest.clone() });
-            rest =
-                Self { datagrams: rest.datagrams - datagrams, frames: 0, frame_bytes: 0, ..rest };
-        }
-        all
+        let total = self.datagrams as u64;
+        // Of something that there is `all` of, what begins in the first `count` datagrams.
+        let share = |all: u64, count: usize| (all * count as u64).div_ceil(total.max(1));
+        let starts = (0..self.datagrams).step_by(most);
+        let message = |start: usize| {
+            let datagrams = most.min(self.datagrams - start);
+            let begins = |all| share(all, start + datagrams) - share(all, start);
+            let frames = begins(self.frames);
+            Self {
+                range: 0..0,
+                scattered: 0..0,
+                datagrams,
+                segment: if datagrams > 1 { self.segment } else { 0 },
+                frames,
+                // Of a frame that is many datagrams, all counts with the first.
+                frame_bytes: if self.frames > 1 {
+                    begins(self.frame_bytes)
+                } else {
+                    self.frame_bytes * frames
+                },
+                ..self.clone()
+            }
+        };
+        starts.map(message).collect()
+    }
+}
+
+/// Counts frames that are lost: each once, however many of its messages are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Losses {
+    /// The frame that the last message ended in was counted.
+    is_counted: bool,
+}
+
+impl Losses {
+    /// The next message has left.
+    pub fn sent(&mut self, staged: &Staged) {
+        self.is_counted &= staged.frames == 0;
+    }
+
+    /// The next message has not: returns how many frames are lost with it. The rest of a frame whose
+    /// beginning has left is one.
+    pub fn lost(&mut self, staged: &Staged) -> u64 {
+        let is_counted = mem::replace(&mut self.is_counted, true);
+        if staged.frames == 0 { u64::from(!is_counted) } else { staged.frames }
     }
 }
 
@@ -175,11 +211,11 @@ impl Stager {
     }
 
     /// Seals what is staged: `seal` gets the packets of each message, and a message that it returns
-    /// an error for does not leave.
+    /// an error for does not leave. `done` hears what became of each.
     pub fn seal<'s, E>(
         &'s mut self,
         mut seal: impl FnMut(&Route, &mut dyn Iterator<Item = &'s mut [u8]>) -> Result<(), E>,
-        mut refused: impl FnMut(&Staged, E),
+        mut done: impl FnMut(&Staged, Result<(), E>),
     ) {
         let mut rest = self.buffer.as_mut_slice();
         let mut at = 0;
@@ -191,7 +227,7 @@ impl Stager {
             let size = if staged.segment == 0 { bytes.len() } else { staged.segment.into() };
             let sealed = seal(&staged.route, &mut bytes.chunks_mut(size.max(1)));
             let is_sealed = sealed.is_ok();
-            sealed.unwrap_or_else(|error| refused(staged, error));
+            done(staged, sealed);
             is_sealed
         });
     }

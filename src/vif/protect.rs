@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::outgoing::Stager;
+use super::outgoing::{Losses, Stager};
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::envelope::Envelope;
 use crate::security::Level;
@@ -33,6 +33,8 @@ pub struct Protection {
     wall_ahead: u64,
     /// When strangers are heeded anew.
     forget_at: Instant,
+    /// Frames that were not sealed.
+    losses: Losses,
 }
 
 /// Hosts of unknown sessions that varpd is told of come in turns this long: what anybody can send
@@ -42,7 +44,8 @@ const STRANGERS_TURN: Duration = Duration::from_millis(100);
 impl Protection {
     /// For a queue pair; `inbound` is shared by those of the vif.
     pub fn new(inbound: Arc<Inbound>) -> Self {
-        Self { inbound, outbound: Outbound::default(), wall_ahead: 0, forget_at: Instant::ZERO }
+        let (outbound, losses) = (Outbound::default(), Losses::default());
+        Self { inbound, outbound, wall_ahead: 0, forget_at: Instant::ZERO, losses }
     }
 
     /// The protections of all queue pairs of a vif; none on a vnet that is not secured.
@@ -108,7 +111,7 @@ impl Protection {
     /// and left out.
     pub fn seal(&mut self, stager: &mut Stager, counters: &VifCounters, now: Instant) {
         let wall_ms = self.wall_ms(now);
-        let outbound = &mut self.outbound;
+        let Self { outbound, losses, .. } = self;
         stager.seal(
             |route, packets| {
                 if route.is_group {
@@ -117,7 +120,10 @@ impl Protection {
                     outbound.seal_all(route.to, packets)
                 }
             },
-            |staged, error| counters.add(unsealed(error), staged.frames.max(1)),
+            |staged, sealed| match sealed {
+                Ok(()) => losses.sent(staged),
+                Err(error) => counters.add(unsealed(error), losses.lost(staged)),
+            },
         );
     }
 
@@ -168,13 +174,14 @@ fn unsealed(error: SealError) -> VifCounter {
 #[derive(Clone, Copy, Debug)]
 pub struct Opening<'a> {
     inbound: &'a Inbound,
-    wall_ms: u64,
+    now: Now,
 }
 
 impl Protection {
     /// For a batch.
     pub fn opening(&self, now: Instant) -> Opening<'_> {
-        Opening { inbound: &self.inbound, wall_ms: self.wall_ms(now) }
+        let wall_ms = self.wall_ms(now);
+        Opening { inbound: &self.inbound, now: Now { mono: now, wall_ms } }
     }
 }
 
@@ -230,7 +237,7 @@ impl Opening<'_> {
         check_kind(datagram)?;
         let opened = match port {
             Port::Own => self.inbound.open(from, datagram),
-            Port::Group => self.inbound.open_group(from, datagram, self.wall_ms),
+            Port::Group => self.inbound.open_group(from, datagram, self.now),
         };
         opened.map_err(unopened)
     }
@@ -255,6 +262,7 @@ fn unopened(refusal: Refusal) -> VifCounter {
         Refusal::Stale => VifCounter::rx_drop_stale,
         Refusal::Malformed => VifCounter::rx_drop_next_header,
         Refusal::Full => VifCounter::rx_drop_senders,
+        Refusal::Flood => VifCounter::rx_drop_flood,
         Refusal::Truncated => VifCounter::rx_drop_truncated,
         Refusal::Ended => VifCounter::rx_drop_key_ended,
     }

@@ -93,6 +93,7 @@ fn route(
             Lookup::To(coa) => Verdict::Unicast(coa),
             Lookup::Wait => Verdict::Wait(destination),
             Lookup::Unresolved => Verdict::Drop(VifCounter::tx_drop_unresolved),
+            Lookup::Unusable => Verdict::Drop(VifCounter::tx_drop_unusable),
             Lookup::Full => Verdict::Drop(VifCounter::tx_drop_park_full),
         }
     }
@@ -111,7 +112,7 @@ fn stamped(source: Mac, destination: Mac) -> AddressBytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Capabilities, EncapKinds, Stamp, VnetId};
+    use crate::wire::{Capabilities, EncapKinds, VnetId};
     use std::time::Duration;
 
     const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
@@ -162,7 +163,7 @@ mod tests {
             judge(vif(), SourceMac::Stamp, &lead, learnt, n, Instant::ZERO).verdict
         };
         assert_eq!(judge(&mut neighbors), Verdict::Wait(PEER));
-        neighbors.handle_mapping(PEER, coa, Stamp(1), Duration::from_secs(1), Instant::ZERO);
+        neighbors.handle_mapping(PEER, coa, coa.addr.ip(), Duration::from_secs(1), Instant::ZERO);
         assert_eq!(judge(&mut neighbors), Verdict::Unicast(coa));
     }
 

@@ -55,7 +55,7 @@ use super::lanes::Lanes;
 use super::learnt::Learnt;
 use super::neighbors::{Lookup, Neighbors, Question};
 use super::outgoing::pieces::FrameIds;
-use super::outgoing::{Batch, Stager};
+use super::outgoing::{Batch, Losses, Stager};
 use super::park::Park;
 use super::paths::Paths;
 use super::protect::Protection;
@@ -73,7 +73,7 @@ use crate::sys::iovec::IoVec;
 use crate::time::{Instant, Now};
 use crate::underlay::segmentation::Segmentation;
 use crate::underlay::{Port, Underlay};
-use crate::wire::{CareOf, Mac, Stamp};
+use crate::wire::{CareOf, Mac};
 
 /// Batches handled for one wake-up before other events get their turn.
 const BUDGET: usize = 8;
@@ -154,6 +154,8 @@ pub struct Worker<U> {
     parts: Vec<IoVec<'static>>,
     /// Where the kernel refuses to cut messages into datagrams.
     segmentation: Segmentation,
+    /// Frames that the kernel refused.
+    losses: Losses,
     /// Frames that were received and wait for the guest's buffers.
     incoming: Incoming,
     /// Trains of long segments that are received straight into those.
@@ -220,6 +222,7 @@ impl<U: Underlay> Worker<U> {
             batch: Batch::default(),
             parts: Vec::new(),
             segmentation: Segmentation::default(),
+            losses: Losses::default(),
             incoming: Incoming::default(),
             direct: Direct::default(),
             answers: Vec::new(),
@@ -421,21 +424,16 @@ impl<U: Underlay> Worker<U> {
     }
 
     /// A destination was found, or has moved: frames that wait for it leave now, in order.
-    pub fn handle_mapping(
-        &mut self,
-        mac: Mac,
-        coa: CareOf,
-        stamp: Stamp,
-        lifetime: Duration,
-        now: Instant,
-    ) {
-        self.neighbors.handle_mapping(mac, coa, stamp, lifetime, now);
+    pub fn handle_mapping(&mut self, mac: Mac, coa: CareOf, lifetime: Duration, now: Instant) {
+        let own = self.place.receiver.own.ip();
+        self.neighbors.handle_mapping(mac, coa, own, lifetime, now);
         let frames = self.park.take(mac);
-        if let Lookup::To(coa) = self.neighbors.lookup(mac, now) {
-            self.send_parked(&frames, coa, now);
-        } else {
-            self.counters.add(VifCounter::tx_drop_unresolved, frames.len() as u64);
-        }
+        let dropped = match self.neighbors.lookup(mac, now) {
+            Lookup::To(coa) => return self.send_parked(&frames, coa, now),
+            Lookup::Unusable => VifCounter::tx_drop_unusable,
+            Lookup::Wait | Lookup::Unresolved | Lookup::Full => VifCounter::tx_drop_unresolved,
+        };
+        self.counters.add(dropped, frames.len() as u64);
     }
 
     /// Nobody answers for `mac`: frames that wait for it are dropped, new ones for a short while.

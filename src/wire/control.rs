@@ -388,4 +388,6 @@ pub enum ErrorCode {
     Limit,
     /// varpd could not do it (system error).
     Failed,
+    /// Nothing has failed: something that the operator should know of. The connection goes on.
+    Warning,
 }

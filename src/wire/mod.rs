@@ -31,7 +31,7 @@ mod reader;
 pub mod varp;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use thiserror::Error;
@@ -229,6 +229,48 @@ pub struct CareOf {
     pub kinds: EncapKinds,
     /// What the vif's receiver understands.
     pub capabilities: Capabilities,
+}
+
+/// Why no frame can be sent to a care-of address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Unusable {
+    /// Its host takes no frames in UDP.
+    #[error("its host takes no frames in UDP")]
+    Kinds,
+    /// Port 0.
+    #[error("it has no port")]
+    Port,
+    /// It is loopback or link-local, and this host's own underlay is not.
+    #[error("it means another host here than there")]
+    Local,
+    /// IPv4 on an underlay of IPv6, or the reverse.
+    #[error("it is of another address family than this host's underlay")]
+    Family,
+}
+
+impl CareOf {
+    /// Whether a host with the underlay address `own` can send frames there.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn usable_from(&self, own: IpAddr) -> Result<(), Unusable> {
+        let (ip, own) = (self.addr.ip(), own.to_canonical());
+        let is_link_local = |ip: IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        if !self.kinds.contains(EncapKinds::UDP) {
+            return Err(Unusable::Kinds);
+        }
+        if self.addr.port() == 0 {
+            return Err(Unusable::Port);
+        }
+        if ip.is_ipv4() != own.is_ipv4() {
+            return Err(Unusable::Family);
+        }
+        let is_local = ip.is_loopback() && !own.is_loopback();
+        if is_local || is_link_local(ip) && !is_link_local(own) {
+            return Err(Unusable::Local);
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Display for CareOf {

@@ -103,9 +103,10 @@ impl User {
                 self.stamp = Some(stamp);
                 self.departures.remove(self.key.mac);
             }
-            Notice::Lost { stamp, coa } => {
+            Notice::Lost { coa, .. } => {
                 let until = now + config().lifetime;
-                self.departures.insert(self.key.mac, coa, stamp, until);
+                let own = self.coa.addr.ip();
+                self.departures.insert(self.key.mac, coa, own, until);
                 if self.learnt {
                     // Until the bridge sees it again.
                     (self.active, self.stamp) = (false, None);

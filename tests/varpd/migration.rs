@@ -118,8 +118,8 @@ fn the_senders_of_late_frames_are_told_also_when_the_backend_has_ended() {
         }
         wait_until("the sender's host is told again", SOON, || {
             sender.unicast().send_to(&frame(42, "late"), old.addr).unwrap();
-            a.counter("tx_corrections") == 2
+            a.counter("tx_corrections") >= 2
         });
-        wait_until("and hears it", SOON, || b.counter("rx_corrections") == 2);
+        wait_until("and hears it", SOON, || b.counter("rx_corrections") >= 2);
     }
 }

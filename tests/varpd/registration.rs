@@ -237,3 +237,80 @@ fn play_another_user(socket: &Path) {
         event => panic!("{event:?}"),
     }
 }
+
+/// A MAC given twice, or a guest that migrates within its host: who is to know which?
+#[test]
+fn a_second_backend_of_a_running_vif_is_named_in_both_logs() {
+    let Some(net) = Net::new("varpd: a second backend") else { return };
+    let varpd = net.varpd(net.a(), Family::V4, "");
+    let one = Backend::register(&varpd.socket, key(1), INACTIVE);
+    let two = Backend::register(&varpd.socket, key(1), INACTIVE);
+    one.peer.send(&Request::SetActive { active: true });
+    one.peer.claimed();
+    let three = Backend::register(&varpd.socket, key(1), INACTIVE);
+    let warning = |event: &Event| match event {
+        Event::Error { code: ErrorCode::Warning, text } => Some(text.clone()),
+        _ => None,
+    };
+    let text = three.peer.find(warning);
+    for part in [&key(1).to_string(), &one.coa.to_string(), "another MAC"] {
+        assert!(text.contains(part), "{text}");
+    }
+    let said = varpd.process.log();
+    assert!(said.contains(&format!("has registered vif {}, whose guest runs", key(1))), "{said}");
+    assert_eq!(said.matches("has registered").count(), 1, "not while none runs: {said}");
+    // Both run.
+    two.peer.send(&Request::SetActive { active: true });
+    two.peer.claimed();
+    wait_until("the conflict is said in words", SOON, || {
+        let said = varpd.process.log();
+        said.contains("two guests have this MAC") && said.contains(&format!("go to {}", two.coa))
+    });
+}
+
+#[test]
+fn a_mac_given_twice_is_said_on_both_hosts() {
+    let Some(net) = Net::new("varpd: a MAC given twice") else { return };
+    for family in BOTH {
+        let (a, b) = (net.varpd(net.a(), family, ""), net.varpd(net.b(), family, ""));
+        let one = Backend::register(&a.socket, key(1), ACTIVE);
+        one.peer.claimed();
+        let two = Backend::register(&b.socket, key(1), ACTIVE);
+        two.peer.claimed();
+        for (varpd, other) in [(&a, net.b().address(family)), (&b, net.a().address(family))] {
+            wait_until("it is said", SOON, || {
+                let said = varpd.process.log();
+                let said = said.lines().find(|line| line.contains("two guests have this MAC"));
+                said.is_some_and(|line| {
+                    let wins = format!("frames go to {}", two.coa);
+                    [&key(1).to_string(), &format!("on host {other}"), &wins]
+                        .iter()
+                        .all(|part| line.contains(part.as_str()))
+                })
+            });
+        }
+    }
+}
+
+/// Many vifs may be kept, each with several sockets, and anybody can send to them.
+#[test]
+fn what_waits_for_a_vif_that_is_kept_is_bounded_until_it_is_read_again() {
+    let Some(net) = Net::new("varpd: what waits for a kept vif") else { return };
+    let varpd = net.varpd(net.a(), Family::V4, "");
+    let Backend { peer, sockets, coa, .. } = Backend::register(&varpd.socket, key(1), ACTIVE);
+    peer.claimed();
+    net.b().enter();
+    let sender = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let flood = |count: usize| {
+        (0..count).for_each(|_| drop(sender.send_to(&[0x40; 1300], coa.addr)));
+        sockopt::waiting(&sockets[1]).unwrap()
+    };
+    assert!(flood(8000) > 8 << 20, "it has room while it is served");
+    drop(peer);
+    wait_until("it is kept", SOON, || varpd.show("vifs")[0]["state"] == "kept");
+    wait_until("what waited is dropped", SOON, || sockopt::waiting(&sockets[1]).unwrap() == 0);
+    assert!(flood(8000) < 3 << 20);
+    let again = Backend::register(&varpd.socket, key(1), ACTIVE);
+    assert_eq!(again.coa.addr, coa.addr, "the same sockets");
+    assert!(flood(8000) > 8 << 20, "it has room again");
+}

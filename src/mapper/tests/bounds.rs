@@ -200,7 +200,25 @@ fn announcements_of_a_vif_are_limited_and_cost_no_other_its_own() {
     bench.outputs();
     bench.mapper.announce(VIF, bench.now);
     bench.pass_ms(900);
-    assert_eq!(bench.sent().len(), 5, "as always, once it is quiet");
+    assert_eq!(bench.sent().len(), 7, "as always, once it is quiet");
+}
+
+/// A bridge arrives, with as many MACs behind it as there may be.
+#[test]
+fn early_repeats_take_nothing_from_first_announcements() {
+    let mut bench = Bench::hosting();
+    bench.pass_ms(10_000);
+    let mut first = 0;
+    for n in 0..255_u8 {
+        let behind = LocalVif(100 + u64::from(n));
+        let key = VifKey { mac: Mac([2, 9, 0, 0, 0, n]), ..key(7, 1) };
+        bench.mapper.add_learnt(behind, VIF, key, coa(1, port(VIF))).unwrap();
+        bench.mapper.set_active(behind, true, None, bench.now);
+        first += bench.sent().len();
+        bench.pass(Duration::from_micros(100));
+        bench.outputs();
+    }
+    assert_eq!(first, 255, "each at once, while those before it are repeated");
 }
 
 #[test]

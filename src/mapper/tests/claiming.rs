@@ -11,7 +11,7 @@ fn announcements(bench: &mut Bench) -> Vec<Claim> {
 }
 
 #[test]
-fn a_vif_claims_when_its_rings_start_and_announces_five_times() {
+fn a_vif_claims_when_its_rings_start_and_announces_seven_times() {
     let mut bench = Bench::new();
     bench.add(VIF, key(7, 1));
     bench.pass_ms(5000);
@@ -30,7 +30,7 @@ fn a_vif_claims_when_its_rings_start_and_announces_five_times() {
         let Some(due) = bench.mapper.poll_timeout() else { break };
         bench.pass(due.saturating_since(bench.now.mono));
     }
-    assert_eq!(times, [0, 50, 200, 450, 800]);
+    assert_eq!(times, [0, 4, 12, 50, 200, 450, 800]);
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn a_guest_that_says_it_is_here_is_announced_again_with_the_same_stamp() {
     let claim = bench.mapper.claim(VIF).unwrap();
     bench.mapper.announce(VIF, bench.now);
     bench.pass_ms(1000);
-    assert_eq!(announcements(&mut bench), [claim; 5]);
+    assert_eq!(announcements(&mut bench), [claim; 7]);
 }
 
 #[test]
@@ -426,4 +426,68 @@ fn what_can_not_be_a_vif_is_refused() {
     assert_eq!(add(&mut bench, 1, key(7, 2)), Err(AddError::Duplicate));
     assert_eq!(add(&mut bench, 2, key(7, 2)), Ok(()));
     assert_eq!(add(&mut bench, 3, key(7, 3)), Err(AddError::Full));
+}
+
+// ---- two guests with one MAC ---------------------------------------------------------------------
+
+fn conflicts(outputs: &[Output]) -> Vec<String> {
+    let text = |output: &Output| match output {
+        Output::Event(event @ Event::Conflict { .. }) => Some(event.to_string()),
+        _ => None,
+    };
+    outputs.iter().filter_map(text).collect()
+}
+
+#[test]
+fn both_hosts_of_two_guests_with_one_mac_say_so_and_who_gets_the_frames() {
+    let (mut old, mut new) = (Bench::hosting(), Bench::new());
+    new.mapper = Mapper::new(new.mapper.config.clone(), [2; 16], varp_of(2));
+    let theirs = claim(2, 0).coa;
+    new.mapper.add_vif(VIF, key(7, 1), theirs).unwrap();
+    new.mapper.set_active(VIF, true, None, Now { wall_ms: WALL + 2000, ..new.now });
+    let announced = new.sent()[0].1;
+    old.hear(2, true, announced);
+    let outputs = old.outputs();
+    let [said] = &conflicts(&outputs)[..] else { panic!("{outputs:?}") };
+    let ours = coa(1, port(VIF));
+    for part in ["7/02:00:00:00:00:01", &format!("here at {ours}"), "host 192.0.2.2", "MAC"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(said.contains(&format!("frames go to {theirs}")), "{said}");
+    // The other host hears it from this one, though the first time is lost, and says it once.
+    old.pass_ms(200);
+    old.hear(2, true, announced);
+    old.hear(2, true, announced);
+    let told = old.sent();
+    let [(Destination::Unicast(to), told)] = told[..] else { panic!("{told:?}") };
+    assert_eq!(to, varp_of(2));
+    for _ in 0..2 {
+        new.hear(1, false, told);
+    }
+    let outputs = new.outputs();
+    let [said] = &conflicts(&outputs)[..] else { panic!("{outputs:?}") };
+    for part in [&format!("here at {theirs}"), "host 192.0.2.1", &format!("frames go to {theirs}")]
+    {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(new.mapper.claim(VIF).is_some(), "it goes on");
+    assert_eq!((old.count(MapperCounter::conflicts), new.count(MapperCounter::conflicts)), (1, 1));
+}
+
+#[test]
+fn a_guest_that_has_moved_is_no_conflict_at_either_end() {
+    let mut bench = Bench::hosting();
+    bench.mapper.set_active(VIF, false, None, bench.now);
+    bench.hear_announce(key(7, 1), claim(2, 2000));
+    assert_eq!(bench.sent(), [], "nobody is told of two");
+    assert_eq!(bench.count(MapperCounter::conflicts), 0);
+}
+
+#[test]
+fn two_vifs_of_one_host_with_one_mac_are_a_conflict_too() {
+    let mut bench = Bench::hosting();
+    bench.activate(OTHER, key(7, 1));
+    let outputs = bench.outputs();
+    let [said] = &conflicts(&outputs)[..] else { panic!("{outputs:?}") };
+    assert!(said.contains(&format!("on this host, too, at {}", coa(1, port(OTHER)))), "{said}");
 }

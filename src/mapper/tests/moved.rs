@@ -26,7 +26,7 @@ fn all_claims_are_made_anew_at_the_new_address_and_users_follow() {
     };
     assert_eq!(outputs.iter().filter(announces).count(), 1);
     bench.pass_ms(900);
-    assert_eq!(bench.sent().len(), 4, "the announcement is repeated");
+    assert_eq!(bench.sent().len(), 6, "the announcement is repeated");
     // One whose rings don't run claims nothing.
     bench.mapper.move_vif(LocalVif(3), coa(9, 7001), bench.now);
     assert_eq!(bench.outputs(), []);

@@ -160,3 +160,50 @@ fn users_of_a_mapping_that_flaps_are_told_once_a_second_and_then_the_last() {
     let Some((VIF, Notice::Mapping { coa, .. })) = told.last() else { panic!("{told:?}") };
     assert_eq!(*coa, claim(9, 1000).coa);
 }
+
+/// A guest arrives at host 1 while a tenth of all packets is lost; host 2 talks to it.
+#[test]
+fn with_a_tenth_lost_all_but_one_of_a_hundred_arrivals_are_heard_within_20_ms() {
+    const ARRIVALS: u32 = 3000;
+    let mut lost = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut is_lost = || {
+        lost ^= lost << 13;
+        lost ^= lost >> 7;
+        lost ^= lost << 17;
+        lost.is_multiple_of(10)
+    };
+    let mut late = 0;
+    for _ in 0..ARRIVALS {
+        let mut bench = Bench::new();
+        bench.activate(VIF, key(7, 1));
+        let start = bench.now.mono;
+        let heard = loop {
+            if bench.sent().iter().any(|_| !is_lost()) {
+                break true;
+            }
+            let Some(due) = bench.mapper.poll_timeout() else { break false };
+            if due.saturating_since(start) > Duration::from_millis(20) {
+                break false;
+            }
+            bench.pass(due.saturating_since(bench.now.mono));
+        };
+        late += u32::from(!heard);
+    }
+    assert!(late * 100 < ARRIVALS, "{late} of {ARRIVALS}");
+}
+
+/// Frames that still come for a guest that has left, one each millisecond.
+#[test]
+fn the_old_host_repeats_its_correction_early_and_then_once_a_second() {
+    let mut bench = Bench::hosting();
+    bench.mapper.set_active(VIF, false, None, bench.now);
+    bench.hear_announce(key(7, 1), claim(2, 2000));
+    bench.outputs();
+    let mut times = Vec::new();
+    for ms in 0..3000 {
+        bench.mapper.correct(key(7, 1), coa(3, 6000).addr, bench.now);
+        times.extend(bench.sent().iter().map(|_| ms));
+        bench.pass_ms(1);
+    }
+    assert_eq!(times, [0, 5, 25, 105, 425, 1425, 2425]);
+}

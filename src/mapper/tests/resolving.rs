@@ -243,3 +243,25 @@ fn rows_show_every_state() {
     assert_eq!((rows[1].age.as_secs(), rows[1].remaining.as_secs()), (20, 10));
     assert_eq!(rows[1].users, Some(1));
 }
+
+#[test]
+fn a_vif_to_which_nothing_can_be_sent_has_a_name_and_is_shown_once() {
+    let mut bench = Bench::hosting();
+    let there =
+        CareOf { addr: ([192, 0, 2, 2], 0).into(), kinds: EncapKinds::ETHERIP, ..coa(2, 0) };
+    let unusable = Claim { coa: there, ..claim(2, 0) };
+    let shown = |bench: &mut Bench| {
+        let is_it = |o: &Output| matches!(o, Output::Event(Event::Unusable { .. }));
+        bench.outputs().iter().filter(|o| is_it(o)).count()
+    };
+    bench.resolve(VIF, 2);
+    let nonce = bench.sent()[0].1.nonce;
+    bench.hear(2, false, message(key(7, 2), nonce, reply(unusable)));
+    assert_eq!(shown(&mut bench), 1);
+    bench.hear_announce(key(7, 2), unusable);
+    assert_eq!(shown(&mut bench), 0, "it is known");
+    bench.hear_announce(key(7, 2), claim(3, 1000));
+    bench.hear_announce(key(7, 2), Claim { stamp: Stamp(WALL + 2000), ..unusable });
+    assert_eq!(shown(&mut bench), 1, "it has moved there");
+    assert_eq!(bench.count(MapperCounter::rx_unusable), 2);
+}

@@ -147,10 +147,8 @@ fn an_established_flow_never_waits_for_a_refresh() {
                     bench.pass_ms(2);
                     bench.hear(2, false, message(m.key, m.nonce, reply(owner)));
                 }
-                Output::Notify {
-                    notice: Notice::Mapping { mac, coa, stamp, lifetime }, ..
-                } => {
-                    neighbours.handle_mapping(mac, coa, stamp, lifetime, bench.now.mono);
+                Output::Notify { notice: Notice::Mapping { mac, coa, lifetime, .. }, .. } => {
+                    neighbours.handle_mapping(mac, coa, coa.addr.ip(), lifetime, bench.now.mono);
                 }
                 _ => {}
             }

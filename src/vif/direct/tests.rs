@@ -9,7 +9,7 @@ use crate::vif::departed::Departures;
 use crate::vif::learnt::Learnt;
 use crate::vif::neighbors::Neighbors;
 use crate::vif::rx::Receiver;
-use crate::wire::{Capabilities, CareOf, EncapKinds, Mac, Stamp, VifKey, VnetId};
+use crate::wire::{Capabilities, CareOf, EncapKinds, Mac, VifKey, VnetId};
 
 const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const BEHIND: Mac = Mac([2, 0, 0, 0, 0, 7]);
@@ -46,7 +46,7 @@ fn foresee_for(
     let (kinds, capabilities) = (EncapKinds::UDP, Capabilities::NONE);
     let coa = CareOf { addr: ([192, 0, 2, 2], 4000).into(), kinds, capabilities };
     for mac in departed {
-        departures.insert(*mac, coa, Stamp(5), Instant::from_millis(30_000));
+        departures.insert(*mac, coa, coa.addr.ip(), Instant::from_millis(30_000));
     }
     let home = Home {
         receiver: &receiver,

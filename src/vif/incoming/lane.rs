@@ -88,7 +88,7 @@ impl Incoming {
 mod tests {
     use super::*;
     use crate::time::Instant;
-    use crate::wire::{Capabilities, CareOf, EncapKinds, Mac, Stamp, VifKey, VnetId};
+    use crate::wire::{Capabilities, CareOf, EncapKinds, Mac, VifKey, VnetId};
 
     const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
     const BEHIND: Mac = Mac([2, 0, 0, 0, 0, 2]);
@@ -113,7 +113,7 @@ mod tests {
         let (kinds, capabilities) = (EncapKinds::UDP, Capabilities::NONE);
         let coa = CareOf { addr: ([192, 0, 2, 2], 4000).into(), kinds, capabilities };
         for mac in [OWN, BEHIND] {
-            departures.insert(mac, coa, Stamp(5), Instant::from_millis(30_000));
+            departures.insert(mac, coa, coa.addr.ip(), Instant::from_millis(30_000));
             assert_eq!(accept(mac, &learnt, &departures), Err(VifCounter::rx_drop_departed));
         }
         assert_eq!(accept(Mac([0xff; 6]), &learnt, &departures), Ok(true));

@@ -13,25 +13,19 @@ use crate::underlay::{Port, Underlay};
 use crate::vif::departed::LateSender;
 use crate::vif::incoming::Detour;
 use crate::vif::outgoing::{Batch, Outgoing, Route};
-use crate::wire::{CareOf, Mac, Stamp};
+use crate::wire::{CareOf, Mac};
 
 impl<U: Underlay> Worker<U> {
     /// A newer claim says that the MAC is elsewhere: for so long its frames are sent on. What had
     /// waited here for too long already is dropped.
-    pub fn depart(
-        &mut self,
-        mac: Mac,
-        coa: CareOf,
-        stamp: Stamp,
-        lifetime: Duration,
-        now: Instant,
-    ) {
+    pub fn depart(&mut self, mac: Mac, coa: CareOf, lifetime: Duration, now: Instant) {
         let is_stale = self.stopped_at.is_some_and(|at| now - at > STALE_AFTER);
         if is_stale && self.departures.is_empty() {
             self.discard(Port::Own, now);
         }
         self.departures.sweep(self.place.receiver.key.mac, now);
-        self.departures.insert(mac, coa, stamp, now + lifetime);
+        let own = self.place.receiver.own.ip();
+        self.departures.insert(mac, coa, own, now + lifetime);
     }
 
     /// The MAC is here (again).

@@ -62,10 +62,10 @@ impl<U: Underlay> Worker<U> {
         let mut is_first = true;
         for (staged, messages) in smaller.chunks(BATCH).zip(messages.chunks(BATCH)) {
             let has_left = self.send_messages(staged, messages, now);
-            if std::mem::take(&mut is_first) && has_left && remedy.segments == 1 {
-                let to = message.to.ip();
-                let learnt = self.segmentation.handle_single_sent(to, now);
-                tell(learnt, to);
+            if std::mem::take(&mut is_first) && has_left {
+                let (to, segments) = (message.to.ip(), remedy.segments);
+                let learnt = self.segmentation.handle_smaller_sent(to, segments, now);
+                learnt.into_iter().for_each(|learnt| tell(learnt, to));
             }
         }
     }

@@ -109,7 +109,8 @@ impl<U: Underlay> Worker<U> {
         has_left
     }
 
-    pub(super) fn count_sent(&self, staged: &Staged) {
+    pub(super) fn count_sent(&mut self, staged: &Staged) {
+        self.losses.sent(staged);
         let counters = &self.counters;
         if staged.route.is_redirected {
             return counters.add(VifCounter::tx_forwarded, staged.frames);
@@ -149,8 +150,7 @@ impl<U: Underlay> Worker<U> {
                 (VifCounter::tx_drop_error, 1)
             }
         };
-        // The rest of a large frame whose beginning has left counts as a frame lost.
-        let lost = waiting.iter().take(settled).map(|staged| staged.frames.max(1)).sum();
+        let lost = waiting.iter().take(settled).map(|staged| self.losses.lost(staged)).sum();
         self.counters.add(counter, lost);
         settled
     }

@@ -149,7 +149,7 @@ fn receive(worker: &mut Worker<MemoryUnderlay>, driver: &mut Driver) {
 
 fn learn(worker: &mut Worker<MemoryUnderlay>, mac: [u8; 6], port: u16) {
     let lifetime = Duration::from_secs(30);
-    worker.handle_mapping(Mac(mac), coa(port), Stamp(1), lifetime, Instant::ZERO);
+    worker.handle_mapping(Mac(mac), coa(port), lifetime, Instant::ZERO);
 }
 
 #[test]
@@ -452,7 +452,7 @@ fn offloading_worker(capabilities: Capabilities) -> Worker<MemoryUnderlay> {
     worker.set_features(MERGEABLE, Offloads::ALL);
     let coa = CareOf { capabilities, ..coa(7) };
     let lifetime = Duration::from_secs(30);
-    worker.handle_mapping(Mac(PEER), coa, Stamp(1), lifetime, Instant::ZERO);
+    worker.handle_mapping(Mac(PEER), coa, lifetime, Instant::ZERO);
     worker
 }
 

@@ -343,7 +343,8 @@ impl Table {
 
 impl ErrorCode {
     /// All, in the order of their codes, which start at 1.
-    const ALL: [Self; 5] = [Self::Invalid, Self::Denied, Self::NotFound, Self::Limit, Self::Failed];
+    const ALL: [Self; 6] =
+        [Self::Invalid, Self::Denied, Self::NotFound, Self::Limit, Self::Failed, Self::Warning];
 
     fn code(self) -> u8 {
         match self {
@@ -352,6 +353,7 @@ impl ErrorCode {
             Self::NotFound => 3,
             Self::Limit => 4,
             Self::Failed => 5,
+            Self::Warning => 6,
         }
     }
 

@@ -373,6 +373,7 @@ fn event() -> impl Strategy<Value = Event> {
         ErrorCode::NotFound,
         ErrorCode::Limit,
         ErrorCode::Failed,
+        ErrorCode::Warning,
     ]);
     prop_oneof![
         (coa(), addr(), any::<u32>()).prop_map(|(coa, group, underlay_mtu)| Event::Registered {

@@ -432,7 +432,7 @@ fn nothing_goes_straight_that_has_to_be_looked_into_or_held_back() {
     };
     let mut departed = Bed::new(true);
     let until = Duration::from_secs(30);
-    departed.worker.depart(Mac([2, 0, 0, 0, 0, 8]), coa(5), Stamp(1), until, Instant::ZERO);
+    departed.worker.depart(Mac([2, 0, 0, 0, 0, 8]), coa(5), until, Instant::ZERO);
     assert_eq!(arrive(&mut departed), 5);
     let mut limited = Bed::new(true);
     let limits = Limits { rate_in: Some("10gbit".parse().unwrap()), ..Limits::default() };

@@ -6,7 +6,7 @@ const NEW_PLACE: u16 = 9;
 
 fn depart(worker: &mut Worker<MemoryUnderlay>, now: Instant) {
     let lifetime = Duration::from_secs(30);
-    worker.depart(Mac(OWN), coa(NEW_PLACE), Stamp(5), lifetime, now);
+    worker.depart(Mac(OWN), coa(NEW_PLACE), lifetime, now);
 }
 
 fn arrive_from(worker: &mut Worker<MemoryUnderlay>, port: u16, payload: &[u8]) {
@@ -85,7 +85,7 @@ fn partial_checksums_are_completed_where_the_new_place_needs_it() {
         worker.set_running(false, Instant::ZERO);
         let place = CareOf { capabilities, ..coa(NEW_PLACE) };
         let lifetime = Duration::from_secs(30);
-        worker.depart(Mac(OWN), place, Stamp(5), lifetime, Instant::ZERO);
+        worker.depart(Mac(OWN), place, lifetime, Instant::ZERO);
         let mut frame = tcp_frame(100);
         frame[..6].copy_from_slice(&OWN);
         frame[6..12].copy_from_slice(&PEER);

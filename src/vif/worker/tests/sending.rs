@@ -177,7 +177,7 @@ fn a_refusal_is_remembered_for_a_while() {
     worker.underlay.refuse = None;
     let peer = CareOf { capabilities: CAPABLE, ..coa(7) };
     let lifetime = Duration::from_secs(100);
-    worker.handle_mapping(Mac(PEER), peer, Stamp(2), lifetime, Instant::ZERO);
+    worker.handle_mapping(Mac(PEER), peer, lifetime, Instant::ZERO);
     let (third, calls) = send(&mut worker, Instant::from_millis(60_000));
     assert!(first == third);
     assert_eq!(calls, 1);
@@ -234,13 +234,75 @@ fn what_is_too_long_for_the_path_does_not_give_up_segmentation() {
     offer_with_header(&mut driver, tso_header(&large, 1398), &large);
     transmit(&mut worker, &mut driver);
     assert_eq!(sent(&mut worker).len(), 1, "the short one at the end");
-    assert_eq!(worker.counters.get(VifCounter::tx_drop_too_big), 3);
+    assert_eq!(worker.counters.get(VifCounter::tx_drop_too_big), 1, "a frame, not its segments");
     let fits = tcp_frame(5000);
     offer_with_header(&mut driver, tso_header(&fits, 500), &fits);
     transmit(&mut worker, &mut driver);
     assert_eq!(worker.underlay.messages, 1);
     assert_eq!(worker.underlay.sent.len(), 10);
     assert_eq!(worker.counters.get(VifCounter::tx_unsegmented), 0);
+}
+
+/// An address that nothing can be sent to is refused with the error of an old kernel.
+#[test]
+fn what_one_host_refuses_costs_no_other() {
+    fn takes_nothing(message: &Message<'_>) -> Option<i32> {
+        (message.to == addr(8)).then_some(libc::EINVAL)
+    }
+    const THERE: [u8; 6] = [2, 0, 0, 0, 0, 8];
+    let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    worker.underlay.refuse = Some(takes_nothing);
+    let lifetime = Duration::from_secs(30);
+    let there = CareOf { capabilities: CAPABLE, ..coa(8) };
+    worker.handle_mapping(Mac(THERE), there, lifetime, Instant::ZERO);
+    let large = tcp_frame(50_000);
+    let mut to_there = large.clone();
+    to_there[..6].copy_from_slice(&THERE);
+    for lost in 1..=3 {
+        offer_with_header(&mut driver, tso_header(&to_there, 400), &to_there);
+        transmit(&mut worker, &mut driver);
+        assert_eq!(worker.counters.get(VifCounter::tx_drop_error), lost, "a frame, not 125");
+    }
+    offer_with_header(&mut driver, tso_header(&large, 400), &large);
+    worker.underlay.calls = 0;
+    transmit(&mut worker, &mut driver);
+    assert_eq!((worker.underlay.messages, worker.underlay.sent.len()), (1, 125));
+    assert_eq!(worker.counters.get(VifCounter::tx_unsegmented), 0);
+}
+
+#[test]
+fn frames_that_wait_for_an_unusable_place_are_a_drop_with_a_name() {
+    let (mut worker, mut driver) = (worker(), Driver::new());
+    for _ in 0..3 {
+        driver.offer_frame(&frame(PEER, OWN, b"waits"));
+    }
+    transmit(&mut worker, &mut driver);
+    let place = CareOf { addr: addr(0), kinds: EncapKinds::ETHERIP, ..coa(7) };
+    worker.handle_mapping(Mac(PEER), place, Duration::from_secs(30), Instant::ZERO);
+    driver.offer_frame(&frame(PEER, OWN, b"goes nowhere"));
+    transmit(&mut worker, &mut driver);
+    assert_eq!(worker.counters.get(VifCounter::tx_drop_unusable), 4);
+    assert_eq!((worker.underlay.calls, worker.underlay.sent.len()), (0, 0));
+    learn(&mut worker, PEER, 7);
+    driver.offer_frame(&frame(PEER, OWN, b"arrives"));
+    transmit(&mut worker, &mut driver);
+    assert_eq!(worker.underlay.sent.len(), 1);
+}
+
+/// Of frames that share a message, those are lost whose datagrams are.
+#[test]
+fn each_frame_that_is_lost_counts_once() {
+    fn refuses_long_ones(message: &Message<'_>) -> Option<i32> {
+        (message.segment != 0 || len_of(message) >= 1400).then_some(libc::EINVAL)
+    }
+    let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
+    worker.underlay.refuse = Some(refuses_long_ones);
+    for len in [1390, 1390, 1200] {
+        driver.offer_frame(&frame(PEER, OWN, &vec![0; len]));
+    }
+    transmit(&mut worker, &mut driver);
+    assert_eq!(worker.counters.get(VifCounter::tx_drop_error), 2);
+    assert_eq!(worker.counters.get(VifCounter::tx_frames), 1);
 }
 
 /// Without checksums of its own a socket can't use UDP_SEGMENT (udp(7)).
@@ -250,7 +312,8 @@ fn a_real_kernels_refusal_costs_no_datagram() {
     let (own, receiver) = (bind(), bind());
     sockopt::set(&own, (libc::SOL_SOCKET, libc::SO_NO_CHECK), 1).unwrap();
     receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let place = worker().place;
+    let mut place = worker().place;
+    place.receiver.own = own.local_addr().unwrap();
     let counters = Arc::new(VifCounters::default());
     let underlay = UdpUnderlay::new(own.into(), None, None);
     let mut worker = Worker::new(place, SourceMac::Stamp, counters.clone(), underlay);
@@ -258,7 +321,7 @@ fn a_real_kernels_refusal_costs_no_datagram() {
     let addr = receiver.local_addr().unwrap();
     let peer = CareOf { addr, kinds: EncapKinds::UDP, capabilities: CAPABLE };
     let lifetime = Duration::from_secs(30);
-    worker.handle_mapping(Mac(PEER), peer, Stamp(1), lifetime, Instant::ZERO);
+    worker.handle_mapping(Mac(PEER), peer, lifetime, Instant::ZERO);
     let (large, mut driver) = (tcp_frame(20_000), Driver::new());
     for round in 1..=2 {
         offer_with_header(&mut driver, tso_header(&large, 1398), &large);

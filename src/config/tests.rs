@@ -119,7 +119,7 @@ fn the_example_shows_the_defaults() {
     // What is commented out is right, too: each key alone, since some exclude each other.
     let keys = text.lines().filter_map(|line| line.strip_prefix('#'));
     let keys: Vec<&str> = keys.filter(|line| !line.starts_with(' ') && !line.is_empty()).collect();
-    assert_eq!(keys.len(), 10, "{keys:?}");
+    assert_eq!(keys.len(), 13, "{keys:?}");
     for key in keys {
         parse(key).unwrap();
     }

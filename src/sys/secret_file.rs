@@ -187,7 +187,10 @@ mod tests {
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
         assert!(read(&path, 100).is_ok());
-        assert_eq!(read(dir.path(), 100).unwrap_err().to_string(), "not a regular file");
+        let inner = dir.path().join("directory");
+        fs::create_dir(&inner).unwrap();
+        assert_eq!(read(&inner, 100).unwrap_err().to_string(), "not a regular file");
+        fs::remove_dir(&inner).unwrap();
         replace(&path, b"other").unwrap();
         assert_eq!(&read(&path, 100).unwrap().0[..], b"other");
         assert_ne!(version(&path).unwrap(), first);

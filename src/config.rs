@@ -25,9 +25,9 @@ use crate::security::{Level, Suite, sadb};
 use crate::wire::VnetId;
 
 /// Where varpd listens unless told otherwise.
-pub const DEFAULT_SOCKET: &str = "/run/vnet/varpd.sock";
+pub const DEFAULT_SOCKET: &str = "/run/varpd/varpd.sock";
 /// Where varpd's unit has it listen for operators; `vnet` asks there first.
-pub const DEFAULT_OPERATOR_SOCKET: &str = "/run/vnet/operator.sock";
+pub const DEFAULT_OPERATOR_SOCKET: &str = "/run/varpd/operator.sock";
 /// The configuration that is read if it exists and none is named.
 pub const DEFAULT_FILE: &str = "/etc/vnet/varpd.toml";
 /// Where key files are unless told otherwise.

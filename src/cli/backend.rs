@@ -48,7 +48,7 @@ pub struct Backend {
     pub mac: Option<Mac>,
 
     /// Socket of the host's varpd.
-    #[arg(long, value_name = "PATH", default_value = "/run/vnet/varpd.sock")]
+    #[arg(long, value_name = "PATH", default_value = "/run/varpd/varpd.sock")]
     pub varpd: PathBuf,
 
     /// Number of queue pairs, each with a thread of its own (QEMU: -netdev queues=N).

@@ -21,7 +21,7 @@ pub struct Args {
     /// Options on the command line override it.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Path of the control socket [default: /run/vnet/varpd.sock]
+    /// Path of the control socket [default: /run/varpd/varpd.sock]
     ///
     /// A socket left by a varpd that has ended is replaced.
     #[arg(long, value_name = "PATH")]

@@ -13,8 +13,8 @@ use crate::wire::{Mac, VnetId};
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vnet", version, subcommand_value_name = "COMMAND")]
 pub struct Args {
-    /// varpd's socket for operators, or its control socket [default: /run/vnet/operator.sock if there is one,
-    /// else /run/vnet/varpd.sock]
+    /// varpd's socket for operators, or its control socket [default: /run/varpd/operator.sock if there is one,
+    /// else /run/varpd/varpd.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// Print JSON: an array of objects; for monitor an object per line

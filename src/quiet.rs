@@ -53,9 +53,40 @@ impl Quiet {
     }
 }
 
+/// How often a message is repeated while what it says goes on.
+const REPEAT: Duration = Duration::from_secs(3600);
+
+/// Lets a message about something that goes on through once, again after an hour, and at once if it is another.
+#[derive(Debug, Default)]
+pub(crate) struct Lasting {
+    said: String,
+    again_at: Instant,
+}
+
+impl Lasting {
+    /// The level for the message.
+    pub(crate) fn level(&mut self, message: &str, now: Instant) -> log::Level {
+        if self.said == message && now < self.again_at {
+            return log::Level::Debug;
+        }
+        (self.said, self.again_at) = (message.to_owned(), now + REPEAT);
+        log::Level::Warn
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_goes_on_is_said_once_an_hour() {
+        let mut lasting = Lasting::default();
+        let mut at = |s: u64, text: &str| {
+            lasting.level(text, Instant::from_millis(1000 * s)) == log::Level::Warn
+        };
+        assert!(at(0, "a") && !at(2, "a") && !at(3599, "a") && at(3600, "a"));
+        assert!(at(3601, "b") && !at(3602, "b"), "another is said at once");
+    }
 
     #[test]
     fn a_window_has_room_for_few() {

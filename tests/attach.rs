@@ -18,13 +18,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use driver::{Control, Driver, F_PROTOCOL_FEATURES, Memory, Options, Order, request};
+use driver::{Control, Driver, F_PROTOCOL_FEATURES, Memory, Options, Order, readable, request};
 use in_process::InProcess;
 use loopback::Loopback;
-use rig::{PATIENCE, Rig, eventually};
+use rig::{PATIENCE, Rig, eventually, hang_up};
 use tempfile::TempDir;
 use vnet::sys::clock;
-use vnet::vhost_user::attach::{Attach, AttachError, Endpoint};
+use vnet::vhost_user::attach::{Attach, AttachError, Endpoint, Frontends, User};
 
 /// Descriptors and threads are counted for the whole process: one test at a time.
 fn alone() -> MutexGuard<'static, ()> {
@@ -78,22 +78,107 @@ fn connections_leave_nothing_behind() {
     rig.assert_alive(&mut rig.connect(options));
 }
 
+/// A connection that says something, as a frontend's first message does.
+fn speaking(rig: &InProcess) -> Control {
+    let control = Control::connect(rig.path()).expect("the backend listens");
+    control.send(request::GET_FEATURES, 0, &[], &[]).expect("there is room for a message");
+    control
+}
+
 #[test]
-fn a_new_frontend_takes_the_place_of_the_old_one() {
+fn a_frontend_is_served_until_its_connection_ends() {
     let _alone = alone();
     let rig = InProcess::listening(1);
     let mut first = rig.connect(Options::default());
     rig.assert_alive(&mut first);
-    // One that only looks whether anybody listens changes nothing.
+    // Those that only look whether anybody listens, or say nothing, change nothing.
     drop(UnixStream::connect(rig.path()).unwrap());
     let silent = UnixStream::connect(rig.path()).unwrap();
+    let mut waiting = speaking(&rig);
+    // One waits; any others are turned away.
+    assert!(speaking(&rig).is_closed(PATIENCE));
     rig.assert_alive(&mut first);
-    let mut second = rig.connect(Options::default());
-    assert!(first.control.is_closed(PATIENCE));
+    assert!(!readable(&waiting.socket, Duration::ZERO), "it is not answered while it waits");
+    assert_eq!(rig.data_path.disconnects.load(Ordering::SeqCst), 0);
+    hang_up(&first);
+    // Its turn: the question that it asked is answered.
+    assert_eq!(waiting.reply().unwrap().0, request::GET_FEATURES);
+    let mut second = Driver::new(waiting, Options::default());
+    second.negotiate().and_then(|()| second.start()).unwrap();
     rig.assert_alive(&mut second);
     assert_eq!(rig.data_path.disconnects.load(Ordering::SeqCst), 1);
     drop(silent);
     rig.assert_alive(&mut second);
+}
+
+#[test]
+fn one_that_waits_and_goes_makes_room_for_another() {
+    let _alone = alone();
+    let rig = InProcess::listening(1);
+    let mut first = rig.connect(Options::default());
+    for _ in 0..3 {
+        let waiting = speaking(&rig);
+        // It has been heard once a second one is turned away.
+        assert!(speaking(&rig).is_closed(PATIENCE));
+        drop(waiting);
+        rig.assert_alive(&mut first);
+        eventually("there is room for one that waits", || {
+            let mut next = speaking(&rig);
+            !next.is_closed(Duration::from_millis(100))
+        });
+    }
+    drop(first);
+    rig.assert_alive(&mut rig.connect(Options::default()));
+}
+
+#[test]
+fn connections_that_say_nothing_keep_nobody_out() {
+    let _alone = alone();
+    let rig = InProcess::listening(1);
+    let mut silent: Vec<_> = (0..100).map(|_| UnixStream::connect(rig.path()).unwrap()).collect();
+    let mut driver = rig.connect(Options::default());
+    silent.extend((0..100).map(|_| UnixStream::connect(rig.path()).unwrap()));
+    rig.assert_alive(&mut driver);
+    drop(driver);
+    rig.assert_alive(&mut rig.connect(Options::default()));
+    drop(silent);
+}
+
+/// A user who is not this one.
+fn somebody_else() -> Frontends {
+    let uid = nix::unistd::geteuid().as_raw() + 1;
+    Frontends::only(vec![User { name: "somebody-else".into(), uid }])
+}
+
+fn this_user() -> Frontends {
+    let uid = nix::unistd::geteuid().as_raw();
+    Frontends::only(vec![User { name: uid.to_string(), uid }])
+}
+
+/// Root may always connect: such a test needs another user.
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+#[test]
+fn an_inherited_connection_of_another_user_is_refused() {
+    let _alone = alone();
+    let open = |frontends| {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let endpoint = Endpoint::open(Attach::Fd(theirs.into())).unwrap();
+        (endpoint.only_for(frontends).map(drop), ours)
+    };
+    assert!(open(this_user()).0.is_ok());
+    let refused = open(somebody_else()).0;
+    match is_root() {
+        true => assert!(refused.is_ok(), "root may always connect"),
+        false => {
+            let why = refused.unwrap_err().to_string();
+            let pid = std::process::id();
+            assert!(why.starts_with(&format!("the frontend is process {pid} of user ")), "{why}");
+            assert!(why.ends_with(", whom --frontend-user does not list"), "{why}");
+        }
+    }
 }
 
 #[test]
@@ -534,7 +619,7 @@ fn an_idle_backend_uses_no_cpu() {
     eventually("the ring stops", || unreadable.ring_failures() == 1);
     let before = cpu_ticks();
     // Nothing will come: this is how long is watched.
-    assert!(!driver::readable(&third.pairs[1].rx.call, Duration::from_millis(700)));
+    assert!(!readable(&third.pairs[1].rx.call, Duration::from_millis(700)));
     let used = cpu_ticks() - before;
     assert!(used <= 5, "{used} ticks of CPU in 0.7 s");
 }

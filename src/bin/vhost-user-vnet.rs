@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 use vnet::cli::backend::Backend;
 use vnet::sys::process;
-use vnet::vhost_user::attach::Attach;
+use vnet::vhost_user::attach::{Attach, Frontends, User};
 use vnet::vif::serve::{Options, serve};
 use vnet::wire::VifKey;
 
@@ -40,6 +40,7 @@ fn options(arguments: Backend) -> Result<Options, String> {
     };
     Ok(Options {
         attach: attach(&arguments)?,
+        frontends: frontends(&arguments.frontend_user)?,
         key: VifKey { vnet, mac },
         limits: arguments.limits(),
         varpd: arguments.varpd,
@@ -47,6 +48,7 @@ fn options(arguments: Backend) -> Result<Options, String> {
         mtu: arguments.mtu,
         source_mac: arguments.source_mac,
         sandbox: !arguments.no_sandbox,
+        view: arguments.view,
         busy_poll: Duration::from_micros(arguments.busy_poll.into()),
         learn: arguments.learn.into(),
         allowed: arguments.allow_ip,
@@ -70,4 +72,16 @@ fn attach(arguments: &Backend) -> Result<Attach, String> {
 
 fn group(name: &str) -> Result<u32, String> {
     process::group_id(name).map_err(|error| format!("--socket-group {name}: {error}"))
+}
+
+/// The users of `--frontend-user`.
+fn frontends(names: &[String]) -> Result<Frontends, String> {
+    let user = |name: &String| match process::user_id(name) {
+        Ok(uid) => Ok(User { name: name.clone(), uid }),
+        Err(error) => Err(format!("--frontend-user {name}: {error}")),
+    };
+    if names.is_empty() {
+        return Ok(Frontends::default());
+    }
+    names.iter().map(user).collect::<Result<_, _>>().map(Frontends::only)
 }

@@ -8,6 +8,7 @@ use clap::{ArgGroup, Parser};
 use crate::config::SocketMode;
 use crate::limiter::units::{Rate, Size};
 use crate::vif::guard::Prefix;
+use crate::vif::serve::View;
 use crate::vif::throttle::Limits;
 use crate::vif::tx::SourceMac;
 use crate::wire::{Mac, VnetId};
@@ -131,9 +132,20 @@ pub struct Backend {
     #[arg(long, value_name = "GROUP")]
     pub socket_group: Option<String>,
 
+    /// Serve only frontends of this user, by name or number; may be given several times, or with commas [default:
+    /// whoever may connect].
+    ///
+    /// Root may connect always. With --client: serve only a QEMU of this user that listens there.
+    #[arg(long, value_name = "USER", value_delimiter = ',')]
+    pub frontend_user: Vec<String>,
+
     /// Print what this backend is, as JSON, and exit (QEMU's convention for backends).
     #[arg(long)]
     pub print_capabilities: bool,
+
+    /// Which directories the process sees once it has started; see CONFINEMENT.
+    #[arg(long, value_name = "VIEW", value_enum, default_value_t)]
+    pub view: View,
 
     /// Keep all rights of the user who starts it, for debugging. Never with guests that you don't
     /// trust.
@@ -201,6 +213,9 @@ mod tests {
         let allowed = parse(&format!("b --socket-path /s {mac} {lists}")).unwrap().allow_ip;
         let shown: Vec<String> = allowed.iter().map(Prefix::to_string).collect();
         assert_eq!(shown, ["192.0.2.7", "2001:db8::/64", "198.51.100.0/24"]);
+        let users = "--frontend-user libvirt-qemu,1000 --frontend-user qemu";
+        let users = parse(&format!("b --socket-path /s {mac} {users}")).unwrap().frontend_user;
+        assert_eq!(users, ["libvirt-qemu", "1000", "qemu"]);
         let rates = "--rate-out 100M --rate-in 1gbit --burst 2M --group-rate 5M --group-frames 500 \
                      --frames-out 9000 --rate-overhead 68";
         let limits = parse(&format!("b --socket-path /s {mac} {rates}")).unwrap().limits();

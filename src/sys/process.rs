@@ -18,6 +18,13 @@ impl From<OwnedFd> for Process {
     }
 }
 
+/// Readable when it has ended.
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Process {
     /// Whether it has ended.
     pub fn has_ended(&self) -> bool {
@@ -76,6 +83,47 @@ pub fn keep_freed_memory() {
     unsafe {
         libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
     }
+}
+
+/// Raises the limit of locked memory, if this process may; to be called before it becomes another user.
+pub fn raise_lock_limit() {
+    let unlimited = nix::sys::resource::RLIM_INFINITY;
+    // Who may not is told by `keep_secrets`.
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, unlimited, unlimited);
+}
+
+/// Keeps this process's memory, and so keys, to itself: no core dumps, and no other process of the same user may
+/// look into it (`PR_SET_DUMPABLE`); nor is it written to swap, if enough memory may be locked. Guest memory that
+/// is mapped later has to be left out: [`unlock`].
+///
+/// # Errors
+/// The system refuses what it always grants.
+pub fn keep_secrets() -> io::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    nix::sys::prctl::set_dumpable(false)?;
+    raise_lock_limit();
+    let (soft, _) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
+    if soft != nix::sys::resource::RLIM_INFINITY {
+        log::info!(
+            "memory is not locked (the limit is {} KiB): keys could be swapped out",
+            soft / 1024
+        );
+        return Ok(());
+    }
+    // Only what is used: stacks and heaps are larger than that.
+    let on_fault = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
+    // SAFETY: changes where pages are kept, not what is in them.
+    if unsafe { libc::mlockall(on_fault) } != 0 {
+        log::warn!("memory can't be locked: {}", io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Leaves it to their owner whether these bytes, from `start` on, are kept in memory: they are mapped here and
+/// belong to another process.
+pub fn unlock(start: *const u8, len: usize) {
+    // SAFETY: changes where pages are kept, not what is in them; an address that is not mapped is an error.
+    unsafe { libc::munlock(start.cast(), len) };
 }
 
 /// Secret randomness from the kernel (getrandom(2)).

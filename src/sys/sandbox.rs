@@ -3,6 +3,7 @@
 //!
 //! | Layer | What is left |
 //! |---|---|
+//! | a private view ([`view`]; backends) | the directories of its own socket and of varpd's, where namespaces can be made |
 //! | no-new-privs (prctl(2)) | no program started from here ever gains a privilege |
 //! | capabilities (capabilities(7)) | none, also for root; varpd keeps what [`Confinement::capabilities`] says |
 //! | Landlock (landlock(7)) | no file is opened, made or removed beyond [`Confinement::files`]; no TCP; no signal or abstract socket beyond this process |
@@ -15,6 +16,7 @@
 mod calls;
 #[cfg(test)]
 mod tests;
+pub mod view;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -67,6 +69,9 @@ pub enum SandboxError {
     /// prctl(2) failed.
     #[error("cannot set no-new-privs: {0}")]
     NoNewPrivs(#[source] io::Error),
+    /// Its memory can be had from outside.
+    #[error("cannot keep the process's memory to itself: {0}")]
+    Secrets(#[source] io::Error),
     /// Capabilities stay.
     #[error("cannot drop capabilities: {0}")]
     Capabilities(String),
@@ -88,6 +93,7 @@ impl Confinement {
     /// What stays open. Some of it may be closed already: the process should end.
     pub fn enter(&self) -> Result<(), SandboxError> {
         super::process::keep_freed_memory();
+        super::process::keep_secrets().map_err(SandboxError::Secrets)?;
         nix::sys::prctl::set_no_new_privs().map_err(|e| SandboxError::NoNewPrivs(e.into()))?;
         self.drop_capabilities()?;
         self.restrict_files()?;

@@ -148,6 +148,17 @@ pub enum VarpdError {
     },
 }
 
+impl VarpdError {
+    /// Exit status of the process: 2 for a wrong configuration, which does not become right when it is tried
+    /// again; 1 for all else.
+    pub const fn exit_status(&self) -> u8 {
+        match self {
+            Self::Config(_) => 2,
+            _ => 1,
+        }
+    }
+}
+
 /// For `map_err`: what was tried when a system call failed.
 fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> VarpdError {
     move |source| VarpdError::System { doing: doing.into(), source }
@@ -161,6 +172,7 @@ pub fn run(config: Config) -> Result<(), VarpdError> {
     let termination = Termination::new().map_err(failed("handle signals"))?;
     let files = process::raise_file_limit().map_err(failed("raise the limit of open files"))?;
     log::debug!("at most {files} open files");
+    process::raise_lock_limit();
     let manager = ServiceManager::connect().unwrap_or_else(|e| {
         log::warn!("can't reach the service manager: {e}");
         ServiceManager::default()

@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::mapper::{LocalVif, Notice};
 use crate::metrics::{VarpdCounter, VarpdCounters};
-use crate::quiet::Quiet;
+use crate::quiet::Lasting;
 use crate::security::keyfile::{self, KeyFile};
 use crate::security::keys::{MemberKeys, Secret, fingerprint};
 use crate::security::membership::{Membership, Refusal};
@@ -58,6 +58,8 @@ struct Gate {
 struct Secured {
     path: PathBuf,
     version: Version,
+    /// About a file that is no good any more.
+    complaint: Lasting,
     suite: Suite,
     /// Those that are accepted, the used one first.
     keys: Vec<MemberKeys>,
@@ -85,7 +87,6 @@ pub(super) struct Security {
     /// For the next sender of group frames.
     salt: u16,
     check_at: Option<Instant>,
-    quiet: Quiet,
 }
 
 fn first_salt(seed: &Secret) -> u16 {
@@ -107,7 +108,6 @@ impl Security {
             gates: BTreeMap::new(),
             salt: first_salt(&seed),
             check_at: None,
-            quiet: Quiet::new(5),
         }
     }
 
@@ -129,7 +129,8 @@ impl Security {
         })?;
         log::info!("vnet {vnet}: {level}, key {}", fingerprint(&file.used));
         let keys = member_keys(&file, vnet, level, suite);
-        self.vnets.insert(vnet, Secured { path, version, suite, keys });
+        self.vnets
+            .insert(vnet, Secured { path, version, complaint: Lasting::default(), suite, keys });
         self.publish(vnet, level, now);
         self.check_at.get_or_insert(now.mono + CHECK_INTERVAL);
         Ok(())
@@ -160,14 +161,15 @@ impl Security {
             match read(&secured.path, counters) {
                 Ok((file, version)) => {
                     secured.version = version;
+                    secured.complaint = Lasting::default();
                     secured.keys = member_keys(&file, vnet, config.policy(vnet), secured.suite);
                     log::info!("vnet {vnet}: key {}", fingerprint(&file.used));
                     changed.push(vnet);
                 }
                 Err(e) => {
-                    let path = secured.path.display();
-                    let level = self.quiet.level(now.mono);
-                    log::log!(level, "vnet {vnet} keeps its key: {path}: {e}");
+                    let text =
+                        format!("vnet {vnet} keeps its key: {}: {e}", secured.path.display());
+                    log::log!(secured.complaint.level(&text, now.mono), "{text}");
                 }
             }
         }

@@ -191,6 +191,7 @@ impl Device {
     /// The log, which is in use, is too short for it.
     pub(super) fn memory_changed(&self) -> Result<(), LogError> {
         self.generation.fetch_add(1, Ordering::AcqRel);
+        self.memory.leave_to_owner();
         let settled = self.memory.table_changed();
         self.await_batches();
         settled

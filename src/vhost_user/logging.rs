@@ -18,10 +18,11 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vm_memory::GuestAddressSpace;
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
 
 use super::dirty::{self, Log, LogError};
 use super::vring::{GuestMemory, MemoryGuard, SharedMemory};
+use crate::sys::process;
 
 /// Bit 26 of the features: log all writes (`VHOST_F_LOG_ALL`).
 pub const F_LOG_ALL: u64 = 1 << 26;
@@ -75,6 +76,13 @@ impl LoggedMemory {
         dirty::attach(&memory, wishes.in_force());
         self.settled.store(Arc::as_ptr(&memory).cast_mut(), Ordering::Release);
         wishes.settled = Some(memory);
+    }
+
+    /// Guest memory is the frontend's: it says what of it is kept from swap, not this process.
+    pub fn leave_to_owner(&self) {
+        for region in self.shared.memory().iter() {
+            process::unlock(region.as_ptr(), region.size());
+        }
     }
 
     /// A new memory table is in force.

@@ -3,7 +3,9 @@
 //! Threads: this one holds the connection to varpd and ends the process; one serves the frontend's
 //! control messages; one per queue pair moves frames.
 
+mod confine;
 mod frontend;
+mod status;
 mod varpd;
 
 use std::io;
@@ -14,7 +16,10 @@ use std::time::Duration;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+pub use self::confine::View;
+use self::confine::{Sockets, confine};
 use self::frontend::Frontend;
+use self::status::{State, Status};
 use super::guard::Prefix;
 use super::late::LateWatch;
 use super::link::{CAPABILITIES, Link};
@@ -30,13 +35,15 @@ use crate::security::Level;
 use crate::sys::bus_error;
 use crate::sys::clock;
 use crate::sys::event::{Interest, Poller};
+use crate::sys::notify::ServiceManager;
 use crate::sys::process;
-use crate::sys::sandbox::{Confinement, Profile, Reach, SandboxError};
+use crate::sys::sandbox::SandboxError;
+use crate::sys::sandbox::view::{Directory, ViewError};
 use crate::sys::seqpacket::Connection;
 use crate::sys::signal::Termination;
 use crate::time::Instant;
 use crate::underlay::udp::UdpUnderlay;
-use crate::vhost_user::attach::{Attach, AttachError, Endpoint};
+use crate::vhost_user::attach::{Attach, AttachError, Endpoint, Frontends};
 use crate::wire::control::{self, Event, Request};
 use crate::wire::{Capabilities, VifKey};
 
@@ -48,6 +55,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Options {
     /// How the frontend is met.
     pub attach: Attach,
+    /// Who may be the frontend.
+    pub frontends: Frontends,
     /// The vif.
     pub key: VifKey,
     /// varpd's socket.
@@ -60,6 +69,8 @@ pub struct Options {
     pub source_mac: SourceMac,
     /// Whether the process gives up what it does not need once it has started.
     pub sandbox: bool,
+    /// Which directories it sees then.
+    pub view: View,
     /// Rate limits.
     pub limits: Limits,
     /// How long workers look for frames before they sleep; zero for not at all.
@@ -109,6 +120,9 @@ pub enum ServeError {
     /// The frontend's socket.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// There is no private view, which is required.
+    #[error("--view required: no private view of the file system: {0}")]
+    View(#[source] ViewError),
     /// The process can't be confined.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -146,6 +160,10 @@ pub(super) fn doing(what: &'static str) -> impl FnOnce(io::Error) -> ServeError 
 /// # Errors
 /// What prevented the start, each in one line.
 pub fn serve(options: Options) -> Result<(), ServeError> {
+    let manager = ServiceManager::connect().unwrap_or_else(|error| {
+        log::warn!("can't reach the service manager: {error}");
+        ServiceManager::default()
+    });
     let termination = Termination::new().map_err(doing("cannot handle signals"))?;
     bus_error::explain().map_err(doing("cannot handle signals"))?;
     let throttle = Throttle::new(&options.limits).map_err(ServeError::Limits)?;
@@ -162,8 +180,9 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let mtu = guest_mtu(options.mtu, &registration)?;
     let (coa, level) = (registration.coa, registration.level);
     let nic = Arc::new(new_nic(&options, registration, mtu, &throttle)?);
-    let confinement = options.sandbox.then(|| confinement(&options.attach));
-    let endpoint = Endpoint::open(options.attach)?;
+    let exact_users = options.frontends.is_list();
+    let sockets = Sockets::find(&options.attach, &options.varpd);
+    let endpoint = Endpoint::open(options.attach)?.only_for(options.frontends)?;
     // Not before: who can't start says why, and nothing else.
     log::info!("vif {} at {coa}, MTU {mtu}", options.key);
     if options.limits != Limits::default() {
@@ -173,10 +192,14 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         let allowed: Vec<String> = options.allowed.iter().map(Prefix::to_string).collect();
         log::info!("the guest may send from {}", allowed.join(", "));
     }
-    match confinement {
-        Some(confinement) => confinement.enter()?,
-        None => log::warn!("--no-sandbox: a guest that takes over this process has all its rights"),
-    }
+    tell_shared_user(&varpd);
+    let varpd_directory = match options.sandbox {
+        true => confine(&sockets, options.view, exact_users)?,
+        false => {
+            log::warn!("--no-sandbox: a guest that takes over this process has all its rights");
+            None
+        }
+    };
     let mut link = Link::new(options.key, options.queue_pairs, options.learn, Arc::clone(&nic));
     if level.is_secured() {
         await_keys(&varpd, &mut link)?;
@@ -186,7 +209,8 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         key: options.key,
         link,
         nic,
-        path: options.varpd,
+        path: sockets.varpd().into(),
+        varpd_directory,
         queue_pairs: options.queue_pairs,
         varpd: Some(varpd),
         call_at: None,
@@ -194,6 +218,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         refusal: None,
         level,
         late: LateWatch::default(),
+        status: Status::new(manager, options.key),
         poller: Poller::new(8).map_err(doing("cannot poll"))?,
     };
     let result = serving.run(&termination, &frontend);
@@ -225,13 +250,14 @@ fn await_keys(varpd: &Connection, link: &mut Link) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// What is left to this process: it removes the socket that it listens on when it ends.
-fn confinement(attach: &Attach) -> Confinement {
-    let files = match attach {
-        Attach::Listen { path, .. } => vec![Reach::remove_socket(path)],
-        Attach::Connect { .. } | Attach::Fd(_) => Vec::new(),
-    };
-    Confinement { profile: Profile::Backend, files, capabilities: Vec::new() }
+/// Users are what keeps processes apart: says if there is but one.
+fn tell_shared_user(varpd: &Connection) {
+    let own = nix::unistd::geteuid().as_raw();
+    if varpd.peer().is_ok_and(|peer| peer.uid == own) {
+        log::info!(
+            "varpd runs as this process's user ({own}): \"One user for all\" in SECURITY.md"
+        );
+    }
 }
 
 fn new_nic(
@@ -278,6 +304,8 @@ struct Serving {
     link: Link,
     nic: Arc<Nic>,
     path: PathBuf,
+    /// The directory of that path, until it was said that it is gone.
+    varpd_directory: Option<Directory>,
     queue_pairs: u8,
     varpd: Option<Connection>,
     /// When to call a varpd that is away.
@@ -290,6 +318,7 @@ struct Serving {
     level: Level,
     /// Of frames for a guest that has left.
     late: LateWatch,
+    status: Status,
     poller: Poller,
 }
 
@@ -304,6 +333,8 @@ impl Serving {
             .map_err(failed())?;
         self.watch_varpd().map_err(failed())?;
         loop {
+            let (active, varpd) = (self.nic.is_active(), self.varpd.is_some());
+            self.status.show(State { active, varpd });
             let now = clock::mono();
             let deadlines = [self.link.poll_timeout(), self.call_at, self.late.poll_timeout()];
             let deadline = deadlines.into_iter().flatten().min();

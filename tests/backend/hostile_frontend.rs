@@ -14,6 +14,7 @@ use vnet::sys::bus_error::EXIT_STATUS;
 
 use crate::driver::{Control, Driver, F_LOG_ALL, GUEST_BASE, Memory, USER_BASE, gpa, request};
 use crate::nic::{Nic, mac, vif};
+use crate::rig::hang_up;
 use crate::support::wait_until;
 use crate::{Net, SOON};
 
@@ -49,6 +50,7 @@ fn memory_that_is_shorter_than_said_is_refused() {
     let Some((net, mut one, mut two)) = start("memory files that are too short") else { return };
     one.introduce(&mut two);
     let memory = Memory::new(MIB as usize);
+    hang_up(&one.driver);
     let mut control = Control::connect(&one.backend.socket).unwrap();
     control.send(request::SET_OWNER, 0, &[], &[]).unwrap();
     let table = [1, GUEST_BASE, 2 * MIB, USER_BASE, 0].map(u64::to_ne_bytes).concat();

@@ -26,6 +26,7 @@ mod driver;
 mod flood;
 mod flows;
 mod forged;
+mod frontends;
 mod guarded;
 mod hostile_frontend;
 mod idle;
@@ -60,6 +61,7 @@ mod strangers;
 mod support;
 mod trains;
 mod underneath;
+mod view;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -18,6 +18,7 @@ use vnet::metrics::VifCounter;
 use crate::driver::{Control, Driver, HEADER_LEN, Layout, Options};
 use crate::injection::Attacker;
 use crate::nic::{Nic, frame, mac, vif};
+use crate::rig::hang_up;
 use crate::support::netns::{Family, Underlay};
 use crate::support::routed::Routed;
 use crate::support::vnet::Varpd;
@@ -81,6 +82,7 @@ impl Net {
             let mut nic =
                 Nic::start_with(&format!("g{}", n + 1), vif, &self.varpds[n], options(), &[]);
             // Once more, with more features.
+            hang_up(&nic.driver);
             let control = Control::connect(&nic.backend.socket).unwrap();
             let mut driver = Driver::new(control, options());
             driver.negotiate().unwrap();

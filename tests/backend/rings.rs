@@ -8,6 +8,8 @@
 //! ```
 
 use std::cell::RefCell;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ use vnet::sys::clock;
 use crate::abuse::{
     BAD_TRANSMIT_RINGS, bad_chains_are_returned, malformed_rings_stop, rewrite_descriptors,
 };
-use crate::driver::{Driver, HEADER_LEN, Options, WRITE, gpa, readable};
+use crate::driver::{Control, Driver, HEADER_LEN, Options, WRITE, gpa, readable};
 use crate::nic::{BROADCAST, ETHER_TYPE, LEN, Nic, frame, mac, number, vif};
 use crate::rig::{PATIENCE, Rig, eventually};
 use crate::support::vnet::{Backend, Listener};
@@ -30,6 +32,8 @@ struct Abused {
     socket: PathBuf,
     witness: RefCell<Nic>,
     net: Net,
+    /// The connection of the last driver.
+    last: RefCell<Option<UnixStream>>,
 }
 
 impl Abused {
@@ -38,7 +42,8 @@ impl Abused {
         let witness = RefCell::new(Nic::start("witness", vif(42, 2), &net.varpds[0]));
         let backend = Backend::start("abused", vif(42, 1), Listener::Backend, &net.varpds[0]);
         let socket = backend.socket.clone();
-        Some(Self { backend: RefCell::new(backend), socket, witness, net })
+        let last = RefCell::new(None);
+        Some(Self { backend: RefCell::new(backend), socket, witness, net, last })
     }
 
     fn counters(&self) -> Counters {
@@ -114,6 +119,19 @@ fn turned(frame: &[u8]) -> Vec<u8> {
 impl Rig for Abused {
     fn path(&self) -> &Path {
         &self.socket
+    }
+
+    /// The one before is hung up: the backend serves the next only then.
+    fn connect(&self, options: Options) -> Driver {
+        let control = Control::connect(&self.socket).unwrap();
+        let stream = control.socket.try_clone().unwrap();
+        if let Some(last) = self.last.replace(Some(stream)) {
+            // Fails if the backend has closed it already.
+            let _ = last.shutdown(Shutdown::Both);
+        }
+        let mut driver = Driver::new(control, options);
+        driver.negotiate().and_then(|()| driver.start()).unwrap();
+        driver
     }
 
     /// There and back.

@@ -14,7 +14,7 @@ use vnet::vhost_user::attach::Attach;
 use crate::driver::{Driver, Options};
 use crate::in_process::InProcess;
 use crate::loopback::Loopback;
-use crate::rig::{PATIENCE, Rig, eventually, frame};
+use crate::rig::{PATIENCE, Rig, eventually, frame, hang_up};
 
 /// Far longer than anything that is waited for here.
 const FOR_EVER: Duration = Duration::from_secs(3600);
@@ -160,6 +160,7 @@ fn a_look_holds_up_neither_frontend_nor_end() {
     driver.control.sync().unwrap();
     rig.assert_alive(&mut driver);
     until_watched(&mut driver);
+    hang_up(&driver);
     let mut other = rig.connect(Options::default());
     until_watched(&mut other);
     let begin = clock::mono();

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
+use std::net::Shutdown;
 use std::path::Path;
 use std::time::Duration;
 
@@ -20,6 +21,11 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(clock::mono() < deadline, "in vain: {what}");
         let _ = poll(&mut [], 1_u8);
     }
+}
+
+/// Ends a driver's connection: the backend serves the next only then.
+pub fn hang_up(driver: &Driver) {
+    driver.control.socket.shutdown(Shutdown::Both).expect("it is connected");
 }
 
 /// A backend under test that a driver can connect to, and from which its frames come back.

@@ -67,6 +67,8 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_madvise,
     libc::SYS_mremap,
     libc::SYS_munmap,
+    // process::unlock: guest memory is QEMU's to lock.
+    libc::SYS_munlock,
     // Threads, locks and their end.
     libc::SYS_exit,
     libc::SYS_exit_group,

@@ -87,8 +87,20 @@ impl Serving {
             }
             Err(error) => {
                 log::debug!("{error}");
+                self.tell_lost_directory();
                 self.lose_varpd(now);
             }
+        }
+    }
+
+    /// A confined process sees the directory of varpd's socket, not the next one of that name.
+    fn tell_lost_directory(&mut self) {
+        if self.varpd_directory.take_if(|directory| directory.is_removed()).is_some() {
+            let directory = self.path.parent().unwrap_or(&self.path).display();
+            log::error!(
+                "{directory}, in which varpd's socket was, has been removed: this process can't see another of that \
+                 name and must be started again to find a new varpd"
+            );
         }
     }
 

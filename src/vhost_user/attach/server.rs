@@ -1,0 +1,425 @@
+//! The loop that serves connections, one at a time, each until it ends.
+//!
+//! | A connection | Is |
+//! |---|---|
+//! | of a user who may not connect | closed |
+//! | that has not said anything | kept aside, and costs the guest nothing: a process that looks whether anybody listens; a QEMU that is being set up |
+//! | that speaks while none is served | served, until it ends |
+//! | that speaks while another is served | the one that waits, named in the log, and served next; any further is closed |
+//! | that waits and is hung up | forgotten |
+//!
+//! So whoever may connect can't take a NIC from its QEMU. When a connection ends while its process lives (QEMU
+//! connects again), that process alone is served for some seconds.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::Level;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, socket,
+};
+
+use super::callers::{Caller, Frontends, Named, Reservation, Who};
+use super::{AttachError, Source};
+use crate::quiet::Quiet;
+use crate::sys::clock;
+use crate::vhost_user::connection::{Connection, End};
+use crate::vhost_user::device::DataPath;
+
+/// First pause before connecting again to a QEMU that does not answer; doubled up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// Most connections that have not said anything yet.
+const MOST_SILENT: usize = 8;
+/// Pause after an error that a retry may cure, such as too many open files.
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
+
+/// A connection that is not served yet.
+struct Call {
+    stream: UnixStream,
+    caller: Caller,
+}
+
+impl Call {
+    fn new(stream: UnixStream) -> Self {
+        let caller = Caller::of(&stream);
+        Self { stream, caller }
+    }
+
+    /// What has come from it so far.
+    fn state(&self) -> State {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        match recv(self.stream.as_raw_fd(), &mut [0], flags) {
+            Err(Errno::EAGAIN | Errno::EINTR) => State::Silent,
+            Ok(0) | Err(_) => State::Closed,
+            Ok(_) => State::Speaks,
+        }
+    }
+
+    /// Whether nobody is at the other end any more, even if there is something left to read.
+    fn is_hung_up(&self) -> bool {
+        let mut set = [hang_up(&self.stream)];
+        poll(&mut set, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+}
+
+enum State {
+    Silent,
+    Speaks,
+    Closed,
+}
+
+/// Waits for the end of a connection only, which is always reported.
+fn hang_up(stream: &UnixStream) -> PollFd<'_> {
+    PollFd::new(stream.as_fd(), PollFlags::empty())
+}
+
+/// The connection that is served.
+struct Served {
+    connection: Connection,
+    caller: Caller,
+    /// Whether the frontend said anything.
+    heard: bool,
+}
+
+/// The loop's state.
+pub(super) struct Server {
+    source: Source,
+    frontends: Frontends,
+    data_path: Arc<dyn DataPath>,
+    current: Option<Served>,
+    /// The one that is served next.
+    waiting: Option<Call>,
+    /// Connections that have not said anything yet, oldest first.
+    silent: Vec<Call>,
+    /// For whom the NIC is kept.
+    kept: Option<Reservation>,
+    /// How long to wait before connecting or accepting again; `None` to do it now.
+    pause: Option<Duration>,
+    /// The next pause between attempts to connect.
+    backoff: Duration,
+    /// Why the last connection was ended that had to be, as it was said.
+    refused: String,
+    /// How often the same is said again: QEMU tries each second.
+    quiet_about_the_same: Quiet,
+    /// How often it is said that a frontend connected.
+    quiet_about_connects: Quiet,
+    /// How often it is said that somebody may not connect, or not yet.
+    quiet_about_others: Quiet,
+    /// Of whom that has been said.
+    named: Named,
+}
+
+impl Server {
+    pub(super) fn new(source: Source, frontends: Frontends, data_path: Arc<dyn DataPath>) -> Self {
+        Self {
+            source,
+            frontends,
+            data_path,
+            current: None,
+            waiting: None,
+            silent: Vec::new(),
+            kept: None,
+            pause: None,
+            backoff: FIRST_PAUSE,
+            refused: String::new(),
+            quiet_about_the_same: Quiet::new(2),
+            quiet_about_connects: Quiet::new(20),
+            quiet_about_others: Quiet::new(5),
+            named: Named::default(),
+        }
+    }
+
+    pub(super) fn run(mut self, shutdown: BorrowedFd<'_>) -> Result<(), AttachError> {
+        loop {
+            if self.current.is_none() {
+                match &mut self.source {
+                    Source::Once(stream) => match stream.take() {
+                        Some(stream) => self.begin(Call::new(stream)),
+                        None => return Ok(()),
+                    },
+                    Source::Peer(_) if self.pause.is_none() => self.connect(),
+                    Source::Peer(_) => {}
+                    Source::Listener(..) => self.serve_next(),
+                }
+            }
+            if self.wait(shutdown)? {
+                return Ok(());
+            }
+            self.accept();
+            self.sort();
+            self.step();
+            self.renew();
+        }
+    }
+
+    /// Goes on with other descriptors if the data path has others.
+    fn renew(&mut self) {
+        let Some(changed) = self.data_path.changed() else { return };
+        if nix::unistd::read(changed, &mut [0; 8]).is_err() {
+            return;
+        }
+        let ended = self.current.take_if(|served| !served.connection.renew_descriptors());
+        if let Some(Served { caller, .. }) = ended {
+            log::warn!("the frontend is disconnected: the vif's new sockets are of another number");
+            self.keep_for(caller);
+        }
+        self.data_path.descriptors_taken();
+    }
+
+    /// Waits for anything to do; true if it is the shutdown.
+    fn wait(&mut self, shutdown: BorrowedFd<'_>) -> Result<bool, AttachError> {
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut set = vec![readable(shutdown)];
+        set.extend(self.data_path.changed().map(readable));
+        if let (Source::Listener(listener, _), None) = (&self.source, self.pause) {
+            set.push(readable(listener.as_fd()));
+        }
+        set.extend(self.silent.iter().map(|call| readable(call.stream.as_fd())));
+        set.extend(self.waiting.iter().map(|call| hang_up(&call.stream)));
+        set.extend(self.awaited().and_then(Reservation::end).map(readable));
+        let current = self.current.iter();
+        set.extend(current.flat_map(|served| served.connection.interest()));
+        let ready = match poll(&mut set, self.timeout()) {
+            Err(Errno::EINTR) => return Ok(false),
+            other => other.map_err(|e| AttachError::Io { what: "can't poll", error: e.into() })?,
+        };
+        let over = set.first().and_then(PollFd::any).unwrap_or(false);
+        if ready == 0 {
+            self.pause = None;
+        }
+        Ok(over)
+    }
+
+    /// Nobody comes before this one for a moment, if others can come at all.
+    fn keep_for(&mut self, caller: Caller) {
+        if let Source::Listener(..) = self.source {
+            self.kept = Reservation::of(caller, clock::mono());
+        }
+    }
+
+    /// For whom the NIC is kept while nobody is served.
+    fn awaited(&self) -> Option<&Reservation> {
+        self.kept.as_ref().filter(|_| self.current.is_none())
+    }
+
+    fn timeout(&self) -> PollTimeout {
+        let kept = self.awaited().map(|kept| kept.until().saturating_since(clock::mono()));
+        // Rounded up, so as not to look too early.
+        let kept = kept.map(|left| left + Duration::from_millis(1));
+        let soonest = self.pause.into_iter().chain(kept).min();
+        soonest.map_or(PollTimeout::NONE, |time| {
+            PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX)
+        })
+    }
+
+    /// Takes all new connections of users who may connect, as many as are kept aside.
+    fn accept(&mut self) {
+        loop {
+            let (Source::Listener(listener, _), None) = (&self.source, self.pause) else { return };
+            match listener.accept() {
+                Ok((stream, _)) => self.receive(Call::new(stream)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    log::warn!("can't accept a connection: {error}");
+                    self.pause = Some(ERROR_PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self, call: Call) {
+        if !self.frontends.admit(&call.caller) {
+            return self.say_not_listed(&call.caller);
+        }
+        if self.silent.len() == MOST_SILENT {
+            let callers = self.silent.iter().map(|call| call.caller.who);
+            self.silent.remove(most_present(&callers.collect::<Vec<_>>()));
+        }
+        self.silent.push(call);
+    }
+
+    /// Looks who says something, and who has gone.
+    fn sort(&mut self) {
+        if self.waiting.as_ref().is_some_and(Call::is_hung_up) {
+            log::info!("the frontend that waited has gone");
+            self.waiting = None;
+        }
+        for call in std::mem::take(&mut self.silent) {
+            match call.state() {
+                State::Silent => self.silent.push(call),
+                State::Closed => log::debug!("a connection was closed before it said anything"),
+                State::Speaks => self.heard(call),
+            }
+        }
+    }
+
+    /// A connection that was silent has said something.
+    fn heard(&mut self, call: Call) {
+        if self.current.is_none() && self.may_begin(&call.caller) {
+            return self.begin(call);
+        }
+        if self.waiting.is_some() {
+            return self.say_others(&call.caller, "is turned away: another waits already");
+        }
+        let reason = match &self.current {
+            Some(served) => {
+                let served = self.frontends.describe(&served.caller);
+                format!("waits: {served} is served until its connection ends")
+            }
+            None => "waits: the NIC is kept for a moment for the process that had it".to_owned(),
+        };
+        self.say_others(&call.caller, &reason);
+        self.waiting = Some(call);
+    }
+
+    /// Whether the NIC is not kept for somebody else.
+    fn may_begin(&mut self, caller: &Caller) -> bool {
+        self.kept.take_if(|kept| kept.is_over(clock::mono()));
+        self.kept.as_ref().is_none_or(|kept| kept.is_for(caller))
+    }
+
+    /// Nobody is served: now the one that waits is, unless it has gone.
+    fn serve_next(&mut self) {
+        self.kept.take_if(|kept| kept.is_over(clock::mono()));
+        let Some(call) = self.waiting.take_if(|call| !call.is_hung_up()) else {
+            self.waiting = None;
+            return;
+        };
+        match self.may_begin(&call.caller) {
+            true => self.begin(call),
+            false => self.waiting = Some(call),
+        }
+    }
+
+    fn connect(&mut self) {
+        let Source::Peer(path) = &self.source else { return };
+        match connect_now(path) {
+            Ok(stream) => {
+                let call = Call::new(stream);
+                if self.frontends.admit(&call.caller) {
+                    return self.begin(call);
+                }
+                self.say_not_listed(&call.caller);
+            }
+            Err(error) => {
+                if self.backoff == FIRST_PAUSE {
+                    log::info!("waiting for a frontend at {}: {error}", path.display());
+                }
+            }
+        }
+        self.back_off();
+    }
+
+    fn back_off(&mut self) {
+        self.pause = Some(self.backoff);
+        self.backoff = (self.backoff * 2).min(LONGEST_PAUSE);
+    }
+
+    /// Serves a connection from now on.
+    fn begin(&mut self, call: Call) {
+        self.kept = None;
+        let Call { stream, caller } = call;
+        match Connection::start(stream, self.data_path.clone()) {
+            Ok(connection) => {
+                let level = self.quiet_about_connects.level(clock::mono()).max(Level::Info);
+                log::log!(level, "a frontend connected: {}", self.frontends.describe(&caller));
+                self.current = Some(Served { connection, caller, heard: false });
+            }
+            Err(error) => {
+                log::error!("can't serve a frontend: {error}");
+                self.pause = Some(ERROR_PAUSE);
+            }
+        }
+    }
+
+    /// Moves messages of the connection that is served.
+    fn step(&mut self) {
+        let Some(served) = &mut self.current else { return };
+        let end = match served.connection.step() {
+            Ok(heard) => {
+                served.heard |= heard;
+                return;
+            }
+            Err(end) => end,
+        };
+        let Some(Served { caller, heard, .. }) = self.current.take() else { return };
+        self.keep_for(caller);
+        if matches!(end, End::Disconnected) {
+            log::info!("{end}");
+            if heard {
+                self.backoff = FIRST_PAUSE;
+            }
+        } else {
+            self.say_refused(end.to_string());
+        }
+        if let Source::Peer(_) = self.source {
+            self.back_off();
+        }
+    }
+
+    fn say_refused(&mut self, why: String) {
+        let level = if why == self.refused {
+            self.quiet_about_the_same.level(clock::mono())
+        } else {
+            Level::Error
+        };
+        log::log!(if level == Level::Warn { Level::Error } else { level }, "{why}");
+        self.refused = why;
+    }
+
+    fn say_not_listed(&mut self, caller: &Caller) {
+        let what = match self.source {
+            Source::Peer(_) => "listens on the socket and is not a frontend (--frontend-user)",
+            _ => "is turned away: its user may not be a frontend (--frontend-user)",
+        };
+        self.say_others(caller, what);
+    }
+
+    /// Names another process than the one that is served: each once, and few a minute.
+    fn say_others(&mut self, caller: &Caller, what: &str) {
+        let who = self.frontends.describe(caller);
+        let level = match self.named.is_new(caller) {
+            true => self.quiet_about_others.level(clock::mono()),
+            false => Level::Debug,
+        };
+        log::log!(level, "{who} {what}");
+    }
+}
+
+/// The oldest connection of the process that has most of them: nobody crowds others out.
+fn most_present(callers: &[Option<Who>]) -> usize {
+    let count = |who| callers.iter().filter(|other| **other == who).count();
+    let most = callers.iter().map(|who| count(*who)).max();
+    callers.iter().position(|who| Some(count(*who)) == most).unwrap_or(0)
+}
+
+/// Connects without waiting: a listener whose queue is full counts as absent.
+fn connect_now(path: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(UnixStream::from(socket))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_makes_a_crowd_makes_room() {
+        let who = |pid| Some(Who { pid, uid: 0 });
+        assert_eq!(most_present(&[who(1), who(2), who(3), who(2)]), 1);
+        assert_eq!(most_present(&[who(1), who(2), None, None]), 2);
+        assert_eq!(most_present(&[who(7), who(8)]), 0);
+    }
+}

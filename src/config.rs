@@ -17,11 +17,12 @@ use serde::Deserialize;
 use thiserror::Error;
 
 pub use self::values::{
-    Account, Accounts, Cipher, Group, Port, Ports, Seconds, SocketMode, Ttl, VnetName,
+    Account, Accounts, Cipher, Group, Port, Ports, Seconds, SocketMode, Ttl, VnetName, Vnets,
 };
 use self::values::{at_least_a_second, each_once};
 use crate::mapper;
-use crate::security::{Level, Suite, sadb};
+use crate::security::policy::Policy;
+use crate::security::{Suite, sadb};
 use crate::wire::VnetId;
 
 /// Where varpd listens unless told otherwise.
@@ -169,15 +170,22 @@ impl Config {
     }
 
     /// How a vnet's traffic is protected.
-    pub fn policy(&self, vnet: VnetId) -> Level {
+    pub fn policy(&self, vnet: VnetId) -> Policy {
         let own = self.vnet.get(&VnetName(vnet)).and_then(|vnet| vnet.policy);
         own.unwrap_or(self.security.policy)
     }
 
-    /// What a vnet's group frames are sealed with; `None` if it is not secured.
-    pub fn group_suite(&self, vnet: VnetId) -> Option<Suite> {
+    /// What a vnet's group frames are sealed with under each of its policies that has keys, the one
+    /// that is sent under first.
+    pub fn group_suites(&self, vnet: VnetId) -> Vec<Suite> {
         let cipher = self.vnet.get(&VnetName(vnet)).map(|vnet| vnet.group_cipher);
-        Suite::choose(self.policy(vnet), cipher.unwrap_or_default() == Cipher::AesGcm)
+        let has_aes = cipher.unwrap_or_default() == Cipher::AesGcm;
+        self.policy(vnet).secured().filter_map(|level| Suite::choose(level, has_aes)).collect()
+    }
+
+    /// Whether vifs may be on a vnet.
+    pub fn takes(&self, vnet: VnetId) -> bool {
+        self.security.vnets == Vnets::Any || self.vnet.contains_key(&VnetName(vnet))
     }
 
     /// Where a vnet's key is.
@@ -296,7 +304,9 @@ impl Default for Timers {
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Security {
     /// The policy of vnets that have none of their own.
-    pub policy: Level,
+    pub policy: Policy,
+    /// Which vnets vifs may be on.
+    pub vnets: Vnets,
     /// Where key files are, named `ID.key` with a decimal id.
     pub key_directory: PathBuf,
     /// Age at which keys between two hosts are replaced; at least a second.
@@ -313,7 +323,8 @@ impl Default for Security {
         let rekey = sadb::Config::default().rekey;
         let rekey = Seconds(u32::try_from(rekey.as_millis()).unwrap_or(u32::MAX));
         Self {
-            policy: Level::None,
+            policy: Policy::default(),
+            vnets: Vnets::Any,
             key_directory: DEFAULT_KEYS.into(),
             rekey,
             allow_users: None,
@@ -329,7 +340,7 @@ pub struct Vnet {
     /// Multicast group of the vnet's group frames.
     pub group: Option<Group>,
     /// How its traffic is protected.
-    pub policy: Option<Level>,
+    pub policy: Option<Policy>,
     /// Where its key is.
     pub key_file: Option<PathBuf>,
     /// What protects its group frames, if the policy is conf.

@@ -27,6 +27,9 @@ pub enum OperatorError {
     /// A combination of options without a meaning.
     #[error("{0}")]
     Usage(String),
+    /// A step that would cut hosts off.
+    #[error("{0}")]
+    Unready(String),
     /// Nothing is selected.
     #[error("nothing found")]
     NotFound,
@@ -67,7 +70,11 @@ impl OperatorError {
             Self::Usage(_) => 2,
             Self::NotFound => 3,
             Self::Down { .. } => 4,
-            Self::Closed(_) | Self::Refused(_) | Self::Answer(_) | Self::Io { .. } => 1,
+            Self::Closed(_)
+            | Self::Unready(_)
+            | Self::Refused(_)
+            | Self::Answer(_)
+            | Self::Io { .. } => 1,
         }
     }
 }
@@ -105,7 +112,7 @@ fn answer(args: &Args, socket: &Path) -> Result<String, OperatorError> {
             let rows = select(table, rows, *filter)?;
             Ok(if args.json { show::as_json(table, &rows) } else { show::as_text(table, &rows) })
         }
-        Action::Key { action } => key::run(action),
+        Action::Key { action } => key::run(action, socket),
         Action::Flush { filter } => {
             let request = Request::Flush { vnet: filter.vnet, mac: filter.mac };
             ask(socket, &request).map(|_| String::new())

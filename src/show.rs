@@ -40,8 +40,16 @@ pub const fn columns(table: Table) -> &'static [Column] {
     }
 }
 
-const VNETS: &[Column] =
-    &[number("vnet"), number("vifs"), number("active"), number("cached"), text("group")];
+const VNETS: &[Column] = &[
+    number("vnet"),
+    number("vifs"),
+    number("active"),
+    number("cached"),
+    text("group"),
+    text("policy"),
+    text("key"),
+    number("others"),
+];
 const VIFS: &[Column] = &[
     number("vnet"),
     text("mac"),

@@ -100,7 +100,7 @@ fn from(host: usize, which: u8) -> IpAddr {
 }
 
 fn keyring(keys: &[&MemberKeys]) -> Keyring {
-    Keyring { level: Level::Conf, keys: keys.iter().copied().cloned().collect() }
+    Keyring { keys: keys.iter().copied().cloned().collect() }
 }
 
 fn member(byte: u8) -> MemberKeys {

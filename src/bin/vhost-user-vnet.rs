@@ -52,6 +52,7 @@ fn options(arguments: Backend) -> Result<Options, String> {
         busy_poll: Duration::from_micros(arguments.busy_poll.into()),
         learn: arguments.learn.into(),
         allowed: arguments.allow_ip,
+        policy: arguments.policy,
     })
 }
 

@@ -7,6 +7,7 @@ use clap::{ArgGroup, Parser};
 
 use crate::config::SocketMode;
 use crate::limiter::units::{Rate, Size};
+use crate::security::Level;
 use crate::vif::guard::Prefix;
 use crate::vif::serve::View;
 use crate::vif::throttle::Limits;
@@ -78,6 +79,12 @@ pub struct Backend {
     /// protocol, is dropped; see ADDRESSES.
     #[arg(long, value_name = "ADDRESS[/BITS]", value_delimiter = ',')]
     pub allow_ip: Vec<Prefix>,
+
+    /// Carry frames only while the vnet's policy in varpd.toml is at least this: none, auth or conf.
+    ///
+    /// Otherwise the backend serves QEMU, carries nothing, says so, and looks again whenever varpd was started anew.
+    #[arg(long, value_name = "LEVEL", default_value_t, hide_default_value = true)]
+    pub policy: Level,
 
     /// Most that the guest may send, in bits per second of its Ethernet frames without FCS: a number
     /// with k, M or G (powers of 1000), as in 100M or 2.5gbit. What is more waits in its ring
@@ -206,6 +213,9 @@ mod tests {
         assert_eq!(options.vnet, VnetId::new(42));
         assert!(!options.client);
         assert_eq!(options.busy_poll, 0, "off unless asked for");
+        assert_eq!(options.policy, Level::None, "any unless asked for");
+        let kept = parse(&format!("b --socket-path /s --policy conf {mac}")).unwrap();
+        assert_eq!(kept.policy, Level::Conf);
         assert!(parse(&format!("b --socket-path /s --client {mac}")).unwrap().client);
         assert_eq!(parse(&format!("b --fd 3 {mac}")).unwrap().fd, Some(3));
         assert!(parse("b --print-capabilities").unwrap().print_capabilities);
@@ -240,6 +250,7 @@ mod tests {
             format!("--socket-path /s --queue-pairs 0 {mac}"),
             format!("--socket-path /s --busy-poll 1001 {mac}"),
             format!("--socket-path /s --socket-mode 888 {mac}"),
+            format!("--socket-path /s --policy secret {mac}"),
             format!("--socket-path /s --rate-in 10mbps {mac}"),
             format!("--socket-path /s --rate-out 0 {mac}"),
             format!("--socket-path /s --burst 64k {mac}"),

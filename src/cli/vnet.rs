@@ -38,7 +38,7 @@ pub enum Action {
         #[command(flatten)]
         filter: Filter,
     },
-    /// Make and exchange the keys of secured vnets; needs no varpd
+    /// Make and exchange the keys of secured vnets; needs no varpd but to give up an old key
     #[command(subcommand_value_name = "COMMAND")]
     Key {
         /// What to do
@@ -81,10 +81,16 @@ pub enum KeyAction {
         file: PathBuf,
     },
     /// Take a file one of three steps further: accept a new key as well, use it, give up the old one
+    ///
+    /// The third step cuts off hosts that still use the old key. So varpd is asked first, and the step refused while
+    /// it knows such hosts, or can't tell because it does not run here or has no vif on the vnet.
     Rotate {
         /// The file
         #[arg(value_name = "FILE")]
         file: PathBuf,
+        /// Give up the old key whoever still uses it
+        #[arg(long)]
+        force: bool,
     },
 }
 

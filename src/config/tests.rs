@@ -1,6 +1,7 @@
 //! Files as an operator writes them, and complaints about wrong ones.
 
 use super::*;
+use crate::security::Level;
 
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse(text, Path::new("f.toml")).map_err(|e| e.to_string())
@@ -24,7 +25,7 @@ fn every_key_is_read() {
          ipv6 = true\ngroup = 'ff15::1'\nport = 1799\nttl = 4\nports = '40000-40999'\nsandbox = false\n\
          [limits]\nclients = 1\nclients-per-user = 2\nkept-vifs = 3\n\
          [timers]\nkeep = 1.5\nearly-retries = [0.05]\n\
-         [security]\npolicy = 'auth'\nkey-directory = '/k'\nrekey = 60\n\
+         [security]\npolicy = 'auth'\nvnets = 'listed'\nkey-directory = '/k'\nrekey = 60\n\
          allow-users = ['libvirt-qemu']\nallow-groups = ['vnet']\n\
          [vnet.0x2a]\ngroup = 'ff15::2'\npolicy = 'conf'\nkey-file = '/k/a'\n\
          group-cipher = 'chacha20-poly1305'\nallow-users = [1000, 'kvm']\nallow-groups = [0]\n",
@@ -45,7 +46,8 @@ fn every_key_is_read() {
         ports: Some(Ports(40000..=40999)),
         sandbox: false,
         security: Security {
-            policy: Level::Auth,
+            policy: Policy::only(Level::Auth),
+            vnets: Vnets::Listed,
             key_directory: "/k".into(),
             rekey: Seconds(60_000),
             allow_users: Some(Accounts(vec![Account::Name("libvirt-qemu".into())])),
@@ -61,7 +63,7 @@ fn every_key_is_read() {
             VnetName(VnetId::new(42).unwrap()),
             Vnet {
                 group: Some("ff15::2".parse().unwrap()),
-                policy: Some(Level::Conf),
+                policy: Some(Policy::only(Level::Conf)),
                 key_file: Some("/k/a".into()),
                 group_cipher: Cipher::Chacha20Poly1305,
                 allow_users: Some(Accounts(vec![
@@ -77,9 +79,11 @@ fn every_key_is_read() {
     let groups = config.vnet_groups();
     let (own, other) = (VnetId::new(42).unwrap(), VnetId::new(43).unwrap());
     assert_eq!(groups[&own].to_string(), "ff15::2");
-    assert_eq!((config.policy(own), config.policy(other)), (Level::Conf, Level::Auth));
-    assert_eq!(config.group_suite(own), Some(Suite::ChaCha20Poly1305));
-    assert_eq!(config.group_suite(other), Some(Suite::AesGmac));
+    let policies = [own, other].map(|vnet| config.policy(vnet));
+    assert_eq!(policies, [Level::Conf, Level::Auth].map(Policy::only));
+    assert_eq!(config.group_suites(own), [Suite::ChaCha20Poly1305]);
+    assert_eq!(config.group_suites(other), [Suite::AesGmac]);
+    assert_eq!((config.takes(own), config.takes(other)), (true, false));
     assert_eq!(config.key_file(own), Path::new("/k/a"));
     assert_eq!(config.key_file(other), Path::new("/k/43.key"));
     assert_eq!(config.secured_vnets().collect::<Vec<_>>(), [own]);
@@ -141,4 +145,24 @@ fn a_vnet_has_one_section() {
     }
     let two = parse("[vnet.42]\npolicy = 'conf'\n[vnet.0x2b]\npolicy = 'auth'\n").unwrap();
     assert_eq!(two.vnet.len(), 2);
+}
+
+#[test]
+fn a_policy_may_be_a_list_that_begins_with_what_is_sent() {
+    let policy = |text: &str| {
+        let config = parse(&format!("[vnet.42]\npolicy = {text}\n"))?;
+        Ok::<_, String>(config.policy(VnetId::new(42).unwrap()).to_string())
+    };
+    assert_eq!(policy("'none'").unwrap(), "none");
+    assert_eq!(policy("['none', 'conf']").unwrap(), "none,conf");
+    assert_eq!(policy("['conf', 'none']").unwrap(), "conf,none");
+    assert_eq!(policy("['conf']").unwrap(), "conf");
+    let wrong = policy("[]").unwrap_err();
+    assert_eq!(wrong, "f.toml:2: a list of policies names at least one, and none twice");
+    assert_eq!(policy("['conf', 'conf']").unwrap_err(), wrong);
+    assert!(policy("'clear'").unwrap_err().starts_with("f.toml:2: a policy is none, auth or conf"));
+    let both = parse("[vnet.42]\npolicy = ['none', 'auth', 'conf']\n").unwrap();
+    let vnet = VnetId::new(42).unwrap();
+    assert_eq!(both.group_suites(vnet), [Suite::AesGcm, Suite::AesGmac]);
+    assert_eq!(both.secured_vnets().count(), 1, "its key is read");
 }

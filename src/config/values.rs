@@ -63,6 +63,17 @@ pub enum Cipher {
     Chacha20Poly1305,
 }
 
+/// Which vnets vifs may be on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Vnets {
+    /// All.
+    #[default]
+    Any,
+    /// Those that have a section.
+    Listed,
+}
+
 /// A span of time, given in seconds with decimals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "f64")]

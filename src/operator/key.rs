@@ -1,16 +1,18 @@
-//! `vnet key`: files with the keys of secured vnets. Needs no varpd.
+//! `vnet key`: files with the keys of secured vnets. Needs no varpd but for the last step of a rotation.
 
 use std::io;
 use std::path::Path;
 
-use super::OperatorError;
+use super::{OperatorError, ask};
 use crate::cli::vnet::KeyAction;
 use crate::security::keyfile::{self, KeyFile, Other};
 use crate::security::keys::{Secret, fingerprint};
+use crate::show;
 use crate::sys::{process, secret_file};
+use crate::wire::control::{Request, Table};
 
-/// Does what the command line says; returns what is to be printed.
-pub(super) fn run(action: &KeyAction) -> Result<String, OperatorError> {
+/// Does what the command line says; returns what is to be printed. `varpd` is its control socket.
+pub(super) fn run(action: &KeyAction, varpd: &Path) -> Result<String, OperatorError> {
     match action {
         KeyAction::Generate { file, owner } => {
             let owner = owner.as_deref().map(user).transpose()?;
@@ -19,8 +21,12 @@ pub(super) fn run(action: &KeyAction) -> Result<String, OperatorError> {
             Ok(fingerprints(&key))
         }
         KeyAction::ShowFingerprint { file } => Ok(fingerprints(&read(file)?)),
-        KeyAction::Rotate { file } => {
-            let (key, step) = read(file)?.rotate(random(file)?);
+        KeyAction::Rotate { file, force } => {
+            let key = read(file)?;
+            if matches!(key.other, Some((Other::Old, _))) && !force {
+                check_unused(&key, varpd)?;
+            }
+            let (key, step) = key.rotate(random(file)?);
             secret_file::replace(file, key.emit().as_bytes()).map_err(failed(file))?;
             let then = "copy the file to all hosts of the vnet";
             let next = match key.other {
@@ -30,6 +36,57 @@ pub(super) fn run(action: &KeyAction) -> Result<String, OperatorError> {
             Ok(format!("{}{step}: {then}{next}\n", fingerprints(&key)))
         }
     }
+}
+
+/// Whether nobody uses the old key any more, as far as this host's varpd knows.
+fn check_unused(key: &KeyFile, varpd: &Path) -> Result<(), OperatorError> {
+    let show = |table| ask(varpd, &Request::Show { table });
+    let tables = show(Table::Vnets).and_then(|vnets| Ok((vnets, show(Table::Peers)?)));
+    let why = match tables {
+        Ok((vnets, peers)) => match in_the_way(&fingerprint(&key.used), &vnets, &peers) {
+            None => return Ok(()),
+            Some(why) => why,
+        },
+        Err(error) => format!("varpd can't be asked who still uses the old key: {error}"),
+    };
+    Err(OperatorError::Unready(format!(
+        "the old key stays: {why} (--force gives it up all the same, and cuts off who uses it)"
+    )))
+}
+
+/// What speaks against giving up an old key, given the fingerprint of the one that is used, and the tables of
+/// vnets and peers.
+fn in_the_way(used: &str, vnets: &[Vec<String>], peers: &[Vec<String>]) -> Option<String> {
+    let cell = |table, row: &Vec<String>, name: &str| -> String {
+        let at = show::columns(table).iter().position(|column| column.name == name);
+        at.and_then(|at| row.get(at)).cloned().unwrap_or_default()
+    };
+    let of_key = |row: &&Vec<String>| cell(Table::Vnets, row, "key") == used;
+    let found: Vec<&Vec<String>> = vnets.iter().filter(of_key).collect();
+    if found.is_empty() {
+        let text = "varpd on this host has no vif on a vnet that uses the new key, so it can't tell who uses the old one";
+        return Some(text.to_owned());
+    }
+    for row in found {
+        let vnet = cell(Table::Vnets, row, "vnet");
+        let uses_another = |row: &&Vec<String>| {
+            cell(Table::Peers, row, "vnet") == vnet && cell(Table::Peers, row, "key") == "other"
+        };
+        let sessions: Vec<String> =
+            peers.iter().filter(uses_another).map(|row| cell(Table::Peers, row, "peer")).collect();
+        if !sessions.is_empty() {
+            let hosts = sessions.join(", ");
+            return Some(format!(
+                "on vnet {vnet} there are sessions with another key with {hosts}"
+            ));
+        }
+        let others = cell(Table::Vnets, row, "others");
+        if others != "0" {
+            let text = "hosts were last heard with another key or policy";
+            return Some(format!("on vnet {vnet} {others} {text}"));
+        }
+    }
+    None
 }
 
 fn failed(file: &Path) -> impl FnOnce(io::Error) -> OperatorError {
@@ -66,14 +123,26 @@ mod tests {
         let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         let dir = tempfile::Builder::new().permissions(closed).tempdir().unwrap();
         let file = dir.path().join("42.key");
+        let nobody = dir.path().join("nobody");
+        let run = |action: &KeyAction| run(action, &nobody);
+        let rotate = |force| KeyAction::Rotate { file: file.clone(), force };
         let show = || run(&KeyAction::ShowFingerprint { file: file.clone() }).unwrap();
         let made = run(&KeyAction::Generate { file: file.clone(), owner: None }).unwrap();
         assert_eq!(made, show());
         let again = run(&KeyAction::Generate { file: file.clone(), owner: None }).unwrap_err();
         assert_eq!(again.exit_code(), 1, "{again}");
         let mut words = Vec::new();
-        for lines in [2, 2, 1] {
-            let said = run(&KeyAction::Rotate { file: file.clone() }).unwrap();
+        for (lines, force) in [(2, false), (2, false), (1, true)] {
+            if force {
+                let refused = run(&rotate(false)).unwrap_err();
+                let text = refused.to_string();
+                assert!(
+                    text.contains("varpd can't be asked") && text.contains("--force"),
+                    "{text}"
+                );
+                assert_eq!((refused.exit_code(), show().lines().count()), (1, 2));
+            }
+            let said = run(&rotate(force)).unwrap();
             assert!(said.starts_with(&show()), "{said}");
             assert_eq!(show().lines().count(), lines);
             let text = std::fs::read_to_string(&file).unwrap();
@@ -82,7 +151,30 @@ mod tests {
         }
         assert_ne!(made, show(), "another key");
         std::fs::write(&file, "use 12").unwrap();
-        let broken = run(&KeyAction::ShowFingerprint { file }).unwrap_err().to_string();
+        let broken = run(&KeyAction::ShowFingerprint { file: file.clone() });
+        let broken = broken.unwrap_err().to_string();
         assert!(broken.contains("line 1"), "{broken}");
+    }
+
+    #[test]
+    fn an_old_key_is_given_up_when_no_host_is_known_to_use_it() {
+        let row = |table, cells: &[(&str, &str)]| -> Vec<String> {
+            let cell =
+                |name: &str| cells.iter().find(|(of, _)| *of == name).map_or("-", |(_, text)| text);
+            show::columns(table).iter().map(|column| cell(column.name).to_owned()).collect()
+        };
+        let vnet =
+            |id, key, others| row(Table::Vnets, &[("vnet", id), ("key", key), ("others", others)]);
+        let peer = |id, host, key| row(Table::Peers, &[("vnet", id), ("peer", host), ("key", key)]);
+        let why = |vnets: &[Vec<String>], peers: &[Vec<String>]| in_the_way("new", vnets, peers);
+        assert_eq!(why(&[vnet("42", "new", "0")], &[peer("42", "192.0.2.2", "use")]), None);
+        let of_another = peer("43", "192.0.2.9", "other");
+        assert_eq!(why(&[vnet("42", "new", "0"), vnet("43", "old", "3")], &[of_another]), None);
+        let said = why(&[vnet("42", "old", "0")], &[]).unwrap();
+        assert!(said.contains("can't tell"), "{said}");
+        let said = why(&[vnet("42", "new", "0")], &[peer("42", "192.0.2.2", "other")]).unwrap();
+        assert!(said.contains("vnet 42") && said.contains("192.0.2.2"), "{said}");
+        let said = why(&[vnet("42", "new", "1")], &[]).unwrap();
+        assert!(said.contains("vnet 42 1 host"), "{said}");
     }
 }

@@ -38,9 +38,9 @@ use std::time::Duration;
 pub use self::candidates::STRANGERS_PER_SECOND;
 use self::candidates::{Charge, Senders};
 use self::starts::Starts;
-use super::Suite;
 use super::esp::{Exhausted, Numbering, OpenError, Opener, Sealer};
 use super::keys::{SaKey, Secret};
+use super::{Level, Suite};
 use crate::time::Now;
 use crate::wire::VnetId;
 use crate::wire::esp::{Head, Spi};
@@ -89,6 +89,11 @@ impl GroupSender {
         let spi = Spi::of_group(vnet, salt);
         let (start, used, sealer) = (0, Starts::default(), None);
         Self { group, suite, spi, own, start, used, sealer }
+    }
+
+    /// The policy that its packets are sent under.
+    pub fn level(&self) -> Level {
+        self.suite.level()
     }
 
     /// Other keys, from the next packet on; `salt` as in [`GroupSender::new`].
@@ -182,6 +187,21 @@ impl GroupReceiver {
     /// The keys that are accepted.
     pub fn keys(&self) -> impl Iterator<Item = &Secret> {
         self.keys.iter().map(|(_, key)| key)
+    }
+
+    /// Keys of policies that are not accepted any more go.
+    pub fn retain(&mut self, is_accepted: impl Fn(Level) -> bool) {
+        let keys = self.keys.iter().filter(|(suite, _)| is_accepted(suite.level()));
+        self.set_keys(keys.cloned().collect());
+    }
+
+    /// Under which policy the sender of a packet that was opened sends.
+    pub fn level_of(&self, from: SocketAddr, head: &Head) -> Option<Level> {
+        let [t0, t1, t2, t3, ..] = head.iv;
+        let start = u32::from_be_bytes([t0, t1, t2, t3]);
+        let sender = self.senders.get(&(start, from, head.spi))?;
+        let key = self.keys.iter().find(|(_, key)| *key == sender.key);
+        key.map(|(suite, _)| suite.level())
     }
 
     /// Accepts these keys from now on; what came under others ends.

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::esp::{Numbering, OpenError, Opener};
 use super::group::{GroupError, GroupReceiver};
 use super::keys::Secret;
+use super::policy::Policy;
 use super::sadb::{Lifetime, sender_key};
 use super::{Level, Suite};
 use crate::time::{Instant, Now};
@@ -83,6 +84,7 @@ type Association = Arc<Mutex<Opener>>;
 
 #[derive(Debug, Default)]
 struct Tables {
+    policy: Policy,
     sessions: HashMap<u32, Session>,
     associations: HashMap<Spi, Association>,
     group: GroupReceiver,
@@ -97,7 +99,6 @@ struct Tables {
 /// All of a vif's.
 #[derive(Debug)]
 pub struct Inbound {
-    level: Level,
     vnet: VnetId,
     tables: Mutex<Tables>,
 }
@@ -108,13 +109,37 @@ const MAX_STRANGERS: usize = 16;
 
 impl Inbound {
     /// For a vif on a vnet with this policy.
-    pub fn new(vnet: VnetId, level: Level) -> Self {
-        Self { level, vnet, tables: Mutex::default() }
+    pub fn new(vnet: VnetId, policy: impl Into<Policy>) -> Self {
+        let tables = Tables { policy: policy.into(), ..Tables::default() };
+        Self { vnet, tables: Mutex::new(tables) }
     }
 
     /// The policy.
-    pub fn level(&self) -> Level {
-        self.level
+    pub fn policy(&self) -> Policy {
+        self.tables().policy
+    }
+
+    /// The policy from now on. What was accepted under one that is not any more ends.
+    pub fn set_policy(&self, policy: Policy) {
+        let mut tables = self.tables();
+        tables.policy = policy;
+        let is_over = |(number, session): (&u32, &Session)| {
+            (!policy.accepts(session.suite.level())).then_some(*number)
+        };
+        let over: Vec<u32> = tables.sessions.iter().filter_map(is_over).collect();
+        over.into_iter().for_each(|number| tables.forget(number));
+        tables.group.retain(|level| policy.accepts(level));
+    }
+
+    /// Under which policy a packet was sent that [`Inbound::open`] took.
+    pub fn level_of(&self, head: &Head) -> Option<Level> {
+        let tables = self.tables();
+        tables.sessions.get(&head.spi.session()).map(|session| session.suite.level())
+    }
+
+    /// Under which policy a packet was sent that [`Inbound::open_group`] took.
+    pub fn group_level_of(&self, from: SocketAddr, head: &Head) -> Option<Level> {
+        self.tables().group.level_of(from, head)
     }
 
     fn tables(&self) -> std::sync::MutexGuard<'_, Tables> {
@@ -131,10 +156,10 @@ impl Inbound {
         lifetime: impl Into<Lifetime>,
         now: Instant,
     ) {
-        if suite.level() != self.level {
+        let mut tables = self.tables();
+        if !tables.policy.accepts(suite.level()) {
             return;
         }
-        let mut tables = self.tables();
         tables.forget(number);
         tables.forget_all(|session| session.usual_end <= now);
         if tables.sessions.len() < MAX_SESSIONS {
@@ -170,15 +195,16 @@ impl Inbound {
 
     /// The keys of group frames that are accepted; those of another policy are not.
     pub fn set_group(&self, keys: Vec<(Suite, Secret)>) {
-        let keys = keys.into_iter().filter(|(suite, _)| suite.level() == self.level).collect();
         let mut tables = self.tables();
+        let policy = tables.policy;
+        let keys = keys.into_iter().filter(|(suite, _)| policy.accepts(suite.level())).collect();
         tables.group.set_keys(keys);
         tables.has_ended = false;
     }
 
     /// Whether one of the keys of group frames that are accepted is none of these.
-    pub fn misses_any(&self, keys: &[Secret]) -> bool {
-        self.tables().group.keys().any(|key| !keys.contains(key))
+    pub fn misses_any(&self, keys: &[(Suite, Secret)]) -> bool {
+        self.tables().group.keys().any(|key| !keys.iter().any(|(_, other)| other == key))
     }
 
     /// All sessions are over.

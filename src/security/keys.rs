@@ -157,6 +157,10 @@ pub fn fingerprint(key: &Secret) -> String {
 pub struct MemberKeys {
     /// Names them.
     pub id: KeyId,
+    /// The policy.
+    pub level: Level,
+    /// What group frames are sealed with.
+    pub group_suite: Suite,
     /// The handshake's pre-shared key.
     pub psk: Secret,
     /// Of the handshake's first MAC, which outsiders can't make.
@@ -171,11 +175,13 @@ impl MemberKeys {
     /// Those of a vnet.
     pub fn new(vnet_key: &Secret, vnet: VnetId, level: Level, group_suite: Suite) -> Self {
         let vnet = vnet.get().to_be_bytes();
-        let level = [level.code()];
-        let context: [&[u8]; 2] = [&vnet, &level];
-        let group = [&vnet[..], &level, &[group_suite.code()]].concat();
+        let code = [level.code()];
+        let context: [&[u8]; 2] = [&vnet, &code];
+        let group = [&vnet[..], &code, &[group_suite.code()]].concat();
         Self {
             id: KeyId(u32::from_be_bytes(vnet_key.expand("key id", &context))),
+            level,
+            group_suite,
             psk: vnet_key.derive("handshake psk", &context),
             first_mac: MacKey::new(&vnet_key.derive("handshake mac", &context)),
             varp: MacKey::new(&vnet_key.derive("varp", &context)),

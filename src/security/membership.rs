@@ -13,7 +13,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::Level;
 use super::keys::{KeyId, MacKey};
+use super::policy::Policy;
 use crate::limiter::TokenBucket;
 use crate::time::Now;
 use crate::wire::VnetId;
@@ -30,6 +32,28 @@ const MAX_SENDERS: usize = 16_384;
 const MESSAGES_PER_SECOND: u32 = 900;
 /// How many of them at once: no further than so many milliseconds may times run ahead.
 const MESSAGES_AT_ONCE: u32 = 8192;
+
+/// What messages without a tag are on a vnet that has keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Untagged {
+    /// Not heard.
+    #[default]
+    Refused,
+    /// Heard beside those with a tag, which are sent.
+    Heard,
+    /// Sent; heard are both.
+    Sent,
+}
+
+impl From<Policy> for Untagged {
+    fn from(policy: Policy) -> Self {
+        match (policy.sent().is_secured(), policy.accepts(Level::None)) {
+            (true, false) => Self::Refused,
+            (true, true) => Self::Heard,
+            (false, _) => Self::Sent,
+        }
+    }
+}
 
 /// Why a message is not heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +109,7 @@ pub struct Membership {
 struct Vnet {
     /// The used one first.
     keys: Vec<(KeyId, MacKey)>,
+    untagged: Untagged,
     /// The time of the last message made here. Each vnet has its own: what one's guests cause does not
     /// make those of others run ahead.
     last: u64,
@@ -110,9 +135,22 @@ impl Membership {
             self.heard.retain(|(of, _), _| *of != vnet);
         } else {
             let room = || TokenBucket::new(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE);
-            let new = || Vnet { keys: Vec::new(), last: 0, room: room() };
+            let untagged = Untagged::Refused;
+            let new = || Vnet { keys: Vec::new(), untagged, last: 0, room: room() };
             self.vnets.entry(vnet).or_insert_with(new).keys = keys;
         }
+    }
+
+    /// What messages without a tag are on a vnet that has keys: refused unless this says something else.
+    pub fn set_untagged(&mut self, vnet: VnetId, untagged: Untagged) {
+        if let Some(vnet) = self.vnets.get_mut(&vnet) {
+            vnet.untagged = untagged;
+        }
+    }
+
+    /// Whether a host was heard on a vnet with a tag.
+    pub fn has_heard(&self, vnet: VnetId, host: IpAddr) -> bool {
+        self.heard.contains_key(&(vnet, host.to_canonical()))
     }
 
     /// Puts a tag on a message for a secured vnet; on others it stays as it is. False if too many were
@@ -120,7 +158,10 @@ impl Membership {
     #[must_use]
     pub fn tag(&mut self, message: &mut Message, now: Now) -> bool {
         let Some(vnet) = self.vnets.get_mut(&message.key.vnet) else { return true };
-        let Vnet { keys, last, room } = vnet;
+        let Vnet { keys, untagged, last, room } = vnet;
+        if *untagged == Untagged::Sent {
+            return true;
+        }
         let Some((id, key)) = keys.first() else { return true };
         if !room.take(now.mono) {
             return false;
@@ -147,8 +188,12 @@ impl Membership {
         wall_ms: u64,
     ) -> Result<Message, Refusal> {
         let vnet = message.key.vnet;
-        let Some(Vnet { keys, .. }) = self.vnets.get(&vnet) else { return Ok(message) };
-        let tag = message.tag.ok_or(Refusal::Untagged)?;
+        let Some(Vnet { keys, untagged, .. }) = self.vnets.get(&vnet) else { return Ok(message) };
+        let tag = match message.tag {
+            Some(tag) => tag,
+            None if *untagged == Untagged::Refused => return Err(Refusal::Untagged),
+            None => return Ok(message),
+        };
         let key = keys.iter().find(|(id, _)| id.0 == tag.key_id);
         let (_, key) = key.ok_or(Refusal::Key)?;
         let author = author(from, &message);
@@ -190,7 +235,7 @@ fn covered(message: &Message) -> Vec<u8> {
 
 /// Who made the message, and whose clock its time: many senders would come through one relay, and only
 /// what names its sender can.
-fn author(from: SocketAddr, message: &Message) -> IpAddr {
+pub fn author(from: SocketAddr, message: &Message) -> IpAddr {
     let named = match message.body {
         Body::Request { reply_to, .. } if message.relayed => Some(reply_to.ip()),
         Body::Reply { claim, .. } | Body::Announce { claim, .. } if message.relayed => {
@@ -404,6 +449,28 @@ mod tests {
             }
         }
         assert_eq!((heard, forged), (0, 750_000));
+    }
+
+    #[test]
+    fn a_change_of_policy_loses_nobody() {
+        let (none, conf) = (Level::None, Level::Conf);
+        let steps = [&[none][..], &[none, conf], &[conf, none], &[conf]].map(|levels| {
+            let policy = Policy::new(levels).unwrap();
+            let mut host = member(if policy.is_secured() { &[1] } else { &[] });
+            host.set_untagged(vnet(42), policy.into());
+            host
+        });
+        let mut steps = VecDeque::from(steps);
+        let mut one = steps.pop_front().unwrap();
+        for (n, mut other) in (1..).zip(steps) {
+            let message = tagged(&mut one, NOW + 10 * n);
+            assert!(other.check(from(), message, NOW).is_ok(), "step {n}, forward");
+            let message = tagged(&mut other, NOW + 10 * n + 5);
+            assert!(one.check(from(), message, NOW).is_ok(), "step {n}, backward");
+            one = other;
+        }
+        assert!(one.has_heard(vnet(42), from().ip()));
+        assert_eq!(one.check(from(), announce(42), NOW), Err(Refusal::Untagged));
     }
 
     #[test]

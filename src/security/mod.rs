@@ -1,6 +1,6 @@
 //! Secured vnets: who may take part, and how what they send is protected.
 //!
-//! A vnet's *policy* is one of three levels ([`Level`]). Membership of a secured vnet is holding its
+//! A vnet's *policy* is one of three levels ([`Level`]), or two of them while it is changed ([`policy`]). Membership of a secured vnet is holding its
 //! 256-bit key. Nothing here does I/O or reads a clock: randomness comes in as a seed, time as an
 //! argument, effects go out as data.
 //!
@@ -14,6 +14,8 @@
 //! | [`noise`], [`handshake`] | how two hosts agree on keys, per vnet |
 //! | [`sadb`] | the state machine that does so when keys are wanted, and again before they are old |
 //! | [`membership`] | tags of VARP messages |
+//! | [`policy`] | a policy that is being changed, and what a backend does not go below |
+//! | [`census`] | what other hosts use |
 //! | [`outbound`], [`inbound`] | a backend's security associations |
 //!
 //! # Who holds which key
@@ -34,6 +36,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod census;
 pub mod esp;
 pub mod group;
 pub mod handshake;
@@ -43,6 +46,7 @@ pub mod keys;
 pub mod membership;
 pub mod noise;
 pub mod outbound;
+pub mod policy;
 pub mod replay;
 pub mod sadb;
 

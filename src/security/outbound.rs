@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use super::Suite;
 use super::esp::{Exhausted, HARD_LIMIT, Numbering, SOFT_LIMIT, Sealer};
 use super::group::GroupSender;
 use super::keys::{SaKey, Secret};
+use super::policy::Policy;
 use super::sadb::Lifetime;
+use super::{Level, Suite};
 use crate::time::Instant;
 use crate::wire::VnetId;
 use crate::wire::esp::Spi;
@@ -36,6 +37,7 @@ impl From<Exhausted> for SealError {
 #[derive(Debug)]
 struct Association {
     sealer: Sealer,
+    level: Level,
     /// When it makes room for others.
     usual_end: Instant,
     /// When it ends by itself.
@@ -55,6 +57,22 @@ pub struct Outbound {
 }
 
 impl Outbound {
+    /// Whether there is a key for a care-of address.
+    pub fn has(&self, to: SocketAddr) -> bool {
+        self.vifs.contains_key(&to)
+    }
+
+    /// Whether there is a key for group frames.
+    pub fn has_group(&self) -> bool {
+        self.group.is_some()
+    }
+
+    /// Keys of policies that are not accepted any more go.
+    pub fn retain(&mut self, policy: Policy) {
+        self.vifs.retain(|_, association| policy.accepts(association.level));
+        self.group.take_if(|group| !policy.accepts(group.level()));
+    }
+
     /// Keys for a care-of address; what is sent there is sealed with them from now on.
     pub fn insert(
         &mut self,
@@ -74,7 +92,8 @@ impl Outbound {
         let sealer = Sealer::new(spi, suite, key, Numbering::Extended);
         let Lifetime { usual, hard } = lifetime.into();
         let (usual_end, hard_end) = (now + usual, now + hard);
-        self.vifs.insert(to, Association { sealer, usual_end, hard_end, asked: false });
+        let level = suite.level();
+        self.vifs.insert(to, Association { sealer, level, usual_end, hard_end, asked: false });
     }
 
     /// Ends what has reached its hard end; returns how many those were.

@@ -152,9 +152,7 @@ impl Default for Config {
 /// What a secured vnet's members share.
 #[derive(Clone, Debug)]
 pub struct Keyring {
-    /// The policy; not none.
-    pub level: Level,
-    /// Keys that are accepted; the first is used.
+    /// Keys that are accepted, each under its policy; the first is used.
     pub keys: Vec<MemberKeys>,
 }
 
@@ -410,14 +408,18 @@ impl Sadb {
         self.start.is_none_or(|start| now.mono < start + FRESH)
     }
 
+    /// Whether a key is one of a vnet's.
+    pub fn knows(&self, vnet: VnetId, id: KeyId) -> bool {
+        self.keys(vnet, id).is_some()
+    }
+
     fn keys(&self, vnet: VnetId, id: KeyId) -> Option<&MemberKeys> {
         self.vnets.get(&vnet)?.keys.iter().find(|keys| keys.id == id)
     }
 
-    fn parties(&self, (vnet, peer): Link, we_begin: bool) -> Option<Parties> {
-        let level = self.vnets.get(&vnet)?.level;
+    fn parties(&self, (vnet, peer): Link, level: Level, we_begin: bool) -> Parties {
         let (initiator, responder) = if we_begin { (self.own, peer) } else { (peer, self.own) };
-        Some(Parties { vnet, level, initiator, responder })
+        Parties { vnet, level, initiator, responder }
     }
 
     fn send(&mut self, (vnet, to): Link, bytes: Vec<u8>) {

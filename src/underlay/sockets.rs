@@ -86,20 +86,16 @@ pub struct Site {
 }
 
 /// Which group frames a vif receives.
+///
+/// Those of its vnet, whether they are plain or sealed, and sealed ones of the few vnets that have the same 15
+/// bits in their SPIs. Which of them are accepted is the backend's to say, by the vnet's policy: that may change
+/// while the sockets are in use, and their filters can't.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Frames {
-    /// Those of a vnet that is not secured.
-    Plain(VnetId),
-    /// ESP of a secured vnet, or of one of the few that have the same 15 bits in their SPIs.
-    Protected(VnetId),
-}
+pub struct Frames(pub VnetId);
 
 impl Frames {
     fn filter(self) -> Vec<Instruction> {
-        match self {
-            Self::Plain(vnet) => vnet_filter(vnet).to_vec(),
-            Self::Protected(vnet) => protected_filter(vnet).to_vec(),
-        }
+        vnet_filter(self.0).to_vec()
     }
 }
 
@@ -650,22 +646,15 @@ fn varp_filter(vnets: &[VnetId]) -> Vec<Instruction> {
     filter
 }
 
-/// Passes tunnelled frames (first nibble 4) of one vnet (32 bits at offset 4).
-fn vnet_filter(vnet: VnetId) -> [Instruction; 7] {
+/// Passes tunnelled frames (first nibble 4) of one vnet (32 bits at offset 4), and ESP whose SPI is that of its
+/// group frames (16 bits at offset 0).
+fn vnet_filter(vnet: VnetId) -> [Instruction; 9] {
     [
         (LOAD_B, 0, 0, PAYLOAD),
         (AND, 0, 0, 0xf0),
-        (JUMP_EQUAL, 0, 3, 0x40),
+        (JUMP_EQUAL, 0, 2, 0x40),
         (LOAD_W, 0, 0, PAYLOAD + 4),
-        (JUMP_EQUAL, 0, 1, vnet.get()),
-        (RETURN, 0, 0, WHOLE),
-        (RETURN, 0, 0, NOTHING),
-    ]
-}
-
-/// Passes ESP whose SPI is that of a vnet's group frames (16 bits at offset 0).
-fn protected_filter(vnet: VnetId) -> [Instruction; 4] {
-    [
+        (JUMP_EQUAL, 2, 3, vnet.get()),
         (LOAD_H, 0, 0, PAYLOAD),
         (JUMP_EQUAL, 0, 1, esp::group_prefix(vnet) >> 16),
         (RETURN, 0, 0, WHOLE),

@@ -313,6 +313,7 @@ impl Daemon {
     fn hear(&mut self, via: Via, from: SocketAddr, bytes: &[u8], now: Now) {
         let is_group = via == Via::Group;
         if !is_group && handshake::Message::is_one(bytes) {
+            self.doubt_handshake(from.ip(), bytes, now);
             return self.security.sadb.handle_message(from.ip(), bytes, now);
         }
         let message = match Message::parse(bytes) {
@@ -324,7 +325,7 @@ impl Daemon {
         };
         log::trace!("VARP from {from}: {message:?}");
         let from = SocketAddr::new(from.ip(), from.port());
-        if let Some(message) = self.security.check(from, message, &self.counters, now) {
+        if let Some(message) = self.check(from, message, now) {
             self.mapper.handle_message(from, is_group, &message, now);
         }
     }
@@ -416,19 +417,18 @@ impl Daemon {
         if vif.state() != before {
             vif.since_ms = now.wall_ms;
         }
-        match notice {
-            Notice::Lost { .. } => self.close_lanes_of(id, now),
-            // Before the mapping: the frames that wait for it then take the lane at once.
-            Notice::Mapping { mac, coa, .. } if !self.is_secured(id) => {
-                self.offer_lanes(id, mac, coa, now);
-            }
-            _ => {}
+        if matches!(notice, Notice::Lost { .. }) {
+            self.close_lanes_of(id, now);
         }
         let Some(vif) = self.registry.get(id) else { return };
-        let (mac, owner) = (vif.key.mac, vif.owner);
+        let (own, owner) = (vif.key.mac, vif.owner);
         match owner {
             Owner::Live(client) if !self.holds_back(id, notice, now) => {
-                let event = notice.event(mac, self.config.timers.lifetime.duration());
+                // Before the mapping: the frames that wait for it then take the lane at once.
+                if let Notice::Mapping { mac, coa, .. } = notice {
+                    self.offer_lanes(id, mac, coa, now);
+                }
+                let event = notice.event(own, self.config.timers.lifetime.duration());
                 let sent = self.clients.send(client, &event, &[]);
                 self.drop_if_stalled(client, sent, now);
             }

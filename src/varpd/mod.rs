@@ -31,6 +31,7 @@
 //! | `clients` | the connections to the control socket |
 //! | `requests` | what clients ask, and the ends of their connections |
 //! | `admission` | which users may have vifs on which vnet, and who is an operator |
+//! | `doubts` | says which hosts send under another policy, with another key or without a tag |
 //! | `speakers` | which vif each process speaks for |
 //! | `register` | registration of a vif: whose it may be, and which sockets it gets |
 //! | `registry` | the vifs of this host, and what is kept of them when their backend is gone |
@@ -52,6 +53,7 @@ mod awake;
 mod clients;
 mod comings;
 mod daemon;
+mod doubts;
 mod follower;
 mod lanes;
 mod late;

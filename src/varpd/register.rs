@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 
 use crate::mapper::{AddError, LocalVif};
 use crate::metrics::VarpdCounter;
+use crate::security::policy::Floor;
 use crate::sys::seqpacket::Peer;
 use crate::time::Now;
 use crate::underlay::sockets::{AdoptError, Frames, VifSockets};
@@ -35,6 +36,8 @@ pub(super) struct Registration {
     pub(super) stamp: Option<Stamp>,
     /// How many MACs it says that it learns at most, if it says so.
     pub(super) learn: Option<u16>,
+    /// The least that it carries frames under.
+    pub(super) floor: Floor,
 }
 
 /// Where the sockets of a vif come from.
@@ -63,6 +66,15 @@ impl Daemon {
         if !key.mac.is_individual() {
             return Err(invalid(format!("{} is not an individual MAC address", key.mac)));
         }
+        if !self.config.takes(key.vnet) {
+            self.counters.inc(VarpdCounter::vifs_unlisted);
+            let vnet = key.vnet;
+            let text = format!(
+                "vnet {vnet} is not listed in this host's varpd.toml, and others are not taken ([security] vnets = \"listed\"): \
+                 add a section [vnet.{vnet}]"
+            );
+            return Err(Failure::fatal(ErrorCode::Denied, text));
+        }
         self.admit(client, key.vnet)?;
         wanted.learn = self.speakers.check(peer, key, wanted.learn).map_err(|refusal| {
             self.counters.inc(VarpdCounter::vifs_denied);
@@ -81,6 +93,8 @@ impl Daemon {
             let text = format!("can't read the MTU of {}: {e}", self.place.interface);
             Failure::fatal(ErrorCode::Failed, text)
         })?;
+        let is_admitted = self.admits(&wanted, now);
+        wanted.active &= is_admitted;
         let origin = self.origin(&wanted, peer, &fds);
         let vif = match origin {
             Origin::Kept(kept) => {
@@ -103,6 +117,7 @@ impl Daemon {
         };
         if let Some(vif) = self.registry.get_mut(vif) {
             vif.is_new = origin == Origin::Opened;
+            vif.is_halted = !is_admitted;
         }
         if let Some(client) = self.clients.get_mut(id) {
             client.role = Role::Backend(vif);
@@ -133,8 +148,23 @@ impl Daemon {
         }
         let groups = client.connection.groups().unwrap_or_default();
         let who = Who { uid: client.peer.uid, groups: &groups };
-        let allowed = self.admission.check(vnet, self.config.policy(vnet), who);
+        let allowed = self.admission.check(vnet, self.config.policy(vnet).highest(), who);
         allowed.map_err(|refusal| denied(refusal.to_string()))
+    }
+
+    /// Whether the backend carries frames under the vnet's policy; says so if it does not.
+    fn admits(&mut self, wanted: &Registration, now: Now) -> bool {
+        let (key, policy) = (wanted.key, self.config.policy(wanted.key.vnet));
+        let is_admitted = wanted.floor.admits(policy);
+        if !is_admitted {
+            self.counters.inc(VarpdCounter::vifs_below_policy);
+            let (level, vnet, least) = (self.quiet.level(now.mono), key.vnet, wanted.floor.level());
+            log::log!(
+                level,
+                "vif {key} carries no frame: vnet {vnet} has policy {policy} here, its backend keeps to {least}"
+            );
+        }
+        is_admitted
     }
 
     /// Tells the backend where its vif is, with the sockets unless it has them.
@@ -171,8 +201,8 @@ impl Daemon {
         let Some(vif) = self.registry.get(vif) else { return false };
         let (vnet, coa) = (vif.key.vnet, vif.coa);
         let group = (self.group_of(vnet), self.config.port.0).into();
-        let level = self.config.policy(vnet);
-        let registered = Event::Registered { coa, group, underlay_mtu, level };
+        let policy = self.config.policy(vnet);
+        let registered = Event::Registered { coa, group, underlay_mtu, policy };
         let fds = if with_sockets { vif.sockets.fds() } else { Vec::new() };
         let sent = self.clients.send(client, &registered, &fds);
         self.sent(client, sent, now)
@@ -244,14 +274,6 @@ impl Daemon {
         (same && may_take(peer, kept.peer)).then_some(id)
     }
 
-    /// What a vif's group socket lets pass.
-    fn frames_of(&self, vnet: VnetId) -> Frames {
-        match self.config.policy(vnet).is_secured() {
-            true => Frames::Protected(vnet),
-            false => Frames::Plain(vnet),
-        }
-    }
-
     fn open_sockets(&mut self, wanted: &Registration) -> Result<VifSockets, Failure> {
         if let Some(why) = self.follower.awaits() {
             let text = format!("this host has no place on the underlay now: {why}");
@@ -264,7 +286,7 @@ impl Daemon {
 
     /// New sockets for a vif.
     pub(super) fn sockets_for(&mut self, vnet: VnetId, queue_pairs: u8) -> io::Result<VifSockets> {
-        self.opener.vif(self.group_of(vnet), self.frames_of(vnet), queue_pairs)
+        self.opener.vif(self.group_of(vnet), Frames(vnet), queue_pairs)
     }
 
     fn adopt_sockets(
@@ -273,7 +295,7 @@ impl Daemon {
         fds: Vec<OwnedFd>,
     ) -> Result<VifSockets, Failure> {
         let vnet = wanted.key.vnet;
-        let (group, frames) = (self.group_of(vnet), self.frames_of(vnet));
+        let (group, frames) = (self.group_of(vnet), Frames(vnet));
         let adopted = self.opener.adopt(group, frames, wanted.queue_pairs, fds);
         let sockets = adopted.map_err(|e| match e {
             AdoptError::Io(_) => Failure::fatal(ErrorCode::Failed, e.to_string()),
@@ -339,6 +361,7 @@ impl Daemon {
             learn: wanted.learn,
             queue_pairs: wanted.queue_pairs,
             active: wanted.active,
+            is_halted: false,
             is_new: false,
             ran: wanted.active,
             stamp: None,

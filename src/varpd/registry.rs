@@ -45,6 +45,8 @@ pub(super) struct Vif<S> {
     pub(super) queue_pairs: u8,
     /// Its rings run, as far as is known.
     pub(super) active: bool,
+    /// Its backend carries no frame, since the vnet's policy is too low for it.
+    pub(super) is_halted: bool,
     /// Its backend was given new sockets: stamps of claims to an earlier care-of address say nothing
     /// of claims to this one.
     pub(super) is_new: bool,
@@ -66,6 +68,7 @@ impl<S> Vif<S> {
     pub(super) fn state(&self) -> &'static str {
         match (self.owner, self.active) {
             (Owner::Kept(_), _) => "kept",
+            (Owner::Live(_), _) if self.is_halted => "halted",
             (Owner::Live(_), true) if self.stamp.is_some() => "active",
             // The rings run, but a newer claim says that the guest is elsewhere.
             (Owner::Live(_), true) => "lost",
@@ -279,6 +282,7 @@ mod tests {
             learn: None,
             queue_pairs: 1,
             active: true,
+            is_halted: false,
             is_new: false,
             ran: true,
             stamp: None,

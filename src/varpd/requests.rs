@@ -103,7 +103,7 @@ impl Daemon {
         match (client.role, request) {
             (
                 Role::Unknown,
-                Request::Register { key, capabilities, queue_pairs, active, stamp, learn },
+                Request::Register { key, capabilities, queue_pairs, active, stamp, learn, floor },
             ) => {
                 let registration = Registration {
                     key,
@@ -114,6 +114,7 @@ impl Daemon {
                     active,
                     stamp,
                     learn,
+                    floor,
                 };
                 let registered = self.register(id, registration, fds, now);
                 if registered.is_err() {
@@ -189,6 +190,7 @@ impl Daemon {
 
     fn set_active(&mut self, id: LocalVif, active: bool, now: Now) {
         let Some(vif) = self.registry.get_mut(id) else { return };
+        let active = active && !vif.is_halted;
         if vif.active != active {
             vif.active = active;
             vif.since_ms = now.wall_ms;
@@ -208,7 +210,7 @@ impl Daemon {
             return Err(Failure::busy("too many tables are being read"));
         }
         let rows = match table {
-            Table::Vnets => self.vnet_rows(),
+            Table::Vnets => self.vnet_rows(now),
             Table::Vifs => self.vif_rows(),
             Table::Varp => {
                 let sent = self.clients.begin_pages(id, &self.poller, now);

@@ -15,9 +15,11 @@ use crate::config::Config;
 use crate::mapper::{LocalVif, Notice};
 use crate::metrics::{VarpdCounter, VarpdCounters};
 use crate::quiet::Lasting;
+use crate::security::census::Census;
 use crate::security::keyfile::{self, KeyFile};
-use crate::security::keys::{MemberKeys, Secret, fingerprint};
-use crate::security::membership::{Membership, Refusal};
+use crate::security::keys::{KeyId, MemberKeys, Secret, fingerprint};
+use crate::security::membership::{Membership, Refusal, author};
+use crate::security::policy::Policy;
 use crate::security::sadb::{self, Keyring, Lifetime, Outbound, Output, Sadb};
 use crate::security::{Level, Suite};
 use crate::sys::process;
@@ -29,6 +31,7 @@ use crate::wire::{CareOf, Mac, VnetId};
 
 use super::clients::ClientId;
 use super::daemon::Daemon;
+use super::doubts::Doubts;
 use super::registry::Owner;
 
 /// How often key files are looked at.
@@ -60,9 +63,20 @@ struct Secured {
     version: Version,
     /// About a file that is no good any more.
     complaint: Lasting,
-    suite: Suite,
+    policy: Policy,
+    /// Of group frames, one for each policy that has keys.
+    suites: Vec<Suite>,
+    /// The fingerprint of the key that is used.
+    fingerprint: String,
     /// Those that are accepted, the used one first.
     keys: Vec<MemberKeys>,
+}
+
+impl Secured {
+    /// What messages are sent with, if they have tags.
+    fn sent(&self) -> Option<KeyId> {
+        self.keys.first().filter(|_| self.policy.sent().is_secured()).map(|keys| keys.id)
+    }
 }
 
 /// A mapping that a backend has or waits for.
@@ -74,11 +88,21 @@ struct User {
     until: Instant,
 }
 
+/// A message that was heard.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heard {
+    pub(super) message: Message,
+    /// It came under another policy or key than this host sends under.
+    pub(super) is_other: bool,
+}
+
 /// All of it.
 #[derive(Debug)]
 pub(super) struct Security {
     pub(super) sadb: Sadb,
     membership: Membership,
+    census: Census,
+    pub(super) doubts: Doubts,
     vnets: BTreeMap<VnetId, Secured>,
     users: BTreeMap<(LocalVif, Mac), User>,
     /// Care-of addresses that a backend has keys for.
@@ -102,6 +126,8 @@ impl Security {
         Self {
             sadb: Sadb::new(timers, own, seed.derive("sadb", &[])),
             membership: Membership::new(own),
+            census: Census::default(),
+            doubts: Doubts::default(),
             vnets: BTreeMap::new(),
             users: BTreeMap::new(),
             issued: BTreeSet::new(),
@@ -119,19 +145,21 @@ impl Security {
         counters: &VarpdCounters,
         now: Now,
     ) -> Result<(), String> {
-        let Some(suite) = config.group_suite(vnet).filter(|_| !self.vnets.contains_key(&vnet))
-        else {
+        let policy = config.policy(vnet);
+        if !policy.is_secured() || self.vnets.contains_key(&vnet) {
             return Ok(());
-        };
-        let (path, level) = (config.key_file(vnet), config.policy(vnet));
+        }
+        let path = config.key_file(vnet);
         let (file, version) = read(&path, counters).map_err(|e| {
-            format!("vnet {vnet} is secured ({level}), but its key {}: {e}", path.display())
+            format!("vnet {vnet} is secured ({policy}), but its key {}: {e}", path.display())
         })?;
-        log::info!("vnet {vnet}: {level}, key {}", fingerprint(&file.used));
-        let keys = member_keys(&file, vnet, level, suite);
-        self.vnets
-            .insert(vnet, Secured { path, version, complaint: Lasting::default(), suite, keys });
-        self.publish(vnet, level, now);
+        let (suites, fingerprint) = (config.group_suites(vnet), fingerprint(&file.used));
+        log::info!("vnet {vnet}: {policy}, key {fingerprint}");
+        let keys = member_keys(&file, vnet, &suites);
+        let complaint = Lasting::default();
+        let secured = Secured { path, version, complaint, policy, suites, fingerprint, keys };
+        self.vnets.insert(vnet, secured);
+        self.publish(vnet, now);
         self.check_at.get_or_insert(now.mono + CHECK_INTERVAL);
         Ok(())
     }
@@ -144,15 +172,16 @@ impl Security {
     }
 
     /// Hands a vnet's keys to the state machines.
-    fn publish(&mut self, vnet: VnetId, level: Level, now: Now) {
+    fn publish(&mut self, vnet: VnetId, now: Now) {
         let Some(secured) = self.vnets.get(&vnet) else { return };
         let tags = secured.keys.iter().map(|keys| (keys.id, keys.varp.clone())).collect();
         self.membership.set_vnet(vnet, tags);
-        self.sadb.set_vnet(vnet, Some(Keyring { level, keys: secured.keys.clone() }), now);
+        self.membership.set_untagged(vnet, secured.policy.into());
+        self.sadb.set_vnet(vnet, Some(Keyring { keys: secured.keys.clone() }), now);
     }
 
     /// Reads the key files that have changed; returns their vnets.
-    fn reload(&mut self, config: &Config, counters: &VarpdCounters, now: Now) -> Vec<VnetId> {
+    fn reload(&mut self, counters: &VarpdCounters, now: Now) -> Vec<VnetId> {
         let mut changed = Vec::new();
         for (&vnet, secured) in &mut self.vnets {
             if secret_file::version(&secured.path).is_ok_and(|v| v == secured.version) {
@@ -162,8 +191,9 @@ impl Security {
                 Ok((file, version)) => {
                     secured.version = version;
                     secured.complaint = Lasting::default();
-                    secured.keys = member_keys(&file, vnet, config.policy(vnet), secured.suite);
-                    log::info!("vnet {vnet}: key {}", fingerprint(&file.used));
+                    secured.keys = member_keys(&file, vnet, &secured.suites);
+                    secured.fingerprint = fingerprint(&file.used);
+                    log::info!("vnet {vnet}: key {}", secured.fingerprint);
                     changed.push(vnet);
                 }
                 Err(e) => {
@@ -174,7 +204,7 @@ impl Security {
             }
         }
         for vnet in &changed {
-            self.publish(*vnet, config.policy(*vnet), now);
+            self.publish(*vnet, now);
         }
         changed
     }
@@ -202,27 +232,48 @@ impl Security {
         self.membership.tag(message, now)
     }
 
-    /// Checks a message of another host and takes its tag off; what is refused is counted.
+    /// Checks a message of another host and takes its tag off.
     pub(super) fn check(
         &mut self,
         from: SocketAddr,
         message: Message,
-        counters: &VarpdCounters,
         now: Now,
-    ) -> Option<Message> {
-        match self.membership.check(from, message, now.wall_ms) {
-            Ok(message) => Some(message),
-            Err(refusal) => {
-                counters.inc(match refusal {
-                    Refusal::Untagged => VarpdCounter::varp_drop_untagged,
-                    Refusal::Key => VarpdCounter::varp_drop_key,
-                    Refusal::Forged => VarpdCounter::varp_drop_forged,
-                    Refusal::Stale => VarpdCounter::varp_drop_stale,
-                    Refusal::Replayed | Refusal::Full => VarpdCounter::varp_drop_replayed,
-                });
-                None
-            }
-        }
+    ) -> Result<Heard, Refusal> {
+        let (vnet, tag) = (message.key.vnet, message.tag);
+        let checked = self.membership.check(from, message, now.wall_ms)?;
+        let Some(secured) = self.vnets.get(&vnet) else {
+            return Ok(Heard { message: checked, is_other: false });
+        };
+        let key = tag.map(|tag| KeyId(tag.key_id));
+        self.census.note(vnet, author(from, &message), key, now.mono);
+        Ok(Heard { message: checked, is_other: key != secured.sent() })
+    }
+
+    /// How many hosts were heard of late on a vnet that use another key or policy than is sent with here.
+    pub(super) fn others(&self, vnet: VnetId, now: Now) -> usize {
+        let secured = self.vnets.get(&vnet);
+        secured.map_or(0, |secured| self.census.others(vnet, secured.sent(), now.mono).count())
+    }
+
+    /// The fingerprint of the key that a vnet uses.
+    pub(super) fn fingerprint(&self, vnet: VnetId) -> Option<&str> {
+        self.vnets.get(&vnet).map(|secured| secured.fingerprint.as_str())
+    }
+
+    /// Whether frames are sealed on a vnet.
+    fn seals(&self, vnet: VnetId) -> bool {
+        self.vnets.get(&vnet).is_some_and(|secured| secured.policy.sent().is_secured())
+    }
+
+    /// Whether frames to a host have to wait for keys. While the policy changes they go there plain until there
+    /// are keys, but to a host that sends with tags: it may take sealed frames only.
+    fn must_seal(&self, vnet: VnetId, peer: IpAddr) -> bool {
+        !self.takes_plain(vnet) || self.membership.has_heard(vnet, peer)
+    }
+
+    /// Whether frames that are not sealed are accepted on a vnet.
+    fn takes_plain(&self, vnet: VnetId) -> bool {
+        self.vnets.get(&vnet).is_none_or(|secured| secured.policy.accepts(Level::None))
     }
 
     /// When something is due.
@@ -272,16 +323,15 @@ fn explained(error: io::Error, user: u32) -> io::Error {
     }
 }
 
-fn member_keys(file: &KeyFile, vnet: VnetId, level: Level, suite: Suite) -> Vec<MemberKeys> {
-    file.accepted().map(|key| MemberKeys::new(key, vnet, level, suite)).collect()
+/// Those under each policy, that which is sent under first.
+fn member_keys(file: &KeyFile, vnet: VnetId, suites: &[Suite]) -> Vec<MemberKeys> {
+    let of = |suite: Suite| {
+        file.accepted().map(move |key| MemberKeys::new(key, vnet, suite.level(), suite))
+    };
+    suites.iter().copied().flat_map(of).collect()
 }
 
 impl Daemon {
-    /// Whether a vif is on a secured vnet.
-    pub(super) fn is_secured(&self, id: LocalVif) -> bool {
-        self.registry.get(id).is_some_and(|vif| self.security.is_secured(vif.key.vnet))
-    }
-
     /// Reads the keys of the vnets that are configured to be secured.
     pub(super) fn load_keys(&mut self, now: Now) -> Result<(), String> {
         for vnet in self.config.secured_vnets() {
@@ -331,9 +381,9 @@ impl Daemon {
         let pairs = u16::try_from(vif.sockets.queue_pairs()).unwrap_or(u16::MAX);
         let salt = self.security.salt;
         self.security.salt = salt.wrapping_add(pairs);
-        let keys = secured.keys.iter().map(|keys| keys.group.clone()).collect();
+        let keys = secured.keys.iter().map(|keys| (keys.group_suite, keys.group.clone()));
         let end = self.security.sadb.end();
-        let event = Event::GroupKeys { suite: secured.suite, salt, end, keys };
+        let event = Event::GroupKeys { salt, end, keys: keys.collect() };
         self.tell(client, &event, now);
     }
 
@@ -356,7 +406,7 @@ impl Daemon {
     pub(super) fn holds_back(&mut self, id: LocalVif, notice: Notice, now: Now) -> bool {
         let Some(vif) = self.registry.get(id) else { return false };
         let vnet = vif.key.vnet;
-        if !self.security.is_secured(vnet) {
+        if !self.security.seals(vnet) {
             return false;
         }
         match notice {
@@ -366,11 +416,12 @@ impl Daemon {
             }
             Notice::Mapping { mac, coa, lifetime, .. } => {
                 let (to, until) = (coa.addr, now.mono + lifetime);
-                let user = User { to, held: Some(notice), until };
+                let waits = self.security.must_seal(vnet, to.ip());
+                let user = User { to, held: waits.then_some(notice), until };
                 self.security.users.insert((id, mac), user);
                 self.security.sadb.want(vnet, to.ip(), until, now);
                 self.serve_if_open(id, vnet, to, now);
-                true
+                waits
             }
             Notice::Unresolved { mac, .. } | Notice::Invalidate { mac } => {
                 self.security.users.remove(&(id, mac));
@@ -388,7 +439,7 @@ impl Daemon {
     /// for that.
     pub(super) fn send_on(&mut self, id: LocalVif, mac: Mac, coa: CareOf, now: Now) {
         let Some(vnet) = self.registry.get(id).map(|vif| vif.key.vnet) else { return };
-        if !self.security.is_secured(vnet) {
+        if !self.security.seals(vnet) {
             return;
         }
         let (to, until) = (coa.addr, now.mono + self.config.timers.lifetime.duration());
@@ -412,13 +463,21 @@ impl Daemon {
     fn serve(&mut self, id: LocalVif, to: SocketAddr, anew: bool, now: Now) {
         let Some(vif) = self.registry.get(id) else { return };
         let Owner::Live(client) = vif.owner else { return };
-        let (vnet, own, pairs) = (vif.key.vnet, vif.key.mac, vif.sockets.queue_pairs());
+        let (vnet, pairs) = (vif.key.vnet, vif.sockets.queue_pairs());
         if anew || !self.security.issued.contains(&(id, to)) {
             let pairs = u32::try_from(pairs).unwrap_or(1);
             let Some(keys) = self.security.sadb.outbound(vnet, to, pairs, now) else { return };
             self.security.issued.insert((id, to));
             self.tell(client, &Event::SaOut { to, keys }, now);
         }
+        self.release(id, to, now);
+    }
+
+    /// Tells a backend the mappings to a care-of address that were held back.
+    fn release(&mut self, id: LocalVif, to: SocketAddr, now: Now) {
+        let Some(vif) = self.registry.get(id) else { return };
+        let Owner::Live(client) = vif.owner else { return };
+        let own = vif.key.mac;
         let of_vif = self.security.users.range_mut((id, Mac([0; 6]))..=(id, Mac([0xff; 6])));
         let held: Vec<Notice> =
             of_vif.filter(|(_, user)| user.to == to).filter_map(|(_, u)| u.held.take()).collect();
@@ -520,9 +579,10 @@ impl Daemon {
             let Some(Owner::Live(client)) = self.registry.get(id).map(|vif| vif.owner) else {
                 continue;
             };
-            if let Some(Secured { suite, .. }) = self.security.vnets.get(&vnet) {
-                let lifetime = Lifetime::default();
-                let none = Outbound { suite: *suite, keys: Vec::new(), lifetime };
+            let secured = self.security.vnets.get(&vnet);
+            if let Some(suite) = secured.and_then(|secured| secured.suites.first()) {
+                let none =
+                    Outbound { suite: *suite, keys: Vec::new(), lifetime: Lifetime::default() };
                 self.tell(client, &Event::SaOut { to, keys: none }, now);
             }
             let of_vif = self.security.users.iter().filter(|((of, _), u)| *of == id && u.to == to);
@@ -534,11 +594,17 @@ impl Daemon {
         }
     }
 
-    /// A host does not agree on keys: who waits for them hears that nobody is there.
+    /// A host does not agree on keys: who waits for them hears that nobody is there. Where plain frames are
+    /// accepted, too, they go there.
     fn gave_up(&mut self, vnet: VnetId, peer: IpAddr, now: Now) {
         let level = self.quiet.level(now.mono);
         log::log!(level, "vnet {vnet}: {peer} does not agree on keys (another key or policy?)");
         for (id, to) in self.users_of(vnet, peer) {
+            if self.security.takes_plain(vnet) {
+                // It will not get better: while the policy changes, plain frames may do.
+                self.release(id, to, now);
+                continue;
+            }
             let Some(Owner::Live(client)) = self.registry.get(id).map(|vif| vif.owner) else {
                 continue;
             };
@@ -572,9 +638,11 @@ impl Daemon {
         }
         self.security.check_at = Some(now.mono + CHECK_INTERVAL);
         self.security.sweep(now);
-        for vnet in self.security.reload(&self.config, &self.counters, now) {
+        for vnet in self.security.reload(&self.counters, now) {
             for (id, client) in self.backends(vnet) {
                 self.send_group_keys(id, client, now);
+                // Others hear at once what is used here.
+                self.mapper.announce(id, now);
             }
         }
     }

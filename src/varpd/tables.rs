@@ -24,7 +24,7 @@ type Rows = Vec<Vec<String>>;
 
 impl Daemon {
     /// The vnets that have vifs here.
-    pub(super) fn vnet_rows(&self) -> Rows {
+    pub(super) fn vnet_rows(&self, now: Now) -> Rows {
         #[derive(Default)]
         struct Sums {
             vifs: usize,
@@ -43,6 +43,9 @@ impl Daemon {
                 sums.active.to_string(),
                 self.mapper.known_on(vnet).to_string(),
                 self.group_of(vnet).to_string(),
+                self.config.policy(vnet).to_string(),
+                self.security.fingerprint(vnet).unwrap_or(NONE).to_owned(),
+                self.security.others(vnet, now).to_string(),
             ]
         };
         vnets.into_iter().map(row).collect()

@@ -158,6 +158,11 @@ impl Varp {
         }
     }
 
+    /// Whether this host has vifs on a vnet: then questions about it are heard.
+    pub(super) fn hears(&self, vnet: VnetId) -> bool {
+        self.vnets.contains(&vnet)
+    }
+
     /// Questions about these vnets, and no others, are heard from now on.
     pub(super) fn hear_questions(&mut self, vnets: BTreeSet<VnetId>, now: Instant) {
         if vnets != self.vnets {

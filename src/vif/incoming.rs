@@ -25,7 +25,7 @@ use crate::sys::mmsg::ReceiveBatch;
 use crate::time::Instant;
 use crate::underlay::{Port, Underlay};
 use crate::wire::CareOf;
-use crate::wire::encap::Flags;
+use crate::wire::encap::{Flags, Kind};
 use crate::wire::frame::Addresses;
 
 /// Where a frame is.
@@ -87,6 +87,8 @@ pub struct Incoming {
     /// Where opened datagrams of one message are.
     opened: Vec<Range<usize>>,
     handovers: Vec<(SocketAddr, u32)>,
+    /// Who sent under another policy.
+    misfit: Option<SocketAddr>,
     /// Bytes out of a lane.
     chunk: Vec<u8>,
 }
@@ -133,8 +135,19 @@ impl Incoming {
         opening: Option<Opening<'_>>,
     ) {
         let now = home.now;
-        let Self { batch, reassembly, joined, places, detours, handovers, opened, .. } = self;
+        let Self { batch, reassembly, joined, places, detours, handovers, opened, misfit, .. } =
+            self;
+        let unfit = match opening {
+            None => Some(Kind::Protected),
+            Some(opening) => (!opening.takes_plain()).then_some(Kind::Plain),
+        };
         for message in (0..u16::MAX).take(batch.len()) {
+            if let Some(received) = batch.get(message.into())
+                && Some(Kind::of(received.bytes)) == unfit
+                && received.from != home.receiver.own
+            {
+                misfit.get_or_insert(received.from);
+            }
             if let (Some(opening), Some(received)) = (opening, batch.get_mut(message.into())) {
                 let own = home.receiver.own;
                 opening.open_message(port, own, received, opened, counters);
@@ -192,6 +205,11 @@ impl Incoming {
     /// The kernel's count of datagrams lost for want of room, if this batch brought news of it.
     pub fn take_overflow(&mut self) -> Option<u32> {
         self.batch.overflow.take()
+    }
+
+    /// Takes the first sender whose datagrams were dropped because they came under another policy.
+    pub fn take_misfit(&mut self) -> Option<SocketAddr> {
+        self.misfit.take()
     }
 
     /// Whether the batch brought frames for MACs that have left.

@@ -14,7 +14,9 @@ use super::learning::Learning;
 use super::nic::{Lent, Nic};
 use super::worker::LaneOffer;
 use crate::metrics::VifCounter;
+use crate::security::Suite;
 use crate::security::keys::Secret;
+use crate::security::policy::{Floor, Policy};
 use crate::time::Instant;
 use crate::wire::control::{ErrorCode, Event, Request};
 use crate::wire::{Capabilities, Stamp, VifKey};
@@ -37,6 +39,12 @@ pub struct Link {
     learn: u16,
     nic: Arc<Nic>,
     stamp: Option<Stamp>,
+    /// The least that frames are carried under.
+    floor: Floor,
+    /// What they are carried under.
+    policy: Policy,
+    /// The vnet's policy is below the least.
+    is_halted: bool,
     told_active: bool,
     announcing: Announcing,
     is_registered: bool,
@@ -68,6 +76,9 @@ impl Link {
             learn: u16::try_from(learn).unwrap_or(u16::MAX),
             nic,
             stamp: None,
+            floor: Floor::default(),
+            policy: Policy::default(),
+            is_halted: false,
             told_active: false,
             announcing: Announcing::default(),
             is_registered: true,
@@ -94,7 +105,50 @@ impl Link {
             active: self.told_active,
             stamp: self.stamp,
             learn: Some(self.learn),
+            floor: self.floor,
         }
+    }
+
+    /// The same for a vif that carries frames under this at the least.
+    #[must_use]
+    pub fn above(mut self, floor: Floor) -> Self {
+        self.floor = floor;
+        self
+    }
+
+    /// The least that frames are carried under.
+    pub fn floor(&self) -> Floor {
+        self.floor
+    }
+
+    /// Whether the vnet's policy is below that: then no frame is carried, and varpd does not claim the vif.
+    pub fn is_halted(&self) -> bool {
+        self.is_halted
+    }
+
+    /// varpd has registered the vif, on a vnet with this policy. Returns whether frames are carried.
+    pub fn handle_policy(&mut self, policy: Policy) -> bool {
+        if !self.floor.admits(policy) {
+            // varpd finds the same, and takes the rings for stopped.
+            self.told_active = false;
+            self.is_halted = true;
+            self.nic.set_halted(true);
+            return false;
+        }
+        self.floor.note(policy);
+        if policy != self.policy {
+            self.policy = policy;
+            self.nic.set_policy(self.key.vnet, policy);
+        }
+        if std::mem::take(&mut self.is_halted) {
+            self.nic.set_halted(false);
+        }
+        true
+    }
+
+    /// What frames are carried under, if they are.
+    pub fn policy(&self) -> Policy {
+        self.policy
     }
 
     /// The new connection's registration was accepted.
@@ -126,7 +180,9 @@ impl Link {
         if !self.is_registered {
             return Vec::new();
         }
-        let wishes = self.nic.wishes();
+        let mut wishes = self.nic.wishes();
+        wishes.active &= !self.is_halted;
+        wishes.announce &= !self.is_halted;
         let mut requests = Vec::new();
         if wishes.announce {
             self.announcing.wish();
@@ -249,22 +305,23 @@ impl Link {
         for (index, mut worker) in (0_u16..).zip(self.nic.workers()) {
             let own = worker.place().receiver.own;
             let Some(protection) = worker.protection_mut() else { continue };
-            let inbound = Arc::clone(protection.inbound());
+            let (inbound, policy) = (Arc::clone(protection.inbound()), protection.policy());
             // What is received is shared by the queue pairs: told once.
             let is_first = index == 0;
             match &event {
-                Event::GroupKeys { suite, salt, keys, end: _ } => {
+                Event::GroupKeys { salt, keys, end: _ } => {
                     if is_first {
-                        inbound.set_group(keys.iter().map(|key| (*suite, key.clone())).collect());
+                        inbound.set_group(keys.clone());
                     }
-                    if let Some(key) = keys.first().filter(|_| suite.level() == inbound.level()) {
+                    let is_sent = |(suite, _): &&(Suite, Secret)| suite.level() == policy.sent();
+                    if let Some((suite, key)) = keys.iter().find(is_sent) {
                         let salt = salt.wrapping_add(index);
                         let outbound = protection.outbound_mut();
                         outbound.set_group(key.clone(), *suite, self.key.vnet, own, salt);
                     }
                 }
                 Event::SaOut { to, keys } => match keys.keys.get(usize::from(index)) {
-                    Some((spi, key)) if keys.suite.level() == inbound.level() => {
+                    Some((spi, key)) if policy.accepts(keys.suite.level()) => {
                         let (suite, lifetime) = (keys.suite, keys.lifetime);
                         protection.outbound_mut().insert(*to, *spi, suite, key, lifetime, now);
                     }
@@ -284,7 +341,7 @@ impl Link {
 
     /// varpd is back, and accepts these keys of group frames. If one was withdrawn while it was away,
     /// it does not know which sessions were made with that: all are over.
-    fn end_withdrawn(&self, accepted: &[Secret]) {
+    fn end_withdrawn(&self, accepted: &[(Suite, Secret)]) {
         for mut worker in self.nic.workers() {
             let Some(protection) = worker.protection_mut() else { continue };
             if protection.inbound().misses_any(accepted) {

@@ -209,6 +209,15 @@ impl Neighbors {
         }
     }
 
+    /// Only what is at such an address is still known.
+    pub fn retain(&mut self, mut is_kept: impl FnMut(SocketAddr) -> bool) {
+        self.recent = None;
+        self.entries.retain(|_, state| match state {
+            State::Resolved { coa, .. } => is_kept(coa.addr),
+            State::Resolving | State::Unresolved { .. } => true,
+        });
+    }
+
     /// What was known of `mac` no longer holds.
     pub fn handle_invalidate(&mut self, mac: Mac) {
         self.recent = None;

@@ -24,7 +24,7 @@ use super::protect::Protection;
 use super::throttle::Direction;
 use super::worker::{Place, Worker};
 use crate::metrics::VifCounters;
-use crate::security::Level;
+use crate::security::policy::Policy;
 use crate::sys::clock;
 use crate::time::Instant;
 use crate::underlay::udp::UdpUnderlay;
@@ -266,12 +266,17 @@ impl Nic {
     }
 
     /// From now on the vnet has this policy; keys are to follow.
-    pub fn protect(&self, vnet: VnetId, level: Level) {
-        let mut protection = Protection::of_vif(vnet, level);
+    pub fn set_policy(&self, vnet: VnetId, policy: Policy) {
+        let mut protection = Protection::of_vif(vnet, policy);
         for mut worker in self.workers() {
-            worker.set_protection(protection());
+            worker.set_policy(policy, &mut protection);
             worker.set_clock(clock::now());
         }
+    }
+
+    /// Carries no frame from now on, or does again.
+    pub fn set_halted(&self, is_halted: bool) {
+        self.workers().for_each(|mut worker| worker.set_halted(is_halted));
     }
 
     /// Frames that wait for credit shall not wait for long: the sockets get room for few. varpd gives

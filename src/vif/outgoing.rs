@@ -57,6 +57,8 @@ pub struct Staged {
     range: Range<usize>,
     /// Its datagrams in the stager's list of those whose payload stays in guest memory; all or none.
     scattered: Range<usize>,
+    /// Whether its datagrams have room around them, to be sealed.
+    pub is_sealed: bool,
     /// How many datagrams it is.
     pub datagrams: usize,
     /// Length of each datagram but the last; 0 if there is only one.
@@ -175,7 +177,7 @@ impl Stager {
         }
     }
 
-    /// What surrounds datagrams from now on. Nothing may be staged.
+    /// What surrounds datagrams that are staged from now on.
     pub fn set_envelope(&mut self, envelope: Envelope) {
         self.envelope = envelope;
     }
@@ -224,6 +226,9 @@ impl Stager {
             let (_, ahead) = mem::take(&mut rest).split_at_mut(staged.range.start - at);
             let (bytes, behind) = ahead.split_at_mut(staged.range.len());
             (rest, at) = (behind, staged.range.end);
+            if !staged.is_sealed {
+                return true;
+            }
             let size = if staged.segment == 0 { bytes.len() } else { staged.segment.into() };
             let sealed = seal(&staged.route, &mut bytes.chunks_mut(size.max(1)));
             let is_sealed = sealed.is_ok();
@@ -328,6 +333,7 @@ impl Stager {
             route,
             range,
             scattered: 0..0,
+            is_sealed: self.envelope == Envelope::Sealed,
             datagrams,
             segment: if datagrams > 1 { u16::try_from(segment).unwrap_or(0) } else { 0 },
             frames,

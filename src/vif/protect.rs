@@ -18,15 +18,17 @@ use crate::offload::envelope::Envelope;
 use crate::security::Level;
 use crate::security::inbound::{Inbound, Refusal};
 use crate::security::outbound::{Outbound, SealError};
+use crate::security::policy::Policy;
 use crate::time::{Instant, Now};
 use crate::underlay::Port;
 use crate::wire::VnetId;
 use crate::wire::encap::Kind;
-use crate::wire::esp::{HEAD_LEN, sealed_len};
+use crate::wire::esp::{HEAD_LEN, Head, sealed_len};
 
 /// What protects a queue pair's datagrams.
 #[derive(Debug)]
 pub struct Protection {
+    policy: Policy,
     inbound: Arc<Inbound>,
     outbound: Outbound,
     /// What the wall clock (milliseconds since 1970) is ahead of the monotonic one.
@@ -44,14 +46,48 @@ const STRANGERS_TURN: Duration = Duration::from_millis(100);
 impl Protection {
     /// For a queue pair; `inbound` is shared by those of the vif.
     pub fn new(inbound: Arc<Inbound>) -> Self {
-        let (outbound, losses) = (Outbound::default(), Losses::default());
-        Self { inbound, outbound, wall_ahead: 0, forget_at: Instant::ZERO, losses }
+        let (policy, outbound, losses) = (inbound.policy(), Outbound::default(), Losses::default());
+        let forget_at = Instant::ZERO;
+        Self { policy, inbound, outbound, wall_ahead: 0, forget_at, losses }
     }
 
     /// The protections of all queue pairs of a vif; none on a vnet that is not secured.
-    pub fn of_vif(vnet: VnetId, level: Level) -> impl FnMut() -> Option<Self> {
-        let inbound = level.is_secured().then(|| Arc::new(Inbound::new(vnet, level)));
+    pub fn of_vif(vnet: VnetId, policy: impl Into<Policy>) -> impl FnMut() -> Option<Self> {
+        let policy = policy.into();
+        let inbound = policy.is_secured().then(|| Arc::new(Inbound::new(vnet, policy)));
         move || inbound.clone().map(Self::new)
+    }
+
+    /// What is sent under, and what is accepted.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// The policy from now on. Associations of policies that are not accepted any more end.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+        self.inbound.set_policy(policy);
+        self.outbound.retain(policy);
+    }
+
+    /// Whether what goes to a care-of address is sealed. While the policy changes, and plain datagrams are
+    /// accepted, that waits for a key.
+    #[inline]
+    pub fn seals_to(&self, to: SocketAddr) -> bool {
+        self.policy.sent().is_secured()
+            && (!self.policy.accepts(Level::None) || self.outbound.has(to))
+    }
+
+    /// Whether there is a key for a care-of address.
+    pub fn has_key(&self, to: SocketAddr) -> bool {
+        self.outbound.has(to)
+    }
+
+    /// Whether group frames are sealed, likewise.
+    #[inline]
+    pub fn seals_group(&self) -> bool {
+        self.policy.sent().is_secured()
+            && (!self.policy.accepts(Level::None) || self.outbound.has_group())
     }
 
     /// Associations of what is received.
@@ -173,6 +209,7 @@ fn unsealed(error: SealError) -> VifCounter {
 /// What opening datagrams needs of a protection.
 #[derive(Clone, Copy, Debug)]
 pub struct Opening<'a> {
+    policy: Policy,
     inbound: &'a Inbound,
     now: Now,
 }
@@ -181,11 +218,16 @@ impl Protection {
     /// For a batch.
     pub fn opening(&self, now: Instant) -> Opening<'_> {
         let wall_ms = self.wall_ms(now);
-        Opening { inbound: &self.inbound, now: Now { mono: now, wall_ms } }
+        Opening { policy: self.policy, inbound: &self.inbound, now: Now { mono: now, wall_ms } }
     }
 }
 
 impl Opening<'_> {
+    /// Whether datagrams that are not sealed are accepted.
+    pub fn takes_plain(&self) -> bool {
+        self.policy.accepts(Level::None)
+    }
+
     /// Opens the datagrams of a received message in place: its sender, bytes, and the length of each
     /// datagram but the last. Leaves in `opened` where in it the datagrams are that were sealed; what
     /// is not accepted is counted.
@@ -211,6 +253,11 @@ impl Opening<'_> {
             Ok(inner) => opened.push(at + inner.start..at + inner.end),
             Err(counter) => counters.inc(counter),
         };
+        if self.policy.is_changing() {
+            return packets.for_each(|(packet, at)| {
+                done(at, self.open_changing(port, from, packet, counters));
+            });
+        }
         if port == Port::Group {
             return packets.for_each(|(packet, at)| done(at, self.open(port, from, packet)));
         }
@@ -222,6 +269,32 @@ impl Opening<'_> {
             }
         });
         self.inbound.open_all(from, packets, |at, inner| done(at, inner.map_err(unopened)));
+    }
+
+    /// The same as [`Opening::open`] while the vnet's policy changes: what was not sealed may be accepted as it is.
+    /// Counts what came under another policy than this host sends under.
+    fn open_changing(
+        &self,
+        port: Port,
+        from: SocketAddr,
+        datagram: &mut [u8],
+        counters: &VifCounters,
+    ) -> Result<Range<usize>, VifCounter> {
+        let is_plain = Kind::of(datagram) == Kind::Plain;
+        let head = Head::parse(datagram).ok().filter(|_| !is_plain);
+        let inner = match is_plain && self.takes_plain() {
+            true => 0..datagram.len(),
+            false => self.open(port, from, datagram)?,
+        };
+        let level = match head {
+            Some(head) if port == Port::Group => self.inbound.group_level_of(from, &head),
+            Some(head) => self.inbound.level_of(&head),
+            None => Some(Level::None),
+        };
+        if level != Some(self.policy.sent()) {
+            counters.inc(VifCounter::rx_other_policy);
+        }
+        Ok(inner)
     }
 
     /// Opens a datagram in place; returns where in it the datagram is that was sealed.

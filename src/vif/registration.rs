@@ -11,6 +11,7 @@ use super::rx::Receiver;
 use super::serve::{ServeError, doing};
 use super::worker::Place;
 use crate::security::Level;
+use crate::security::policy::Policy;
 use crate::sys::mmsg::MAX_MESSAGE_LEN;
 use crate::sys::seqpacket::Connection;
 use crate::underlay::sockets;
@@ -27,7 +28,7 @@ pub(super) struct Registration {
     /// Longest IP packet that the underlay's link takes, in bytes.
     pub(super) underlay_mtu: u32,
     /// The vnet's policy.
-    pub(super) level: Level,
+    pub(super) policy: Policy,
     /// The sockets of each queue pair; none if the backend had brought its own.
     pub(super) underlays: Vec<UdpUnderlay>,
 }
@@ -70,10 +71,10 @@ pub(super) fn registration(
     queue_pairs: u8,
 ) -> Result<Registration, ServeError> {
     match event {
-        Event::Registered { coa, group, underlay_mtu, level } => {
+        Event::Registered { coa, group, underlay_mtu, policy } => {
             let underlays =
                 if with_sockets { underlays_from(fds, queue_pairs)? } else { Vec::new() };
-            Ok(Registration { coa, group, underlay_mtu, level, underlays })
+            Ok(Registration { coa, group, underlay_mtu, policy, underlays })
         }
         Event::Error { text, .. } => Err(ServeError::Refused(text)),
         other => Err(ServeError::Protocol(format!("{other:?}"))),
@@ -94,25 +95,34 @@ fn underlays_from(sockets: Vec<OwnedFd>, queue_pairs: u8) -> Result<Vec<UdpUnder
 }
 
 /// The MTU that guests are told, in bytes: the underlay's less the tunnel's headers, or what the
-/// operator asks for (`wanted`).
+/// operator asks for (`wanted`). `least` is the least policy that the backend serves.
 ///
 /// # Errors
 /// [`ServeError::Mtu`] if the operator asks for more than fits.
 pub(super) fn guest_mtu(
     wanted: Option<u16>,
     registration: &Registration,
+    least: Level,
 ) -> Result<u16, ServeError> {
-    let datagram = match max_datagram(registration) {
-        sealed if registration.level.is_secured() => esp::payload_room(sealed),
-        plain => plain,
-    };
-    let most = datagram.saturating_sub(encap::LEN + frame::HEADER_LEN);
-    let most = u16::try_from(most).unwrap_or(u16::MAX);
+    let most = longest_packet(registration, least);
     match wanted {
         Some(wanted) if wanted > most => Err(ServeError::Mtu { wanted, most }),
         Some(wanted) => Ok(wanted),
         None => Ok(most),
     }
+}
+
+/// The longest packet of a guest that fits a datagram, in bytes: sealed, if the vnet's policy has keys or is to
+/// have (`least`).
+pub(super) fn longest_packet(registration: &Registration, least: Level) -> u16 {
+    let datagram = match max_datagram(registration) {
+        sealed if registration.policy.is_secured() || least.is_secured() => {
+            esp::payload_room(sealed)
+        }
+        plain => plain,
+    };
+    let most = datagram.saturating_sub(encap::LEN + frame::HEADER_LEN);
+    u16::try_from(most).unwrap_or(u16::MAX)
 }
 
 /// What the queue pairs of a vif are to the underlay.

@@ -25,13 +25,13 @@ use super::late::LateWatch;
 use super::link::{CAPABILITIES, Link};
 use super::nic::Nic;
 use super::outgoing::pieces::FrameIds;
-use super::protect::Protection;
 use super::registration::{Registration, connect, guest_mtu, place, register_with};
 use super::throttle::{Limits, Throttle};
 use super::tx::SourceMac;
 use super::worker::Worker;
 use crate::metrics::VifCounters;
 use crate::security::Level;
+use crate::security::policy::{Floor, Policy};
 use crate::sys::bus_error;
 use crate::sys::clock;
 use crate::sys::event::{Interest, Poller};
@@ -79,6 +79,8 @@ pub struct Options {
     pub learn: usize,
     /// Addresses that the guest is kept to; any if there are none.
     pub allowed: Vec<Prefix>,
+    /// The least policy of the vnet under which frames are carried.
+    pub policy: Level,
 }
 
 /// Why a backend can't start, or ended.
@@ -175,10 +177,11 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         active: false,
         stamp: None,
         learn: Some(u16::try_from(options.learn).unwrap_or(u16::MAX)),
+        floor: Floor::new(options.policy),
     };
     let registration = register_with(&varpd, &register, &[], options.queue_pairs, START_TIMEOUT)?;
-    let mtu = guest_mtu(options.mtu, &registration)?;
-    let (coa, level) = (registration.coa, registration.level);
+    let mtu = guest_mtu(options.mtu, &registration, options.policy)?;
+    let (coa, policy) = (registration.coa, registration.policy);
     let nic = Arc::new(new_nic(&options, registration, mtu, &throttle)?);
     let exact_users = options.frontends.is_list();
     let sockets = Sockets::find(&options.attach, &options.varpd);
@@ -200,8 +203,11 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
             None
         }
     };
-    let mut link = Link::new(options.key, options.queue_pairs, options.learn, Arc::clone(&nic));
-    if level.is_secured() {
+    let link = Link::new(options.key, options.queue_pairs, options.learn, Arc::clone(&nic));
+    let mut link = link.above(Floor::new(options.policy));
+    if !link.handle_policy(policy) {
+        log::warn!("{}", too_low(options.key, link.floor(), policy));
+    } else if policy.sent().is_secured() {
         await_keys(&varpd, &mut link)?;
     }
     let frontend = Frontend::start(endpoint, Arc::clone(&nic))?;
@@ -216,13 +222,26 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         call_at: None,
         keep_sockets: true,
         refusal: None,
-        level,
+        mtu,
         late: LateWatch::default(),
         status: Status::new(manager, options.key),
         poller: Poller::new(8).map_err(doing("cannot poll"))?,
     };
     let result = serving.run(&termination, &frontend);
     frontend.stop().and(result)
+}
+
+/// That the NIC carries nothing, and why.
+fn too_low(key: VifKey, floor: Floor, policy: Policy) -> String {
+    let why = match floor.least > floor.had {
+        true => "the NIC keeps to (--policy)",
+        false => "the NIC has had since it was started",
+    };
+    let (vnet, least) = (key.vnet, floor.level());
+    format!(
+        "vnet {vnet} has policy {policy} here, which is below {least} that {why}: vif {key} carries no frame until \
+         varpd.toml says {least} (or lists it among others: see varpd(8), CHANGING A POLICY) and varpd is started anew"
+    )
 }
 
 /// Waits for the keys of a secured vnet: the guest's first frames are for everybody.
@@ -271,7 +290,6 @@ fn new_nic(
     // Others may still hold pieces of a backend that was at this address before.
     let [a, b, c, d] = process::random().map_err(doing("no random numbers"))?;
     let first_id = u32::from_ne_bytes([a, b, c, d]);
-    let mut protection = Protection::of_vif(options.key.vnet, registration.level);
     let worker = |(pair, underlay): (u32, UdpUnderlay)| {
         let counters = Arc::clone(&counters);
         let mut worker = Worker::new(place, options.source_mac, counters, underlay)
@@ -279,7 +297,6 @@ fn new_nic(
             .learning(options.learn)
             .allowing(&options.allowed);
         worker.set_frame_ids(FrameIds::from(first_id.wrapping_add(pair << 28)));
-        worker.set_protection(protection());
         worker.set_clock(clock::now());
         worker
     };
@@ -314,8 +331,8 @@ struct Serving {
     keep_sockets: bool,
     /// Why varpd refused the vif last, so that it is logged once.
     refusal: Option<String>,
-    /// The vnet's policy.
-    level: Level,
+    /// What the guest was told, in bytes.
+    mtu: u16,
     /// Of frames for a guest that has left.
     late: LateWatch,
     status: Status,

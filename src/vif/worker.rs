@@ -29,6 +29,7 @@ mod direct;
 mod forward;
 mod local;
 mod path;
+mod policy;
 mod receive;
 mod resend;
 mod send;
@@ -65,7 +66,6 @@ use super::told::ToldSenders;
 use super::tx::SourceMac;
 use super::unpacked::Unpacked;
 use crate::metrics::{VifCounter, VifCounters};
-use crate::offload::envelope::Envelope;
 use crate::offload::features::Offloads;
 use crate::offload::gro::Merger;
 use crate::quiet::Quiet;
@@ -135,6 +135,8 @@ pub struct Worker<U> {
     offloads: Offloads,
     merger: Merger,
     is_running: bool,
+    /// The vnet's policy is too low: nothing is carried.
+    is_halted: bool,
     /// When the rings stopped, if they have not run since.
     stopped_at: Option<Instant>,
     /// When the frontend connected, if its rings have not run since.
@@ -168,6 +170,8 @@ pub struct Worker<U> {
     paths: Paths,
     /// About path MTUs that change.
     path_news: Quiet,
+    /// About hosts that send under another policy.
+    misfit_news: Quiet,
     /// Senders in the guest that were told to send shorter packets.
     told: ToldSenders,
     /// Whether the control side knows when to call [`Worker::handle_timeout`] for pieces.
@@ -212,6 +216,7 @@ impl<U: Underlay> Worker<U> {
             offloads,
             merger: Merger::new(offloads, MERGED_FRAMES, MERGED_LEN),
             is_running: false,
+            is_halted: false,
             stopped_at: None,
             connected_at: None,
             starved: false,
@@ -229,6 +234,7 @@ impl<U: Underlay> Worker<U> {
             frame_ids: FrameIds::default(),
             paths: Paths::default(),
             path_news: Quiet::default(),
+            misfit_news: Quiet::new(1),
             told: ToldSenders::default(),
             timer_known: false,
             overflow: 0,
@@ -293,8 +299,6 @@ impl<U: Underlay> Worker<U> {
 
     /// What protects its datagrams, on a secured vnet; on others nothing does.
     pub fn set_protection(&mut self, protection: Option<Protection>) {
-        let envelope = if protection.is_some() { Envelope::Sealed } else { Envelope::Bare };
-        self.stager.set_envelope(envelope);
         self.protection = protection;
         self.incoming.clear();
     }

@@ -16,7 +16,7 @@
 //!
 //! type  request     body                   type  event          body
 //!    1  REGISTER    see below               129  REGISTERED     coa, address (group), mtu (32),
-//!                                                              policy (8), reserved (24)
+//!                                                              policy
 //!    2  SET-ACTIVE  active (8, 0 or 1)      130  CLAIMED        mac (48), stamp (64)
 //!    3  ANNOUNCE    -                       131  LOST           mac, stamp, coa, lifetime
 //!    4  RESOLVE     mac (48), refresh (8)   132  MAPPING        mac, coa, stamp, lifetime ms (32)
@@ -33,8 +33,8 @@
 //!   10  FORGET      n (16), n x mac (48)
 //!   11  MONITOR     -
 //!   12  LANE-CLOSED lane (32)
-//!   32  SA-NEEDED   address                 160  GROUP-KEYS     suite, salt (16), end s (32),
-//!   33  SA-READY    number (32)                                n (16), n x key (256)
+//!   32  SA-NEEDED   address                 160  GROUP-KEYS     salt (16), end s (32), n (16),
+//!   33  SA-READY    number (32)                                n x {suite, key (256)}
 //!                                           161  SA-OUT         address, suite, lifetime ms (32),
 //!                                                              hard end s (32), n (16), n x
 //!                                                              {spi (32), key (256), salt (32)}
@@ -55,7 +55,9 @@
 //! +-------------------------------+-------------------------------+
 //! |                 stamp (64), zero without S                    |
 //! |                                                               |
-//! +---------------------------------------------------------------+
+//! +---------------+---------------+-------------------------------+
+//! |  least level  |  lowest had   |  reserved, MBZ                |
+//! +---------------+---------------+-------------------------------+
 //!
 //! LANE
 //! +---------------------------------------------------------------+
@@ -82,7 +84,8 @@
 //! +---------------------------------------------------------------+
 //!
 //! text: length in bytes (16), UTF-8
-//! policy: 0 none, 1 auth, 2 conf
+//! level: 0 none, 1 auth, 2 conf
+//! policy: level (8) that is sent under, a bit (1 << level) for each that is accepted (8), reserved (16)
 //! suite (8), reserved (8): 1 AES-256-GCM, 2 AES-256-GMAC, 3 ChaCha20-Poly1305
 //! ```
 //!
@@ -100,9 +103,10 @@ mod codec;
 mod tests;
 
 use super::{CareOf, Mac, Stamp, VifKey};
+use crate::security::Suite;
 use crate::security::keys::Secret;
+use crate::security::policy::{Floor, Policy};
 use crate::security::sadb::{Inbound, Outbound};
-use crate::security::{Level, Suite};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -124,8 +128,9 @@ pub const MAX_MACS: usize = 256;
 pub const MAX_CELLS: usize = 16;
 /// Longest counter name and cell, in bytes: 128 values of 2 + 112 + 8 bytes fit in [`MAX_LEN`].
 pub const MAX_TEXT: usize = 112;
-/// Most keys in [`Event::GroupKeys`]: one that is used, one that is also accepted.
-pub const MAX_GROUP_KEYS: usize = 2;
+/// Most keys in [`Event::GroupKeys`]: for each policy that has keys, one that is used and one that is
+/// also accepted.
+pub const MAX_GROUP_KEYS: usize = 4;
 /// Most keys in [`Event::SaIn`].
 pub const MAX_INBOUND: usize = 256;
 /// Longest text of an error, in bytes.
@@ -153,6 +158,9 @@ pub enum Request {
         /// How many MACs it learns at most ([`Request::Learn`]), if it says so. As long as the process
         /// lives it can learn no more than it said first.
         learn: Option<u16>,
+        /// The least that it carries frames under. One that the vnet's policy is too low for carries none, and
+        /// the vif is not claimed, until it registers anew.
+        floor: Floor,
     },
     /// The rings started (the guest has arrived: claim and announce), or stopped.
     SetActive {
@@ -254,18 +262,17 @@ pub enum Event {
         /// MTU of the underlay link in bytes (outer IP packet).
         underlay_mtu: u32,
         /// The vnet's policy.
-        level: Level,
+        policy: Policy,
     },
     /// The keys of group frames on a secured vnet, from now on.
     GroupKeys {
-        /// What packets are made with.
-        suite: Suite,
         /// The salt of the first queue pair; the others have the next ones.
         salt: u16,
         /// They end when varpd has been away for so long.
         end: Duration,
-        /// Those that are accepted; the first is sent with.
-        keys: Vec<Secret>,
+        /// Those that are accepted, and what packets are made with. The first of the policy that is sent
+        /// under is sent with.
+        keys: Vec<(Suite, Secret)>,
     },
     /// The keys of packets to a care-of address on a secured vnet, from now on: one per queue pair, or
     /// none if nothing may be sent there any more.

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 
 use vnet::metrics::VifCounter;
+use vnet::security::policy::Floor;
 use vnet::sys::seqpacket::Connection;
 use vnet::wire::control::{Event, MAX_LEN, Request};
 use vnet::wire::{Capabilities, Mac, VifKey, VnetId};
@@ -40,9 +41,9 @@ impl Attacker {
         let varpd = Connection::open(&varpd.socket).unwrap();
         let key = VifKey { vnet: VnetId::new(99).unwrap(), mac: Mac(mac(66)) };
         let capabilities = Capabilities::NONE;
-        let (active, stamp, learn) = (true, None, None);
+        let (active, stamp, learn, floor) = (true, None, None, Floor::default());
         let register =
-            Request::Register { key, capabilities, queue_pairs: 1, active, stamp, learn };
+            Request::Register { key, capabilities, queue_pairs: 1, active, stamp, learn, floor };
         varpd.send(&register.emit(), &[]).unwrap();
         assert!(varpd.wait_readable(SOON).unwrap());
         let mut buffer = vec![0; MAX_LEN];

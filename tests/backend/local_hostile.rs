@@ -14,6 +14,7 @@ use etherparse::PacketBuilder;
 use vnet::lane::{Reader, Writer};
 use vnet::metrics::VifCounter;
 use vnet::offload::features::Offloads;
+use vnet::security::policy::Floor;
 use vnet::sys::iovec::{Gather, IoVec};
 use vnet::sys::seqpacket::Connection;
 use vnet::sys::shared_memory::SharedMemory;
@@ -59,9 +60,9 @@ impl Attacker {
     fn register_as(last: u8, varpd: &Varpd, capabilities: Capabilities) -> Self {
         let connection = Connection::open(&varpd.socket).unwrap();
         let key = VifKey { vnet: VnetId::new(42).unwrap(), mac: Mac(mac(last)) };
-        let (active, stamp, learn) = (true, None, None);
+        let (active, stamp, learn, floor) = (true, None, None, Floor::default());
         let register =
-            Request::Register { key, capabilities, queue_pairs: 1, active, stamp, learn };
+            Request::Register { key, capabilities, queue_pairs: 1, active, stamp, learn, floor };
         let mut this = Self { varpd: connection, _sockets: Vec::new() };
         this.tell(&register);
         let (event, sockets) = this.next().expect("an answer");

@@ -53,6 +53,7 @@ mod restarts;
 #[path = "../support/rig.rs"]
 mod rig;
 mod rings;
+mod rollout;
 mod secured;
 mod spoofing;
 mod strangers;

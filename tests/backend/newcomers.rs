@@ -21,6 +21,7 @@ use vnet::security::handshake::{Initiator, Parties};
 use vnet::security::keys::{MemberKeys, Secret};
 use vnet::security::membership::Membership;
 use vnet::security::noise::Entropy;
+use vnet::security::policy::Floor;
 use vnet::security::sadb::{self, Keyring, Sadb};
 use vnet::security::{Level, Suite};
 use vnet::sys::iovec::IoVec;
@@ -100,7 +101,7 @@ impl Newcomer {
         membership.set_vnet(vnet42(), vec![(keys.id, keys.varp.clone())]);
         let seed = Secret::new([number.wrapping_add(now.mono.as_micros() as u8); 32]);
         let mut sadb = Sadb::new(sadb::Config::default(), own.ip(), seed);
-        sadb.set_vnet(vnet42(), Some(Keyring { level: Level::Conf, keys: vec![keys] }), now);
+        sadb.set_vnet(vnet42(), Some(Keyring { keys: vec![keys] }), now);
         let mapper = Mapper::new(mapper::Config::default(), [number; 16], own);
         let key = VifKey { vnet: vnet42(), mac: Mac([0x52, 0x54, 0, 1, round, number]) };
         let (looks, came) = (number.is_multiple_of(2), now.mono);
@@ -193,6 +194,7 @@ impl Asker {
             active: true,
             stamp: None,
             learn: Some(0),
+            floor: Floor::default(),
         });
         this
     }

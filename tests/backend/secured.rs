@@ -76,7 +76,7 @@ pub(crate) fn varpd_counter(varpd: &Varpd, name: &str) -> u64 {
 }
 
 /// Sends to and fro until frames pass: for a while after a change some may not.
-fn wait_passes(from: &mut Nic, to: &mut Nic, first: u32) {
+pub(crate) fn wait_passes(from: &mut Nic, to: &mut Nic, first: u32) {
     let mut next = first;
     wait_until("frames pass again", SOON, || {
         next += 1;

@@ -4,6 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use vnet::security::policy::Floor;
 use vnet::sys::seqpacket::Connection;
 use vnet::underlay::sockets;
 use vnet::wire::control::{ErrorCode, Event, MAX_LEN, Request};
@@ -95,7 +96,8 @@ pub(crate) const INACTIVE: Way = Way { active: false, ..ACTIVE };
 pub(crate) fn register(key: VifKey, way: Way) -> Request {
     let Way { queue_pairs, active, stamp, learn } = way;
     let capabilities = Capabilities::NONE;
-    Request::Register { key, capabilities, queue_pairs, active, stamp, learn }
+    let floor = Floor::default();
+    Request::Register { key, capabilities, queue_pairs, active, stamp, learn, floor }
 }
 
 /// A backend whose vif is registered.

@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::rows::Tally;
 use super::{
     Agreed, CLOCK_TOLERANCE, Config, FIRST_WAIT, HOLD, KeyId, LAST_WAIT, Lifetime, Link,
-    MAX_SESSIONS, OVERLAP, Output, RENEWALS_AT_ONCE, RENEWALS_PER_SECOND, Sadb, SadbCounter, TRIES,
+    MAX_SESSIONS, MemberKeys, OVERLAP, Output, RENEWALS_AT_ONCE, RENEWALS_PER_SECOND, Sadb,
+    SadbCounter, TRIES,
 };
 use crate::limiter::TokenBucket;
 use crate::security::handshake::Initiator;
@@ -299,13 +300,13 @@ impl Sadb {
     /// Begins a handshake; with ourselves, it ends at once.
     pub(super) fn begin(&mut self, link: Link, now: Now) -> bool {
         let (vnet, host) = link;
-        let Some(parties) = self.parties(link, true) else { return false };
         let Some(keys) = self.vnets.get(&vnet).and_then(|ring| ring.keys.first()).cloned() else {
             return false;
         };
+        let parties = self.parties(link, keys.level, true);
         let Some(number) = self.new_number(link) else { return false };
         if host == self.own {
-            return self.begin_with_self(link, number, keys.id, now);
+            return self.begin_with_self(link, number, &keys, now);
         }
         let time = self.next_time(now.wall_ms);
         let initiator = Initiator::new(parties, &keys, number, time, &self.entropy);
@@ -330,10 +331,11 @@ impl Sadb {
         self.last_time
     }
 
-    fn begin_with_self(&mut self, link: Link, number: u32, key_id: KeyId, now: Now) -> bool {
-        let level = self.vnets.get(&link.0).map(|ring| ring.level).unwrap_or_default();
-        let Some(agreed) = Agreed::with_self(&self.entropy, level, number) else { return false };
-        let session = self.new_session(number, key_id, agreed, true, now);
+    fn begin_with_self(&mut self, link: Link, number: u32, keys: &MemberKeys, now: Now) -> bool {
+        let Some(agreed) = Agreed::with_self(&self.entropy, keys.level, number) else {
+            return false;
+        };
+        let session = self.new_session(number, keys.id, agreed, true, now);
         let Some(peer) = self.peers.get_mut(&link) else { return false };
         peer.sessions.push(session);
         peer.tally.made += 1;

@@ -68,7 +68,7 @@ impl Sadb {
         if self.own > from && known.is_some_and(Peer::is_asking) {
             return Err(SadbCounter::handshake_drop_crossed);
         }
-        let parties = self.parties(link, false).ok_or(SadbCounter::handshake_drop_vnet)?;
+        let parties = self.parties(link, keys.level, false);
         let opened = Opened::new(parties, &keys, message, &self.entropy)
             .map_err(|_| SadbCounter::handshake_drop_forged)?;
         let apart = Duration::from_millis(opened.time_ms.abs_diff(now.wall_ms));

@@ -64,7 +64,7 @@ pub struct Row {
     pub vnet: VnetId,
     /// The other host.
     pub peer: IpAddr,
-    /// The vnet's policy; none if it has no keys here any more.
+    /// The policy of what serves, or else of the vnet; none if that has no keys here any more.
     pub level: Level,
     /// How far it is.
     pub state: State,
@@ -92,7 +92,8 @@ impl Sadb {
     pub fn rows(&self, now: Now) -> Vec<Row> {
         let row = |(&(vnet, peer), known): (&(VnetId, IpAddr), &Peer)| {
             let ring = self.vnets.get(&vnet);
-            let used = ring.and_then(|ring| ring.keys.first()).map(|keys| keys.id);
+            let first = ring.and_then(|ring| ring.keys.first());
+            let (used, sent) = (first.map(|keys| keys.id), first.map(|keys| keys.level));
             let serving = known.current(now.mono).map(|session| Serving {
                 has_used_key: Some(session.key_id) == used,
                 suite: session.agreed.suite,
@@ -104,7 +105,7 @@ impl Sadb {
             Row {
                 vnet,
                 peer,
-                level: ring.map(|ring| ring.level).unwrap_or_default(),
+                level: serving.map(|serving| serving.suite.level()).or(sent).unwrap_or_default(),
                 state: known.state(now.mono),
                 serving,
                 sessions: known.sessions.len() + usize::from(known.half_open.is_some()),

@@ -22,7 +22,7 @@ fn ip(host: usize) -> IpAddr {
 fn keyring(keys: &[u8]) -> Keyring {
     let member =
         |byte: &u8| MemberKeys::new(&Secret::new([*byte; 32]), vnet(), Level::Conf, Suite::AesGcm);
-    Keyring { level: Level::Conf, keys: keys.iter().map(member).collect() }
+    Keyring { keys: keys.iter().map(member).collect() }
 }
 
 /// What happens to a message on its way: in percent.
@@ -444,7 +444,6 @@ fn strangers_get_nowhere() {
             let key = Secret::new([1; 32]);
             ring.keys = vec![MemberKeys::new(&key, vnet(), level, Suite::AesGcm)];
         }
-        ring.level = level;
         let now = w.at(2);
         w.hosts[2].sadb.set_vnet(vnet(), Some(ring), now);
         w.want(2, 0, 60);

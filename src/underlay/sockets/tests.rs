@@ -60,8 +60,8 @@ fn each_group_socket_gets_its_own_and_nothing_else() {
     let varp = opener.varp_group(group).unwrap();
     varp.set_nonblocking(false).unwrap();
     varp.set_read_timeout(Some(Duration::from_millis(2000))).unwrap();
-    let a = opener.vif(group, Frames::Plain(vnet(42)), 1).unwrap();
-    let b = opener.vif(group, Frames::Plain(vnet(43)), 1).unwrap();
+    let a = opener.vif(group, Frames(vnet(42)), 1).unwrap();
+    let b = opener.vif(group, Frames(vnet(43)), 1).unwrap();
     let from = udp(&a.unicast[0]);
     let to = SocketAddr::new(group, opener.site().port);
     let junk: [&[u8]; 7] = [
@@ -88,7 +88,7 @@ fn each_group_socket_gets_its_own_and_nothing_else() {
 #[test]
 fn filters_are_locked_and_fragmentation_is_off() {
     for (mut opener, group) in sites() {
-        let vif = opener.vif(group, Frames::Plain(vnet(42)), 1).unwrap();
+        let vif = opener.vif(group, Frames(vnet(42)), 1).unwrap();
         assert_eq!((vif.queue_pairs(), vif.senders.len()), (1, 0));
         for socket in std::iter::once(&vif.group).chain(&vif.unicast) {
             assert!(socket.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)]).is_err());
@@ -156,7 +156,7 @@ fn ports_come_from_the_range_each_once() {
     let mut opener = Opener::new(site);
     let mut got = Vec::new();
     let full = loop {
-        match opener.vif(GROUP_V4, Frames::Plain(vnet(42)), 1) {
+        match opener.vif(GROUP_V4, Frames(vnet(42)), 1) {
             Ok(vif) => got.push(vif),
             Err(e) => break e,
         }
@@ -171,13 +171,13 @@ fn ports_come_from_the_range_each_once() {
 #[test]
 fn own_sockets_are_adopted_and_lies_are_not() {
     for (mut opener, group) in sites() {
-        let vif = opener.vif(group, Frames::Plain(vnet(42)), 2).unwrap();
-        let back = opener.adopt(group, Frames::Plain(vnet(42)), 2, dup(&vif)).unwrap();
+        let vif = opener.vif(group, Frames(vnet(42)), 2).unwrap();
+        let back = opener.adopt(group, Frames(vnet(42)), 2, dup(&vif)).unwrap();
         assert_eq!((back.address(), back.queue_pairs()), (vif.address(), 2));
 
         let hearing = opener.alone(|_| true, EPHEMERAL_TRIES).unwrap();
         let refused = |vnet_id, pairs, fds| {
-            opener.adopt(group, Frames::Plain(vnet(vnet_id)), pairs, fds).unwrap_err().to_string()
+            opener.adopt(group, Frames(vnet(vnet_id)), pairs, fds).unwrap_err().to_string()
         };
         assert_eq!(refused(42, 1, dup(&vif)), "5 sockets instead of 2");
         assert_eq!(refused(42, 2, vec![]), "0 sockets instead of 5");

@@ -112,8 +112,8 @@ mod tests {
 
     fn give_keys(link: &mut Link, now: Instant) {
         let secret = |byte| Secret::new([byte; 32]);
-        let (keys, end) = (vec![secret(1), secret(2)], HOUR * 24);
-        let group = Event::GroupKeys { suite: SUITE, salt: 1, end, keys };
+        let (keys, end) = (vec![(SUITE, secret(1)), (SUITE, secret(2))], HOUR * 24);
+        let group = Event::GroupKeys { salt: 1, end, keys };
         let lifetime = Lifetime { usual: HOUR * 2, hard: end };
         let keys = vec![(Spi::of(3, 0), SaKey { key: secret(3), salt: [0; 4] })];
         let out = Event::SaOut { to: there(), keys: Outbound { suite: SUITE, keys, lifetime } };

@@ -171,6 +171,7 @@ impl Stager {
             route,
             range,
             scattered,
+            is_sealed: false,
             datagrams,
             segment,
             frames,

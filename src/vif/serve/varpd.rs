@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::{ServeError, Serving, doing};
+use super::{ServeError, Serving, doing, too_low};
+use crate::security::Level;
 use crate::sys::seqpacket::Connection;
 use crate::time::Instant;
-use crate::vif::registration::{Registration, connect, place, register_with, registration};
+use crate::vif::registration::{
+    Registration, connect, longest_packet, place, register_with, registration,
+};
 use crate::wire::control::{self, Event, Request};
 
 /// How long a restarted varpd may take; the main thread does nothing else meanwhile.
@@ -123,12 +126,7 @@ impl Serving {
             self.keep_sockets = false;
         }
         let registration = registered?;
-        let level_changed = registration.level != self.level;
-        if level_changed {
-            log::warn!("the vnet's policy is now {}", registration.level);
-            self.level = registration.level;
-            self.nic.protect(self.key.vnet, self.level);
-        }
+        self.take_policy(&registration);
         if !self.keep_sockets {
             self.take_place(registration)?;
             self.keep_sockets = true;
@@ -141,6 +139,7 @@ impl Serving {
     fn follow(&mut self, event: Event, fds: Vec<OwnedFd>) -> Result<(), ServeError> {
         let with_sockets = !fds.is_empty();
         let registration = registration(event, fds, with_sockets, self.queue_pairs)?;
+        self.take_policy(&registration);
         if with_sockets {
             return self.take_place(registration);
         }
@@ -155,5 +154,29 @@ impl Serving {
         self.late.end(&self.poller).map_err(doing("cannot poll"))?;
         self.nic.replace_underlays(registration.underlays, place);
         Ok(())
+    }
+
+    /// What varpd says of the vnet's policy.
+    fn take_policy(&mut self, registration: &Registration) {
+        let (policy, was_halted) = (registration.policy, self.link.is_halted());
+        let before = self.link.policy();
+        if !self.link.handle_policy(policy) {
+            return log::warn!("{}", too_low(self.key, self.link.floor(), policy));
+        }
+        if was_halted {
+            log::warn!("vif {} carries frames again", self.key);
+        }
+        if policy == before {
+            return;
+        }
+        log::warn!("vnet {} now has policy {policy}", self.key.vnet);
+        let most = longest_packet(registration, Level::None);
+        if self.mtu > most {
+            let mtu = self.mtu;
+            log::warn!(
+                "the guest was told an MTU of {mtu} bytes where {most} fit from now on: longer packets cost more, \
+                 and to a group they are lost, until the backend and the guest are started anew"
+            );
+        }
     }
 }

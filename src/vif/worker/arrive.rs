@@ -19,7 +19,7 @@ impl<U: Underlay> Worker<U> {
     /// Sends what is due of the frames that tell the vnet where the guest is; sealed on a secured vnet,
     /// like all that leaves there.
     pub fn announce_arrival(&mut self, now: Instant) {
-        if !self.arrival.take_due(now) {
+        if !self.arrival.take_due(now) || self.is_halted {
             return;
         }
         let key = self.place.receiver.key;
@@ -27,7 +27,7 @@ impl<U: Underlay> Worker<U> {
         let (head, frame) = datagram.split_at_mut(encap::LEN);
         head.copy_from_slice(&Header { flags: Flags::NONE, vnet: key.vnet }.emit());
         frame.copy_from_slice(&rarp(key.mac));
-        let sealed = match &mut self.protection {
+        let sealed = match self.protection.as_mut().filter(|protection| protection.seals_group()) {
             None => None,
             Some(protection) => match protection.seal_one_to_group(&datagram, now) {
                 Ok(sealed) => Some(sealed),

@@ -65,6 +65,7 @@ impl<U: Underlay> Worker<U> {
             || !self.direct.hunch.is_on()
             || is_limited
             || self.protection.is_some()
+            || self.is_halted
         {
             return Ok(Course::Usual);
         }

@@ -73,7 +73,8 @@ impl<U: Underlay> Worker<U> {
     /// reader waits for a short time.
     fn hand_over(&mut self, lane: u32, to: SocketAddr) {
         let datagram = handover::emit(self.place.receiver.key.vnet, lane);
-        let sealed = self.protection.as_mut().map(|protection| protection.seal_one(to, &datagram));
+        let protection = self.protection.as_mut().filter(|protection| protection.seals_to(to));
+        let sealed = protection.map(|protection| protection.seal_one(to, &datagram));
         let part = match &sealed {
             // Without a key nothing can have gone that way before.
             Some(None) => return,

@@ -11,7 +11,7 @@
 //! call is made again.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use super::Worker;
 use crate::metrics::VifCounter;
@@ -24,7 +24,7 @@ use crate::vif::outgoing::pieces::{reopen, takes_pieces};
 use crate::vif::outgoing::{Batch, Route, Staged, Step};
 use crate::vif::paths::{self, Source};
 use crate::vif::too_big;
-use crate::wire::{encap, esp};
+use crate::wire::encap;
 
 /// Reports read at a time; while more wait, the socket polls as in error.
 const MAX_REPORTS: usize = 64;
@@ -53,10 +53,10 @@ impl Reports {
 }
 
 impl<U: Underlay> Worker<U> {
-    /// The longest datagram to a destination, in bytes; on a secured vnet, before it is sealed.
+    /// The longest datagram to a destination, in bytes; before it is sealed, if it is to be.
     pub(super) fn max_datagram(&self, route: &Route, now: Instant) -> usize {
         let max = self.path_room(route, now);
-        if self.protection.is_some() { esp::payload_room(max) } else { max }
+        self.envelope(route).room_in(max)
     }
 
     /// The longest datagram that the path to a destination takes, as it leaves, in bytes.
@@ -188,7 +188,7 @@ impl<U: Underlay> Worker<U> {
         let mut bytes = vec![0; len];
         Gather::new(datagram.parts, 0).copy_to(&mut bytes);
         let max_datagram = self.max_datagram(&staged.route, now);
-        let Some(pieces) = self.pieces_of(&mut bytes, staged.route.to, max_datagram) else {
+        let Some(pieces) = self.pieces_of(&mut bytes, staged, max_datagram) else {
             return false;
         };
         self.counters.inc(VifCounter::tx_fragmented);
@@ -205,10 +205,12 @@ impl<U: Underlay> Worker<U> {
     fn pieces_of(
         &mut self,
         datagram: &mut [u8],
-        to: SocketAddr,
+        staged: &Staged,
         max_datagram: usize,
     ) -> Option<Vec<Vec<u8>>> {
-        let inner = match &mut self.protection {
+        let to = staged.route.to;
+        let mut protection = self.protection.as_mut().filter(|_| staged.is_sealed);
+        let inner = match &mut protection {
             Some(protection) => protection.reopen(to, datagram)?,
             None => 0..datagram.len(),
         };
@@ -217,7 +219,7 @@ impl<U: Underlay> Worker<U> {
         let mut pieces = vec![0; split.datagrams_len(&(0..split.count()))];
         split.write(header, &whole, 0..split.count(), &mut pieces)?;
         let pieces = pieces.chunks(split.datagram());
-        match &mut self.protection {
+        match protection {
             Some(protection) => pieces.map(|piece| protection.seal_one(to, piece)).collect(),
             None => Some(pieces.map(<[u8]>::to_vec).collect()),
         }

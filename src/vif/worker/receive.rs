@@ -140,6 +140,12 @@ impl<U: Underlay> Worker<U> {
         if port == Port::Own {
             self.count_overflow(overflow);
         }
+        if let Some(from) = self.incoming.take_misfit() {
+            self.name_misfit(from, now);
+        }
+        if self.is_halted {
+            self.drop_halted();
+        }
         if self.incoming.has_detours() {
             self.forward_detours(now);
         }

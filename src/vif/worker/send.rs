@@ -18,10 +18,14 @@ const MAX_STALE: usize = 64;
 impl<U: Underlay> Worker<U> {
     /// Sends a batch in order.
     pub(super) fn send(&mut self, batch: &Batch<'_>, now: Instant) {
+        if self.is_halted {
+            return self.counters.add(VifCounter::tx_drop_policy, batch.frames.len() as u64);
+        }
         self.segmentation.handle_timeout(now);
         let mut at = 0;
         while let Some(frame) = batch.frames.get(at) {
             let max_datagram = self.max_datagram(&frame.route, now);
+            self.stager.set_envelope(self.envelope(&frame.route));
             self.stager.limit_segments(self.segmentation.most(frame.route.to.ip()));
             match self.stager.stage(batch, at, max_datagram) {
                 Step::Done(count) => {

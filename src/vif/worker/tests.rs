@@ -5,6 +5,7 @@ mod forwarding;
 mod limits;
 mod messages;
 mod offloads;
+mod policy;
 mod sealed;
 mod secured;
 mod sending;

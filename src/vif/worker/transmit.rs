@@ -129,6 +129,11 @@ impl<U: Underlay> Worker<U> {
         exit: Option<&'b Exit>,
         now: Instant,
     ) -> Option<usize> {
+        if self.is_halted {
+            self.counters.inc(VifCounter::tx_drop_policy);
+            batch.pieces.truncate(frame.pieces.start);
+            return Some(0);
+        }
         let key = self.place.receiver.key;
         let Self { learnt, neighbors, source_mac, .. } = self;
         let mut judged = tx::judge(key, *source_mac, frame.ethernet(), learnt, neighbors, now);

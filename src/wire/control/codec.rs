@@ -106,7 +106,7 @@ impl Request {
     /// The message as a datagram.
     pub fn emit(&self) -> Vec<u8> {
         match self {
-            Self::Register { key, capabilities, queue_pairs, active, stamp, learn } => {
+            Self::Register { key, capabilities, queue_pairs, active, stamp, learn, floor } => {
                 let mut w = Writer::new(code::REGISTER, 0);
                 w.u32(key.vnet.get()).mac(key.mac).u8(*queue_pairs);
                 let a = if *active { REGISTER_ACTIVE } else { 0 };
@@ -114,7 +114,7 @@ impl Request {
                 let plain = capabilities.without(Capabilities::BOUNDED);
                 let bounded = plain.with(Capabilities::BOUNDED);
                 w.u8(a | s).u16(if learn.is_some() { bounded.0 } else { plain.0 });
-                w.u16(learn.unwrap_or(0)).u64(stamp.unwrap_or_default().0).done()
+                w.u16(learn.unwrap_or(0)).u64(stamp.unwrap_or_default().0).floor(*floor).done()
             }
             Self::SetActive { active } => {
                 Writer::new(code::SET_ACTIVE, 0).u8((*active).into()).done()
@@ -172,6 +172,7 @@ fn parse_register(r: &mut Reader<'_>) -> Result<Request, ParseError> {
     let capabilities = Capabilities(r.u16()?);
     let learn = r.u16()?;
     let stamp = r.u64()?;
+    let floor = r.floor()?;
     let is_bounded = capabilities.contains(Capabilities::BOUNDED);
     if flags & !(REGISTER_ACTIVE | REGISTER_STAMP) != 0 || (learn != 0 && !is_bounded) {
         return Err(ParseError::Reserved);
@@ -187,6 +188,7 @@ fn parse_register(r: &mut Reader<'_>) -> Result<Request, ParseError> {
         active: flags & REGISTER_ACTIVE != 0,
         stamp: has_stamp.then_some(Stamp(stamp)),
         learn: is_bounded.then_some(learn),
+        floor,
     })
 }
 
@@ -229,7 +231,7 @@ impl Event {
                 coa: r.care_of()?,
                 group: r.addr()?,
                 underlay_mtu: r.u32()?,
-                level: r.level()?,
+                policy: r.policy()?,
             },
             code::GROUP_KEYS => keys::parse_group_keys(&mut r)?,
             code::SA_OUT => keys::parse_sa_out(&mut r)?,
@@ -271,13 +273,11 @@ impl Event {
     /// The message as a datagram.
     pub fn emit(&self) -> Vec<u8> {
         match self {
-            Self::Registered { coa, group, underlay_mtu, level } => {
+            Self::Registered { coa, group, underlay_mtu, policy } => {
                 let mut w = Writer::new(code::REGISTERED, 0);
-                w.care_of(coa).addr(group).u32(*underlay_mtu).level(*level).done()
+                w.care_of(coa).addr(group).u32(*underlay_mtu).policy(*policy).done()
             }
-            Self::GroupKeys { suite, salt, end, keys } => {
-                keys::emit_group_keys(*suite, *salt, *end, keys)
-            }
+            Self::GroupKeys { salt, end, keys } => keys::emit_group_keys(*salt, *end, keys),
             Self::SaOut { to, keys } => keys::emit_sa_out(to, keys),
             Self::SaIn { keys } => keys::emit_sa_in(keys),
             Self::SaEnd { number } => keys::emit_sa_end(*number),

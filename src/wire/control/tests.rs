@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use proptest::prelude::*;
 
 use super::*;
+use crate::security::Level;
 use crate::security::keys::SaKey;
 use crate::security::sadb::Lifetime;
 use crate::wire::esp::Spi;
@@ -41,8 +42,9 @@ fn requests() -> Vec<(Request, &'static str)> {
                 active: true,
                 stamp: Some(Stamp(0x0102_0304_0506_0708)),
                 learn: Some(16),
+                floor: Floor { least: Level::Auth, had: Level::Conf },
             },
-            "01 01 0000 00000000 0000002a 525400123456 02 03 4003 0010 0102030405060708",
+            "01 01 0000 00000000 0000002a 525400123456 02 03 4003 0010 0102030405060708 01 02 0000",
         ),
         (
             Request::Register {
@@ -52,8 +54,9 @@ fn requests() -> Vec<(Request, &'static str)> {
                 active: false,
                 stamp: None,
                 learn: None,
+                floor: Floor::default(),
             },
-            "01 01 0000 00000000 0000002a 525400123456 01 00 0000 0000 0000000000000000",
+            "01 01 0000 00000000 0000002a 525400123456 01 00 0000 0000 0000000000000000 00 00 0000",
         ),
         (Request::SetActive { active: true }, "01 02 0000 00000000 01"),
         (Request::Announce, "01 03 0000 00000000"),
@@ -99,20 +102,22 @@ fn events() -> Vec<(Event, &'static str)> {
                 coa: v4(),
                 group: "224.10.0.1:1798".parse().unwrap(),
                 underlay_mtu: 1500,
-                level: Level::Conf,
+                policy: Policy::new(&[Level::Conf, Level::None]).unwrap(),
             },
             "01 81 0000 00000000 01 00 0002 04 00 9c40 c0000201000000000000000000000000 \
-             04 00 0706 e00a0001000000000000000000000000 000005dc 02 00 0000",
+             04 00 0706 e00a0001000000000000000000000000 000005dc 02 05 0000",
         ),
         (
             Event::GroupKeys {
-                suite: Suite::AesGcm,
                 salt: 0x0506,
                 end: Duration::from_secs(86_401),
-                keys: vec![Secret::new([0xa1; 32]), Secret::new([0xa2; 32])],
+                keys: vec![
+                    (Suite::AesGcm, Secret::new([0xa1; 32])),
+                    (Suite::AesGmac, Secret::new([0xa2; 32])),
+                ],
             },
-            "01 a0 0000 00000000 01 00 0506 00015181 0002 \
-             a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1 \
+            "01 a0 0000 00000000 0506 00015181 0002 01 00 \
+             a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1 02 00 \
              a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2",
         ),
         (
@@ -338,7 +343,8 @@ fn request() -> impl Strategy<Value = Request> {
         .prop_map(|((vnet, mac, capabilities, queue_pairs, active), stamp, learn)| {
             let capabilities = Capabilities(capabilities).without(Capabilities::BOUNDED);
             let key = VifKey { vnet, mac };
-            Request::Register { key, capabilities, queue_pairs, active, stamp, learn }
+            let floor = Floor { least: Level::None, had: Level::Conf };
+            Request::Register { key, capabilities, queue_pairs, active, stamp, learn, floor }
         });
     let values = proptest::collection::vec((text(), any::<u64>()), 0..=MAX_VALUES);
     let table = proptest::sample::select(vec![
@@ -377,7 +383,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]);
     prop_oneof![
         (coa(), addr(), any::<u32>()).prop_map(|(coa, group, underlay_mtu)| Event::Registered {
-            level: Level::Auth,
+            policy: Level::Auth.into(),
             coa,
             group,
             underlay_mtu

@@ -47,7 +47,7 @@ fn received_by(from: &mut UdpUnderlay, to: SocketAddr, pairs: &mut [UdpUnderlay]
 fn several_pairs_share_a_port_and_send_from_others() {
     for (mut opener, group) in sites() {
         for pairs in [2, 5, 16] {
-            let vif = opener.vif(group, Frames::Plain(vnet(42)), pairs).unwrap();
+            let vif = opener.vif(group, Frames(vnet(42)), pairs).unwrap();
             assert_eq!(vif.fds().len(), count(pairs));
             let ports = |s: &[Socket]| -> Vec<SocketAddr> {
                 s.iter().map(|s| local_address(s).unwrap()).collect()
@@ -67,8 +67,8 @@ fn several_pairs_share_a_port_and_send_from_others() {
 #[test]
 fn a_senders_pairs_are_spread_over_those_that_run() {
     for (mut opener, group) in sites() {
-        let far = opener.vif(group, Frames::Plain(vnet(42)), 16).unwrap();
-        let near = opener.vif(group, Frames::Plain(vnet(42)), 4).unwrap();
+        let far = opener.vif(group, Frames(vnet(42)), 16).unwrap();
+        let near = opener.vif(group, Frames(vnet(42)), 4).unwrap();
         let (mut from, mut to) = (underlays(&far), underlays(&near));
         for running in 1..16_u64 {
             to[0].steer(running).unwrap();
@@ -94,8 +94,8 @@ fn a_senders_pairs_are_spread_over_those_that_run() {
 #[test]
 fn steering_outlives_who_asked_for_it_and_adoption() {
     let [(mut opener, group), _] = sites();
-    let vif = opener.vif(group, Frames::Plain(vnet(42)), 2).unwrap();
-    let mut from = underlays(&opener.vif(group, Frames::Plain(vnet(42)), 2).unwrap());
+    let vif = opener.vif(group, Frames(vnet(42)), 2).unwrap();
+    let mut from = underlays(&opener.vif(group, Frames(vnet(42)), 2).unwrap());
     let mut share = |to: &mut [UdpUnderlay]| {
         [0, 1].map(|n: usize| received_by(&mut from[n], vif.address(), to))
     };
@@ -104,7 +104,7 @@ fn steering_outlives_who_asked_for_it_and_adoption() {
     let before = share(&mut first);
     assert_ne!(before[0], before[1]);
     drop(first);
-    let adopted = opener.adopt(group, Frames::Plain(vnet(42)), 2, dup(&vif)).unwrap();
+    let adopted = opener.adopt(group, Frames(vnet(42)), 2, dup(&vif)).unwrap();
     assert_eq!(share(&mut underlays(&adopted)), before);
     // And another backend may steer anew.
     let mut second = underlays(&adopted);
@@ -115,8 +115,8 @@ fn steering_outlives_who_asked_for_it_and_adoption() {
 #[test]
 fn group_frames_leave_from_the_care_of_address() {
     let [(mut opener, group), _] = sites();
-    let vif = opener.vif(group, Frames::Plain(vnet(42)), 2).unwrap();
-    let other = opener.vif(group, Frames::Plain(vnet(42)), 1).unwrap();
+    let vif = opener.vif(group, Frames(vnet(42)), 2).unwrap();
+    let other = opener.vif(group, Frames(vnet(42)), 1).unwrap();
     let mut pairs = underlays(&vif);
     let bytes = frame(42, b"x");
     let parts = [IoVec::from_slice(&bytes)];
@@ -146,7 +146,7 @@ fn senders_come_from_the_range_and_make_do_with_any() {
     site.ports = Some(first..=first + 7);
     let mut opener = Opener::new(site);
     // Eight ports, of which VARP has one: enough for one vif with three pairs.
-    let vif = opener.vif(GROUP_V4, Frames::Plain(vnet(42)), 3).unwrap();
+    let vif = opener.vif(GROUP_V4, Frames(vnet(42)), 3).unwrap();
     let mut ports: Vec<u16> =
         vif.senders.iter().map(|s| local_address(s).unwrap().port()).collect();
     ports.push(vif.address().port());
@@ -154,16 +154,16 @@ fn senders_come_from_the_range_and_make_do_with_any() {
     ports.sort_unstable();
     ports.dedup();
     assert_eq!(ports.len(), 4);
-    let full = opener.vif(GROUP_V4, Frames::Plain(vnet(42)), 6).unwrap_err();
+    let full = opener.vif(GROUP_V4, Frames(vnet(42)), 6).unwrap_err();
     assert_eq!(full.kind(), io::ErrorKind::AddrInUse);
 }
 
 #[test]
 fn a_pair_is_told_of_what_it_sent_itself() {
     for (mut opener, group) in sites() {
-        let vif = opener.vif(group, Frames::Plain(vnet(42)), 3).unwrap();
+        let vif = opener.vif(group, Frames(vnet(42)), 3).unwrap();
         let mut pairs = underlays(&vif);
-        let nobody = opener.vif(group, Frames::Plain(vnet(42)), 1).unwrap().address();
+        let nobody = opener.vif(group, Frames(vnet(42)), 1).unwrap().address();
         let parts = [IoVec::from_slice(b"x")];
         pairs[1].send(&[Message { to: nobody, parts: &parts, segment: 0 }]).unwrap();
         let deadline = clock::mono() + Duration::from_secs(10);

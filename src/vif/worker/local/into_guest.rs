@@ -54,6 +54,9 @@ impl<U: Underlay> Worker<U> {
         memory: &GuestMemory,
         now: Instant,
     ) -> Result<Progress, RingError> {
+        if self.is_halted {
+            self.drop_halted();
+        }
         let mut ring = RingView::new(queue, memory)?;
         let outcome = self.deliver_incoming(&mut ring, now)?;
         if outcome != Outcome::All {
@@ -289,6 +292,12 @@ impl<U: Underlay> Worker<U> {
 
     /// Drops what waits in the lanes, or was taken from them, and could not be delivered for long.
     pub(in crate::vif::worker) fn discard_lanes(&mut self) {
+        let dropped = self.take_from_lanes();
+        self.counters.add(VifCounter::rx_drop_no_ring, dropped);
+    }
+
+    /// Takes what waits in the lanes, and forgets it; returns how many frames that were.
+    pub(in crate::vif::worker) fn take_from_lanes(&mut self) -> u64 {
         let mut dropped = 0;
         for lane in self.lanes.all_readers() {
             for _ in 0..MOST_DISCARDED {
@@ -300,7 +309,7 @@ impl<U: Underlay> Worker<U> {
             lane.reader.publish();
             lane.state = State::Busy;
         }
-        self.counters.add(VifCounter::rx_drop_no_ring, dropped);
+        dropped
     }
 
     /// Forgets what was taken from lanes.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Writer, code};
 use crate::security::keys::{LEN, SALT_LEN, SaKey, Secret};
+use crate::security::policy::{Floor, Policy};
 use crate::security::sadb::{Inbound, Lifetime, Outbound};
 use crate::security::{Level, Suite};
 use crate::wire::ParseError;
@@ -12,13 +13,20 @@ use crate::wire::esp::{SESSIONS, SPI_BIT, Spi};
 use crate::wire::reader::Reader;
 
 impl Reader<'_> {
-    pub(super) fn level(&mut self) -> Result<Level, ParseError> {
-        let level = Level::from_code(self.u8()?).ok_or(ParseError::Value)?;
-        self.zero::<1>()?;
-        if self.u16()? != 0 {
-            return Err(ParseError::Reserved);
-        }
-        Ok(level)
+    fn level(&mut self) -> Result<Level, ParseError> {
+        Level::from_code(self.u8()?).ok_or(ParseError::Value)
+    }
+
+    pub(super) fn policy(&mut self) -> Result<Policy, ParseError> {
+        let policy = Policy::from_codes(self.u8()?, self.u8()?).ok_or(ParseError::Value)?;
+        self.zero::<2>()?;
+        Ok(policy)
+    }
+
+    pub(super) fn floor(&mut self) -> Result<Floor, ParseError> {
+        let floor = Floor { least: self.level()?, had: self.level()? };
+        self.zero::<2>()?;
+        Ok(floor)
     }
 
     fn suite(&mut self) -> Result<Suite, ParseError> {
@@ -47,8 +55,13 @@ impl Reader<'_> {
 }
 
 impl Writer {
-    pub(super) fn level(&mut self, level: Level) -> &mut Self {
-        self.u8(level.code()).u8(0).u16(0)
+    pub(super) fn policy(&mut self, policy: Policy) -> &mut Self {
+        let (sent, accepted) = policy.codes();
+        self.u8(sent).u8(accepted).u16(0)
+    }
+
+    pub(super) fn floor(&mut self, floor: Floor) -> &mut Self {
+        self.u8(floor.least.code()).u8(floor.had.code()).u16(0)
     }
 
     fn suite(&mut self, suite: Suite) -> &mut Self {
@@ -66,10 +79,10 @@ impl Writer {
 }
 
 pub(super) fn parse_group_keys(r: &mut Reader<'_>) -> Result<Event, ParseError> {
-    let (suite, salt, end) = (r.suite()?, r.u16()?, r.seconds()?);
+    let (salt, end) = (r.u16()?, r.seconds()?);
     let n = r.count(MAX_GROUP_KEYS)?;
-    let keys = (0..n).map(|_| r.secret()).collect::<Result<_, _>>()?;
-    Ok(Event::GroupKeys { suite, salt, end, keys })
+    let keys = (0..n).map(|_| Ok((r.suite()?, r.secret()?))).collect::<Result<_, _>>()?;
+    Ok(Event::GroupKeys { salt, end, keys })
 }
 
 pub(super) fn parse_sa_out(r: &mut Reader<'_>) -> Result<Event, ParseError> {
@@ -101,11 +114,11 @@ pub(super) fn parse_sa_end(r: &mut Reader<'_>) -> Result<Event, ParseError> {
     Ok(Event::SaEnd { number: r.session()? })
 }
 
-pub(super) fn emit_group_keys(suite: Suite, salt: u16, end: Duration, keys: &[Secret]) -> Vec<u8> {
+pub(super) fn emit_group_keys(salt: u16, end: Duration, keys: &[(Suite, Secret)]) -> Vec<u8> {
     let mut w = Writer::new(code::GROUP_KEYS, 0);
-    w.suite(suite).u16(salt).seconds(end).count(keys.len(), MAX_GROUP_KEYS);
-    for key in keys.iter().take(MAX_GROUP_KEYS) {
-        w.bytes(key.bytes());
+    w.u16(salt).seconds(end).count(keys.len(), MAX_GROUP_KEYS);
+    for (suite, key) in keys.iter().take(MAX_GROUP_KEYS) {
+        w.suite(*suite).bytes(key.bytes());
     }
     w.done()
 }

@@ -1,0 +1,271 @@
+//! The policy of a vnet while it is changed on hosts that run, and the least that a backend carries frames under.
+//!
+//! A policy is what frames and messages are sent under, and what is accepted from others. Usually that is one
+//! level. While a vnet's level is changed, host after host takes three steps, so that each accepts what any other
+//! sends at every moment, as long as no two are more than a step apart:
+//!
+//! | Step | Policy | Sends | Accepts |
+//! |---|---|---|---|
+//! | | `"none"` | none | none |
+//! | 1 | `["none", "conf"]` | none | none, conf |
+//! | 2 | `["conf", "none"]` | conf | none, conf |
+//! | 3 | `"conf"` | conf | conf |
+//!
+//! Who accepts two levels is as safe as the lower one.
+
+use std::fmt;
+
+use serde::Deserialize;
+
+use super::Level;
+
+/// All levels, from the lowest.
+const LEVELS: [Level; 3] = [Level::None, Level::Auth, Level::Conf];
+
+/// What a vnet's traffic is sent under, and what is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "PolicyText")]
+pub struct Policy {
+    sent: Level,
+    /// A bit for each level, by its code.
+    accepted: u8,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self::only(Level::None)
+    }
+}
+
+impl From<Level> for Policy {
+    fn from(level: Level) -> Self {
+        Self::only(level)
+    }
+}
+
+const fn bit(level: Level) -> u8 {
+    1 << level.code()
+}
+
+impl Policy {
+    /// One level.
+    pub const fn only(level: Level) -> Self {
+        Self { sent: level, accepted: bit(level) }
+    }
+
+    /// Sent under the first of several, each named once; `None` if there is none, or one twice.
+    pub fn new(levels: &[Level]) -> Option<Self> {
+        let mut policy = Self { sent: *levels.first()?, accepted: 0 };
+        for level in levels {
+            if policy.accepts(*level) {
+                return None;
+            }
+            policy.accepted |= bit(*level);
+        }
+        Some(policy)
+    }
+
+    /// From its numbers in messages, the level that is sent under and a bit for each that is accepted.
+    pub fn from_codes(sent: u8, accepted: u8) -> Option<Self> {
+        let sent = Level::from_code(sent)?;
+        let all = LEVELS.iter().fold(0, |all, level| all | bit(*level));
+        let is_sound = accepted & !all == 0 && accepted & bit(sent) != 0;
+        is_sound.then_some(Self { sent, accepted })
+    }
+
+    /// See [`Policy::from_codes`].
+    pub const fn codes(self) -> (u8, u8) {
+        (self.sent.code(), self.accepted)
+    }
+
+    /// The level that is sent under.
+    pub const fn sent(self) -> Level {
+        self.sent
+    }
+
+    /// Whether what others send under this level is accepted.
+    pub const fn accepts(self, level: Level) -> bool {
+        self.accepted & bit(level) != 0
+    }
+
+    /// All levels that are accepted: the one that is sent under, then the others from the highest.
+    pub fn levels(self) -> impl Iterator<Item = Level> {
+        let others = LEVELS.into_iter().rev().filter(move |level| *level != self.sent);
+        std::iter::once(self.sent).chain(others.filter(move |level| self.accepts(*level)))
+    }
+
+    /// Those of them that have keys.
+    pub fn secured(self) -> impl Iterator<Item = Level> {
+        self.levels().filter(|level| level.is_secured())
+    }
+
+    /// Whether there are keys.
+    pub fn is_secured(self) -> bool {
+        self.secured().next().is_some()
+    }
+
+    /// Whether the level is being changed: more than one is accepted.
+    pub const fn is_changing(self) -> bool {
+        !self.accepted.is_power_of_two()
+    }
+
+    /// The highest level that is accepted.
+    pub fn highest(self) -> Level {
+        self.levels().max().unwrap_or(self.sent)
+    }
+
+    /// The lowest level that is accepted: how safe the vnet is.
+    pub fn lowest(self) -> Level {
+        self.levels().min().unwrap_or(self.sent)
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.levels().map(|level| level.to_string()).collect();
+        f.pad(&names.join(","))
+    }
+}
+
+/// A policy as it stands in a configuration.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a policy is none, auth or conf, or a list of these, the one that is sent under first"
+)]
+enum PolicyText {
+    One(Level),
+    Several(Vec<Level>),
+}
+
+impl TryFrom<PolicyText> for Policy {
+    type Error = &'static str;
+
+    fn try_from(text: PolicyText) -> Result<Self, Self::Error> {
+        match text {
+            PolicyText::One(level) => Ok(Self::only(level)),
+            PolicyText::Several(levels) => {
+                Self::new(&levels).ok_or("a list of policies names at least one, and none twice")
+            }
+        }
+    }
+}
+
+/// The least that a backend carries frames under.
+///
+/// A line that is missing in a configuration makes a vnet plain without anybody having said so. So a backend never
+/// goes below what it was told to keep to, nor below what it has had since it was started, but by a step: a policy
+/// that lists what it had beside a lower level, which nobody writes by mistake.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Floor {
+    /// What it was told to keep to.
+    pub least: Level,
+    /// The lowest level of the policy that it had last.
+    pub had: Level,
+}
+
+impl Floor {
+    /// That of a backend that has carried nothing yet.
+    pub const fn new(least: Level) -> Self {
+        Self { least, had: Level::None }
+    }
+
+    /// Whether frames may be carried under this policy.
+    pub fn admits(self, offered: Policy) -> bool {
+        let is_step = offered.accepts(self.had);
+        offered.lowest() >= self.least && (offered.lowest() >= self.had || is_step)
+    }
+
+    /// Frames are carried under this policy from now on.
+    pub fn note(&mut self, policy: Policy) {
+        self.had = policy.lowest();
+    }
+
+    /// The level below which nothing is carried, but by a step.
+    pub fn level(self) -> Level {
+        self.least.max(self.had)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Level::{Auth, Conf, None as Plain};
+
+    fn policy(levels: &[Level]) -> Policy {
+        Policy::new(levels).unwrap()
+    }
+
+    fn all() -> Vec<Policy> {
+        let codes = (0..4).flat_map(|sent| (0..16).map(move |accepted| (sent, accepted)));
+        codes.filter_map(|(sent, accepted)| Policy::from_codes(sent, accepted)).collect()
+    }
+
+    #[test]
+    fn numbers_lists_and_names_are_those_of_one_policy() {
+        assert_eq!(all().len(), 3 + 6 + 3);
+        for policy in all() {
+            let (sent, accepted) = policy.codes();
+            assert_eq!(Policy::from_codes(sent, accepted), Some(policy));
+            assert_eq!(Policy::new(&policy.levels().collect::<Vec<_>>()), Some(policy));
+            assert_eq!(policy.is_changing(), policy.levels().count() > 1);
+            assert_eq!(policy.is_secured(), policy.accepts(Auth) || policy.accepts(Conf));
+        }
+        assert_eq!(policy(&[Plain, Conf]).to_string(), "none,conf");
+        assert_eq!(policy(&[Conf, Plain]).to_string(), "conf,none");
+        assert_eq!(Policy::only(Auth).to_string(), "auth");
+        assert_eq!(Policy::new(&[]), None);
+        assert_eq!(Policy::new(&[Conf, Conf]), None);
+        assert_eq!(Policy::from_codes(2, 1), None, "what is sent under is accepted");
+    }
+
+    /// In the three steps from any level to any other, whoever is a step behind accepts what is sent.
+    #[test]
+    fn hosts_a_step_apart_accept_what_each_other_sends() {
+        for (from, to) in [(Plain, Conf), (Conf, Plain), (Auth, Conf), (Conf, Auth), (Plain, Auth)]
+        {
+            let steps = [&[from][..], &[from, to], &[to, from], &[to]].map(policy);
+            for pair in steps.windows(2) {
+                assert!(pair[0].accepts(pair[1].sent()), "{} {}", pair[0], pair[1]);
+                assert!(pair[1].accepts(pair[0].sent()), "{} {}", pair[0], pair[1]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_backend_goes_down_by_steps_only() {
+        let mut floor = Floor::new(Plain);
+        for (levels, is_admitted) in [
+            (&[Plain][..], true),
+            (&[Plain, Conf], true),
+            (&[Conf, Plain], true),
+            (&[Plain], true),
+            (&[Conf], true),
+            (&[Plain], false),
+            (&[Auth], false),
+            (&[Auth, Plain], false),
+            (&[Auth, Conf], true),
+            (&[Auth], true),
+            (&[Plain], false),
+            (&[Plain, Auth], true),
+            (&[Plain], true),
+        ] {
+            let policy = policy(levels);
+            assert_eq!(floor.admits(policy), is_admitted, "{floor:?}: {policy}");
+            if is_admitted {
+                floor.note(policy);
+            }
+        }
+    }
+
+    #[test]
+    fn a_backend_never_goes_below_what_it_was_told_to_keep_to() {
+        for policy in all() {
+            for had in LEVELS {
+                let floor = Floor { least: Conf, had };
+                assert_eq!(floor.admits(policy), policy == Policy::only(Conf), "{policy}");
+            }
+        }
+        assert_eq!(Floor { least: Auth, had: Conf }.level(), Conf);
+    }
+}

@@ -1,0 +1,154 @@
+//! Hosts that are not heard because they see a vnet otherwise than this one: with another policy, or another key.
+//!
+//! Such a host is not found, and finds nobody, without an error anywhere. So varpd names it, once a minute. What it
+//! says is as true as the address that the message came from: outsiders can make it say more, within a bound.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use crate::metrics::VarpdCounter;
+use crate::quiet::Quiet;
+use crate::security::keys::KeyId;
+use crate::security::membership::{Refusal, author};
+use crate::time::{Instant, Now};
+use crate::wire::varp::Message;
+use crate::wire::{VnetId, handshake};
+
+use super::daemon::Daemon;
+
+/// How long nothing more is said of the same.
+const PAUSE: Duration = Duration::from_secs(60);
+/// Hosts that are remembered for having been named.
+const MAX_NAMED: usize = 256;
+/// Lines a minute, whatever comes.
+const LINES: u32 = 20;
+
+/// What is wrong with what a host sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Doubt {
+    /// Without a tag where there are keys.
+    Untagged,
+    /// With a tag where there are none.
+    Tagged,
+    /// With a key that is not known.
+    Key,
+}
+
+/// Who was named of late.
+#[derive(Debug)]
+pub(super) struct Doubts {
+    named: BTreeMap<(VnetId, IpAddr, Doubt), Instant>,
+    quiet: Quiet,
+}
+
+impl Default for Doubts {
+    fn default() -> Self {
+        Self { named: BTreeMap::new(), quiet: Quiet::new(LINES) }
+    }
+}
+
+impl Doubts {
+    /// Whether a host is to be named.
+    fn is_new(&mut self, what: (VnetId, IpAddr, Doubt), now: Instant) -> bool {
+        if self.named.get(&what).is_some_and(|at| now < *at + PAUSE) {
+            return false;
+        }
+        if self.named.len() >= MAX_NAMED {
+            self.named.retain(|_, at| now < *at + PAUSE);
+        }
+        if self.named.len() >= MAX_NAMED {
+            return false;
+        }
+        self.named.insert(what, now);
+        self.quiet.level(now) == log::Level::Warn
+    }
+}
+
+impl Daemon {
+    /// Checks a message of another host and takes its tag off; what is refused is counted.
+    pub(super) fn check(
+        &mut self,
+        from: SocketAddr,
+        message: Message,
+        now: Now,
+    ) -> Option<Message> {
+        let (vnet, host) = (message.key.vnet, author(from, &message));
+        let refusal = match self.security.check(from, message, now) {
+            Ok(heard) => {
+                if heard.is_other {
+                    self.counters.inc(VarpdCounter::varp_other_policy);
+                }
+                if heard.message.tag.is_some() {
+                    self.doubt(vnet, host, Doubt::Tagged, now);
+                }
+                return Some(heard.message);
+            }
+            Err(refusal) => refusal,
+        };
+        self.counters.inc(match refusal {
+            Refusal::Untagged => VarpdCounter::varp_drop_untagged,
+            Refusal::Key => VarpdCounter::varp_drop_key,
+            Refusal::Forged => VarpdCounter::varp_drop_forged,
+            Refusal::Stale => VarpdCounter::varp_drop_stale,
+            Refusal::Replayed | Refusal::Full => VarpdCounter::varp_drop_replayed,
+        });
+        match refusal {
+            Refusal::Untagged => self.doubt(vnet, host, Doubt::Untagged, now),
+            Refusal::Key => self.doubt(vnet, host, Doubt::Key, now),
+            Refusal::Forged | Refusal::Stale | Refusal::Replayed | Refusal::Full => {}
+        }
+        None
+    }
+
+    /// Names the sender of a handshake message for a vnet of this host whose key is not known here.
+    pub(super) fn doubt_handshake(&mut self, from: IpAddr, bytes: &[u8], now: Now) {
+        let Ok(message) = handshake::Message::parse(bytes) else { return };
+        let (vnet, key) = (message.header.vnet, KeyId(message.header.key_id));
+        if !self.security.sadb.knows(vnet, key) {
+            self.doubt(vnet, from.to_canonical(), Doubt::Key, now);
+        }
+    }
+
+    /// Names a host, if this one has vifs on the vnet.
+    fn doubt(&mut self, vnet: VnetId, host: IpAddr, doubt: Doubt, now: Now) {
+        if !self.varp.hears(vnet) || !self.security.doubts.is_new((vnet, host, doubt), now.mono) {
+            return;
+        }
+        let policy = self.config.policy(vnet);
+        let what = match doubt {
+            Doubt::Untagged => "without a tag, so policy none there",
+            Doubt::Tagged => "with a tag, so a policy with keys there",
+            Doubt::Key => "with a key that is unknown here: another key, or another policy",
+        };
+        log::warn!(
+            "vnet {vnet}: host {host} sends {what}; here the policy is {policy}, so {host} is not heard \
+             (all hosts need the same policy and key)"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_host_is_named_once_a_minute_and_few_at_all() {
+        let vnet = VnetId::new(42).unwrap();
+        let host = |n: u32| IpAddr::V4((0x0a00_0000 + n).into());
+        let at = Instant::from_millis;
+        let mut doubts = Doubts::default();
+        assert!(doubts.is_new((vnet, host(1), Doubt::Key), at(0)));
+        assert!(!doubts.is_new((vnet, host(1), Doubt::Key), at(59_999)));
+        assert!(doubts.is_new((vnet, host(1), Doubt::Untagged), at(59_999)));
+        assert!(doubts.is_new((vnet, host(1), Doubt::Key), at(60_000)));
+        let named =
+            (0..10_000).filter(|n| doubts.is_new((vnet, host(*n), Doubt::Tagged), at(130_000)));
+        assert_eq!(named.count(), LINES as usize);
+        assert!(doubts.named.len() <= MAX_NAMED);
+        assert!(
+            doubts.is_new((vnet, host(20_000), Doubt::Tagged), at(200_000)),
+            "there is room again"
+        );
+    }
+}

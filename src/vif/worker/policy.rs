@@ -1,0 +1,85 @@
+//! The worker's part for the vnet's policy: what it is from now on, and that no frame is carried at all.
+//!
+//! Sockets, addresses that are known, and frames that were received but not delivered stay when the policy
+//! changes: a change that is made in steps ([`crate::security::policy`]) loses nothing.
+
+use std::net::SocketAddr;
+
+use super::Worker;
+use crate::metrics::VifCounter;
+use crate::offload::envelope::Envelope;
+use crate::security::Level;
+use crate::security::policy::Policy;
+use crate::time::Instant;
+use crate::underlay::Underlay;
+use crate::vif::outgoing::Route;
+use crate::vif::protect::Protection;
+
+impl<U: Underlay> Worker<U> {
+    /// From now on the vnet has this policy. `new` makes protection where there was none; keys for what that
+    /// seals are to follow.
+    pub fn set_policy(&mut self, policy: Policy, new: &mut impl FnMut() -> Option<Protection>) {
+        match &mut self.protection {
+            Some(protection) if policy.is_secured() => protection.set_policy(policy),
+            protection => *protection = new(),
+        }
+        if policy.accepts(Level::None) {
+            return;
+        }
+        // Where no key leads, varpd is asked again, and answers when there is one: frames wait, instead of
+        // being dropped.
+        let Self { neighbors, protection, .. } = self;
+        neighbors.retain(|to| protection.as_ref().is_some_and(|protection| protection.has_key(to)));
+    }
+
+    /// Carries no frame from now on, or does again.
+    pub fn set_halted(&mut self, is_halted: bool) {
+        self.is_halted = is_halted;
+        if is_halted {
+            self.drop_halted();
+        }
+    }
+
+    /// Drops what was received, for a NIC that carries nothing.
+    pub(super) fn drop_halted(&mut self) {
+        let dropped = self.incoming.len() + self.incoming.take_detours().len();
+        self.counters.add(VifCounter::rx_drop_policy, dropped as u64);
+        self.incoming.take_handovers().for_each(drop);
+        self.incoming.clear();
+        let unpacked = self.unpacked.len() as u64;
+        self.unpacked.clear();
+        self.counters.add(VifCounter::rx_drop_policy, unpacked);
+        let waiting = self.take_from_lanes();
+        self.counters.add(VifCounter::rx_drop_policy, waiting);
+    }
+
+    /// Says that a host sends under another policy.
+    pub(super) fn name_misfit(&mut self, from: SocketAddr, now: Instant) {
+        let key = self.place.receiver.key;
+        let (what, counter) = match self.protection {
+            Some(_) => (
+                "plain frames, which its policy does not accept here",
+                VifCounter::rx_drop_plaintext,
+            ),
+            None => ("sealed frames, but has policy none here", VifCounter::rx_drop_protected),
+        };
+        log::log!(
+            self.misfit_news.level(now),
+            "vnet {}: host {} sends {what}; dropped and counted as {} (warned of at most once a minute)",
+            key.vnet,
+            from.ip(),
+            counter.name(),
+        );
+    }
+
+    /// What surrounds datagrams on a way out.
+    #[inline]
+    pub(super) fn envelope(&self, route: &Route) -> Envelope {
+        let is_sealed = match &self.protection {
+            None => false,
+            Some(protection) if route.is_group => protection.seals_group(),
+            Some(protection) => protection.seals_to(route.to),
+        };
+        if is_sealed { Envelope::Sealed } else { Envelope::Bare }
+    }
+}

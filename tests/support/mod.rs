@@ -75,7 +75,9 @@ pub(crate) fn step(what: &str) {
     println!("[{:6.2} s] {what}", clock::mono().as_micros() as f64 / 1e6);
 }
 
-/// One test of whole hosts at a time: there are only so many processors, and deadlines to keep.
+/// One test of whole hosts of this process at a time: there are only so many processors, and deadlines
+/// to keep. cargo-nextest runs each test in a process of its own: which run side by side, and which run
+/// alone, is said in `.config/nextest.toml`.
 pub(crate) fn take_turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)

@@ -3,7 +3,7 @@
 //! | | What |
 //! |---|---|
 //! | another interface, same address | groups are joined there; vifs keep their sockets, sessions and claims |
-//! | another address | sockets are opened anew, varpd's own and those of each vif; sessions of secured vnets are over, since their keys derive from the address; all claims are made anew. What was kept of vifs without a backend is forgotten: nothing reaches it any more |
+//! | another address | sockets are opened anew, varpd's own and those of each vif; sessions of secured vnets are over, since their keys derive from the address; all claims are made anew. A vif that is kept for a backend that is away stays its user's, and is claimed when that is back: its guest may run elsewhere by now |
 //! | no address | nothing, until there is one |
 //!
 //! Backends are told on the connection that they have, and go on with what they are given.
@@ -162,12 +162,11 @@ impl Daemon {
         self.security.move_to(place.address, now);
         self.drive_security(now);
         self.mapper.move_to((place.address, self.config.port.0).into());
-        self.forget_kept(now);
-        for (id, client) in self.live_vifs() {
-            if let Err(e) = self.move_vif(id, client, mtu, now) {
+        let vifs: Vec<LocalVif> = self.registry.iter().map(|(id, _)| id).collect();
+        for id in vifs {
+            if let Err(e) = self.move_vif(id, mtu, now) {
                 log::warn!("can't open sockets of a vif at {}: {e}", place.address);
-                self.drop_client(client, "is to come again", now);
-                self.forget_vif(id, now);
+                self.send_away(id, now);
             }
             self.drive(now);
         }
@@ -191,22 +190,35 @@ impl Daemon {
         self.registry.iter().filter_map(live).collect()
     }
 
-    fn forget_kept(&mut self, now: Now) {
-        let kept = self.registry.iter().filter(|(_, vif)| matches!(vif.owner, Owner::Kept(_)));
-        let kept: Vec<LocalVif> = kept.map(|(id, _)| id).collect();
-        kept.into_iter().for_each(|id| self.forget_vif(id, now));
+    /// A vif has no sockets at the new address: its backend has to come again.
+    fn send_away(&mut self, id: LocalVif, now: Now) {
+        if let Some(Owner::Live(client)) = self.registry.get(id).map(|vif| vif.owner) {
+            self.drop_client(client, "is to come again", now);
+        }
+        self.forget_vif(id, now);
     }
 
-    fn move_vif(&mut self, id: LocalVif, client: ClientId, mtu: u32, now: Now) -> io::Result<()> {
+    fn move_vif(&mut self, id: LocalVif, mtu: u32, now: Now) -> io::Result<()> {
         let Some(vif) = self.registry.get(id) else { return Ok(()) };
         let sockets = self.sockets_for(vif.key.vnet, vif.queue_pairs)?;
+        // Nothing comes late to the old ones any more.
+        self.unwatch_late(id);
         self.close_lanes_of(id, now);
         let Some(vif) = self.registry.get_mut(id) else { return Ok(()) };
         let coa = CareOf { addr: sockets.address(), ..vif.coa };
         log::info!("vif {} at {coa}, before at {}", vif.key, vif.coa);
         (vif.coa, vif.sockets, vif.is_new) = (coa, sockets, true);
-        if self.tell_place(id, client, mtu, true, now) {
-            self.send_keys(id, client, now);
+        match vif.owner {
+            Owner::Live(client) => {
+                if self.tell_place(id, client, mtu, true, now) {
+                    self.send_keys(id, client, now);
+                }
+            }
+            Owner::Kept(_) => {
+                (vif.active, vif.stamp) = (false, None);
+                self.clear_learnt(id, now);
+                self.mapper.set_active(id, false, None, now);
+            }
         }
         self.mapper.move_vif(id, coa, now);
         self.move_learnt(id, coa, now);

@@ -391,8 +391,8 @@ impl World {
                 over = ends;
             }
         }
-        // To two places, and back to the first.
-        let moves = self.count_moves(key, 3);
+        // To two places, whose claims may cross so that the first makes another, and back.
+        let moves = self.count_moves(key, 4);
         if self.scenario == Scenario::Migrations && moves <= UNDAMPED {
             // A question, an announcement, a correction and an announcement, each at most 2 ms.
             self.after(over + 9 * MILLI, Event::Act(Action::Found(key)));

@@ -2,6 +2,8 @@
 
 #[path = "support/driver.rs"]
 mod driver;
+#[path = "attach/frontends.rs"]
+mod frontends;
 #[path = "support/in_process.rs"]
 mod in_process;
 #[path = "support/loopback.rs"]
@@ -399,7 +401,7 @@ fn the_frontends_dialect_is_understood() {
     driver.negotiate().unwrap();
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::SeqCst);
     let control = &mut driver.control;
-    assert_eq!(control.get_u64(request::GET_QUEUE_NUM).unwrap(), 3, "pairs, not rings");
+    assert_eq!(control.get_u64(request::GET_QUEUE_NUM).unwrap(), 6, "rings");
     // The first SEND_RARP of a migration comes before features and memory.
     assert_eq!(control.set_acknowledged(request::SEND_RARP, &[0; 8], &[]).unwrap(), 0);
     assert_eq!(count(&rig.data_path.announced), 1);

@@ -66,7 +66,7 @@ fn the_crates_frontend_is_served() {
     let protocol = frontend.get_protocol_features().unwrap();
     frontend.set_protocol_features(protocol).unwrap();
     frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-    // Not asked for the number of queues: it takes the answer as rings, QEMU as pairs.
+    assert_eq!(frontend.get_queue_num().unwrap(), 2);
     let region = VhostUserMemoryRegionInfo {
         guest_phys_addr: gpa(0),
         memory_size: driver.memory.len() as u64,

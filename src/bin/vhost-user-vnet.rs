@@ -49,6 +49,7 @@ fn options(arguments: Backend) -> Result<Options, String> {
         source_mac: arguments.source_mac,
         sandbox: !arguments.no_sandbox,
         view: arguments.view,
+        receive_offloads: !arguments.no_receive_offloads,
         busy_poll: Duration::from_micros(arguments.busy_poll.into()),
         learn: arguments.learn.into(),
         allowed: arguments.allow_ip,

@@ -61,6 +61,13 @@ pub struct Backend {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(68..))]
     pub mtu: Option<u16>,
 
+    /// Give the guest plain frames only: with their checksums computed, and one segment in each.
+    ///
+    /// For guests that load an XDP program: see XDP. A guest whose QEMU runs must be started anew after a change of
+    /// this option.
+    #[arg(long)]
+    pub no_receive_offloads: bool,
+
     /// Let the guest be a bridge or router: it may send from so many other MACs, at most 256, too.
     ///
     /// Each is found by the others as if it were a NIC of its own, as long as it is used; one that is not used for 300 seconds is

@@ -49,6 +49,16 @@ impl Offloads {
             | Self::HOST_USO.0,
     );
 
+    /// Those that leave work to the guest's driver when it receives.
+    pub const RECEIVE: Self = Self(
+        Self::GUEST_CSUM.0
+            | Self::GUEST_TSO4.0
+            | Self::GUEST_TSO6.0
+            | Self::GUEST_ECN.0
+            | Self::GUEST_USO4.0
+            | Self::GUEST_USO6.0,
+    );
+
     /// Feature, and those of which it needs at least one.
     const NEEDS: [(Self, Self); 8] = [
         (Self::GUEST_TSO4, Self::GUEST_CSUM),
@@ -80,6 +90,12 @@ impl Offloads {
     /// The feature bits.
     pub const fn bits(self) -> u64 {
         self.0
+    }
+
+    /// This set without `others`.
+    #[must_use]
+    pub const fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
     }
 
     /// Whether all offloads in `other` are in this set.
@@ -115,6 +131,13 @@ mod tests {
         for (offload, bit) in bits {
             assert_eq!(offload.0, 1 << bit);
         }
+    }
+
+    #[test]
+    fn without_those_of_receiving_the_rest_is_whole() {
+        let rest = Offloads::ALL.without(Offloads::RECEIVE);
+        assert_eq!(Offloads::from_features(rest.bits()), rest);
+        assert_eq!(Offloads::from_features(u64::MAX & !Offloads::GUEST_CSUM.bits()), rest);
     }
 
     #[test]

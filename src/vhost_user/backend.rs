@@ -7,7 +7,7 @@ use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatu
 use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_F_MTU,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -23,6 +23,7 @@ use super::vring::{MAX_QUEUE_SIZE, SharedMemory, Vring};
 #[derive(Clone, Copy)]
 enum Offered {
     Always,
+    WithMac,
     WithMtu,
     WithQueuePairs,
 }
@@ -32,8 +33,12 @@ const TRANSPORT: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | F_LOG
 
 /// The virtio features of the device itself, in one place; the data path adds its offloads.
 ///
+/// They obey the rules of virtio 1.2, 5.1.3.1, whatever a frontend takes of them: most frontends pass
+/// what they don't know on to drivers, and these refuse a NIC that breaks the rules.
+///
 /// Not here, because nothing behind it would keep the promise: packed rings, ring reset, platform
-/// IOMMU, RSS.
+/// IOMMU, RSS. Nor GUEST_ANNOUNCE, which needs a control queue: the backend notices itself that a guest
+/// arrives ([`crate::vif::arrival`]), and QEMU says so too then (SEND_RARP).
 const FEATURES: &[(u32, Offered)] = &[
     (VIRTIO_F_VERSION_1, Offered::Always),
     // Chains are always given back in the order in which they came.
@@ -41,22 +46,28 @@ const FEATURES: &[(u32, Offered)] = &[
     (VIRTIO_RING_F_EVENT_IDX, Offered::Always),
     (VIRTIO_RING_F_INDIRECT_DESC, Offered::Always),
     (VIRTIO_NET_F_MRG_RXBUF, Offered::Always),
-    // With it the guest announces itself after a migration, and QEMU sends no SEND_RARP.
-    (VIRTIO_NET_F_GUEST_ANNOUNCE, Offered::Always),
+    (VIRTIO_NET_F_MAC, Offered::WithMac),
     (VIRTIO_NET_F_MTU, Offered::WithMtu),
-    // QEMU serves the control queue itself, the device must only not forbid it.
+    // QEMU and Cloud Hypervisor serve the control queue themselves. Of frontends that leave it to the
+    // backend none has more than one queue pair, and with one it is not needed: so it is not served.
     (VIRTIO_NET_F_CTRL_VQ, Offered::WithQueuePairs),
     (VIRTIO_NET_F_MQ, Offered::WithQueuePairs),
 ];
 
 /// The vhost-user protocol features on offer.
 ///
+/// CONFIG is kept from QEMU, and CROSS_ENDIAN is only to be told of drivers that can't be served: see
+/// [`super::filter`]. Linux's virtio_uml has no interrupts without BACKEND_REQ; nothing is said there.
+///
 /// Not here: RESET_DEVICE, INFLIGHT_SHMFD (chains are completed in order, so a restarted device
-/// resumes from the used index), STATUS, CONFIG (QEMU keeps virtio-net's configuration space).
+/// resumes from the used index), STATUS.
 const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::LOG_SHMFD)
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::RARP)
+    .union(VhostUserProtocolFeatures::BACKEND_REQ)
+    .union(VhostUserProtocolFeatures::CROSS_ENDIAN)
+    .union(VhostUserProtocolFeatures::CONFIG)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(VhostUserProtocolFeatures::MTU);
 
@@ -73,10 +84,12 @@ impl VhostUserBackend for Device {
     }
 
     fn features(&self) -> u64 {
+        let mac = self.data_path().mac().is_some();
         let mtu = self.data_path().mtu().is_some();
         let pairs = self.data_path().queue_pairs() > 1;
         let offered = FEATURES.iter().filter(|(_, when)| match when {
             Offered::Always => true,
+            Offered::WithMac => mac,
             Offered::WithMtu => mtu,
             Offered::WithQueuePairs => pairs,
         });
@@ -89,6 +102,10 @@ impl VhostUserBackend for Device {
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
         PROTOCOL_FEATURES
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        self.config_space(offset, size)
     }
 
     /// Each ring was told already.

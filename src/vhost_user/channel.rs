@@ -29,6 +29,16 @@ impl Message {
         self.bytes.get(HEADER_LEN..).unwrap_or_default()
     }
 
+    /// Cuts the payload to so many bytes.
+    pub fn shorten(&mut self, len: usize) {
+        let Ok(size) = u32::try_from(len) else { return };
+        self.bytes.truncate(HEADER_LEN + len);
+        self.header.size = size;
+        if let Some(field) = self.bytes.get_mut(8..HEADER_LEN) {
+            field.copy_from_slice(&size.to_ne_bytes());
+        }
+    }
+
     /// The payload, to be rewritten.
     pub fn payload_mut(&mut self) -> &mut [u8] {
         self.bytes.get_mut(HEADER_LEN..).unwrap_or_default()

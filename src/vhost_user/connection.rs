@@ -76,6 +76,9 @@ pub struct Connection {
     /// The message that a [`Step::Forward`] among `steps` sends.
     message: Option<Message>,
     last_request: u32,
+    /// Where the frontend could be called, which nobody does.
+    channel: Option<OwnedFd>,
+    has_said_byte_order: bool,
     device: Arc<Device>,
     /// `None` only while being dropped.
     daemon: Option<VhostUserDaemon<Arc<Device>>>,
@@ -104,6 +107,8 @@ impl Connection {
             steps: VecDeque::new(),
             message: None,
             last_request: 0,
+            channel: None,
+            has_said_byte_order: false,
             device,
             daemon: Some(daemon),
         })
@@ -193,6 +198,11 @@ impl Connection {
 
     fn perform(&mut self, step: Step) -> Result<(), End> {
         match step {
+            Step::Shorten(len) => self.message.iter_mut().for_each(|message| message.shorten(len)),
+            Step::KeepChannel => {
+                self.channel = self.message.as_mut().and_then(|message| message.descriptors.pop());
+            }
+            Step::OtherByteOrder => self.say_other_byte_order(),
             Step::Inject(bytes) => self.device_end.send(bytes, Vec::new()),
             Step::Forward { .. } => {
                 if let Some(message) = self.message.take() {
@@ -229,6 +239,15 @@ impl Connection {
             self.message = None;
         }
         Ok(())
+    }
+
+    fn say_other_byte_order(&mut self) {
+        if !std::mem::replace(&mut self.has_said_byte_order, true) {
+            log::warn!(
+                "the guest's driver is from before virtio 1, and big-endian: it is not served, and has no network until \
+                 another driver takes over (firmware that boots from the network is often such a one: boot from a disk)"
+            );
+        }
     }
 
     /// The device closed its end, or can't be reached: finds out why.

@@ -9,9 +9,11 @@
 //! Locks, in this order: a pair's state, then its two rings. The control thread takes only one of
 //! them at a time, so when it has taken the pair's, no batch is under way.
 
+mod config;
 mod data_path;
 mod pace;
 mod polling;
+mod unshared;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -27,7 +29,7 @@ pub use self::data_path::{DataPath, Interest, Rings, Wake};
 use self::polling::Polling;
 use super::dirty::{Log, LogError};
 use super::logging::LoggedMemory;
-use super::vring::{Ring, SharedMemory, Vring};
+use super::vring::{SharedMemory, Vring};
 use crate::quiet::Quiet;
 use crate::sys::clock;
 use crate::sys::event_share::EventShare;
@@ -57,7 +59,8 @@ pub struct Device {
     pollers: OnceLock<Vec<Weak<Poller>>>,
     /// The data path's share of each.
     shares: OnceLock<Vec<Arc<EventShare>>>,
-    suspected: AtomicBool,
+    /// Nothing is to be found out about the guest's memory any more.
+    is_memory_known: AtomicBool,
 }
 
 struct Pair {
@@ -129,7 +132,7 @@ impl Device {
             exits,
             pollers: OnceLock::new(),
             shares: OnceLock::new(),
-            suspected: AtomicBool::new(false),
+            is_memory_known: AtomicBool::new(false),
         }))
     }
 
@@ -289,6 +292,7 @@ impl Device {
             return self.stop(pair, &mut state);
         }
         state.failed = 0;
+        self.look_whether_shared(event, &rings);
         if state.running {
             self.dispatch(pair, &mut state, &mut rings, event);
         } else {
@@ -299,7 +303,6 @@ impl Device {
             self.call(pair, &mut state, &mut rings, Wake::Receive);
             self.call(pair, &mut state, &mut rings, Wake::Transmit);
         }
-        self.suspect_private_memory(&rings);
         if rings.rx.is_failed() || rings.tx.is_failed() {
             self.settle_failed(pair, &mut state, &rings);
             self.stop(pair, &mut state);
@@ -430,19 +433,6 @@ impl Device {
                 log::log!(level, "the {name} ring of queue pair {} stopped", pair.index);
                 self.data_path.ring_failed(pair.index);
             }
-        }
-    }
-
-    /// QEMU passes the descriptor of private memory, too; the ring then just stays empty.
-    fn suspect_private_memory(&self, rings: &Rings<'_>) {
-        let unshared = |ring: &Ring<'_>| ring.looks_unshared(rings.memory);
-        if (unshared(&rings.rx) || unshared(&rings.tx))
-            && !self.suspected.swap(true, Ordering::Relaxed)
-        {
-            log::warn!(
-                "the guest kicks but its ring stays empty here: {}",
-                super::filter::UNSHARED
-            );
         }
     }
 }

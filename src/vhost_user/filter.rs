@@ -9,11 +9,19 @@
 //! | `SET_VRING_ENABLE` before `SET_FEATURES` | `SET_FEATURES` with only bit 30 goes first |
 //! | `SET_VRING_KICK` for a ring that runs | the ring is disabled meanwhile: the crate would go on polling the old descriptor |
 //! | `SEND_RARP`, `NET_SET_MTU` | consumed, given to the data path, acknowledged |
-//! | `GET_QUEUE_NUM` | the answer is halved: the crate counts rings, QEMU queue pairs |
+//! | `GET_FEATURES`, `GET_PROTOCOL_FEATURES` | a frontend that begins otherwise than with `SET_OWNER` is not told of the configuration space: see below |
+//! | anything about a ring that is not there | refused with what to do: QEMU takes the answer to `GET_QUEUE_NUM`, which counts rings, for queue pairs |
+//! | a payload with more room than is used | cut to what is used: that is all that libvhost-user reads |
 //! | `SET_LOG_BASE` | consumed, and the log mapped here: the crate believes what is said of it |
 //! | `SET_MEM_TABLE`, `ADD_MEM_REG`, `REM_MEM_REG` | checked, and the files measured: the crate maps whatever it is told |
-//! | `SET_LOG_FD`, `GET_STATUS`, `SET_STATUS` | consumed and answered |
+//! | `SET_LOG_FD`, `GET_STATUS`, `SET_STATUS`, `SET_CONFIG` | consumed and answered |
+//! | `SET_BACKEND_REQ_FD` | consumed, and the descriptor kept: the crate takes sockets only, virtio_uml passes a pipe |
+//! | `SET_VRING_ENDIAN` | consumed; a ring in the other byte order never starts |
 //! | anything else that the device does not offer | refused by the acknowledgement if there is one, else by ending the connection |
+//!
+//! Most frontends begin with `SET_OWNER`, as the specification has it; QEMU's vhost-user-net asks for the
+//! features first, keeps MAC and MTU itself, and warns of a backend that would tell them. Linux's
+//! virtio_uml and crosvm need to be told: without, the guest has a MAC that nobody knows.
 //!
 //! The filter is driven in lock-step: after [`Step::Forward`] with `reply`, nothing more is read
 //! from the frontend until the device has answered. So answers keep the order of requests.
@@ -21,15 +29,17 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
+mod refusal;
 mod requests;
 #[cfg(test)]
 mod tests;
 
-use thiserror::Error;
-
+pub use self::refusal::Refusal;
 pub use self::requests::name;
-use self::requests::{check_descriptors, code};
-use super::memory_table::{Region, Table, TableError};
+use self::requests::{check_descriptors, code, ring_of, used_len};
+#[cfg(test)]
+use super::memory_table::TableError;
+use super::memory_table::{Region, Table};
 
 /// Length of a message's header, in bytes.
 pub const HEADER_LEN: usize = 12;
@@ -51,6 +61,16 @@ const PROTOCOL_F_LOG_SHMFD: u64 = 1 << 1;
 const PROTOCOL_F_REPLY_ACK: u64 = 1 << 3;
 /// Bit of the protocol features: memory can be told region by region (`CONFIGURE_MEM_SLOTS`).
 const PROTOCOL_F_SLOTS: u64 = 1 << 15;
+/// Bit of the protocol features: the frontend passes a socket on which it can be called (`BACKEND_REQ`).
+const PROTOCOL_F_BACKEND_REQ: u64 = 1 << 5;
+/// Bit of the protocol features: the frontend tells the byte order of rings (`CROSS_ENDIAN`).
+const PROTOCOL_F_CROSS_ENDIAN: u64 = 1 << 6;
+/// Bit of the protocol features: the frontend asks for the configuration space (`CONFIG`).
+const PROTOCOL_F_CONFIG: u64 = 1 << 9;
+/// Bit of the features: the NIC's MAC is in the configuration space (`VIRTIO_NET_F_MAC`).
+const F_MAC: u64 = 1 << 5;
+/// Bit of the features: there is a control queue (`VIRTIO_NET_F_CTRL_VQ`).
+const F_CTRL_VQ: u64 = 1 << 17;
 
 /// Header flags: version 1 in the two lowest bits.
 const VERSION: u32 = 1;
@@ -115,6 +135,12 @@ pub fn acknowledgement(request: u32, value: u64) -> Vec<u8> {
 /// What the shell does for a message of the frontend, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
+    /// Cut the message's payload to so many bytes.
+    Shorten(usize),
+    /// Keep the descriptor that came along open: one that is closed means a dead backend to its frontend.
+    KeepChannel,
+    /// Say that the guest's driver has the other byte order, which is not served.
+    OtherByteOrder,
     /// Send these bytes to the device; it does not answer them.
     Inject(Vec<u8>),
     /// Send the message on to the device; if `reply`, take its answer before reading on.
@@ -149,66 +175,21 @@ pub enum Step {
     },
 }
 
-/// Why a connection is ended.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Refusal {
-    /// Not a message of this version.
-    #[error("{} has flags {flags:#x}, which vhost-user version 1 does not define", name(*request))]
-    Flags {
-        /// The request's number.
-        request: u32,
-        /// Its flags.
-        flags: u32,
-    },
-    /// The payload is too long.
-    #[error("{} announces {size} bytes of payload; the most is {MAX_PAYLOAD}", name(*request))]
-    TooLong {
-        /// The request's number.
-        request: u32,
-        /// The length it claims.
-        size: u32,
-    },
-    /// The payload is not what the request needs.
-    #[error("{} has a malformed payload", name(*.0))]
-    Malformed(u32),
-    /// Descriptors with a request that takes none, or too many of them.
-    #[error("{} came with {count} descriptors", name(*request))]
-    Descriptors {
-        /// The request's number.
-        request: u32,
-        /// How many.
-        count: usize,
-    },
-    /// Memory regions without descriptors.
-    #[error("{UNSHARED}")]
-    MemoryNotShared,
-    /// Guest memory that can't be used.
-    #[error("{} with {error}", name(*request))]
-    Memory {
-        /// The request's number.
-        request: u32,
-        /// What is wrong with it.
-        error: TableError,
-    },
-    /// A request that this device never offered, and that can't be refused politely.
-    #[error("{} (request {}) is not supported", name(*.0), .0)]
-    Unsupported(u32),
-    /// The device answered something else than what was asked.
-    #[error("the device answered {} out of turn", name(*.0))]
-    OutOfTurn(u32),
-}
-
 /// What the filter knows of a ring.
 #[derive(Clone, Copy, Debug, Default)]
 struct RingState {
     has_kick: bool,
     enabled: bool,
+    /// It is in the other byte order.
+    is_foreign: bool,
 }
 
 /// The state of one connection.
 #[derive(Debug, Default)]
 pub struct Filter {
     asked_features: bool,
+    /// The frontend began with `SET_OWNER`.
+    is_owned_first: bool,
     /// Features in force at the device, whether the frontend set them or the filter.
     features: Option<u64>,
     protocol_features: u64,
@@ -239,9 +220,12 @@ impl Filter {
         if header.flags & REPLY != 0 {
             return Err(Refusal::Flags { request, flags: header.flags });
         }
-        let has_slots = self.protocol_features & PROTOCOL_F_SLOTS != 0;
-        check_descriptors(request, payload, descriptors, has_slots)?;
-        let steps = match request {
+        let has_slots = self.has(PROTOCOL_F_SLOTS);
+        check_descriptors(request, payload, descriptors, self.protocol_features)?;
+        self.check_ring(request, payload)?;
+        let used = used_len(request, payload).and_then(|len| payload.get(..len));
+        let (all, payload) = (payload, used.unwrap_or(payload));
+        let mut steps = match request {
             code::SET_FEATURES => self.set_features(header, payload)?,
             code::RESET_OWNER => {
                 self.features = None;
@@ -256,8 +240,12 @@ impl Filter {
             code::SET_VRING_KICK => self.kick(header, payload)?,
             code::GET_VRING_BASE => {
                 if let Some(ring) = self.ring(word(payload, 0)) {
-                    ring.has_kick = false;
+                    (ring.has_kick, ring.is_foreign) = (false, false);
                 }
+                vec![self.forward(header)]
+            }
+            code::SET_OWNER => {
+                self.is_owned_first |= !self.asked_features;
                 vec![self.forward(header)]
             }
             code::GET_FEATURES => {
@@ -273,8 +261,14 @@ impl Filter {
             code::SET_VRING_ADDR if has_slots && self.memory.is_empty() => {
                 return Err(Refusal::MemoryNotShared);
             }
-            code::SET_OWNER
-            | code::SET_VRING_NUM
+            code::SET_BACKEND_REQ_FD if self.has(PROTOCOL_F_BACKEND_REQ) => {
+                [vec![Step::KeepChannel], self.acknowledge(header, 0)].concat()
+            }
+            code::GET_CONFIG if self.has(PROTOCOL_F_CONFIG) => vec![self.forward(header)],
+            code::SET_VRING_ENDIAN if self.has(PROTOCOL_F_CROSS_ENDIAN) => {
+                self.set_byte_order(header, payload)?
+            }
+            code::SET_VRING_NUM
             | code::SET_VRING_ADDR
             | code::SET_VRING_BASE
             | code::SET_VRING_CALL
@@ -283,7 +277,27 @@ impl Filter {
             | code::GET_QUEUE_NUM => vec![self.forward(header)],
             _ => self.consume(header, payload)?,
         };
+        if payload.len() < all.len() && steps.iter().any(|s| matches!(s, Step::Forward { .. })) {
+            steps.insert(0, Step::Shorten(payload.len()));
+        }
         Ok(steps)
+    }
+
+    /// Whether a protocol feature is negotiated.
+    fn has(&self, protocol_feature: u64) -> bool {
+        self.protocol_features & protocol_feature != 0
+    }
+
+    fn check_ring(&self, request: u32, payload: &[u8]) -> Result<(), Refusal> {
+        let rings = self.rings.len();
+        match ring_of(request, payload) {
+            Some(ring) if usize::try_from(ring).is_ok_and(|ring| ring >= rings) => {
+                let is_last = usize::try_from(ring).is_ok_and(|ring| ring == rings);
+                let is_control = is_last && self.features.is_some_and(|f| f & F_CTRL_VQ != 0);
+                Err(Refusal::NoSuchRing { request, ring, rings, is_control })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Checks an answer of the device and rewrites its payload where the frontend expects another.
@@ -294,10 +308,16 @@ impl Filter {
         if self.awaited.take() != Some(header.request) || header.flags & REPLY == 0 {
             return Err(Refusal::OutOfTurn(header.request));
         }
-        if header.request == code::GET_QUEUE_NUM
-            && let Some(rings) = double_word(payload)
+        let hidden = match header.request {
+            code::GET_FEATURES => F_MAC,
+            code::GET_PROTOCOL_FEATURES => PROTOCOL_F_CONFIG,
+            _ => 0,
+        };
+        if hidden != 0
+            && !self.is_owned_first
+            && let Some(features) = double_word(payload)
         {
-            payload.copy_from_slice(&(rings / 2).to_ne_bytes());
+            payload.copy_from_slice(&(features & !hidden).to_ne_bytes());
         }
         Ok(())
     }
@@ -312,9 +332,7 @@ impl Filter {
     }
 
     fn acknowledges(&self, header: &Header) -> bool {
-        self.asked_features
-            && self.protocol_features & PROTOCOL_F_REPLY_ACK != 0
-            && header.needs_reply()
+        self.asked_features && self.has(PROTOCOL_F_REPLY_ACK) && header.needs_reply()
     }
 
     /// Passes a message on. The prediction of an answer follows the crate: it answers these
@@ -327,6 +345,7 @@ impl Filter {
                 | code::GET_QUEUE_NUM
                 | code::GET_MAX_MEM_SLOTS
                 | code::GET_VRING_BASE
+                | code::GET_CONFIG
         );
         let reply = always || self.acknowledges(header);
         if reply {
@@ -399,6 +418,9 @@ impl Filter {
         let [index, no_descriptor, ..] = value.to_le_bytes();
         let index = u32::from(index);
         let Some(ring) = self.ring(Some(index)) else { return Ok(vec![self.forward(header)]) };
+        if ring.is_foreign {
+            return Ok(self.acknowledge(header, 0));
+        }
         let live = ring.has_kick && ring.enabled;
         ring.has_kick = no_descriptor & 1 == 0;
         if !live {
@@ -412,6 +434,20 @@ impl Filter {
             Step::Inject(message(code::SET_VRING_ENABLE, 0, [a, b, c, d, e, f, g, h]))
         };
         Ok(vec![enable(0), self.forward(header), enable(1)])
+    }
+
+    /// Rings are read in one byte order, which is that of all drivers since virtio 1. A legacy driver has
+    /// its guest's: where that is another, its rings do not start, and it is said why.
+    fn set_byte_order(&mut self, header: &Header, payload: &[u8]) -> Result<Vec<Step>, Refusal> {
+        let (Some(index), Some(is_big)) = (word(payload, 0), word(payload, 4)) else {
+            return Err(Refusal::Malformed(header.request));
+        };
+        let is_foreign = is_big != 0;
+        if let Some(ring) = self.ring(Some(index)) {
+            ring.is_foreign = is_foreign;
+        }
+        let said = is_foreign.then_some(Step::OtherByteOrder);
+        Ok(said.into_iter().chain(self.acknowledge(header, is_foreign.into())).collect())
     }
 
     fn consume(&mut self, header: &Header, payload: &[u8]) -> Result<Vec<Step>, Refusal> {
@@ -428,7 +464,7 @@ impl Filter {
                 let mtu = u16::try_from(value()?).map_err(|_| Refusal::Malformed(request))?;
                 vec![Step::SetMtu { mtu, acknowledge }]
             }
-            code::SET_LOG_BASE if self.protocol_features & PROTOCOL_F_LOG_SHMFD != 0 => {
+            code::SET_LOG_BASE if self.has(PROTOCOL_F_LOG_SHMFD) => {
                 let halves = payload.split_at_checked(8);
                 let halves = halves.and_then(|(a, b)| Some((double_word(a)?, double_word(b)?)));
                 let (size, offset) = halves.ok_or(Refusal::Malformed(request))?;
@@ -436,6 +472,8 @@ impl Filter {
             }
             // An eventfd for news in the log, of which QEMU has no use.
             code::SET_LOG_FD => self.acknowledge(header, 0),
+            // Nothing in there is the driver's to write.
+            code::SET_CONFIG if self.has(PROTOCOL_F_CONFIG) => self.acknowledge(header, 1),
             code::SET_STATUS => {
                 self.status = value()?;
                 self.acknowledge(header, 0)

@@ -24,9 +24,9 @@
 use thiserror::Error;
 
 /// Length of what precedes the regions, in bytes.
-const HEAD_LEN: usize = 8;
+pub(super) const HEAD_LEN: usize = 8;
 /// Length of a region, in bytes.
-const REGION_LEN: usize = 32;
+pub(super) const REGION_LEN: usize = 32;
 /// Most regions of a whole table: each brings a descriptor.
 pub const MAX_REGIONS: usize = super::filter::MAX_DESCRIPTORS;
 /// Most regions that are told one by one: what the crate says that it has room for. Each keeps a

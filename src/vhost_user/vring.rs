@@ -134,8 +134,11 @@ impl Vring {
         }
     }
 
-    fn is_ready(&self) -> bool {
-        self.inner.get_ref().get_queue().ready()
+    /// Whether the device may be using it. A frontend sets up anew what it has stopped, or, like Linux's
+    /// virtio_uml, only disabled.
+    fn is_live(&self) -> bool {
+        let state = self.inner.get_ref();
+        state.get_queue().ready() && state.is_enabled()
     }
 }
 
@@ -205,9 +208,12 @@ impl VringT<SharedMemory> for Vring {
     }
 
     fn set_queue_next_avail(&self, base: u16) {
-        if self.is_ready() {
+        if self.is_live() {
             log::warn!("the frontend set the base of a running ring: ignored");
         } else {
+            self.own.set(FAULT, false);
+            self.own.set(UNCHECKED, true);
+            self.own.kicks.store(0, Ordering::Relaxed);
             self.inner.set_queue_next_avail(base);
         }
     }
@@ -215,7 +221,8 @@ impl VringT<SharedMemory> for Vring {
     /// Called by the crate with what it read from the used ring after each `SET_VRING_ADDR`. While
     /// the ring runs, that value is already older than the worker's.
     fn set_queue_next_used(&self, index: u16) {
-        if !self.is_ready() {
+        if !self.is_live() {
+            self.own.notified.store(index, Ordering::Relaxed);
             self.inner.set_queue_next_used(index);
         }
     }
@@ -225,7 +232,7 @@ impl VringT<SharedMemory> for Vring {
     }
 
     fn set_queue_size(&self, size: u16) {
-        if self.is_ready() {
+        if self.is_live() {
             log::warn!("the frontend set the size of a running ring: ignored");
             return;
         }

@@ -39,6 +39,11 @@ impl Learnt {
         Self { most: most.min(MAX_LEARNT), ..Self::default() }
     }
 
+    /// How many there may be.
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
     /// Whether a frame from `mac` may keep its source: the MAC is behind the vif, perhaps from now
     /// on.
     pub fn sees(&mut self, mac: Mac, now: Instant) -> bool {

@@ -16,6 +16,7 @@
 //! | [`arrival`] | a guest that has migrated here: its vnet is told by RARP |
 //! | [`throttle`], [`alarm`] | rate limits: what waits, what is dropped; the timer that ends the wait |
 //! | [`learnt`], [`learning`] | MACs behind the vif: a queue pair's table, and that of all of them together |
+//! | [`stranger`] | a guest that sends from a MAC where nobody finds it |
 //! | [`departed`], [`late`] | MACs that have left, whose late frames are sent on |
 //! | [`lanes`], [`unpacked`] | frames to and from other vifs of this host, through shared memory |
 //! | [`neighbors`], [`park`] | addresses learnt; frames that wait for one |
@@ -51,6 +52,7 @@ mod registration;
 pub mod ring;
 pub mod rx;
 pub mod serve;
+pub mod stranger;
 pub mod throttle;
 pub mod told;
 pub mod too_big;

@@ -21,9 +21,11 @@ use super::departed::LateSender;
 use super::lanes::Handovers;
 use super::neighbors::Question;
 use super::protect::Protection;
+use super::stranger::Stranger;
 use super::throttle::Direction;
 use super::worker::{Place, Worker};
 use crate::metrics::VifCounters;
+use crate::offload::features::Offloads;
 use crate::security::policy::Policy;
 use crate::sys::clock;
 use crate::time::Instant;
@@ -59,6 +61,8 @@ pub struct Nic {
     alarms: Vec<Option<Mutex<Alarm>>>,
     counters: Arc<VifCounters>,
     mtu: u16,
+    /// What is offered to drivers.
+    offloads: Offloads,
     busy_poll: Duration,
     /// Bit n: pair n's rings run.
     running: AtomicU64,
@@ -104,8 +108,10 @@ impl Nic {
     ) -> io::Result<Self> {
         let mut workers = workers;
         let handovers = Arc::new(Handovers::default());
+        let has_said = Arc::new(AtomicBool::new(false));
         for worker in &mut workers {
             worker.prepare_lanes(Arc::clone(&handovers))?;
+            worker.set_stranger(Stranger::new(Arc::clone(&has_said)));
         }
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let alarm = |worker: &Worker<UdpUnderlay>| {
@@ -117,6 +123,7 @@ impl Nic {
             workers: workers.into_iter().map(Mutex::new).collect(),
             counters,
             mtu,
+            offloads: Offloads::ALL,
             busy_poll: Duration::ZERO,
             running: AtomicU64::new(0),
             steered: Mutex::new(0),
@@ -131,6 +138,12 @@ impl Nic {
     #[must_use]
     pub fn with_busy_poll(self, busy_poll: Duration) -> Self {
         Self { busy_poll, ..self }
+    }
+
+    /// Only these offloads are offered to drivers.
+    #[must_use]
+    pub fn offering(self, offloads: Offloads) -> Self {
+        Self { offloads, ..self }
     }
 
     /// The vif's counters.

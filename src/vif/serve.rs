@@ -30,6 +30,7 @@ use super::throttle::{Limits, Throttle};
 use super::tx::SourceMac;
 use super::worker::Worker;
 use crate::metrics::VifCounters;
+use crate::offload::features::Offloads;
 use crate::security::Level;
 use crate::security::policy::{Floor, Policy};
 use crate::sys::bus_error;
@@ -75,6 +76,9 @@ pub struct Options {
     pub limits: Limits,
     /// How long workers look for frames before they sleep; zero for not at all.
     pub busy_poll: Duration,
+    /// Whether the guest may be given what saves it work: checksums that are still to be computed, or
+    /// that were verified, and several segments in one frame.
+    pub receive_offloads: bool,
     /// Most MACs behind the vif.
     pub learn: usize,
     /// Addresses that the guest is kept to; any if there are none.
@@ -302,7 +306,12 @@ fn new_nic(
     };
     let workers = (0_u32..).zip(registration.underlays).map(worker).collect();
     let nic = Nic::new(workers, Arc::clone(&counters), mtu);
-    Ok(nic.map_err(doing("cannot create a descriptor"))?.with_busy_poll(options.busy_poll))
+    let offloads = match options.receive_offloads {
+        true => Offloads::ALL,
+        false => Offloads::ALL.without(Offloads::RECEIVE),
+    };
+    let nic = nic.map_err(doing("cannot create a descriptor"))?;
+    Ok(nic.with_busy_poll(options.busy_poll).offering(offloads))
 }
 
 /// What the main thread waits for.

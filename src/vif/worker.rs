@@ -61,6 +61,7 @@ use super::park::Park;
 use super::paths::Paths;
 use super::protect::Protection;
 use super::rx::Receiver;
+use super::stranger::Stranger;
 use super::throttle::{Direction, Throttle};
 use super::told::ToldSenders;
 use super::tx::SourceMac;
@@ -125,6 +126,8 @@ pub struct Worker<U> {
     departures: Departures,
     /// MACs behind the vif.
     learnt: Learnt,
+    /// Whether the guest uses other MACs than those.
+    stranger: Stranger,
     /// Frames that wait for their destination to be resolved.
     park: Park,
     /// Rate limits.
@@ -210,6 +213,7 @@ impl<U: Underlay> Worker<U> {
             neighbors: Neighbors::default(),
             departures: Departures::default(),
             learnt: Learnt::default(),
+            stranger: Stranger::default(),
             park: Park::default(),
             throttle: Throttle::default(),
             layout: HeaderLayout { len: MODERN_HEADER_LEN, mergeable: false },
@@ -244,6 +248,11 @@ impl<U: Underlay> Worker<U> {
             sent_locally: Tally::default(),
             received_locally: Tally::default(),
         }
+    }
+
+    /// Other queue pairs of the NIC look for strangers, too.
+    pub fn set_stranger(&mut self, stranger: Stranger) {
+        self.stranger = stranger;
     }
 
     /// The same with rate limits.

@@ -28,6 +28,7 @@ mod flows;
 mod forged;
 mod frontends;
 mod guarded;
+mod guest_side;
 mod hostile_frontend;
 mod idle;
 mod injection;

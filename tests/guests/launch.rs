@@ -108,13 +108,20 @@ fn guest_memory_that_is_not_shared() {
     }
     let _turn = take_turn();
     let site = Site::new(1, Family::V4);
-    let qemus = [("installed", Qemu::Installed, 1), ("newest", newest_qemu(), 2)];
-    let mut pairs = qemus.map(|(name, qemu, mac)| {
+    let file = format!("memory-backend-file,id=mem,size=128M,mem-path={}", site.path().display());
+    let private = Some("memory-backend-memfd,id=mem,size=128M,share=off");
+    let kinds = [
+        ("none", Qemu::Installed, 1, None),
+        ("none-newest", newest_qemu(), 2, None),
+        ("file", Qemu::Installed, 3, Some(&*file)),
+        ("private", newest_qemu(), 4, private),
+    ];
+    let mut pairs = kinds.map(|(name, qemu, mac, object)| {
         step(&format!("{name}: {}", qemu.program()));
         let vif = Vif { vnet: 42, mac };
         let backend = Backend::start(name, vif, Listener::Backend, &site.varpds[0]);
         let nics = [Nic { backend: &backend, mtu: Some(1450), options: "", queue_pairs: 1 }];
-        let guest = Guest::start_unshared(name, qemu, &nics, site.path());
+        let guest = Guest::start_unshared(name, qemu, &nics, object, site.path());
         (guest, backend)
     });
     let said = |guest: &Guest, backend: &Backend| {
@@ -123,6 +130,7 @@ fn guest_memory_that_is_not_shared() {
     };
     let waits = pairs.each_mut().map(|(guest, backend)| {
         guest.wait_boot();
+        guest.run("ip link set eth0 up");
         wait_until("someone says what is wrong", Duration::from_secs(10), || {
             said(guest, backend) > 0
         });
@@ -132,6 +140,31 @@ fn guest_memory_that_is_not_shared() {
     for ((guest, backend), wait) in pairs.iter_mut().zip(waits) {
         assert_eq!(guest.wait(wait).0, 0, "it waits");
         assert!(said(guest, backend) <= 3, "said {} times", said(guest, backend));
+        backend.process.assert_running();
+    }
+}
+
+/// QEMU takes the number of rings that a backend serves for one of queue pairs.
+#[test]
+fn more_queues_than_are_served_are_refused_and_said() {
+    if !can_boot_guests("more queues than are served") {
+        return;
+    }
+    let _turn = take_turn();
+    let site = Site::new(1, Family::V4);
+    for (name, qemu, mac) in [("installed", Qemu::Installed, 1), ("newest", newest_qemu(), 2)] {
+        let vif = Vif { vnet: 42, mac };
+        let mut backend = Backend::start(name, vif, Listener::Backend, &site.varpds[0]);
+        let nics = [Nic { backend: &backend, mtu: Some(1450), options: "", queue_pairs: 2 }];
+        let guest = Guest::start(name, qemu, &nics, site.path());
+        let what = "give QEMU no more than queues=1";
+        wait_until("the backend says what to do", Duration::from_secs(30), || {
+            backend.process.log().contains(what)
+        });
+        wait_until("so does QEMU", Duration::from_secs(30), || {
+            guest.process.log().contains("qemu-system-x86_64: ")
+        });
+        step(&format!("{}: {}", qemu.program(), guest.process.log().trim()));
         backend.process.assert_running();
     }
 }

@@ -34,6 +34,7 @@ mod secured;
 mod sniffer;
 mod station;
 mod timing;
+mod uml;
 mod uso;
 mod withhold;
 

@@ -34,14 +34,13 @@ const MTU: u32 = 3;
 const GUEST_TSO4: u32 = 7;
 const GUEST_TSO6: u32 = 8;
 const GUEST_ECN: u32 = 9;
-const GUEST_ANNOUNCE: u32 = 21;
 const GUEST_USO4: u32 = 54;
 const GUEST_USO6: u32 = 55;
 const HOST_USO: u32 = 56;
 const USO: [u32; 3] = [GUEST_USO4, GUEST_USO6, HOST_USO];
 
-/// These need what the generic device does not have: a configuration space, a control queue.
-const NEVER: [u32; 2] = [MTU, GUEST_ANNOUNCE];
+/// This needs what the generic device does not have: a configuration space.
+const NEVER: [u32; 1] = [MTU];
 /// Without these a guest checks what it gets, and gets no more at once than was on a wire.
 const PLAIN: [u32; 6] = [GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_ECN, GUEST_USO4, GUEST_USO6];
 

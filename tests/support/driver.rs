@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 use std::time::Duration;
 
+use libc::{MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -53,34 +54,8 @@ pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
 pub const INDIRECT: u16 = 4;
 
-/// Request numbers.
-pub mod request {
-    pub const GET_FEATURES: u32 = 1;
-    pub const SET_FEATURES: u32 = 2;
-    pub const SET_OWNER: u32 = 3;
-    pub const SET_MEM_TABLE: u32 = 5;
-    pub const SET_LOG_BASE: u32 = 6;
-    pub const SET_LOG_FD: u32 = 7;
-    pub const SET_VRING_NUM: u32 = 8;
-    pub const SET_VRING_ADDR: u32 = 9;
-    pub const SET_VRING_BASE: u32 = 10;
-    pub const GET_VRING_BASE: u32 = 11;
-    pub const SET_VRING_KICK: u32 = 12;
-    pub const SET_VRING_CALL: u32 = 13;
-    pub const SET_VRING_ERR: u32 = 14;
-    pub const GET_PROTOCOL_FEATURES: u32 = 15;
-    pub const SET_PROTOCOL_FEATURES: u32 = 16;
-    pub const GET_QUEUE_NUM: u32 = 17;
-    pub const SET_VRING_ENABLE: u32 = 18;
-    pub const SEND_RARP: u32 = 19;
-    pub const NET_SET_MTU: u32 = 20;
-    pub const VRING_KICK: u32 = 35;
-    pub const GET_MAX_MEM_SLOTS: u32 = 36;
-    pub const ADD_MEM_REG: u32 = 37;
-    pub const REM_MEM_REG: u32 = 38;
-    pub const SET_STATUS: u32 = 39;
-    pub const GET_STATUS: u32 = 40;
-}
+#[path = "request.rs"]
+pub mod request;
 
 /// Waits until `fd` is readable; false at the deadline.
 pub fn readable(fd: &impl AsRawFd, timeout: Duration) -> bool {
@@ -99,10 +74,21 @@ pub struct Memory {
 
 impl Memory {
     pub fn new(len: usize) -> Self {
+        Self::mapped(len, MAP_SHARED)
+    }
+
+    /// Memory that nobody else sees what is written to, though its file can be mapped.
+    pub fn private(len: usize) -> Self {
+        Self::mapped(len, MAP_PRIVATE)
+    }
+
+    fn mapped(len: usize, flags: i32) -> Self {
         let file = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).expect("a memfd"));
         file.set_len(len as u64).expect("room for guest memory");
         let offset = FileOffset::new(file.try_clone().expect("a descriptor"), 0);
-        Self { file, map: MmapRegion::from_file(offset, len).expect("guest memory") }
+        let (protection, flags) = (PROT_READ | PROT_WRITE, MAP_NORESERVE | flags);
+        let map = MmapRegion::build(Some(offset), len, protection, flags).expect("guest memory");
+        Self { file, map }
     }
 
     pub fn len(&self) -> usize {
@@ -448,6 +434,8 @@ pub struct Options {
     pub tx_buffer: u32,
     /// Whether guest memory is told region by region.
     pub slots: bool,
+    /// Whether what is written to guest memory is the driver's own.
+    pub is_private: bool,
     /// Features that are acknowledged besides the usual ones: offloads.
     pub offloads: u64,
     pub order: Order,
@@ -463,6 +451,7 @@ impl Default for Options {
             rx_buffer: 2048,
             tx_buffer: 2048,
             slots: false,
+            is_private: false,
             offloads: 0,
             order: Order::Qemu,
         }
@@ -512,7 +501,8 @@ impl Driver {
         let pair_len = 2 * ring + rx_len + tx_len + 32 * size;
         let pair_len = pair_len.next_multiple_of(4096);
         let len = SCRATCH_LEN + pair_len * options.pairs as u64;
-        let memory = Arc::new(Memory::new(len as usize));
+        let map = if options.is_private { Memory::private } else { Memory::new };
+        let memory = Arc::new(map(len as usize));
         let pairs = (0..options.pairs).map(|n| {
             let at = SCRATCH_LEN + pair_len * n as u64;
             let queue = |index: usize, at| {
@@ -542,7 +532,7 @@ impl Driver {
         control.set_u64(request::SET_PROTOCOL_FEATURES, protocol & wanted)?;
         control.acknowledge = protocol & P_REPLY_ACK != 0;
         let most = control.get_u64(request::GET_QUEUE_NUM)?;
-        assert!(most >= self.options.pairs as u64, "the backend has {most} queue pairs");
+        assert!(most >= 2 * self.options.pairs as u64, "the backend has {most} rings");
         control.set(request::SET_OWNER, &[], &[])?;
         let mut features = F_MRG_RXBUF | F_INDIRECT_DESC | F_PROTOCOL_FEATURES | F_VERSION_1;
         if self.options.event_idx {

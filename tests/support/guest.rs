@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -179,6 +180,25 @@ impl Guest {
         Self::start_command(name, &mut command, directory)
     }
 
+    /// Starts a guest under User-Mode Linux out of what tests/uml-guest has made in `made`; its agent is on
+    /// a serial line.
+    pub(crate) fn start_uml(name: &str, made: &Path, socket: &Path, directory: &Path) -> Self {
+        let path = directory.join(format!("{name}.agent"));
+        let listener = UnixListener::bind(&path).expect("the agent's socket");
+        let line = UnixStream::connect(&path).expect("a listener");
+        listener.set_nonblocking(true).expect("a listener that does not block");
+        let mut command = Command::new("linux.uml");
+        command.args(["mem=128M", "quiet", "con=null", "con0=null,fd:1", "ssl=null"]);
+        command.args(["ssl0=fd:0,fd:0", &format!("umid={name}")]);
+        command.arg(format!("uml_dir={}", directory.display()));
+        command.arg(format!("initrd={}", made.join("initramfs.cpio.gz").display()));
+        command.arg(format!("virtio_uml.device={}:1", socket.display()));
+        let (program, line) = (format!("guest-{name}"), Stdio::from(OwnedFd::from(line)));
+        let process = Process::start_reading(&program, directory, &mut command, line);
+        let (agent, directory) = (Agent::new(listener), directory.to_owned());
+        Self { process, agent, name: name.to_owned(), boot_id: String::new(), directory }
+    }
+
     /// Where QEMU waits for the guest, in the form in which it is told so.
     pub(crate) fn incoming(&self) -> String {
         format!("unix:{}", incoming(&self.name, &self.directory))
@@ -196,9 +216,21 @@ impl Guest {
         to.boot_id.clone_from(&self.boot_id);
     }
 
-    /// Starts a guest whose memory is not shared, which cannot work.
-    pub(crate) fn start_unshared(name: &str, qemu: Qemu, nics: &[Nic<'_>], at: &Path) -> Self {
-        Self::start_command(name, machine(qemu, nics).args(["-machine", "q35"]), at)
+    /// Starts a guest whose memory is not shared, which cannot work; `object` is what the memory is, if
+    /// not QEMU's own.
+    pub(crate) fn start_unshared(
+        name: &str,
+        qemu: Qemu,
+        nics: &[Nic<'_>],
+        object: Option<&str>,
+        at: &Path,
+    ) -> Self {
+        let mut command = machine(qemu, nics);
+        match object {
+            Some(object) => command.args(shared_memory(object)),
+            None => command.args(["-machine", "q35"]),
+        };
+        Self::start_command(name, &mut command, at)
     }
 
     /// Starts a guest with a command that ends in QEMU options: those for the agent are added.

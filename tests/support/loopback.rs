@@ -11,6 +11,7 @@ use std::time::Duration;
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vnet::offload::features::Offloads;
 use vnet::sys::clock;
 use vnet::vhost_user::device::{DataPath, Interest, Rings, Wake};
 use vnet::vhost_user::vring::{GuestMemory, Ring, RingError};
@@ -22,6 +23,8 @@ const BACKLOG: usize = 2048;
 /// Longest frame, without header.
 const LONGEST: usize = 65_550;
 const HEADER_LEN: usize = 12;
+/// The NIC's address.
+pub const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 
 pub struct Loopback {
     pairs: Vec<PairState>,
@@ -231,8 +234,16 @@ impl DataPath for Loopback {
         self.pairs.len()
     }
 
+    fn mac(&self) -> Option<[u8; 6]> {
+        Some(MAC)
+    }
+
     fn mtu(&self) -> Option<u16> {
         self.mtu
+    }
+
+    fn offloads(&self) -> u64 {
+        Offloads::ALL.bits()
     }
 
     fn busy_poll(&self) -> Duration {

@@ -24,11 +24,21 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `command`, whose output goes to `NAME.log` in `directory`.
     pub(crate) fn start(name: &str, directory: &Path, command: &mut Command) -> Self {
+        Self::start_reading(name, directory, command, Stdio::null())
+    }
+
+    /// The same with something to read on its standard input.
+    pub(crate) fn start_reading(
+        name: &str,
+        directory: &Path,
+        command: &mut Command,
+        input: Stdio,
+    ) -> Self {
         let log = directory.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log).expect("a log file");
         let other = file.try_clone().expect("a second handle of the log file");
         let child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(file)
             .stderr(other)
             .process_group(0)

@@ -60,6 +60,11 @@ pub trait DataPath: Send + Sync + 'static {
     /// Number of queue pairs, 1 to [`MAX_QUEUE_PAIRS`](super::MAX_QUEUE_PAIRS).
     fn queue_pairs(&self) -> usize;
 
+    /// The NIC's MAC, for frontends that do not know it themselves.
+    fn mac(&self) -> Option<[u8; 6]> {
+        None
+    }
+
     /// MTU in bytes that the guest should use, if it should be offered one.
     fn mtu(&self) -> Option<u16>;
 

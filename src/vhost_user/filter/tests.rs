@@ -77,15 +77,132 @@ fn a_live_kick_is_replaced_while_the_ring_is_disabled() {
     assert_eq!(steps(&mut filter, code::SET_VRING_KICK, &kick).unwrap(), [QUIET]);
 }
 
-#[test]
-fn rings_become_pairs_in_the_answer() {
-    let mut filter = negotiated();
-    let asked = filter.request(&header(code::GET_QUEUE_NUM, 0), &[], 0).unwrap();
+/// Asks for something that the device answers with 64 bits; what the frontend gets.
+fn answered(filter: &mut Filter, request: u32, value: u64) -> u64 {
+    let asked = filter.request(&header(request, 0), &[], 0).unwrap();
     assert_eq!(asked, [Step::Forward { reply: true }]);
-    let mut payload = 4_u64.to_ne_bytes();
-    let answer = Header { request: code::GET_QUEUE_NUM, flags: VERSION | REPLY, size: 8 };
+    let mut payload = value.to_ne_bytes();
+    let answer = Header { request, flags: VERSION | REPLY, size: 8 };
     filter.reply(&answer, &mut payload).unwrap();
-    assert_eq!(u64::from_ne_bytes(payload), 2);
+    u64::from_ne_bytes(payload)
+}
+
+#[test]
+fn rings_are_counted_and_one_beyond_is_refused_with_what_to_do() {
+    let mut filter = negotiated();
+    assert_eq!(answered(&mut filter, code::GET_QUEUE_NUM, 4), 4);
+    let beyond: [(u32, Vec<u8>); 8] = [
+        (code::SET_VRING_NUM, pair(4, 256)),
+        (code::SET_VRING_ADDR, [pair(4, 0), vec![0; 32]].concat()),
+        (code::SET_VRING_BASE, pair(4, 0)),
+        (code::GET_VRING_BASE, pair(4, 0)),
+        (code::SET_VRING_ENABLE, pair(4, 1)),
+        (code::SET_VRING_KICK, 4_u64.to_ne_bytes().to_vec()),
+        (code::SET_VRING_CALL, 0x104_u64.to_ne_bytes().to_vec()),
+        (code::SET_VRING_ERR, 4_u64.to_ne_bytes().to_vec()),
+    ];
+    for (request, payload) in &beyond {
+        let refused = steps(&mut filter, *request, payload).unwrap_err();
+        let expected =
+            Refusal::NoSuchRing { request: *request, ring: 4, rings: 4, is_control: false };
+        assert_eq!(refused, expected);
+    }
+    let refused = steps(&mut filter, code::SET_VRING_CALL, &4_u64.to_ne_bytes()).unwrap_err();
+    let said = "SET_VRING_CALL for ring 4, where 4 are served, those of 2 queue pair(s): give QEMU no more than \
+        queues=2, or start the backend with more --queue-pairs";
+    assert_eq!(refused.to_string(), said);
+    steps(&mut filter, code::SET_FEATURES, &F_CTRL_VQ.to_ne_bytes()).unwrap();
+    let refused = steps(&mut filter, code::SET_VRING_NUM, &pair(4, 64)).unwrap_err();
+    assert!(refused.to_string().contains("control queue"), "{refused}");
+}
+
+/// QEMU, which keeps it itself, asks for the features first.
+#[test]
+fn the_configuration_space_is_told_to_who_begins_with_set_owner() {
+    for is_owned_first in [false, true] {
+        let mut filter = Filter::new(2);
+        if is_owned_first {
+            steps(&mut filter, code::SET_OWNER, &[]).unwrap();
+        }
+        let told = |value| if is_owned_first { value } else { 0 };
+        let features = answered(&mut filter, code::GET_FEATURES, F_MAC | 1);
+        assert_eq!(features, told(F_MAC) | 1);
+        if !is_owned_first {
+            steps(&mut filter, code::SET_OWNER, &[]).unwrap();
+        }
+        let offered = PROTOCOL_F_CONFIG | PROTOCOL_F_REPLY_ACK;
+        let protocol = answered(&mut filter, code::GET_PROTOCOL_FEATURES, offered);
+        assert_eq!(protocol, told(PROTOCOL_F_CONFIG) | PROTOCOL_F_REPLY_ACK);
+        let question = [0_u32, 6, 0].map(u32::to_ne_bytes).concat();
+        let question = [&question[..], &[0; 6]].concat();
+        let ask = header(code::GET_CONFIG, question.len());
+        let refused = Err(Refusal::Unsupported(code::GET_CONFIG));
+        assert_eq!(filter.request(&ask, &question, 0), refused, "not negotiated yet");
+        steps(&mut filter, code::SET_PROTOCOL_FEATURES, &protocol.to_ne_bytes()).unwrap();
+        let answer = filter.request(&ask, &question, 0);
+        let expected =
+            if is_owned_first { Ok(vec![Step::Forward { reply: true }]) } else { refused };
+        assert_eq!(answer, expected);
+        filter.awaited = None;
+        let write = Header { request: code::SET_CONFIG, flags: VERSION | NEED_REPLY, size: 18 };
+        let refused = Step::Answer(acknowledgement(code::SET_CONFIG, 1));
+        assert_eq!(filter.request(&write, &question, 0).unwrap(), [refused], "read-only");
+    }
+}
+
+#[test]
+fn of_a_payload_only_what_is_used_is_passed_on() {
+    let region = [0_u64, 4096, 1 << 32, 0].map(u64::to_ne_bytes).concat();
+    let table = [pair(1, 0), region.clone(), vec![0xff; 32]].concat();
+    let mut filter = negotiated();
+    let steps_of = filter.request(&header(code::SET_MEM_TABLE, table.len()), &table, 1).unwrap();
+    let regions = Table::default().replace(&table[..40]).unwrap().to_vec();
+    assert_eq!(steps_of, [Step::Shorten(40), Step::Measure { first: 0, regions }, QUIET]);
+    let enable = [pair(1, 1), vec![7; 4]].concat();
+    let enabled = steps(&mut filter, code::SET_VRING_ENABLE, &enable).unwrap();
+    assert!(matches!(&enabled[..], [Step::Shorten(8), Step::Inject(_), QUIET]), "{enabled:?}");
+    assert_eq!(steps(&mut filter, code::SEND_RARP, &[0; 64]).unwrap(), [Step::Announce]);
+    // Less than is used stays malformed.
+    for len in [0, 8, 39] {
+        let refused = filter.request(&header(code::SET_MEM_TABLE, len), &table[..len], 1);
+        assert!(refused.is_err(), "{len} bytes");
+    }
+}
+
+#[test]
+fn a_ring_in_the_other_byte_order_does_not_start() {
+    let mut filter = Filter::new(2);
+    steps(&mut filter, code::GET_FEATURES, &[]).unwrap();
+    let unknown = Err(Refusal::Unsupported(code::SET_VRING_ENDIAN));
+    assert_eq!(steps(&mut filter, code::SET_VRING_ENDIAN, &pair(0, 1)), unknown);
+    let protocol = PROTOCOL_F_CROSS_ENDIAN | PROTOCOL_F_REPLY_ACK;
+    steps(&mut filter, code::SET_PROTOCOL_FEATURES, &protocol.to_ne_bytes()).unwrap();
+    assert_eq!(steps(&mut filter, code::SET_VRING_ENDIAN, &pair(0, 0)).unwrap(), []);
+    let kick = 0_u64.to_ne_bytes();
+    let foreign = steps(&mut filter, code::SET_VRING_ENDIAN, &pair(0, 1)).unwrap();
+    assert_eq!(foreign, [Step::OtherByteOrder]);
+    assert_eq!(steps(&mut filter, code::SET_VRING_KICK, &kick).unwrap(), []);
+    let asking = Header { request: code::SET_VRING_ENDIAN, flags: VERSION | NEED_REPLY, size: 8 };
+    let refused = Step::Answer(acknowledgement(code::SET_VRING_ENDIAN, 1));
+    let asked = filter.request(&asking, &pair(1, 1), 0).unwrap();
+    assert_eq!(asked, [Step::OtherByteOrder, refused]);
+    // The next driver is another one.
+    steps(&mut filter, code::GET_VRING_BASE, &pair(0, 0)).unwrap();
+    assert_eq!(steps(&mut filter, code::SET_VRING_KICK, &kick).unwrap(), [QUIET]);
+}
+
+#[test]
+fn the_frontends_channel_is_taken_with_its_descriptor() {
+    let mut filter = negotiated();
+    let take = header(code::SET_BACKEND_REQ_FD, 0);
+    let unknown = Err(Refusal::Unsupported(take.request));
+    assert_eq!(filter.request(&take, &[], 1), unknown);
+    steps(&mut filter, code::SET_PROTOCOL_FEATURES, &PROTOCOL_F_BACKEND_REQ.to_ne_bytes()).unwrap();
+    assert_eq!(filter.request(&take, &[], 1).unwrap(), [Step::KeepChannel]);
+    for count in [0, 2] {
+        let refused = Err(Refusal::Descriptors { request: take.request, count });
+        assert_eq!(filter.request(&take, &[], count), refused);
+    }
 }
 
 #[test]

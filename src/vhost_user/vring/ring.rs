@@ -120,12 +120,18 @@ impl Ring<'_> {
         Ok(())
     }
 
-    /// Whether the guest keeps kicking while the ring is all zero here: its memory is mapped
-    /// privately somewhere. True once per start.
-    pub(in crate::vhost_user) fn looks_unshared(&self, memory: &MemoryGuard) -> bool {
-        if self.own.kicks.load(Ordering::Relaxed) != SUSPICIOUS_KICKS {
-            return false;
-        }
+    /// Whether it was kicked since it started.
+    pub(in crate::vhost_user) fn was_kicked(&self) -> bool {
+        self.own.kicks.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether it was kicked more often than one that is filled later.
+    pub(in crate::vhost_user) fn is_kicked_on(&self) -> bool {
+        self.own.kicks.load(Ordering::Relaxed) >= SUSPICIOUS_KICKS
+    }
+
+    /// Whether nobody has used the ring, as far as can be seen here.
+    pub(in crate::vhost_user) fn looks_untouched(&self, memory: &MemoryGuard) -> bool {
         let head = memory.read_obj::<[u64; 2]>(GuestAddress(self.queue().desc_table()));
         let index = self.load_avail(memory, 2);
         self.queue().next_avail() == 0

@@ -136,6 +136,26 @@ fn a_running_ring_is_not_moved() {
     assert_eq!(indices(bed.vring.lock()), (2, 3, 8));
 }
 
+/// As Linux's virtio_uml does for a driver that is loaded again.
+#[test]
+fn a_disabled_ring_is_set_up_anew() {
+    let bed = bed(true);
+    bed.notified_after(5);
+    bed.vring.lock().stop_with_error(&RingError::Malformed("test"));
+    bed.vring.set_enabled(false);
+    bed.vring.set_queue_size(8);
+    bed.vring.set_queue_next_avail(0);
+    bed.vring.set_queue_info(TABLE + 0x100, AVAIL + 0x100, USED + 0x100).unwrap();
+    bed.vring.set_queue_next_used(0);
+    bed.vring.set_enabled(true);
+    let ring = bed.vring.lock();
+    assert!(ring.is_running() && ring.is_unchecked());
+    let queue = ring.queue();
+    assert_eq!((queue.next_used(), queue.next_avail(), queue.size()), (0, 0, 8));
+    drop(ring);
+    assert!(bed.notified_after(1), "the first used chain is told");
+}
+
 #[test]
 fn a_stopped_ring_runs_again_after_a_reset() {
     let bed = bed(true);

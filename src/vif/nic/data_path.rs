@@ -42,12 +42,16 @@ impl DataPath for Nic {
         self.workers.len()
     }
 
+    fn mac(&self) -> Option<[u8; 6]> {
+        self.worker(ANNOUNCING_PAIR).map(|worker| worker.place().receiver.key.mac.0)
+    }
+
     fn mtu(&self) -> Option<u16> {
         Some(self.mtu)
     }
 
     fn offloads(&self) -> u64 {
-        Offloads::ALL.bits()
+        self.offloads.bits()
     }
 
     fn descriptors(&self, pair: usize) -> Vec<RawFd> {

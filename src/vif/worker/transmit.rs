@@ -18,8 +18,10 @@ use crate::vif::guest::{self, MODERN_HEADER_LEN, TransmitFrame};
 use crate::vif::lanes::Written;
 use crate::vif::outgoing::{AddressBytes, Batch, Lead, Route};
 use crate::vif::ring::RingView;
+use crate::vif::stranger;
 use crate::vif::throttle::{Allowance, Cost, Direction};
 use crate::vif::tx::{self, SourceMac, Verdict};
+use crate::wire::frame::Addresses;
 use crate::wire::{Capabilities, CareOf, encap, frame};
 
 /// Frames of one batch at most, and bytes after which it is large enough.
@@ -137,8 +139,8 @@ impl<U: Underlay> Worker<U> {
         let key = self.place.receiver.key;
         let Self { learnt, neighbors, source_mac, .. } = self;
         let mut judged = tx::judge(key, *source_mac, frame.ethernet(), learnt, neighbors, now);
-        if judged.is_stamped && self.source_mac == SourceMac::Stamp {
-            self.counters.inc(VifCounter::tx_stamped);
+        if judged.is_stamped {
+            self.look_at_stranger(frame);
         }
         if let Some(exit) = exit {
             exit.judge(&mut judged, frame, &mut batch.pieces);
@@ -173,6 +175,19 @@ impl<U: Underlay> Worker<U> {
                 batch.pieces.truncate(start);
                 Some(if counter == VifCounter::tx_parked { len } else { 0 })
             }
+        }
+    }
+
+    /// A frame whose source MAC is none of the vif's.
+    #[cold]
+    fn look_at_stranger(&mut self, frame: &TransmitFrame) {
+        if self.source_mac == SourceMac::Stamp {
+            self.counters.inc(VifCounter::tx_stamped);
+        }
+        let Ok(addresses) = Addresses::parse(frame.ethernet()) else { return };
+        if self.stranger.sees(addresses.source) {
+            let own = self.place.receiver.key.mac;
+            log::warn!("{}", stranger::complaint(addresses.source, own, self.learnt.most()));
         }
     }
 

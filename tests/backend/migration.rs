@@ -294,6 +294,11 @@ fn arrive(two: &mut Nic, there: Backend, is_told: bool) {
     two.backend = there;
 }
 
+/// RARP frames that tell of an arrival. The early ones may fall together, where the backend waits for a
+/// processor.
+const SERIES: u64 = 7;
+const LEAST: u64 = 4;
+
 /// RARP frames of guest 2 among those that arrive until `count` have, and a numbered frame.
 fn take_rarps(one: &mut Nic, count: u64) {
     for _ in 0..count {
@@ -333,16 +338,17 @@ fn arrivals_are_announced(net: &Net) {
         step(name);
         let there = start(name, &net.varpds[host]);
         arrive(&mut two, there, is_told);
-        take_rarps(&mut one, 5);
-        assert_eq!(sent(&two, host), 5);
+        take_rarps(&mut one, LEAST);
+        wait_until("the arrival is announced", SOON, || sent(&two, host) >= LEAST);
+        assert!(sent(&two, host) <= SERIES);
         one.introduce(&mut two);
     }
-    step("the frontend says so again, later");
-    for _ in 0..3 {
+    step("the frontend says so again, later, and more often than is needed");
+    wait_until("another series", SOON, || {
         two.driver.control.set_u64(request::SEND_RARP, 0).unwrap();
-    }
-    take_rarps(&mut one, 5);
-    assert_eq!(sent(&two, 1), 10);
+        sent(&two, 1) >= SERIES + LEAST
+    });
+    assert!(sent(&two, 1) <= 3 * SERIES, "not a frame each time");
     one.introduce(&mut two);
 }
 

@@ -137,7 +137,7 @@ mod tests {
     fn without_those_of_receiving_the_rest_is_whole() {
         let rest = Offloads::ALL.without(Offloads::RECEIVE);
         assert_eq!(Offloads::from_features(rest.bits()), rest);
-        assert_eq!(Offloads::from_features(u64::MAX & !Offloads::GUEST_CSUM.bits()), rest);
+        assert_eq!(Offloads::from_features(!Offloads::GUEST_CSUM.bits()), rest);
     }
 
     #[test]

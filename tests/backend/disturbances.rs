@@ -15,7 +15,8 @@
 //! |---|---|
 //! | [`shape`] | what differs from world to world |
 //! | [`world`] | the hosts and what runs on them |
-//! | [`programs`], [`moves`], [`cables`], [`keys`] | what happens |
+//! | [`programs`], [`moves`], [`cables`], [`keys`], [`hostile`] | what happens |
+//! | [`observer`] | the underlay: nothing of a secured vnet is there in the clear |
 //! | [`guests`], [`frames`] | guests, and what they say |
 //! | [`hearing`] | who hears what, once and in order |
 //! | [`growth`] | memory and descriptors of the programs |
@@ -29,8 +30,10 @@ mod frames;
 mod growth;
 mod guests;
 mod hearing;
+mod hostile;
 mod keys;
 mod moves;
+mod observer;
 mod programs;
 mod rough;
 mod shape;
@@ -104,6 +107,8 @@ enum Event {
     CablePulled,
     /// A host gets another address.
     HostRenumbered,
+    /// A host's interface is deleted and made again.
+    InterfaceRebuilt,
     /// A host's cable loses packets.
     CableLoses,
     /// A host's cable carries packets twice.
@@ -118,10 +123,18 @@ enum Event {
     KeysRotatedUnseen,
     /// The same while a host's cable is pulled.
     KeysRotatedApart,
+    /// A user of a host sends what only members of the secured vnets may.
+    Forged,
+    /// What members have sent comes again.
+    Replayed,
+    /// Another process connects to a NIC's socket, before its frontend or beside it.
+    SocketGrabbed,
+    /// A mapper is without its configuration for a while.
+    ConfigLost,
 }
 
 impl Event {
-    const ALL: [Self; 30] = [
+    const ALL: [Self; 35] = [
         Self::BackendKilled,
         Self::BackendReplaced,
         Self::BackendStopped,
@@ -145,6 +158,7 @@ impl Event {
         Self::InterfaceDown,
         Self::CablePulled,
         Self::HostRenumbered,
+        Self::InterfaceRebuilt,
         Self::CableLoses,
         Self::CableRepeats,
         Self::CableReorders,
@@ -152,6 +166,10 @@ impl Event {
         Self::KeysRotated,
         Self::KeysRotatedUnseen,
         Self::KeysRotatedApart,
+        Self::Forged,
+        Self::Replayed,
+        Self::SocketGrabbed,
+        Self::ConfigLost,
     ];
 
     /// Whether it may happen while a cable is bad: not if it waits for what is in order only then.
@@ -159,6 +177,7 @@ impl Event {
         !matches!(
             self,
             Self::CablePulled
+                | Self::InterfaceRebuilt
                 | Self::CableLoses
                 | Self::CableRepeats
                 | Self::CableReorders
@@ -176,8 +195,9 @@ impl Event {
                 | Self::MapperKilled
                 | Self::MappersReplaced
                 | Self::HostFailed
-                | Self::HostRenumbered
                 | Self::KeysRotatedUnseen
+                | Self::SocketGrabbed
+                | Self::ConfigLost
         )
     }
 }
@@ -225,6 +245,7 @@ impl World {
             Event::InterfaceDown => self.take_down(host),
             Event::CablePulled => self.pull_cable(host),
             Event::HostRenumbered => self.renumber(host),
+            Event::InterfaceRebuilt => self.rebuild_interface(host),
             Event::CableLoses => self.lose(host),
             Event::CableRepeats => self.repeat(host),
             Event::CableReorders => self.reorder(host),
@@ -232,6 +253,10 @@ impl World {
             Event::KeysRotated => self.rotate_keys(),
             Event::KeysRotatedUnseen => self.rotate_unseen(host),
             Event::KeysRotatedApart => self.rotate_apart(host),
+            Event::Forged => self.forge(host),
+            Event::Replayed => self.replay(host),
+            Event::SocketGrabbed => self.grab_socket(guest),
+            Event::ConfigLost => self.lose_config(host),
         }
     }
 }
@@ -271,6 +296,7 @@ fn run(what: &str, seed: u64, mut goes_on: impl FnMut(usize) -> bool) {
         times.0.entry(event).or_default().push(recovered);
         events += 1;
     }
+    world.assert_observed();
     times.print();
     step(&format!(
         "{events} events; {} frames sent, {} arrived twice, after a backend was killed or packets were repeated; {}",

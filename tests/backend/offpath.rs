@@ -16,7 +16,7 @@ pub(crate) struct OffPath(Socket);
 
 impl OffPath {
     /// On the host of this thread.
-    fn open(own: Ipv4Addr) -> Self {
+    pub(crate) fn open(own: Ipv4Addr) -> Self {
         // IPPROTO_RAW: the IP header is the sender's, all but its checksum and length (raw(7)).
         let raw = Protocol::from(libc::IPPROTO_RAW);
         let socket = Socket::new(Domain::IPV4, Type::RAW, Some(raw)).unwrap();

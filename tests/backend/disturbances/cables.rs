@@ -27,43 +27,70 @@ impl World {
     pub(super) fn take_down(&mut self, number: usize) {
         self.net.underlay.host(number).ip("link set eth0 down");
         self.idle(1000);
-        let host = self.net.underlay.host(number);
-        host.ip("link set eth0 up");
+        self.net.underlay.host(number).ip("link set eth0 up");
         // The kernel forgets IPv6 addresses of an interface that is down; who configures it does not.
         if self.shape.family == Family::V6 {
-            host.ip(&format!("address add {}/64 dev eth0 nodad", self.addresses[number]));
+            self.address(number);
         }
     }
 
-    /// A host gets another address, to which its varpd and its backends follow.
+    /// A host gets another address, at times several in a row, to which its varpd and its backends
+    /// follow; at times varpd is started again meanwhile.
     pub(super) fn renumber(&mut self, number: usize) {
-        // Their frontends do not look after them.
-        self.left_behind.clear();
+        let restarts = !self.shape.programs_last && self.random.per_mille(300);
+        if restarts {
+            self.net.varpds[number].kill();
+        }
+        for _ in 0..=self.random.range(0, 3) {
+            self.give_another_address(number);
+            self.idle(200);
+        }
+        if restarts {
+            self.net.varpds[number].start_again();
+        }
+    }
+
+    fn give_another_address(&mut self, number: usize) {
         let host = self.net.underlay.host(number);
         let (old, other) = (self.addresses[number], number + 101);
-        let (new, prefix) = match host.address(self.shape.family) {
-            own if own != old => (own, if own.is_ipv4() { 24 } else { 64 }),
-            IpAddr::V4(_) => (IpAddr::from([192, 0, 2, other as u8]), 24),
-            IpAddr::V6(_) => (IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, other as u16]), 64),
+        let new = match host.address(self.shape.family) {
+            own if own != old => own,
+            IpAddr::V4(_) => IpAddr::from([192, 0, 2, other as u8]),
+            IpAddr::V6(_) => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, other as u16]),
         };
-        let duplicates = if prefix == 64 { " nodad" } else { "" };
-        let varpd = &mut self.net.varpds[number];
-        varpd.kill();
+        let prefix = if new.is_ipv4() { 24 } else { 64 };
         host.ip(&format!("address delete {old}/{prefix} dev eth0"));
-        host.ip(&format!("address add {new}/{prefix} dev eth0{duplicates}"));
-        varpd.start_again_at(new);
         self.addresses[number] = new;
-        for guest in self.guests.running.iter_mut().filter(|guest| guest.host == number) {
-            guest.nic.wait_state("registered", varpd);
-            guest.reconnect();
-            guest.nic.wait_state("active", varpd);
+        self.address(number);
+    }
+
+    /// Gives its interface the address that the host has.
+    fn address(&self, number: usize) {
+        let (address, host) = (self.addresses[number], self.net.underlay.host(number));
+        match address {
+            IpAddr::V4(_) => host.ip(&format!("address add {address}/24 dev eth0")),
+            IpAddr::V6(_) => host.ip(&format!("address add {address}/64 dev eth0 nodad")),
         }
+    }
+
+    /// A host's interface is deleted and made again, as of a VLAN, a bond or USB.
+    pub(super) fn rebuild_interface(&mut self, number: usize) {
+        self.net.underlay.unplug(number);
+        self.idle(1000);
+        self.net.underlay.plug_in_again(number);
+        self.address(number);
+        self.net.underlay.set_mtu(self.width());
+        self.net.underlay.host(number).ip("link set eth0 up");
+    }
+
+    /// MTU of the underlay now, in bytes.
+    fn width(&self) -> u32 {
+        if self.is_narrow { NARROW } else { self.shape.mtu }
     }
 
     pub(super) fn change_width(&mut self) {
         self.is_narrow = !self.is_narrow;
-        let mtu = if self.is_narrow { NARROW } else { self.shape.mtu };
-        self.net.underlay.set_mtu(mtu);
+        self.net.underlay.set_mtu(self.width());
     }
 
     /// Frames may be lost, but none comes twice.

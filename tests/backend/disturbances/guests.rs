@@ -35,7 +35,7 @@ pub(super) struct Prepared {
 
 impl Prepared {
     pub(super) fn new(name: &str, vif: Vif, kind: Kind, varpd: &Varpd) -> Self {
-        let arguments = kind.arguments();
+        let arguments = kind.arguments(vif.vnet);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let backend = Backend::start_with(name, vif, kind.listener, varpd, &arguments);
         let meeting = (kind.listener == Listener::Qemu).then(|| {

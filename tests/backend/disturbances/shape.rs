@@ -1,5 +1,6 @@
 //! What differs from world to world.
 
+use super::OPEN;
 use crate::random::Random;
 use crate::support::netns::Family;
 use crate::support::vnet::Listener;
@@ -36,8 +37,9 @@ impl Shape {
     /// What varpd's configuration says of it.
     pub(super) fn config(&self) -> String {
         let Self { rekey, keep, .. } = self;
+        let ipv6 = self.family == Family::V6;
         let lanes = if self.has_lanes { "" } else { "[limits]\nlanes = 0\n" };
-        format!("{lanes}[timers]\nkeep = {keep}\n[security]\nrekey = {rekey}\n")
+        format!("ipv6 = {ipv6}\n{lanes}[timers]\nkeep = {keep}\n[security]\nrekey = {rekey}\n")
     }
 
     /// The longest frame that guests say, in bytes.
@@ -69,9 +71,13 @@ impl Kind {
         }
     }
 
-    /// Arguments of its backend.
-    pub(super) fn arguments(&self) -> Vec<String> {
+    /// Arguments of its backend, on this vnet: it refuses to serve below the vnet's policy, which a varpd that
+    /// has lost its configuration does not know.
+    pub(super) fn arguments(&self, vnet: u32) -> Vec<String> {
         let mut arguments = vec![format!("--queue-pairs={}", self.pairs)];
+        if vnet != OPEN {
+            arguments.push("--policy=auth".to_owned());
+        }
         if self.is_bridge {
             arguments.push("--learn=2".to_owned());
         }

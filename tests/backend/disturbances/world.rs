@@ -10,12 +10,14 @@ use super::growth::Growth;
 use super::guests::{Guest, Prepared};
 use super::hearing::Guests;
 use super::keys::config;
+use super::observer::Observer;
 use super::shape::{Kind, Shape};
 use super::{Event, GUESTS, HOSTS, LONG, VNETS};
 use crate::Net;
 use crate::nic::vif;
 use crate::random::Random;
 use crate::secured::Keys;
+use crate::support::vnet::Varpd;
 use crate::support::{pause, step};
 
 /// Fields are dropped in this order.
@@ -23,6 +25,7 @@ pub(super) struct World {
     pub(super) guests: Guests,
     /// NICs whose guests have left, and whose backends still run.
     pub(super) left_behind: Vec<Prepared>,
+    pub(super) observer: Observer,
     pub(super) net: Net,
     pub(super) keys: Keys,
     pub(super) random: Random,
@@ -47,13 +50,17 @@ impl World {
         let config = |host| shape.config() + &config(&keys, host);
         let configs: Vec<String> = (0..HOSTS).map(config).collect();
         let hosts = HOSTS as u8;
-        let net = Net::build(what, hosts, shape.mtu, shape.family, |host| &configs[host])?;
+        let net = Net::build_with(what, hosts, shape.mtu, |host, directory| {
+            let number = usize::from(host.ipv4.octets()[3]) - 1;
+            Varpd::start_on(host, "eth0", &configs[number], directory)
+        })?;
         step(&format!("{shape:?}"));
         let address = |host| net.underlay.host(host).address(shape.family);
         let addresses = (0..HOSTS).map(address).collect();
         let mut world = Self {
             guests: Guests::new(shape.longest()),
             left_behind: Vec::new(),
+            observer: Observer::new(&net.underlay),
             net,
             keys,
             random,
@@ -85,6 +92,7 @@ impl World {
     pub(super) fn recover(&mut self, after: &str) -> Duration {
         let took = self.guests.wait_all_hear(after);
         self.guests.assert_all_arrives(after, &mut self.random);
+        self.observer.assert_all_sealed(after);
         for guest in &mut self.guests.running {
             guest.nic.backend.process.assert_running();
             self.growth.look(&guest.nic.backend.process, after);

@@ -132,7 +132,7 @@ fn send_roomy_memory(driver: &mut Driver) {
     let head = [1_u32, 0].map(u32::to_ne_bytes).concat();
     let body = [head, region.concat(), vec![0; 32]].concat();
     let memory = driver.memory.file.as_raw_fd();
-    driver.control.set(request::SET_MEM_TABLE, &body, &[memory]).unwrap();
+    driver.control.set(request::SET_MEM_TABLE, &body, &[memory]).expect("a table that is taken");
 }
 
 /// All that virtio_uml says and does, a driver that is unloaded and loaded again included: it only

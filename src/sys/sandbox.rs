@@ -7,13 +7,14 @@
 //! | no-new-privs (prctl(2)) | no program started from here ever gains a privilege |
 //! | capabilities (capabilities(7)) | none, also for root; varpd keeps what [`Confinement::capabilities`] says |
 //! | Landlock (landlock(7)) | no file is opened, made or removed beyond [`Confinement::files`]; no TCP; no signal or abstract socket beyond this process |
-//! | seccomp (seccomp(2)) | the system calls that are listed in `calls.rs`; any other kills the process |
+//! | seccomp (seccomp(2)) | the system calls that are listed in `calls.rs`, and the socket options in `options.rs`; any other kills the process |
 //!
 //! The layers are put on in this order, by the only thread that there is; threads that are started
 //! later inherit them. A kernel without Landlock, or with an older one, is told of and lived with: seccomp
 //! forbids the same calls to a backend, but connections to abstract sockets. A kernel without seccomp is an error.
 
 mod calls;
+mod options;
 #[cfg(test)]
 mod tests;
 pub mod view;

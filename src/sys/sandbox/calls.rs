@@ -11,6 +11,8 @@ use seccompiler::{
     SeccompFilter, SeccompRule, TargetArch,
 };
 
+use super::options;
+
 /// Which program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
@@ -47,14 +49,12 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_connect,
     libc::SYS_getpeername,
     libc::SYS_getsockname,
-    libc::SYS_getsockopt,
     libc::SYS_recvfrom,
     libc::SYS_recvmmsg,
     libc::SYS_recvmsg,
     libc::SYS_sendmmsg,
     libc::SYS_sendmsg,
     libc::SYS_sendto,
-    libc::SYS_setsockopt,
     libc::SYS_shutdown,
     // Descriptors.
     libc::SYS_close,
@@ -148,6 +148,7 @@ pub(super) fn allowed(profile: Profile, files: Files) -> Result<BpfProgram, Back
         allow(&[libc::SYS_memfd_create, libc::SYS_ftruncate]);
     }
     sockets(profile, &mut rules)?;
+    options::allow(profile, &mut rules)?;
     // An abort raises its signal so, in its own process; not every Landlock keeps others out of reach.
     let own = std::process::id();
     rules.insert(libc::SYS_tgkill, vec![when(0, SeccompCmpOp::Eq, own.into())?]);
@@ -232,7 +233,7 @@ fn when(index: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, Ba
     SeccompRule::new(vec![condition(index, operator, value)?])
 }
 
-fn condition(
+pub(super) fn condition(
     index: u8,
     operator: SeccompCmpOp,
     value: u64,
@@ -241,6 +242,6 @@ fn condition(
 }
 
 /// Constants of libc are signed where the kernel's are not.
-fn unsigned(constant: libc::c_int) -> u64 {
+pub(super) fn unsigned(constant: libc::c_int) -> u64 {
     u64::from(constant.cast_unsigned())
 }

@@ -78,51 +78,114 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
         use nix::sys::resource::{Resource, setrlimit};
         setrlimit(Resource::RLIMIT_NOFILE, 10, 10).is_ok()
     }),
+    ("replace rules of iptables", || sets(libc::IPPROTO_IP, IPT_SO_SET_REPLACE)),
+    ("read rules of iptables", || reads(libc::IPPROTO_IP, IPT_SO_GET_INFO)),
+    ("make up an IP header", || sets(libc::IPPROTO_IP, libc::IP_HDRINCL)),
+    ("send from another's address", || sets(libc::IPPROTO_IP, libc::IP_TRANSPARENT)),
+    ("send by another interface", || sets(libc::SOL_SOCKET, libc::SO_BINDTODEVICE)),
+    ("join a group", || sets(libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP)),
+    ("share a port", || sets(libc::SOL_SOCKET, libc::SO_REUSEADDR)),
+    ("change what a socket lets pass", || sets(libc::SOL_SOCKET, libc::SO_DETACH_FILTER)),
+    ("take more memory", || sets(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE)),
+    // An option of this name is allowed, at another level.
+    ("mistake a level", || sets(libc::SOL_UDP, libc::SO_RCVBUF)),
 ];
 
+/// What varpd must not do that is not forbidden to it because of its capabilities alone.
+const ATTEMPTS_OF_VARPD: &[(&str, Attempt)] = &[
+    ("start a program", || Command::new("/bin/true").spawn().is_ok()),
+    ("replace rules of iptables", || sets(libc::IPPROTO_IP, IPT_SO_SET_REPLACE)),
+    ("replace rules of ip6tables", || sets(libc::IPPROTO_IPV6, IPT_SO_SET_REPLACE)),
+    ("read rules of iptables", || reads(libc::IPPROTO_IP, IPT_SO_GET_INFO)),
+    ("make up an IP header", || sets(libc::IPPROTO_IP, libc::IP_HDRINCL)),
+    ("send from another's address", || sets(libc::IPPROTO_IP, libc::IP_TRANSPARENT)),
+    ("send by another interface", || sets(libc::SOL_SOCKET, libc::SO_BINDTODEVICE)),
+    ("mark packets", || sets(libc::SOL_SOCKET, libc::SO_MARK)),
+    ("change what a socket lets pass", || sets(libc::SOL_SOCKET, libc::SO_DETACH_FILTER)),
+];
+
+/// From `linux/netfilter_ipv4/ip_tables.h`; those of IPv6 have the same numbers.
+const IPT_SO_SET_REPLACE: libc::c_int = 64;
+const IPT_SO_GET_INFO: libc::c_int = 64;
+
+/// Sets an option of [`UDP`], to nothing.
+fn sets(level: libc::c_int, name: libc::c_int) -> bool {
+    let socket = UDP.get().unwrap().as_raw_fd();
+    // SAFETY: no value is passed.
+    unsafe { libc::setsockopt(socket, level, name, std::ptr::null(), 0) == 0 }
+}
+
+/// Reads one, of which nothing is kept.
+fn reads(level: libc::c_int, name: libc::c_int) -> bool {
+    let socket = UDP.get().unwrap().as_raw_fd();
+    let (mut value, mut len) = ([0_u8; 64], 64);
+    let to = value.as_mut_ptr().cast();
+    // SAFETY: `value` is alive, and as long as is said.
+    unsafe { libc::getsockopt(socket, level, name, to, &raw mut len) == 0 }
+}
+
 fn backend() -> Confinement {
-    Confinement { profile: Profile::Backend, files: Vec::new(), capabilities: Vec::new() }
+    confinement(Profile::Backend)
+}
+
+fn confinement(profile: Profile) -> Confinement {
+    Confinement { profile, files: Vec::new(), capabilities: Vec::new() }
 }
 
 /// In the child: confines itself, shows that it still works, and tries.
-fn run_child(attempt: &str) {
+fn run_child(profile: Profile, attempts: &[(&str, Attempt)], attempt: &str) {
     UDP.set(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
     PARENT.set(nix::unistd::getppid()).unwrap();
-    backend().enter().unwrap();
+    confinement(profile).enter().unwrap();
     let sum = std::thread::spawn(|| (1..=10).sum::<i32>()).join().unwrap();
     assert_eq!(sum, 55, "threads work");
     // So much, in pieces so small, that a heap would shrink.
     let freed = std::thread::spawn(|| vec![vec![1_u8; 65_000]; 40].len()).join().unwrap();
     assert_eq!(freed, 40, "and free what they had");
     assert!(std::os::unix::net::UnixStream::pair().is_ok());
+    let (sets_it, reads_it) = options::of(profile);
+    // What they answer does not matter: another one would have killed.
+    let _ = sets_it.iter().filter(|(level, name)| sets(*level, *name)).count();
+    let _ = reads_it.iter().filter(|(level, name)| reads(*level, *name)).count();
     println!("{CONFINED}");
     io::stdout().flush().unwrap();
-    let (_, attempt) = ATTEMPTS.iter().find(|(name, _)| *name == attempt).unwrap();
+    let (_, attempt) = attempts.iter().find(|(name, _)| *name == attempt).unwrap();
     if attempt() {
         println!("{ESCAPED}");
     }
 }
 
-fn spawn(attempt: &str) -> Output {
+/// Runs a test of this file again, in a child that makes an attempt.
+fn spawn(test: &str, attempt: &str) -> Output {
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--nocapture", "sys::sandbox::tests::escapes_kill"])
+        .args(["--exact", "--nocapture"])
+        .arg(format!("sys::sandbox::tests::{test}"))
         .env(ATTEMPT, attempt)
         .output();
     child.unwrap()
 }
 
-#[test]
-fn escapes_kill() {
+fn each_kills(test: &str, profile: Profile, attempts: &[(&str, Attempt)]) {
     if let Ok(attempt) = std::env::var(ATTEMPT) {
-        return run_child(&attempt);
+        return run_child(profile, attempts, &attempt);
     }
-    for (attempt, _) in ATTEMPTS {
-        let output = spawn(attempt);
+    for (attempt, _) in attempts {
+        let output = spawn(test, attempt);
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(said.contains(CONFINED), "{attempt}: {output:?}");
         assert!(!said.contains(ESCAPED), "{attempt}");
         assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{attempt}: {output:?}");
     }
+}
+
+#[test]
+fn escapes_kill() {
+    each_kills("escapes_kill", Profile::Backend, ATTEMPTS);
+}
+
+#[test]
+fn escapes_of_varpd_kill() {
+    each_kills("escapes_of_varpd_kill", Profile::Varpd, ATTEMPTS_OF_VARPD);
 }
 
 #[test]

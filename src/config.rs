@@ -33,6 +33,8 @@ pub const DEFAULT_OPERATOR_SOCKET: &str = "/run/varpd/operator.sock";
 pub const DEFAULT_FILE: &str = "/etc/vnet/varpd.toml";
 /// Where key files are unless told otherwise.
 pub const DEFAULT_KEYS: &str = "/etc/vnet/keys";
+/// The user as whom varpd runs if it is started as root and the user exists.
+pub const DEFAULT_USER: &str = "varpd";
 /// UDP port of VARP and of group traffic.
 pub const DEFAULT_PORT: u16 = 1798;
 /// Group on an IPv4 underlay.
@@ -69,6 +71,8 @@ pub enum ConfigError {
 pub struct Config {
     /// Path of the control socket.
     pub socket: PathBuf,
+    /// As whom varpd runs if it is started as root; [`DEFAULT_USER`] if there is one.
+    pub user: Option<String>,
     /// Group that may use the control socket.
     pub socket_group: Option<String>,
     /// Path of a socket for operators.
@@ -108,6 +112,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             socket: DEFAULT_SOCKET.into(),
+            user: None,
             socket_group: None,
             operator_socket: None,
             operator_group: None,
@@ -312,6 +317,8 @@ pub struct Security {
     /// Age at which keys between two hosts are replaced; at least a second.
     #[serde(deserialize_with = "at_least_a_second")]
     pub rekey: Seconds,
+    /// Whether secured vnets are served on a kernel without Landlock.
+    pub without_landlock: bool,
     /// Who may have vifs on vnets that have no list of their own.
     pub allow_users: Option<Accounts>,
     /// The groups of those.
@@ -327,6 +334,7 @@ impl Default for Security {
             vnets: Vnets::Any,
             key_directory: DEFAULT_KEYS.into(),
             rekey,
+            without_landlock: false,
             allow_users: None,
             allow_groups: None,
         }

@@ -194,6 +194,7 @@ counters! {
         macs_learnt = "MACs behind vifs registered (--learn)",
         macs_refused = "MACs behind vifs not registered: another user's vif, a limit, moving to and fro",
         macs_beyond = "of macs_refused, those beyond what the vif's backend said when it registered (--learn)",
+        buffers_small = "sockets opened or adopted whose buffers are as large as net.core.rmem_max and wmem_max allow, not as asked for: the opener has ended, or lacks CAP_NET_ADMIN",
         late_frames = "frames that came for a vif that has moved, at sockets kept after its backend ended; dropped, their senders told",
         underlay_moves = "times that the host was followed to another address",
         underlay_joins = "times that its address was on another interface, or on one made anew, and groups were joined there",

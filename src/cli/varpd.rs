@@ -26,6 +26,12 @@ pub struct Args {
     /// A socket left by a varpd that has ended is replaced.
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// User as whom varpd runs, if it is started as root [default: varpd, if there is one]
+    ///
+    /// It needs no capability then; a process that it starts at first has CAP_NET_ADMIN and does nothing
+    /// but to enlarge the buffers of its sockets.
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
     /// Group, by name or number, that may use the control socket [default: varpd's own]
     #[arg(long, value_name = "GROUP")]
     pub socket_group: Option<String>,
@@ -77,6 +83,9 @@ impl Args {
         let mut config = Config::load(self.config.as_deref())?;
         if let Some(socket) = &self.socket {
             config.socket.clone_from(socket);
+        }
+        if self.user.is_some() {
+            config.user.clone_from(&self.user);
         }
         if self.socket_group.is_some() {
             config.socket_group.clone_from(&self.socket_group);

@@ -20,12 +20,13 @@ fn everything_has_a_default() {
 #[test]
 fn every_key_is_read() {
     let config = parse(
-        "socket = '/s'\nsocket-group = 'kvm'\noperator-socket = '/o'\noperator-group = 'vnet-admin'\n\
+        "socket = '/s'\nuser = 'u'\nsocket-group = 'kvm'\noperator-socket = '/o'\noperator-group = 'vnet-admin'\n\
          socket-mode = '0600'\nunderlay = 'eth0'\n\
          ipv6 = true\ngroup = 'ff15::1'\nport = 1799\nttl = 4\nports = '40000-40999'\nsandbox = false\n\
          [limits]\nclients = 1\nclients-per-user = 2\nkept-vifs = 3\n\
          [timers]\nkeep = 1.5\nearly-retries = [0.05]\n\
          [security]\npolicy = 'auth'\nvnets = 'listed'\nkey-directory = '/k'\nrekey = 60\n\
+         without-landlock = true\n\
          allow-users = ['libvirt-qemu']\nallow-groups = ['vnet']\n\
          [vnet.0x2a]\ngroup = 'ff15::2'\npolicy = 'conf'\nkey-file = '/k/a'\n\
          group-cipher = 'chacha20-poly1305'\nallow-users = [1000, 'kvm']\nallow-groups = [0]\n",
@@ -33,6 +34,7 @@ fn every_key_is_read() {
     .unwrap();
     let want = Config {
         socket: "/s".into(),
+        user: Some("u".into()),
         socket_group: Some("kvm".into()),
         operator_socket: Some("/o".into()),
         operator_group: Some("vnet-admin".into()),
@@ -50,6 +52,7 @@ fn every_key_is_read() {
             vnets: Vnets::Listed,
             key_directory: "/k".into(),
             rekey: Seconds(60_000),
+            without_landlock: true,
             allow_users: Some(Accounts(vec![Account::Name("libvirt-qemu".into())])),
             allow_groups: Some(Accounts(vec![Account::Name("vnet".into())])),
         },
@@ -123,7 +126,7 @@ fn the_example_shows_the_defaults() {
     // What is commented out is right, too: each key alone, since some exclude each other.
     let keys = text.lines().filter_map(|line| line.strip_prefix('#'));
     let keys: Vec<&str> = keys.filter(|line| !line.starts_with(' ') && !line.is_empty()).collect();
-    assert_eq!(keys.len(), 13, "{keys:?}");
+    assert_eq!(keys.len(), 14, "{keys:?}");
     for key in keys {
         parse(key).unwrap();
     }

@@ -16,9 +16,11 @@
 //! | [`generation`] | whether this virtual machine is a copy of what it was |
 //! | [`secret_file`] | files that hold secrets |
 //! | [`process`], [`notify`] | what a daemon asks of the system about itself, and tells the service manager |
+//! | [`user`], [`beside`] | as whom a process runs; a process beside it |
 //! | [`sandbox`] | what a process gives up after its start |
 
 pub mod ancillary;
+pub mod beside;
 pub mod bus_error;
 pub mod clock;
 pub mod doorbell;
@@ -41,3 +43,4 @@ pub mod signal;
 pub mod sockopt;
 pub mod timer;
 pub mod train;
+pub mod user;

@@ -5,13 +5,15 @@
 //! |---|---|
 //! | a private view ([`view`]; backends) | the directories of its own socket and of varpd's, where namespaces can be made |
 //! | no-new-privs (prctl(2)) | no program started from here ever gains a privilege |
-//! | capabilities (capabilities(7)) | none, also for root; varpd keeps what [`Confinement::capabilities`] says |
+//! | capabilities (capabilities(7)) | none, also for root; the opener keeps what [`Confinement::capabilities`] says |
 //! | Landlock (landlock(7)) | no file is opened, made or removed beyond [`Confinement::files`]; no TCP; no signal or abstract socket beyond this process |
 //! | seccomp (seccomp(2)) | the system calls that are listed in `calls.rs`, and the socket options in `options.rs`; any other kills the process |
 //!
 //! The layers are put on in this order, by the only thread that there is; threads that are started
 //! later inherit them. A kernel without Landlock, or with an older one, is told of and lived with: seccomp
-//! forbids the same calls to a backend, but connections to abstract sockets. A kernel without seccomp is an error.
+//! forbids the same calls, but connections to abstract sockets. It can't tell one file from another, though, so
+//! to who reads files Landlock is needed unless that is waived ([`Confinement::needs_landlock`]). A kernel
+//! without seccomp is an error.
 
 mod calls;
 mod options;
@@ -62,6 +64,8 @@ pub struct Confinement {
     pub files: Vec<Reach>,
     /// Which capabilities, if it has them.
     pub capabilities: Vec<Capability>,
+    /// Whether it is an error that the kernel has no Landlock, if files stay in reach to be read.
+    pub needs_landlock: bool,
 }
 
 /// Why a process can't be confined. It must not go on then.
@@ -79,6 +83,9 @@ pub enum SandboxError {
     /// Landlock is there but does not do it.
     #[error("cannot restrict the files in reach: {0}")]
     Landlock(String),
+    /// The kernel has none.
+    #[error("this kernel has no Landlock (Linux 5.13, lsm=landlock)")]
+    NoLandlock,
     /// The kernel takes no filter.
     #[error("cannot restrict system calls: {0}")]
     Seccomp(#[from] seccompiler::Error),
@@ -94,7 +101,10 @@ impl Confinement {
     /// What stays open. Some of it may be closed already: the process should end.
     pub fn enter(&self) -> Result<(), SandboxError> {
         super::process::keep_freed_memory();
-        super::process::keep_secrets().map_err(SandboxError::Secrets)?;
+        // The opener has none: it is forked before any is read.
+        if self.profile != Profile::Opener {
+            super::process::keep_secrets().map_err(SandboxError::Secrets)?;
+        }
         nix::sys::prctl::set_no_new_privs().map_err(|e| SandboxError::NoNewPrivs(e.into()))?;
         self.drop_capabilities()?;
         self.restrict_files()?;
@@ -122,6 +132,13 @@ impl Confinement {
 
     fn restrict_files(&self) -> Result<(), SandboxError> {
         match self.landlock() {
+            Ok(RulesetStatus::NotEnforced) if self.reads() && self.needs_landlock => {
+                Err(SandboxError::NoLandlock)
+            }
+            Ok(RulesetStatus::NotEnforced) if self.reads() => {
+                log::warn!("this kernel has no Landlock: all files of this user can be read");
+                Ok(())
+            }
             Ok(RulesetStatus::NotEnforced) => {
                 log::warn!("this kernel has no Landlock: files are out of reach by seccomp alone");
                 Ok(())
@@ -145,8 +162,8 @@ impl Confinement {
             .map_err(|error| describe(&error))?;
         for reach in &self.files {
             let (path, access) = match reach {
-                Reach::RemoveSocket(path) => (path, AccessFs::RemoveFile.into()),
-                Reach::Read(path) => (path, AccessFs::from_read(LANDLOCK)),
+                Reach::RemoveSocket(path) => (path, AccessFs::RemoveFile),
+                Reach::Read(path) => (path, AccessFs::ReadFile),
             };
             let opened = PathFd::new(path).map_err(|error| describe(&error))?;
             // What means something for directories only is left out for a file.
@@ -161,7 +178,11 @@ impl Confinement {
 
     fn programs(&self) -> Result<[BpfProgram; 2], SandboxError> {
         let removes = self.files.iter().any(|reach| matches!(reach, Reach::RemoveSocket(_)));
-        let reads = self.files.iter().any(|reach| matches!(reach, Reach::Read(_)));
-        Ok([calls::refused()?, calls::allowed(self.profile, calls::Files { removes, reads })?])
+        let files = calls::Files { removes, reads: self.reads() };
+        Ok([calls::refused()?, calls::allowed(self.profile, files)?])
+    }
+
+    fn reads(&self) -> bool {
+        self.files.iter().any(|reach| matches!(reach, Reach::Read(_)))
     }
 }

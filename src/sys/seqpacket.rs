@@ -130,6 +130,13 @@ impl Connection {
         Ok(Self(socket))
     }
 
+    /// Both ends of one that has no name.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let kind = Type::from(libc::SOCK_SEQPACKET).nonblocking().cloexec();
+        let (one, other) = Socket::pair_raw(Domain::UNIX, kind, None)?;
+        Ok((Self(one), Self(other)))
+    }
+
     /// Sends a datagram, whole or not at all: [`io::ErrorKind::WouldBlock`] if the peer's queue is
     /// full.
     pub fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {

@@ -14,6 +14,7 @@
 //! | [`probe`] | whether this kernel does so without damage |
 
 pub mod classes;
+pub mod opener;
 pub mod probe;
 pub mod segmentation;
 pub mod sockets;

@@ -26,6 +26,7 @@
 
 mod moved;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io;
 use std::mem::MaybeUninit;
@@ -39,6 +40,7 @@ use socket2::{
 use thiserror::Error;
 
 use super::classes::{self, Class};
+use super::opener::Privileged;
 use super::steering;
 use crate::security::handshake::token::TokenKey;
 use crate::sys::sockopt::{self, Instruction};
@@ -46,12 +48,12 @@ use crate::wire::{VnetId, esp, varp};
 
 /// Asked for as send and receive buffer of a vif's sockets, in bytes: at 25 Gbit/s five milliseconds
 /// without the CPU.
-const VIF_BUFFER: i32 = 16 << 20;
+const VIF_BUFFER: u32 = super::opener::MOST_BYTES;
 /// The same for VARP: some thousand messages. The kernel doubles it.
-const VARP_BUFFER: i32 = 4 << 20;
+const VARP_BUFFER: u32 = 4 << 20;
 /// The same for first messages of handshakes. What waits here may be a flood, and is old by the time
 /// it is read: as much as varpd reads in some milliseconds is enough.
-const NEWCOMER_BUFFER: i32 = 1 << 20;
+const NEWCOMER_BUFFER: u32 = 1 << 20;
 /// The same for receiving while nobody reads: what comes meanwhile waits for the next backend, which takes
 /// moments, and there may be many such vifs. The kernel doubles it.
 const KEPT_BUFFER: i32 = 1 << 20;
@@ -246,17 +248,45 @@ pub struct Opener {
     site: Site,
     /// Where in the range of ports the next search starts, so that a port rests after use.
     next: u16,
+    /// Who makes large buffers; `None`: this process, if it may.
+    privileged: Option<Privileged>,
+    /// Sockets whose buffers are smaller than they should be, since that was last asked.
+    small: Cell<u64>,
 }
 
 impl Opener {
     /// For this site.
     pub fn new(site: Site) -> Self {
-        Self { site, next: 0 }
+        Self { site, next: 0, privileged: None, small: Cell::new(0) }
+    }
+
+    /// Has somebody else make large buffers.
+    #[must_use]
+    pub fn with(self, privileged: Option<Privileged>) -> Self {
+        Self { privileged, ..self }
+    }
+
+    /// Who makes large buffers, if that is another process.
+    pub fn privileged(&self) -> Option<&Privileged> {
+        self.privileged.as_ref()
+    }
+
+    /// How many sockets have smaller buffers than they should, of those opened or adopted since this was
+    /// last asked.
+    pub fn take_small(&self) -> u64 {
+        self.small.take()
     }
 
     /// The site.
     pub fn site(&self) -> &Site {
         &self.site
+    }
+
+    /// Whether sockets of vifs get the buffers that they should have.
+    pub fn has_room(&self) -> io::Result<bool> {
+        let counted = self.small.get();
+        self.socket(VIF_BUFFER)?;
+        Ok(self.small.replace(counted) == counted)
     }
 
     /// The sockets that VARP and handshakes are sent from and answered to. [`io::ErrorKind::AddrInUse`]:
@@ -490,7 +520,7 @@ impl Opener {
     fn group_socket(
         &self,
         group: IpAddr,
-        buffer: i32,
+        buffer: u32,
         filter: &[Instruction],
     ) -> io::Result<Socket> {
         let socket = self.socket(buffer)?;
@@ -501,7 +531,7 @@ impl Opener {
         Ok(socket)
     }
 
-    fn socket(&self, buffer: i32) -> io::Result<Socket> {
+    fn socket(&self, buffer: u32) -> io::Result<Socket> {
         let socket = Socket::new(self.domain(), Type::DGRAM, Some(Protocol::UDP))?;
         if self.site.address.is_ipv6() {
             socket.set_only_v6(true)?;
@@ -512,7 +542,7 @@ impl Opener {
 
     /// What all sockets have: never block, never fragment, large buffers, and the kernel's own drops
     /// are reported.
-    fn common(&self, socket: &Socket, buffer: i32) -> io::Result<()> {
+    fn common(&self, socket: &Socket, buffer: u32) -> io::Result<()> {
         socket.set_nonblocking(true)?;
         let discover = match self.site.address {
             IpAddr::V4(_) => sockopt::MTU_DISCOVER_V4,
@@ -520,11 +550,31 @@ impl Opener {
         };
         sockopt::set(socket, discover, sockopt::PMTUDISC_DO)?;
         sockopt::set(socket, sockopt::RXQ_OVFL, 1)?;
-        // Without CAP_NET_ADMIN the kernel's limit has to do (net.core.rmem_max).
-        sockopt::set(socket, sockopt::RCVBUFFORCE, buffer)
-            .or_else(|_| sockopt::set(socket, sockopt::RCVBUF, buffer))?;
-        sockopt::set(socket, sockopt::SNDBUFFORCE, buffer)
-            .or_else(|_| sockopt::set(socket, sockopt::SNDBUF, buffer))
+        self.set_buffers(socket, buffer)
+    }
+
+    /// Within the kernel's limits (net.core.rmem_max, wmem_max) anybody has them; beyond, only who has
+    /// CAP_NET_ADMIN.
+    fn set_buffers(&self, socket: &Socket, bytes: u32) -> io::Result<()> {
+        let wanted = i32::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut is_large = true;
+        for buffer in [sockopt::RCVBUF, sockopt::SNDBUF] {
+            // The kernel doubles what it is asked for. An adopted socket has it already.
+            if sockopt::get(socket, buffer)? / 2 != wanted {
+                sockopt::set(socket, buffer, wanted)?;
+                is_large &= sockopt::get(socket, buffer)? / 2 >= wanted;
+            }
+        }
+        let enlarge = || match &self.privileged {
+            Some(privileged) => privileged.enlarge(socket.as_fd(), bytes),
+            None => [sockopt::RCVBUFFORCE, sockopt::SNDBUFFORCE]
+                .into_iter()
+                .all(|buffer| sockopt::set(socket, buffer, wanted).is_ok()),
+        };
+        if !is_large && !enlarge() {
+            self.small.set(self.small.get() + 1);
+        }
+        Ok(())
     }
 
     /// Group datagrams sent from here leave by the site's interface, and reach the other vifs and

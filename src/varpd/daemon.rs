@@ -18,6 +18,7 @@ use crate::sys::seqpacket::Listener;
 use crate::sys::signal::Termination;
 use crate::sys::{clock, link, process};
 use crate::time::{Instant, Now};
+use crate::underlay::opener::{MOST_BYTES, Privileged};
 use crate::underlay::sockets::{Opener, VifSockets};
 use crate::wire::varp::Message;
 use crate::wire::{VnetId, handshake};
@@ -64,6 +65,8 @@ pub(super) enum Source {
     Underlay,
     /// The kernel's events of devices.
     Generation,
+    /// It is readable when the opener has ended.
+    Opener,
     /// Sockets of a vif that has moved, kept after its backend ended.
     Late(LocalVif),
     Client(ClientId),
@@ -75,6 +78,7 @@ const UNDERLAY: u64 = FIRST_CLIENT - 1;
 const OPERATORS: u64 = FIRST_CLIENT - 2;
 /// That of the kernel's events of devices.
 const GENERATION: u64 = FIRST_CLIENT - 3;
+const OPENER: u64 = FIRST_CLIENT - 4;
 /// Tokens from here on are kept vifs'.
 const FIRST_LATE: u64 = 1 << 63;
 
@@ -86,6 +90,7 @@ impl Source {
             Self::Listener(Door::Operators) => OPERATORS,
             Self::Underlay => UNDERLAY,
             Self::Generation => GENERATION,
+            Self::Opener => OPENER,
             Self::Varp(Via::Group) => 2,
             Self::Varp(Via::Unicast(class)) => 3 + class as u64,
             Self::Late(LocalVif(id)) => FIRST_LATE | id,
@@ -96,7 +101,7 @@ impl Source {
     fn of(token: u64) -> Self {
         let varp = Via::ALL.into_iter().map(Self::Varp);
         let doors = [Door::Control, Door::Operators].map(Self::Listener);
-        let own = [Self::Termination, Self::Underlay, Self::Generation];
+        let own = [Self::Termination, Self::Underlay, Self::Generation, Self::Opener];
         let mut fixed = own.into_iter().chain(doors).chain(varp);
         let found = fixed.find(|source| source.token() == token);
         match token.checked_sub(FIRST_LATE) {
@@ -198,6 +203,8 @@ impl Daemon {
         if let Some(generation) = &generation {
             add(poller.add(generation, Source::Generation.token(), read))?;
         }
+        let watch = |opener: &Privileged| opener.watch(&poller, Source::Opener.token());
+        add(opener.privileged().map_or(Ok(()), watch))?;
         let limits = &config.limits;
         Ok(Self {
             clients: Clients::new(FIRST_CLIENT, limits.clients, limits.clients_per_user),
@@ -262,6 +269,17 @@ impl Daemon {
         format!("at {} on {}", self.place.address, self.place.interface)
     }
 
+    /// Says whether sockets of vifs will have less room than they should.
+    pub(super) fn tell_small_buffers(&self) {
+        if self.opener.has_room().is_ok_and(|has_room| !has_room) {
+            log::warn!(
+                "sockets have smaller buffers than they should, so more is lost when this host is busy \
+                 (buffers_small): start varpd with CAP_NET_ADMIN, or raise net.core.rmem_max and wmem_max \
+                 to {MOST_BYTES}"
+            );
+        }
+    }
+
     /// Serves until it's told to end.
     pub(super) fn run(&mut self) -> Result<(), VarpdError> {
         let mut now = clock::now();
@@ -277,6 +295,7 @@ impl Daemon {
                 self.drive(now);
             }
             self.handle_timeouts(now);
+            self.counters.add(VarpdCounter::buffers_small, self.opener.take_small());
             self.varp.flush(now.mono, &self.counters);
         }
     }
@@ -295,6 +314,8 @@ impl Daemon {
             Source::Listener(door) => self.accept(door, now),
             Source::Underlay => self.hear_underlay(now),
             Source::Generation => self.heed_generation(now),
+            // Which closes what was waited for.
+            Source::Opener => self.opener.privileged().map(Privileged::check).unwrap_or_default(),
             Source::Late(id) => self.read_late(id, now),
             Source::Client(id) => self.handle_client(id, ready, now),
         }
@@ -571,6 +592,7 @@ mod tests {
             Source::Listener(Door::Operators),
             Source::Underlay,
             Source::Generation,
+            Source::Opener,
             Source::Late(LocalVif(0)),
             Source::Late(LocalVif(7)),
             client,

@@ -20,6 +20,9 @@
 //! messages from each source; a backend that doesn't read loses its connection, an operator's
 //! rows wait for a bounded time, and a monitor misses events.
 //!
+//! **It has no privilege.** What takes one is done by the *opener*, a process that varpd forks before it opens
+//! anything and confines itself ([`crate::underlay::opener`]).
+//!
 //! **A backend's end is not the vif's end.** varpd has duplicates of the vif's sockets. It keeps
 //! them, and the claim, for a while, in which a backend of the same user can come and find the same
 //! care-of address and the frames that arrived meanwhile. **Nor is varpd's end**: a backend brings
@@ -40,6 +43,7 @@
 //! | `late` | frames that come for vifs that have moved |
 //! | `lanes` | the lanes between vifs of this host |
 //! | `security` | secured vnets: keys, and what backends are told |
+//! | `user` | as whom varpd runs |
 //! | `site` | chooses the host's place on the underlay, and follows it |
 //! | `waiting`, `follower` | the time before there is one; when to look whether it has changed |
 //! | `underlay` | what follows when it has |
@@ -69,6 +73,7 @@ mod stats;
 mod tables;
 mod twins;
 mod underlay;
+mod user;
 mod varp;
 mod waiting;
 
@@ -86,6 +91,7 @@ use crate::sys::sandbox::{Capability, Confinement, Profile, Reach, SandboxError}
 use crate::sys::seqpacket::BindError;
 use crate::sys::signal::Termination;
 use crate::sys::{clock, process};
+use crate::underlay::opener::Privileged;
 use crate::underlay::sockets::{Opener, Site};
 
 use admission::Operators;
@@ -137,9 +143,23 @@ pub enum VarpdError {
         /// Why it is not known.
         source: io::Error,
     },
+    /// It can't become its own user.
+    #[error("user '{name}': {source}")]
+    OwnUser {
+        /// The user's name.
+        name: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The kernel does not keep other files from a varpd that reads keys.
+    #[error(
+        "this kernel has no Landlock (Linux 5.13, lsm=landlock), so a varpd that is taken over could read all \
+         files of its user: secured vnets are refused unless [security] says without-landlock = true"
+    )]
+    NoLandlock,
     /// See [`SandboxError`].
     #[error(transparent)]
-    Sandbox(#[from] SandboxError),
+    Sandbox(SandboxError),
     /// A system call failed.
     #[error("can't {doing}: {source}")]
     System {
@@ -166,6 +186,15 @@ fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> VarpdError {
     move |source| VarpdError::System { doing: doing.into(), source }
 }
 
+impl From<SandboxError> for VarpdError {
+    fn from(error: SandboxError) -> Self {
+        match error {
+            SandboxError::NoLandlock => Self::NoLandlock,
+            other => Self::Sandbox(other),
+        }
+    }
+}
+
 /// Runs varpd until it is told to end.
 ///
 /// Nobody is told that it is ready before it is confined and has read the keys as it will read them
@@ -175,6 +204,10 @@ pub fn run(config: Config) -> Result<(), VarpdError> {
     let files = process::raise_file_limit().map_err(failed("raise the limit of open files"))?;
     log::debug!("at most {files} open files");
     process::raise_lock_limit();
+    let about_user = user::become_own(&config)?;
+    // Before anything is opened that it would have as well.
+    let privileged = config.sandbox.then(Privileged::start).transpose();
+    let privileged = privileged.map_err(failed("start the opener"))?;
     let manager = ServiceManager::connect().unwrap_or_else(|e| {
         log::warn!("can't reach the service manager: {e}");
         ServiceManager::default()
@@ -191,14 +224,18 @@ pub fn run(config: Config) -> Result<(), VarpdError> {
         port: config.port.0,
         hops: config.ttl.0,
         ports: config.ports.clone().map(|ports| ports.0),
-    });
+    })
+    .with(privileged);
     let confinement = confinement(&config);
+    // Where a capability is needed for that, it is there still.
     let mut daemon = Daemon::open(config, place, opener, groups, termination, rtnetlink)?;
     match confinement {
         Some(confinement) => confinement.enter()?,
         None => log::warn!("without sandbox: who takes over this process has all its rights"),
     }
     daemon.load_keys(clock::now()).map_err(VarpdError::Key)?;
+    about_user.into_iter().for_each(|text| log::warn!("{text}"));
+    daemon.tell_small_buffers();
     daemon.announce_ready(manager);
     daemon.run()
 }
@@ -225,17 +262,19 @@ fn groups(config: &Config) -> Result<Groups, VarpdError> {
     Ok(Groups { control, operators: operators.transpose()? })
 }
 
-/// What is left to this process: it opens sockets for vifs, with more room than others get where
-/// that takes a capability, and removes its own socket when it ends.
+/// What is left to this process: it opens sockets for vifs, and removes its own socket when it ends.
 fn confinement(config: &Config) -> Option<Confinement> {
-    let mut capabilities = vec![Capability::CAP_NET_ADMIN];
-    if config.ports.as_ref().is_some_and(|ports| *ports.0.start() < FIRST_COMMON_PORT) {
-        capabilities.push(Capability::CAP_NET_BIND_SERVICE);
-    }
+    let ports = config.ports.as_ref().map(|ports| *ports.0.start());
+    let capabilities = match ports.into_iter().chain([config.port.0]).min() {
+        Some(..FIRST_COMMON_PORT) => vec![Capability::CAP_NET_BIND_SERVICE],
+        _ => Vec::new(),
+    };
     let mut files = vec![Reach::remove_socket(&config.socket)];
     files.extend(config.operator_socket.as_deref().map(Reach::remove_socket));
     files.extend(key_directories(config).into_iter().map(Reach::Read));
-    config.sandbox.then_some(Confinement { profile: Profile::Varpd, files, capabilities })
+    let needs_landlock = !config.security.without_landlock;
+    let profile = Profile::Varpd;
+    config.sandbox.then_some(Confinement { profile, files, capabilities, needs_landlock })
 }
 
 /// Where key files are, which are read again when they change.

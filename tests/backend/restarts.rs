@@ -37,13 +37,16 @@ fn open_files(varpd: &Varpd) -> usize {
     looks.min().unwrap()
 }
 
-/// Processes whose command line names this directory.
+/// Processes whose command line names this directory, but those that end with their varpd (its opener).
 fn processes(directory: &Path) -> BTreeSet<u32> {
     let directory = directory.to_str().unwrap().as_bytes();
     let pids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let pid = entry.unwrap().file_name().to_str()?.parse().ok()?;
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        line.windows(directory.len()).any(|part| part == directory).then_some(pid)
+        let pid: u32 = entry.unwrap().file_name().to_str()?.parse().ok()?;
+        let of = |what| std::fs::read(format!("/proc/{pid}/{what}")).ok();
+        let (line, name) = (of("cmdline")?, of("comm")?);
+        let is_own = name != b"varpd-opener\n";
+        let mut parts = line.windows(directory.len());
+        (is_own && parts.any(|part| part == directory)).then_some(pid)
     });
     pids.collect()
 }

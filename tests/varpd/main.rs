@@ -20,6 +20,7 @@ mod keys;
 mod learning;
 mod migration;
 mod monitor;
+mod opener;
 mod operator;
 mod operators;
 mod peer;

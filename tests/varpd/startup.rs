@@ -58,6 +58,8 @@ fn every_failure_is_one_clear_line() {
     assert!(text.contains("group ff15::1 does not fit an IPv4 underlay"), "{text}");
     let text = says(&["--underlay", "eth0", "--socket-group", "no-such-group"], 1);
     assert!(text.contains("'no-such-group'"), "{text}");
+    let text = says(&["--underlay", "eth0", "--user", "no-such-user"], 1);
+    assert_eq!(text, "varpd: user 'no-such-user': no such user\n");
     let text = config("port = 1798\n\nunderlay = 7\n");
     assert!(text.contains("c.toml:3: invalid type"), "{text}");
     let text = config("ttl = 1\ngroup = '10.0.0.1'\n");

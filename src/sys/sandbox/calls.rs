@@ -20,6 +20,8 @@ pub enum Profile {
     Backend,
     /// `varpd`.
     Varpd,
+    /// The process beside varpd that enlarges buffers.
+    Opener,
 }
 
 /// What is done with files.
@@ -29,7 +31,7 @@ pub(super) struct Files {
     pub(super) reads: bool,
 }
 
-/// Calls that both programs make, whatever the arguments.
+/// Calls that backend and varpd make, whatever the arguments.
 const COMMON: &[libc::c_long] = &[
     // sys::event, the crates' epoll loops, sys::signal.
     libc::SYS_epoll_create1,
@@ -92,6 +94,31 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_timerfd_settime,
 ];
 
+/// Calls that the opener makes, whatever the arguments: it takes requests, answers, and ends.
+const OPENER: &[libc::c_long] = &[
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_close,
+    // The log, and a panic's last words.
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_brk,
+    libc::SYS_madvise,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_clock_gettime,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
 /// What is done with fcntl(2): no signal of a descriptor goes to another process (`F_SETOWN`).
 const FCNTL: &[libc::c_int] = &[
     libc::F_DUPFD,
@@ -121,13 +148,7 @@ const REMOVAL: &[libc::c_long] =
 const REMOVAL: &[libc::c_long] = &[libc::SYS_statx, libc::SYS_newfstatat, libc::SYS_unlinkat];
 
 /// Reading files anew, those that Landlock leaves in reach, if they are this user's (sys::secret_file).
-const READING: &[libc::c_long] = &[
-    libc::SYS_openat,
-    libc::SYS_statx,
-    libc::SYS_newfstatat,
-    libc::SYS_getdents64,
-    libc::SYS_geteuid,
-];
+const READING: &[libc::c_long] = &[libc::SYS_statx, libc::SYS_newfstatat, libc::SYS_geteuid];
 
 /// The allow-list.
 pub(super) fn allowed(profile: Profile, files: Files) -> Result<BpfProgram, BackendError> {
@@ -135,6 +156,10 @@ pub(super) fn allowed(profile: Profile, files: Files) -> Result<BpfProgram, Back
     let mut allow = |calls: &[libc::c_long]| {
         rules.extend(calls.iter().map(|call| (*call, Vec::new())));
     };
+    if profile == Profile::Opener {
+        allow(OPENER);
+        return finish(profile, rules);
+    }
     allow(COMMON);
     allow(OLD);
     if files.removes {
@@ -147,26 +172,16 @@ pub(super) fn allowed(profile: Profile, files: Files) -> Result<BpfProgram, Back
         // The memory of lanes.
         allow(&[libc::SYS_memfd_create, libc::SYS_ftruncate]);
     }
+    if files.reads {
+        // Whatever is read, nothing is made, written or emptied.
+        let writes = unsigned(libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC);
+        let read_only = when(2, SeccompCmpOp::MaskedEq(writes), unsigned(libc::O_RDONLY))?;
+        rules.insert(libc::SYS_openat, vec![read_only]);
+    }
     sockets(profile, &mut rules)?;
-    options::allow(profile, &mut rules)?;
-    // An abort raises its signal so, in its own process; not every Landlock keeps others out of reach.
-    let own = std::process::id();
-    rules.insert(libc::SYS_tgkill, vec![when(0, SeccompCmpOp::Eq, own.into())?]);
     let commands = FCNTL.iter().map(|command| when(1, SeccompCmpOp::Eq, unsigned(*command)));
     rules.insert(libc::SYS_fcntl, commands.collect::<Result<_, _>>()?);
-    // No code is ever loaded or written.
-    let not_executable = SeccompCmpOp::MaskedEq(unsigned(libc::PROT_EXEC));
-    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-        rules.insert(call, vec![when(2, not_executable.clone(), 0)?]);
-    }
-    // Threads yes, processes and namespaces no.
-    let thread = unsigned(libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND);
-    rules.insert(libc::SYS_clone, vec![when(0, SeccompCmpOp::MaskedEq(thread), thread)?]);
-    // What `refused` answers instead.
-    rules.insert(libc::SYS_clone3, Vec::new());
-    let naming = [libc::PR_SET_NAME, libc::PR_SET_VMA]
-        .map(|option| when(0, SeccompCmpOp::Eq, unsigned(option)));
-    rules.insert(libc::SYS_prctl, naming.into_iter().collect::<Result<_, _>>()?);
+    threads(&mut rules)?;
     let mut requests = vec![libc::FIONBIO, libc::FIONREAD, libc::TCGETS];
     if profile == Profile::Varpd {
         // sys::link: an interface's MTU.
@@ -174,7 +189,39 @@ pub(super) fn allowed(profile: Profile, files: Files) -> Result<BpfProgram, Back
     }
     let requests = requests.into_iter().map(|request| when(1, SeccompCmpOp::Eq, request));
     rules.insert(libc::SYS_ioctl, requests.collect::<Result<_, _>>()?);
+    finish(profile, rules)
+}
+
+/// What all have.
+fn finish(
+    profile: Profile,
+    mut rules: BTreeMap<i64, Vec<SeccompRule>>,
+) -> Result<BpfProgram, BackendError> {
+    options::allow(profile, &mut rules)?;
+    // The standard library looks so whether what it closes is open, in programs built to be tested.
+    let look = || when(1, SeccompCmpOp::Eq, unsigned(libc::F_GETFD));
+    rules.entry(libc::SYS_fcntl).or_insert(vec![look()?]);
+    // An abort raises its signal so, in its own process; not every Landlock keeps others out of reach.
+    let own = std::process::id();
+    rules.insert(libc::SYS_tgkill, vec![when(0, SeccompCmpOp::Eq, own.into())?]);
+    // No code is ever loaded or written.
+    let not_executable = SeccompCmpOp::MaskedEq(unsigned(libc::PROT_EXEC));
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        rules.insert(call, vec![when(2, not_executable.clone(), 0)?]);
+    }
     filter(rules, SeccompAction::KillProcess, SeccompAction::Allow)
+}
+
+/// Threads yes, processes and namespaces no.
+fn threads(rules: &mut BTreeMap<i64, Vec<SeccompRule>>) -> Result<(), BackendError> {
+    let thread = unsigned(libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND);
+    rules.insert(libc::SYS_clone, vec![when(0, SeccompCmpOp::MaskedEq(thread), thread)?]);
+    // What `refused` answers instead.
+    rules.insert(libc::SYS_clone3, Vec::new());
+    let naming = [libc::PR_SET_NAME, libc::PR_SET_VMA]
+        .map(|option| when(0, SeccompCmpOp::Eq, unsigned(option)));
+    rules.insert(libc::SYS_prctl, naming.into_iter().collect::<Result<_, _>>()?);
+    Ok(())
 }
 
 /// Which sockets are made, and bound.
@@ -208,6 +255,7 @@ fn sockets(
             rules.insert(libc::SYS_socketpair, vec![SeccompRule::new(vec![unix()?])?]);
             rules.insert(libc::SYS_bind, Vec::new());
         }
+        Profile::Opener => {}
     }
     Ok(())
 }

@@ -40,6 +40,9 @@ const BACKEND_READS: &[SocketOption] = &[
     // sys::error_queue::enable; the vhost crate, of sockets that a frontend sends
     (libc::SOL_SOCKET, libc::SO_DOMAIN),
     (libc::SOL_SOCKET, libc::SO_TYPE),
+    // vhost_user::attach::callers
+    (libc::SOL_SOCKET, libc::SO_PEERCRED),
+    (libc::SOL_SOCKET, SO_PEERPIDFD),
 ];
 
 /// Set by varpd.
@@ -50,10 +53,8 @@ const VARPD_SETS: &[SocketOption] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
     (libc::SOL_SOCKET, libc::SO_RXQ_OVFL),
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
-    (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE),
     // The same, and sys::seqpacket::set_queue.
     (libc::SOL_SOCKET, libc::SO_SNDBUF),
-    (libc::SOL_SOCKET, libc::SO_SNDBUFFORCE),
     // underlay::sockets: attach_filter, lock_unless_steered, group_socket, beside, sort
     (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER),
     (libc::SOL_SOCKET, libc::SO_LOCK_FILTER),
@@ -66,6 +67,9 @@ const VARPD_SETS: &[SocketOption] = &[
     (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL),
     (libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP),
+    // underlay::sockets::moved::rejoin
+    (libc::IPPROTO_IP, libc::IP_DROP_MEMBERSHIP),
+    (libc::IPPROTO_IPV6, libc::IPV6_DROP_MEMBERSHIP),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
@@ -83,11 +87,26 @@ const VARPD_READS: &[SocketOption] = &[
     (libc::SOL_SOCKET, libc::SO_COOKIE),
     (libc::SOL_SOCKET, libc::SO_LOCK_FILTER),
     (libc::SOL_SOCKET, libc::SO_GET_FILTER),
+    // underlay::sockets::set_buffers
+    (libc::SOL_SOCKET, libc::SO_RCVBUF),
+    (libc::SOL_SOCKET, libc::SO_SNDBUF),
     // sys::sockopt::drops
     (libc::SOL_SOCKET, SO_MEMINFO),
-    // sys::seqpacket: peer, process
+    // sys::seqpacket: peer, groups, process
     (libc::SOL_SOCKET, libc::SO_PEERCRED),
+    (libc::SOL_SOCKET, libc::SO_PEERGROUPS),
     (libc::SOL_SOCKET, SO_PEERPIDFD),
+];
+
+/// Set by the opener, for which it has its capability: underlay::opener::perform.
+const OPENER_SETS: &[SocketOption] =
+    &[(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE), (libc::SOL_SOCKET, libc::SO_SNDBUFFORCE)];
+
+/// Read by the opener: underlay::opener::is_udp.
+const OPENER_READS: &[SocketOption] = &[
+    (libc::SOL_SOCKET, libc::SO_TYPE),
+    (libc::SOL_SOCKET, libc::SO_DOMAIN),
+    (libc::SOL_SOCKET, libc::SO_PROTOCOL),
 ];
 
 /// What a program sets, and what it reads.
@@ -95,6 +114,7 @@ pub(super) fn of(profile: Profile) -> (&'static [SocketOption], &'static [Socket
     match profile {
         Profile::Backend => (BACKEND_SETS, BACKEND_READS),
         Profile::Varpd => (VARPD_SETS, VARPD_READS),
+        Profile::Opener => (OPENER_SETS, OPENER_READS),
     }
 }
 

@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
@@ -102,6 +103,33 @@ const ATTEMPTS_OF_VARPD: &[(&str, Attempt)] = &[
     ("send by another interface", || sets(libc::SOL_SOCKET, libc::SO_BINDTODEVICE)),
     ("mark packets", || sets(libc::SOL_SOCKET, libc::SO_MARK)),
     ("change what a socket lets pass", || sets(libc::SOL_SOCKET, libc::SO_DETACH_FILTER)),
+    ("take more memory", || sets(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE)),
+    ("open a file", || File::open("/etc/passwd").is_ok()),
+];
+
+/// What the opener must not do: beside its capability it has nothing.
+const ATTEMPTS_OF_THE_OPENER: &[(&str, Attempt)] = &[
+    ("open a file", || File::open("/etc/passwd").is_ok()),
+    ("start a program", || Command::new("/bin/true").spawn().is_ok()),
+    ("start a thread", || std::thread::Builder::new().spawn(|| ()).is_ok()),
+    ("open a UDP socket", || UdpSocket::bind("127.0.0.1:0").is_ok()),
+    ("open a Unix socket", || UnixDatagram::unbound().is_ok()),
+    ("bind", || {
+        let any = nix::sys::socket::SockaddrIn::new(127, 0, 0, 1, 0);
+        nix::sys::socket::bind(UDP.get().unwrap().as_raw_fd(), &any).is_ok()
+    }),
+    ("read the network", || UDP.get().unwrap().recv_from(&mut [0]).is_ok()),
+    ("see a process", || nix::sys::signal::kill(*PARENT.get().unwrap(), None).is_ok()),
+    ("replace rules of iptables", || sets(libc::IPPROTO_IP, IPT_SO_SET_REPLACE)),
+    ("replace rules of ip6tables", || sets(libc::IPPROTO_IPV6, IPT_SO_SET_REPLACE)),
+    ("read rules of iptables", || reads(libc::IPPROTO_IP, IPT_SO_GET_INFO)),
+    ("mark packets", || sets(libc::SOL_SOCKET, libc::SO_MARK)),
+    ("change an interface", || {
+        let mut nothing = [0_u8; 64];
+        let socket = UDP.get().unwrap().as_raw_fd();
+        // SAFETY: the request is alive, and longer than the kernel reads.
+        unsafe { libc::ioctl(socket, libc::SIOCSIFFLAGS, nothing.as_mut_ptr()) == 0 }
+    }),
 ];
 
 /// From `linux/netfilter_ipv4/ip_tables.h`; those of IPv6 have the same numbers.
@@ -129,30 +157,42 @@ fn backend() -> Confinement {
 }
 
 fn confinement(profile: Profile) -> Confinement {
-    Confinement { profile, files: Vec::new(), capabilities: Vec::new() }
+    let (files, capabilities) = (Vec::new(), Vec::new());
+    Confinement { profile, files, capabilities, needs_landlock: false }
 }
 
 /// In the child: confines itself, shows that it still works, and tries.
-fn run_child(profile: Profile, attempts: &[(&str, Attempt)], attempt: &str) {
+fn run_child(attempts: &[(&str, Attempt)], attempt: &str, confine: impl FnOnce()) {
     UDP.set(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
     PARENT.set(nix::unistd::getppid()).unwrap();
-    confinement(profile).enter().unwrap();
-    let sum = std::thread::spawn(|| (1..=10).sum::<i32>()).join().unwrap();
-    assert_eq!(sum, 55, "threads work");
-    // So much, in pieces so small, that a heap would shrink.
-    let freed = std::thread::spawn(|| vec![vec![1_u8; 65_000]; 40].len()).join().unwrap();
-    assert_eq!(freed, 40, "and free what they had");
-    assert!(std::os::unix::net::UnixStream::pair().is_ok());
-    let (sets_it, reads_it) = options::of(profile);
-    // What they answer does not matter: another one would have killed.
-    let _ = sets_it.iter().filter(|(level, name)| sets(*level, *name)).count();
-    let _ = reads_it.iter().filter(|(level, name)| reads(*level, *name)).count();
+    confine();
     println!("{CONFINED}");
     io::stdout().flush().unwrap();
     let (_, attempt) = attempts.iter().find(|(name, _)| *name == attempt).unwrap();
     if attempt() {
         println!("{ESCAPED}");
     }
+}
+
+/// Becomes a program of this kind, and does what it does.
+fn confine_as(profile: Profile) {
+    confinement(profile).enter().unwrap();
+    if profile != Profile::Opener {
+        threads_work();
+        assert!(std::os::unix::net::UnixStream::pair().is_ok());
+    }
+    let (sets_it, reads_it) = options::of(profile);
+    // What they answer does not matter: another one would have killed.
+    let _ = sets_it.iter().filter(|(level, name)| sets(*level, *name)).count();
+    let _ = reads_it.iter().filter(|(level, name)| reads(*level, *name)).count();
+}
+
+fn threads_work() {
+    let sum = std::thread::spawn(|| (1..=10).sum::<i32>()).join().unwrap();
+    assert_eq!(sum, 55, "threads work");
+    // So much, in pieces so small, that a heap would shrink.
+    let freed = std::thread::spawn(|| vec![vec![1_u8; 65_000]; 40].len()).join().unwrap();
+    assert_eq!(freed, 40, "and free what they had");
 }
 
 /// Runs a test of this file again, in a child that makes an attempt.
@@ -166,8 +206,12 @@ fn spawn(test: &str, attempt: &str) -> Output {
 }
 
 fn each_kills(test: &str, profile: Profile, attempts: &[(&str, Attempt)]) {
+    each_kills_with(test, attempts, || confine_as(profile));
+}
+
+fn each_kills_with(test: &str, attempts: &[(&str, Attempt)], confine: impl FnOnce()) {
     if let Ok(attempt) = std::env::var(ATTEMPT) {
-        return run_child(profile, attempts, &attempt);
+        return run_child(attempts, &attempt, confine);
     }
     for (attempt, _) in attempts {
         let output = spawn(test, attempt);
@@ -186,6 +230,28 @@ fn escapes_kill() {
 #[test]
 fn escapes_of_varpd_kill() {
     each_kills("escapes_of_varpd_kill", Profile::Varpd, ATTEMPTS_OF_VARPD);
+}
+
+#[test]
+fn escapes_of_the_opener_kill() {
+    each_kills("escapes_of_the_opener_kill", Profile::Opener, ATTEMPTS_OF_THE_OPENER);
+}
+
+/// What the calls for reading are for, with a file in reach.
+#[test]
+fn who_reads_files_can_not_write_them() {
+    let attempts: [(&str, Attempt); 3] = [
+        ("write", || File::options().write(true).open("/dev/null").is_ok()),
+        ("make", || File::create("/tmp/vnet-escape").is_ok()),
+        ("empty", || {
+            File::options().read(true).custom_flags(libc::O_TRUNC).open("/dev/null").is_ok()
+        }),
+    ];
+    each_kills_with("who_reads_files_can_not_write_them", &attempts, || {
+        let files = vec![Reach::Read("/dev".into())];
+        Confinement { files, ..confinement(Profile::Varpd) }.enter().unwrap();
+        assert!(File::open("/dev/null").is_ok(), "reading works");
+    });
 }
 
 #[test]

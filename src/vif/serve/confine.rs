@@ -114,7 +114,8 @@ pub(super) fn confine(
     let directory = sockets.varpd.parent().and_then(|path| Directory::open(path).ok());
     let own = sockets.own.as_ref().filter(|_| sockets.listens);
     let files = own.map(|path| Reach::remove_socket(path)).into_iter().collect();
-    Confinement { profile: Profile::Backend, files, capabilities: Vec::new() }.enter()?;
+    let (profile, capabilities) = (Profile::Backend, Vec::new());
+    Confinement { profile, files, capabilities, needs_landlock: false }.enter()?;
     Ok(directory)
 }
 

@@ -1,0 +1,214 @@
+//! The opener: a small process that does for varpd what takes a capability.
+//!
+//! ```text
+//!   varpd                        opener
+//!   reads the network            reads nothing but this connection
+//!   no capability                CAP_NET_ADMIN
+//!     | --- request, descriptor --> |
+//!     | <-- errno, 0 if done ------ |
+//! ```
+//!
+//! It is forked before varpd opens anything and confines itself at once. A request is of one of few kinds
+//! and has a fixed length; all that it names, and the descriptor that comes along, is checked before anything
+//! is done, for whoever has taken varpd over can write here. When varpd ends, so does the opener. When the
+//! opener ends first, varpd goes on without what it did.
+
+#![forbid(unsafe_code)]
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Type};
+
+use crate::sys::beside;
+use crate::sys::event::{Interest, Poller};
+use crate::sys::sandbox::{Capability, Confinement, Profile};
+use crate::sys::seqpacket::Connection;
+use crate::sys::sockopt;
+
+/// Longer than it ever takes; varpd serves nobody meanwhile.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Largest buffer that is made: that of a vif's sockets.
+pub const MOST_BYTES: u32 = 16 << 20;
+
+/// What can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Request {
+    /// Send and receive buffers of so many bytes for the UDP socket that comes along.
+    Buffers {
+        /// At most [`MOST_BYTES`].
+        bytes: u32,
+    },
+}
+
+/// Length of a request: its kind and one number, of 32 bits each.
+const REQUEST_LEN: usize = 8;
+/// Length of an answer: a number of errno(3).
+const ANSWER_LEN: usize = 4;
+/// The kinds.
+const BUFFERS: u32 = 1;
+
+impl Request {
+    fn emit(self) -> [u8; REQUEST_LEN] {
+        let (kind, number) = match self {
+            Self::Buffers { bytes } => (BUFFERS, bytes),
+        };
+        (u64::from(kind) << 32 | u64::from(number)).to_be_bytes()
+    }
+
+    /// `None`: not of any kind, or beyond its bounds.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let (kind, number) = bytes.split_first_chunk::<4>()?;
+        let number = u32::from_be_bytes(number.try_into().ok()?);
+        match u32::from_be_bytes(*kind) {
+            BUFFERS if number <= MOST_BYTES => Some(Self::Buffers { bytes: number }),
+            _ => None,
+        }
+    }
+}
+
+/// Serves varpd until it ends.
+fn serve(connection: &Connection) -> io::Result<()> {
+    // Room for an octet more, which shows what is too long.
+    let mut buffer = [0; REQUEST_LEN + 1];
+    loop {
+        let received = match connection.recv(&mut buffer) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                connection.wait_readable(Duration::MAX)?;
+                continue;
+            }
+            received => received?,
+        };
+        if received.len == 0 {
+            return Ok(());
+        }
+        let request = buffer.get(..received.len).and_then(Request::parse);
+        let done = request.ok_or(libc::EBADMSG).and_then(|request| perform(request, &received.fds));
+        connection.send(&done.err().unwrap_or(0).to_be_bytes(), &[])?;
+    }
+}
+
+fn perform(request: Request, fds: &[OwnedFd]) -> Result<(), i32> {
+    let [fd] = fds else { return Err(libc::EBADMSG) };
+    let errno = |error: io::Error| error.raw_os_error().unwrap_or(libc::EIO);
+    match request {
+        Request::Buffers { bytes } => {
+            if !is_udp(fd).map_err(errno)? {
+                return Err(libc::EPROTOTYPE);
+            }
+            let bytes = i32::try_from(bytes).map_err(|_| libc::EINVAL)?;
+            sockopt::set(fd, sockopt::RCVBUFFORCE, bytes).map_err(errno)?;
+            sockopt::set(fd, sockopt::SNDBUFFORCE, bytes).map_err(errno)
+        }
+    }
+}
+
+fn is_udp(fd: &impl AsFd) -> io::Result<bool> {
+    let fd = fd.as_fd();
+    let socket = SockRef::from(&fd);
+    Ok([Domain::IPV4, Domain::IPV6].contains(&socket.domain()?)
+        && socket.r#type()? == Type::DGRAM
+        && socket.protocol()? == Some(Protocol::UDP))
+}
+
+/// What the opener does for varpd.
+#[derive(Debug)]
+pub struct Privileged {
+    /// `None` when it is gone.
+    connection: RefCell<Option<Connection>>,
+}
+
+impl Privileged {
+    /// Starts the opener, while this process has one thread.
+    ///
+    /// # Errors
+    /// The system refuses another process.
+    pub fn start() -> io::Result<Self> {
+        let confinement = Confinement {
+            profile: Profile::Opener,
+            files: Vec::new(),
+            capabilities: vec![Capability::CAP_NET_ADMIN],
+            needs_landlock: false,
+        };
+        let (connection, pid) = beside::start(c"varpd-opener", |connection| {
+            let served = confinement.enter().map_err(io::Error::other);
+            if let Err(error) = served.and_then(|()| serve(&connection)) {
+                log::error!("the opener ends: {error}");
+            }
+        })?;
+        log::debug!("the opener is process {pid}");
+        Ok(Self { connection: RefCell::new(Some(connection)) })
+    }
+
+    /// Send and receive buffers of so many bytes for a UDP socket; false if it did not get them.
+    pub fn enlarge(&self, socket: BorrowedFd<'_>, bytes: u32) -> bool {
+        let answer = match &*self.connection.borrow() {
+            None => return false,
+            Some(connection) => exchange(connection, Request::Buffers { bytes }, socket),
+        };
+        match answer {
+            Ok(0) => true,
+            // It lacks the capability, as it is said when varpd starts.
+            Ok(libc::EPERM) => false,
+            Ok(errno) => {
+                let error = io::Error::from_raw_os_error(errno);
+                log::warn!("the opener can't enlarge a socket's buffers: {error}");
+                false
+            }
+            Err(error) => {
+                self.lose(&error);
+                false
+            }
+        }
+    }
+
+    /// Looks whether it is still there.
+    pub fn check(&self) {
+        let hung_up = self.connection.borrow().as_ref().is_some_and(Connection::hung_up);
+        if hung_up {
+            self.lose(&io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+
+    fn lose(&self, error: &io::Error) {
+        log::error!(
+            "the opener has ended ({error}): sockets of new vifs have small buffers (net.core.rmem_max, \
+             wmem_max) until varpd is started again, which interrupts nothing"
+        );
+        self.connection.replace(None);
+    }
+
+    /// Has it waited for: the connection is readable when the opener has ended.
+    ///
+    /// # Errors
+    /// The poller's.
+    pub fn watch(&self, poller: &Poller, token: u64) -> io::Result<()> {
+        match &*self.connection.borrow() {
+            Some(connection) => poller.add(connection, token, Interest::Read),
+            None => Ok(()),
+        }
+    }
+
+    #[cfg(test)]
+    fn is_there(&self) -> bool {
+        self.connection.borrow().is_some()
+    }
+}
+
+fn exchange(connection: &Connection, request: Request, fd: BorrowedFd<'_>) -> io::Result<i32> {
+    connection.send(&request.emit(), &[fd])?;
+    if !connection.wait_readable(PATIENCE)? {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let mut answer = [0; ANSWER_LEN];
+    match connection.recv(&mut answer)?.len {
+        ANSWER_LEN => Ok(i32::from_be_bytes(answer)),
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

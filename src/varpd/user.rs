@@ -1,0 +1,90 @@
+//! varpd's own user: started as root, it becomes another one, so that whoever takes it over has neither
+//! root's files nor root's processes.
+
+use crate::config::{Config, DEFAULT_USER};
+use crate::sys::user;
+
+use super::VarpdError;
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// It is who it should be, or was started as somebody in particular.
+    Stay,
+    /// It is root, and becomes the user.
+    Become,
+    /// It is root, and there is no such user.
+    StayRoot,
+    /// The user that was asked for does not exist.
+    Unknown,
+    /// Only root can become another user.
+    NotRoot,
+}
+
+/// `own` is the user's number now, `known` that of the one that is wanted, if it exists.
+fn decide(was_asked: bool, own: u32, known: Option<u32>) -> Step {
+    match known {
+        Some(known) if known == own => Step::Stay,
+        Some(_) if own == 0 => Step::Become,
+        Some(_) if was_asked => Step::NotRoot,
+        None if was_asked => Step::Unknown,
+        None if own == 0 => Step::StayRoot,
+        Some(_) | None => Step::Stay,
+    }
+}
+
+/// Becomes varpd's user, and keeps the capabilities until it is confined. Returns what is to be said of it
+/// when varpd is ready.
+///
+/// # Errors
+/// The configuration names a user who does not exist, or whom this process can't become.
+pub(super) fn become_own(config: &Config) -> Result<Option<String>, VarpdError> {
+    if !config.sandbox {
+        return Ok(None);
+    }
+    let (name, was_asked) = (config.user.as_deref().unwrap_or(DEFAULT_USER), config.user.is_some());
+    let failed = |source| VarpdError::OwnUser { name: name.to_owned(), source };
+    let found = user::find(name).map_err(failed)?;
+    let step = decide(was_asked, user::own(), found.as_ref().map(|user| user.uid.as_raw()));
+    let remedy = format!(
+        "varpd runs as root, without capabilities; a user of its own would keep it from root's files: \
+         useradd --system --no-create-home {name}"
+    );
+    match (step, found) {
+        (Step::Become, Some(user)) => match user::become_user(&user) {
+            Ok(()) => Ok(None),
+            Err(e) if was_asked => Err(failed(e)),
+            Err(e) => Ok(Some(format!("varpd stays root: can't become user {name}: {e}"))),
+        },
+        (Step::Unknown, _) => Err(failed(std::io::Error::other("no such user"))),
+        (Step::NotRoot, _) => {
+            Err(failed(std::io::Error::other("varpd must be started as root, or as that user")))
+        }
+        (Step::StayRoot, _) => Ok(Some(remedy)),
+        (Step::Become | Step::Stay, _) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_becomes_the_user_if_there_is_one_and_others_stay_who_they_are() {
+        for (was_asked, own, known, step) in [
+            (false, 0, Some(7), Step::Become),
+            (true, 0, Some(7), Step::Become),
+            (false, 0, None, Step::StayRoot),
+            (true, 0, None, Step::Unknown),
+            (true, 0, Some(0), Step::Stay),
+            (false, 7, Some(7), Step::Stay),
+            (true, 7, Some(7), Step::Stay),
+            (false, 8, Some(7), Step::Stay),
+            (true, 8, Some(7), Step::NotRoot),
+            (false, 8, None, Step::Stay),
+            (true, 8, None, Step::Unknown),
+        ] {
+            assert_eq!(decide(was_asked, own, known), step, "{was_asked} {own} {known:?}");
+        }
+    }
+}

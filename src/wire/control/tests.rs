@@ -280,10 +280,18 @@ fn each_fault_has_its_name() {
     assert_eq!(Request::parse(&[]), Err(ParseError::Truncated));
     // A newer version may have another layout: it's named before anything else is looked at.
     assert_eq!(Request::parse(&[2, 0]), Err(ParseError::Version));
-    let vnet_0 = "01 01 0000 00000000 00000000 525400123456 01 00 0000 0000 0000000000000000";
+    let vnet_0 =
+        "01 01 0000 00000000 00000000 525400123456 01 00 0000 0000 0000000000000000 00 00 0000";
     assert_eq!(Request::parse(&unhex(vnet_0)), Err(ParseError::Value));
-    let no_queue = "01 01 0000 00000000 0000002a 525400123456 00 00 0000 0000 0000000000000000";
+    let no_queue =
+        "01 01 0000 00000000 0000002a 525400123456 00 00 0000 0000 0000000000000000 00 00 0000";
     assert_eq!(Request::parse(&unhex(no_queue)), Err(ParseError::Value));
+    let no_level =
+        "01 01 0000 00000000 0000002a 525400123456 01 00 0000 0000 0000000000000000 03 00 0000";
+    assert_eq!(Request::parse(&unhex(no_level)), Err(ParseError::Value));
+    let reserved =
+        "01 01 0000 00000000 0000002a 525400123456 01 00 0000 0000 0000000000000000 00 00 0001";
+    assert_eq!(Request::parse(&unhex(reserved)), Err(ParseError::Reserved));
 }
 
 #[test]

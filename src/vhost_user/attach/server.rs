@@ -154,9 +154,10 @@ impl Server {
                 return Ok(());
             }
             self.accept();
-            self.sort();
+            // Before the new ones are heard: one that was served may be among them, and has hung up then.
             self.step();
             self.renew();
+            self.sort();
         }
     }
 

@@ -25,7 +25,7 @@
 //! what was sent just before.
 //!
 //! **Floods.** What outsiders make up costs a key derivation only as far as there is a budget for it: see
-//! [`candidates`].
+//! `candidates`.
 
 mod candidates;
 mod starts;

@@ -3,7 +3,7 @@
 //! A [`Device`] lives as long as one connection; the [`DataPath`] behind it outlives connections.
 //! Each queue pair has a worker thread of the crate, which calls `Device::wake` for kicks, for the
 //! data path's descriptors and for work that was put off. No guest input makes a worker end: a
-//! malformed ring stops (see [`Ring::stop_with_error`]) and the worker waits for its reset. A panic
+//! malformed ring stops (see [`super::vring::Ring::stop_with_error`]) and the worker waits for its reset. A panic
 //! is a bug, and must not leave a process behind that serves nobody: it ends the process.
 //!
 //! Locks, in this order: a pair's state, then its two rings. The control thread takes only one of

@@ -302,9 +302,12 @@ fn coa_of(nic: &Nic, varpd: &Varpd) -> SocketAddrV4 {
 #[test]
 fn forged_answers_and_announcements_change_nothing() {
     let keys = Keys::new();
+    // On a machine that has much to do it takes longer than mappings live that nobody uses.
+    let timers = "[timers]\nlifetime = 300\n";
     let on_42 = keys.config("conf", "42", &[("use", "a1")], "");
     let on_43 = keys.config("conf", "43", &[("use", "b2")], "").replace("[vnet.42]", "[vnet.43]");
     let configs = [format!("{on_42}{on_43}"), on_42, String::new(), on_43];
+    let configs = configs.map(|config| format!("{timers}{config}"));
     let what = format!("{FORGERIES} forged VARP messages of two hosts each");
     let Some(net) = Net::with_configs(&what, &configs) else { return };
     let mut one = Nic::start("g1", vif(42, 1), &net.varpds[0]);

@@ -21,7 +21,7 @@ use super::{ROOT, pause};
 /// Time that a guest may take to boot, on a machine that is busy with other things.
 const BOOT: Duration = Duration::from_secs(120);
 /// Time that a command in a guest may take.
-const COMMAND: Duration = Duration::from_secs(90);
+const COMMAND: Duration = Duration::from_secs(240);
 
 /// QEMU options that give a guest memory which a backend can map: without them, none can serve it.
 const SHARED_MEMORY: [&str; 4] = shared_memory("memory-backend-memfd,id=mem,size=128M,share=on");

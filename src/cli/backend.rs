@@ -14,42 +14,42 @@ use crate::vif::throttle::Limits;
 use crate::vif::tx::SourceMac;
 use crate::wire::{Mac, VnetId};
 
-/// The forms of the command; what clap would make of the options shows the required ones as optional.
+/// The forms of the command. clap's own usage line would show the required options as optional.
 const USAGE: &str = "vhost-user-vnet --socket-path PATH [--client] --vnet ID --mac MAC [OPTIONS]
        vhost-user-vnet --fd N --vnet ID --mac MAC [OPTIONS]
        vhost-user-vnet --print-capabilities";
 
 /// Serves a guest's NIC on a vnet to QEMU, over vhost-user.
 ///
-/// Run one per NIC. varpd must run on the same host. The process stays in the foreground, ends on
-/// SIGTERM, and needs no privileges: any user who may connect to varpd's socket can start it, unless
-/// varpd has a list of users for the vnet (allow-users) on which that user is not.
+/// Run one process per NIC. varpd must run on the same host. The process stays in the foreground, ends on
+/// SIGTERM, and needs no privileges. Any user who may connect to varpd's socket can start it; if the vnet
+/// has a list of users (allow-users, allow-groups), only users on the list and root can.
 #[derive(Debug, Parser)]
 #[command(name = "vhost-user-vnet", version, max_term_width = 100, override_usage = USAGE)]
 #[command(group = ArgGroup::new("limits").args(["rate_out", "rate_in"]).multiple(true))]
 #[command(group = ArgGroup::new("frontend").args(["socket_path", "fd", "print_capabilities"]).required(true))]
 pub struct Backend {
-    /// Listen on this Unix socket for QEMU (or connect to it, with --client).
+    /// Listen on this Unix socket for QEMU (with --client: connect to it).
     #[arg(long, value_name = "PATH")]
     pub socket_path: Option<PathBuf>,
 
-    /// QEMU listens on --socket-path: connect to it, again and again for ever.
+    /// Connect to --socket-path, where QEMU listens; reconnect whenever the connection ends.
     #[arg(long, requires = "socket_path", conflicts_with = "fd")]
     pub client: bool,
 
-    /// Serve the vhost-user connection on this inherited descriptor; end when it ends.
+    /// Serve this inherited descriptor: a connection, with which the backend ends, or a listening socket.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..))]
     pub fd: Option<RawFd>,
 
-    /// Required. The vnet that the NIC is on: 2 to 4294967295, decimal or 0x hex.
+    /// Required. The NIC's vnet: 2 to 4294967295, decimal, or hexadecimal with 0x.
     #[arg(long, value_name = "ID", value_parser = nic_vnet, required_unless_present = "print_capabilities")]
     pub vnet: Option<VnetId>,
 
-    /// Required. The NIC's MAC address, the same as in QEMU's -device option.
+    /// Required. The NIC's MAC address, as in QEMU's -device option.
     #[arg(long, value_parser = nic_mac, required_unless_present = "print_capabilities")]
     pub mac: Option<Mac>,
 
-    /// Socket of the host's varpd.
+    /// Control socket of this host's varpd.
     #[arg(long, value_name = "PATH", default_value = "/run/varpd/varpd.sock")]
     pub varpd: PathBuf,
 
@@ -57,122 +57,120 @@ pub struct Backend {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub queue_pairs: u8,
 
-    /// MTU in bytes that guests are told [default: what fits the underlay].
+    /// MTU that is offered to the guest, in bytes [default: the largest that fits the underlay].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(68..))]
     pub mtu: Option<u16>,
 
-    /// Give the guest plain frames only: with their checksums computed, and one segment in each.
+    /// Deliver only frames with complete checksums and one segment each.
     ///
-    /// For guests that load an XDP program: see XDP. A guest whose QEMU runs must be started anew after a change of
-    /// this option.
+    /// For guests that load an XDP program, see XDP. Restart the guest's QEMU after changing this option.
     #[arg(long)]
     pub no_receive_offloads: bool,
 
-    /// Let the guest be a bridge or router: it may send from so many other MACs, at most 256, too.
+    /// Let the guest be a bridge: allow up to N MAC addresses besides its own as source, at most 256.
     ///
-    /// Each is found by the others as if it were a NIC of its own, as long as it is used; one that is not used for 300 seconds is
-    /// forgotten. A MAC that is seen behind another NIC later, follows.
+    /// Other hosts resolve each as if it had a NIC of its own. An address that is not used for 300 seconds is
+    /// forgotten. An address that appears behind another NIC moves there.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=256))]
     pub learn: u16,
 
-    /// What happens to frames whose source MAC is not the NIC's, nor one of --learn.
+    /// How to treat frames whose source MAC address is neither the NIC's nor one that --learn allows.
     #[arg(long, value_name = "ACTION", value_enum, default_value_t)]
     pub source_mac: SourceMac,
 
-    /// Keep the guest to this IPv4 or IPv6 address or prefix, as in 192.0.2.7 or 2001:db8:0:1::/64; may be given
-    /// several times, or with commas [default: any].
+    /// Let the guest send only from this IPv4 or IPv6 address or prefix, such as 192.0.2.7 or 2001:db8:0:1::/64; can be
+    /// repeated, or take a list with commas [default: any].
     ///
-    /// What it sends from another address (IP, ARP, neighbour discovery), as DHCP server or router, or in another
-    /// protocol, is dropped; see ADDRESSES.
+    /// Frames from other addresses (IP, ARP, neighbour discovery), of DHCP servers and routers, and of other
+    /// protocols are dropped; see ADDRESSES.
     #[arg(long, value_name = "ADDRESS[/BITS]", value_delimiter = ',')]
     pub allow_ip: Vec<Prefix>,
 
     /// Carry frames only while the vnet's policy in varpd.toml is at least this: none, auth or conf.
     ///
-    /// Otherwise the backend serves QEMU, carries nothing, says so, and looks again whenever varpd was started anew.
+    /// Otherwise the backend serves QEMU, carries no frames, logs why, and checks again whenever varpd restarts.
     #[arg(long, value_name = "LEVEL", default_value_t, hide_default_value = true)]
     pub policy: Level,
 
-    /// Most that the guest may send, in bits per second of its Ethernet frames without FCS: a number
-    /// with k, M or G (powers of 1000), as in 100M or 2.5gbit. What is more waits in its ring
+    /// Limit for the guest's sending, in bits per second of Ethernet frames without FCS: a number
+    /// with k, M or G (powers of 1000), such as 100M or 2.5gbit. Excess frames wait in the guest's ring
     /// [default: no limit].
     #[arg(long, value_name = "RATE")]
     pub rate_out: Option<Rate>,
 
-    /// Most that the guest is given, likewise. What is more waits in the vif's sockets.
+    /// Limit for the guest's receiving, likewise. Excess frames wait in the vif's sockets [default: no limit].
     #[arg(long, value_name = "RATE")]
     pub rate_in: Option<Rate>,
 
-    /// Most frames that the guest may send per second; at once 15 ms' worth, at least 32. A large frame that is cut
-    /// counts as what it becomes. What is more waits in its ring [default: no limit].
+    /// Limit for the guest's sending, in frames per second; the burst is 15 ms at this rate, at least 32. A large frame
+    /// counts as the frames that it is cut into. Excess frames wait in the guest's ring [default: no limit].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub frames_out: Option<u32>,
 
-    /// Bytes that each frame counts besides its own, in all rates: with 50 (70 over IPv6, 34 more on a secured vnet)
-    /// they are those of the underlay's Ethernet frames. However short, a frame counts as 128 bytes.
+    /// Bytes to add to each frame's length in all bit rates. With 50 (70 over IPv6, 34 more on a secured vnet)
+    /// the limits count the underlay's Ethernet frames. A frame counts as 128 bytes at least.
     #[arg(long, value_name = "BYTES", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1000))]
     pub rate_overhead: u16,
 
-    /// Bytes that may pass at once after a pause, in each direction that is limited: a number with k or
-    /// M (powers of 1024) [default: 15 ms at the rate].
+    /// Burst of --rate-out and --rate-in, in bytes: a number with k or M (powers of 1024)
+    /// [default: 15 ms at the rate].
     #[arg(long, value_name = "SIZE", requires = "limits")]
     pub burst: Option<Size>,
 
-    /// Most that the guest may send to groups (broadcast, multicast), in bits per second like
-    /// --rate-out. What is more is dropped [default: no limit].
+    /// Limit for broadcast and multicast that the guest sends, in bits per second like --rate-out. Excess
+    /// frames are dropped [default: no limit].
     #[arg(long, value_name = "RATE")]
     pub group_rate: Option<Rate>,
 
-    /// Bytes that may pass to groups at once [default: 100 ms at --group-rate, at least 16k].
+    /// Burst of --group-rate, in bytes [default: 100 ms at the rate, at least 16k].
     #[arg(long, value_name = "SIZE", requires = "group_rate")]
     pub group_burst: Option<Size>,
 
-    /// Most frames per second to groups; at once a tenth of them, at least 32. What is more is
-    /// dropped [default: no limit].
+    /// Limit for broadcast and multicast that the guest sends, in frames per second; the burst is a tenth of it, at
+    /// least 32. Excess frames are dropped [default: no limit].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub group_frames: Option<u32>,
 
-    /// Look for frames for up to this long before sleeping, while they come quickly: 0 to 1000.
+    /// Poll for frames for up to this long before sleeping, while frames arrive in quick succession: 0 to 1000.
     ///
-    /// Saves wake-ups at the price of processor time; an idle NIC costs nothing. 50 is a good start.
+    /// This reduces latency at the cost of processor time; an idle NIC costs nothing. Try 50 first. See LATENCY.
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1000))]
     pub busy_poll: u16,
 
-    /// Permission bits of the socket that is listened on, octal.
+    /// Permission bits of the listening socket, octal.
     #[arg(long, value_name = "MODE", default_value = "0660")]
     pub socket_mode: SocketMode,
 
-    /// Group of the socket that is listened on, by name or number; libvirt's QEMU needs kvm.
+    /// Group of the listening socket, by name or number; libvirt's QEMU needs kvm.
     #[arg(long, value_name = "GROUP")]
     pub socket_group: Option<String>,
 
-    /// Serve only frontends of this user, by name or number; may be given several times, or with commas [default:
-    /// whoever may connect].
+    /// Serve only frontends of this user, by name or number; can be repeated, or take a list with commas [default:
+    /// every user who may connect].
     ///
-    /// Root may connect always. With --client: serve only a QEMU of this user that listens there.
+    /// Root may always connect. With --client: connect only to a QEMU of this user.
     #[arg(long, value_name = "USER", value_delimiter = ',')]
     pub frontend_user: Vec<String>,
 
-    /// Print what this backend is, as JSON, and exit (QEMU's convention for backends).
+    /// Print the backend's type as JSON and exit (QEMU's convention for vhost-user backends).
     #[arg(long)]
     pub print_capabilities: bool,
 
-    /// Which directories the process sees once it has started; see CONFINEMENT.
+    /// Directories that the process can see after its start; see CONFINEMENT.
     #[arg(long, value_name = "VIEW", value_enum, default_value_t)]
     pub view: View,
 
-    /// Keep all rights of the user who starts it, for debugging. Never with guests that you don't
-    /// trust.
+    /// Do not confine the process, for debugging. Never use this with untrusted guests.
     #[arg(long)]
     pub no_sandbox: bool,
 
-    /// Log more; twice for every message exchanged with QEMU. RUST_LOG overrides it.
+    /// Log more; given twice, every message exchanged with QEMU. RUST_LOG overrides it.
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
 
 impl Backend {
-    /// The rate limits that are asked for.
+    /// The requested rate limits.
     pub fn limits(&self) -> Limits {
         Limits {
             rate_out: self.rate_out,
@@ -191,7 +189,7 @@ impl Backend {
 fn nic_vnet(text: &str) -> Result<VnetId, String> {
     let vnet: VnetId = text.parse()?;
     if vnet.is_physical() {
-        return Err("vnet 1 is the physical network, which this version does not serve".to_owned());
+        return Err("vnet 1 is the physical network, which vnet does not serve".to_owned());
     }
     Ok(vnet)
 }
@@ -200,7 +198,7 @@ fn nic_vnet(text: &str) -> Result<VnetId, String> {
 fn nic_mac(text: &str) -> Result<Mac, String> {
     let mac: Mac = text.parse()?;
     if !mac.is_individual() {
-        return Err("a group address or zero, not the address of a NIC".to_owned());
+        return Err("a group address or zero, which no NIC can have".to_owned());
     }
     Ok(mac)
 }

@@ -9,10 +9,10 @@ use crate::config::{Config, ConfigError, Group, Port, SocketMode};
 
 /// Address resolution and registry of the virtual networks on this host
 ///
-/// varpd finds out, with its peers on the other hosts of the underlay, where the virtual interfaces
-/// (vifs) of virtual networks (vnets) are, and opens the underlay sockets of this host's vifs. There
-/// is one on each host. The backends of the guests' network cards, vhost-user-vnet, connect to its
-/// control socket; so does the operator's command, vnet.
+/// Run one varpd on each host. Together with the varpds of the other hosts on the underlay it finds the host
+/// of each virtual interface (vif) of the virtual networks (vnets), and it opens the underlay sockets of this host's
+/// vifs. The backends of the guests' NICs, vhost-user-vnet, connect to its control socket, as does the
+/// operator's command, vnet.
 #[derive(Clone, Debug, Default, Parser)]
 #[command(name = "varpd", version)]
 pub struct Args {
@@ -23,25 +23,25 @@ pub struct Args {
     pub config: Option<PathBuf>,
     /// Path of the control socket [default: /run/varpd/varpd.sock]
     ///
-    /// A socket left by a varpd that has ended is replaced.
+    /// varpd replaces a socket that an earlier varpd has left.
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// User as whom varpd runs, if it is started as root [default: varpd, if there is one]
+    /// User that varpd changes to if root starts it [default: varpd, if that user exists]
     ///
-    /// It needs no capability then; a process that it starts at first has CAP_NET_ADMIN and does nothing
-    /// but to enlarge the buffers of its sockets.
+    /// varpd then has no capabilities. A process that it forks first, the opener, keeps CAP_NET_ADMIN, and uses it
+    /// only to enlarge socket buffers.
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
-    /// Group, by name or number, that may use the control socket [default: varpd's own]
+    /// Group, by name or number, of the control socket: backends must be in it [default: varpd's own group]
     #[arg(long, value_name = "GROUP")]
     pub socket_group: Option<String>,
-    /// Path of another socket, for operators: vnet show, monitor, flush
+    /// Path of a second socket, for operators: vnet show, monitor, flush
     ///
-    /// Whoever can connect there is an operator, and can register no vif there. Its mode is 0660.
+    /// Everybody who can connect there is an operator, but cannot register vifs there. Its mode is 0660.
     #[arg(long, value_name = "PATH")]
     pub operator_socket: Option<PathBuf>,
-    /// Group, by name or number, whose members are operators, beside root: the operators' socket is
-    /// theirs [default: varpd's own group]
+    /// Group, by name or number, whose members are operators, besides root; the operators' socket belongs to
+    /// it [default: varpd's own group]
     #[arg(long, value_name = "GROUP")]
     pub operator_group: Option<String>,
     /// Permission bits of the control socket, octal [default: 0660]
@@ -49,30 +49,30 @@ pub struct Args {
     pub socket_mode: Option<SocketMode>,
     /// Interface of the underlay
     ///
-    /// Its first global IPv4 address is taken, or IPv6 with --ipv6. Without --underlay and --address the
-    /// only interface with such an address is taken, or of several the one with the default route.
-    /// While there is none, varpd waits for it.
+    /// varpd uses its first global IPv4 address, or IPv6 with --ipv6. Without --underlay and --address it chooses
+    /// the only interface with such an address, or if there are several the one with the default route.
+    /// It waits while there is none.
     #[arg(long, value_name = "IFACE", conflicts_with = "address")]
     pub underlay: Option<String>,
-    /// Address on the underlay; its interface is found
+    /// Address on the underlay; varpd finds the interface that has it
     #[arg(long, value_name = "IP")]
     pub address: Option<IpAddr>,
-    /// Take an IPv6 address of the underlay interface
+    /// Use an IPv6 address of the underlay interface
     #[arg(short = '6', long)]
     pub ipv6: bool,
-    /// Multicast group of VARP and of the vnets [default: 224.10.0.1; ff15::e00a:1 on IPv6]
+    /// Multicast group of VARP and of the vnets' broadcasts and multicasts [default: 224.10.0.1; ff15::e00a:1 on IPv6]
     #[arg(long, value_name = "ADDR")]
     pub group: Option<Group>,
-    /// UDP port of VARP and of the groups [default: 1798]
+    /// UDP port of VARP and of the multicast groups [default: 1798]
     #[arg(long, value_name = "PORT")]
     pub port: Option<Port>,
-    /// Keep all rights that it was started with, for debugging
+    /// Do not confine varpd, for debugging
     #[arg(long)]
     pub no_sandbox: bool,
-    /// Log more; twice: every message
+    /// Log more; given twice, every message
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
-    /// Log warnings and errors only
+    /// Log only warnings and errors
     #[arg(short, long)]
     pub quiet: bool,
 }

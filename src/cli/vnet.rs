@@ -9,7 +9,7 @@ use crate::wire::{Mac, VnetId};
 
 /// Show and control the virtual networks of this host
 ///
-/// vnet asks varpd, over its control socket, what it and this host's vifs know and do.
+/// vnet asks varpd over its control socket. Root and operators may use it, see varpd(8).
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vnet", version, subcommand_value_name = "COMMAND")]
 pub struct Args {
@@ -17,7 +17,7 @@ pub struct Args {
     /// else /run/varpd/varpd.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Print JSON: an array of objects; for monitor an object per line
+    /// Print JSON: show prints an array of objects, monitor an object per line
     #[arg(short, long)]
     pub json: bool,
     /// What to do
@@ -31,32 +31,33 @@ pub enum Action {
     /// Print a table
     #[command(arg_required_else_help = true)]
     Show {
-        /// Which
+        /// Table to print
         #[arg(value_name = "TABLE")]
         table: ShowTable,
-        /// Only what belongs to this vnet or vif
+        /// Only rows of this vnet or vif
         #[command(flatten)]
         filter: Filter,
     },
-    /// Make and exchange the keys of secured vnets; needs no varpd but to give up an old key
+    /// Make and replace the keys of secured vnets
     #[command(subcommand_value_name = "COMMAND")]
     Key {
         /// What to do
         #[command(subcommand)]
         action: KeyAction,
     },
-    /// Print what happens to addresses, as it happens
+    /// Print events of address resolution as they happen
     ///
-    /// One line per event, until interrupted: resolved, unresolved, moved, expired, evicted (addresses of others), claimed, lost
-    /// (vifs of this host), conflict, damped, implausible, unusable (look after these), missed (this monitor was too slow).
+    /// Prints one line per event until interrupted. Addresses on other hosts: resolved, unresolved, moved, expired, evicted.
+    /// Vifs of this host: claimed, lost. Problems: conflict, damped, implausible, unusable. missed: this monitor read too
+    /// slowly. See EVENTS.
     Monitor {
-        /// Only of this vnet or vif
+        /// Only events of this vnet or vif
         #[command(flatten)]
         filter: Filter,
     },
-    /// Forget resolved addresses; they are asked for anew when next needed
+    /// Forget resolved addresses; varpd resolves them again when they are needed
     Flush {
-        /// Only of this vnet or vif
+        /// Only addresses of this vnet or vif
         #[command(flatten)]
         filter: Filter,
     },
@@ -65,12 +66,12 @@ pub enum Action {
 /// What to do with a key file.
 #[derive(Clone, Debug, Subcommand)]
 pub enum KeyAction {
-    /// Write a new key to a file that does not exist yet, and print its fingerprint
+    /// Make a key in a new file, and print its fingerprint
     Generate {
-        /// The file; group and others must not be able to enter its directory
+        /// File that does not exist yet; group and others must not be able to enter its directory
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// User, by name or number, whose file it is to be: varpd's [default: the directory's owner]
+        /// Owner of the file, by name or number: the user that varpd runs as [default: the directory's owner]
         #[arg(long, value_name = "USER")]
         owner: Option<String>,
     },
@@ -80,24 +81,24 @@ pub enum KeyAction {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Take a file one of three steps further: accept a new key as well, use it, give up the old one
+    /// Replace the key, one of three steps at a time: accept a new key as well, use it, give up the old one
     ///
-    /// The third step cuts off hosts that still use the old key. So varpd is asked first, and the step refused while
-    /// it knows such hosts, or can't tell because it does not run here or has no vif on the vnet.
+    /// The third step cuts off hosts that still use the old key. The command therefore asks varpd first, and refuses the
+    /// step while varpd knows such hosts, does not run here, or has no vif on the vnet. See KEYS.
     Rotate {
         /// The file
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// Give up the old key whoever still uses it
+        /// Take the third step without asking varpd
         #[arg(long)]
         force: bool,
     },
 }
 
-/// Selects rows or cache entries; without any, all.
+/// Selects rows or cache entries; all if empty.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct Filter {
-    /// Only this vnet, decimal or 0x hex
+    /// Only this vnet, decimal, or hexadecimal with 0x
     #[arg(long, value_name = "ID")]
     pub vnet: Option<VnetId>,
     /// Only this MAC address
@@ -116,7 +117,7 @@ pub enum ShowTable {
     Varp,
     /// Counters of varpd and of the vifs
     Stats,
-    /// The hosts with which keys of secured vnets are agreed on
+    /// The hosts with which this host has agreed on keys of secured vnets
     Peers,
 }
 

@@ -109,19 +109,19 @@ const SPARE_INDICES: u32 = INDICES / 4;
 counters! {
     /// What a security association database did, refused and dropped.
     SadbCounters by SadbCounter {
-        sa_sessions = "sessions agreed on with other hosts, per vnet",
-        sa_given_up = "handshakes that nobody answered in time",
-        sa_ended = "sessions that ended: replaced, too old, their key withdrawn",
+        sa_sessions = "sessions made with other hosts, per vnet",
+        sa_given_up = "handshakes without an answer in time",
+        sa_ended = "sessions that ended: replaced, expired, or their key was given up",
         handshake_tx = "handshake messages sent",
         handshake_rx = "handshake messages received",
-        handshake_cookies = "of handshake_tx, cookies: INITs came faster than they are answered, or in the first three minutes",
-        handshake_drop_malformed = "handshake messages that are malformed",
+        handshake_cookies = "of handshake_tx, cookies: too many INITs arrived, or varpd started less than three minutes ago",
+        handshake_drop_malformed = "malformed handshake messages",
         handshake_drop_vnet = "handshake messages for a vnet or with a key that this host does not have",
         handshake_drop_forged = "handshake messages that no holder of the key made for this host",
         handshake_drop_stale = "INITs that are old, or of a host whose clock is wrong by more than 90 s",
-        handshake_drop_unasked = "handshake messages that answer nothing",
-        handshake_drop_crossed = "INITs that met one of our own, which goes first",
-        handshake_drop_full = "INITs for which there is no room",
+        handshake_drop_unasked = "handshake messages that answer no message of this host",
+        handshake_drop_crossed = "INITs that crossed an INIT of this host, which takes precedence",
+        handshake_drop_full = "INITs dropped because the table of handshakes was full",
     }
 }
 

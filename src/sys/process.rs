@@ -105,7 +105,7 @@ pub fn keep_secrets() -> io::Result<()> {
     let (soft, _) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
     if soft != nix::sys::resource::RLIM_INFINITY {
         log::info!(
-            "memory is not locked (the limit is {} KiB): keys could be swapped out",
+            "memory is not locked (the limit is {} KiB, RLIMIT_MEMLOCK): keys could be swapped out",
             soft / 1024
         );
         return Ok(());
@@ -114,7 +114,7 @@ pub fn keep_secrets() -> io::Result<()> {
     let on_fault = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
     // SAFETY: changes where pages are kept, not what is in them.
     if unsafe { libc::mlockall(on_fault) } != 0 {
-        log::warn!("memory can't be locked: {}", io::Error::last_os_error());
+        log::warn!("cannot lock memory: {}", io::Error::last_os_error());
     }
     Ok(())
 }

@@ -136,11 +136,15 @@ impl Confinement {
                 Err(SandboxError::NoLandlock)
             }
             Ok(RulesetStatus::NotEnforced) if self.reads() => {
-                log::warn!("this kernel has no Landlock: all files of this user can be read");
+                log::warn!(
+                    "this kernel has no Landlock: an attacker who takes over this process can read all files of its user"
+                );
                 Ok(())
             }
             Ok(RulesetStatus::NotEnforced) => {
-                log::warn!("this kernel has no Landlock: files are out of reach by seccomp alone");
+                log::warn!(
+                    "this kernel has no Landlock: only seccomp keeps this process from files"
+                );
                 Ok(())
             }
             Ok(status) => {

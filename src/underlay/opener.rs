@@ -174,8 +174,8 @@ impl Privileged {
 
     fn lose(&self, error: &io::Error) {
         log::error!(
-            "the opener has ended ({error}): sockets of new vifs have small buffers (net.core.rmem_max, \
-             wmem_max) until varpd is started again, which interrupts nothing"
+            "the opener has ended ({error}): new vifs get sockets with small buffers (net.core.rmem_max, \
+             wmem_max); restart varpd, which interrupts no traffic"
         );
         self.connection.replace(None);
     }

@@ -54,8 +54,8 @@ pub fn needs_short_ends() -> bool {
             }
             Verdict::Damaging(why) => {
                 log::warn!(
-                    "this kernel ({release}) damages messages of equal datagrams ({why}): each gets \
-                     a short one at its end"
+                    "this kernel ({release}) damages UDP_SEGMENT messages of equal datagrams ({why}): working around \
+                     it with a short datagram at the end of each message"
                 );
                 true
             }

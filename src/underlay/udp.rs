@@ -26,11 +26,13 @@ impl UdpUnderlay {
     pub fn new(own: OwnedFd, group: Option<OwnedFd>, sender: Option<OwnedFd>) -> Self {
         for socket in [Some(&own), group.as_ref()].into_iter().flatten() {
             if let Err(error) = mmsg::enable_gro(socket.as_fd()) {
-                log::info!("the kernel hands over datagrams one by one: no UDP_GRO ({error})");
+                log::info!(
+                    "the kernel does not merge received datagrams (UDP_GRO: {error}): receiving takes more processor time"
+                );
             }
         }
         if let Err(error) = error_queue::enable(sender.as_ref().unwrap_or(&own).as_fd()) {
-            log::warn!("path MTUs are not learnt: the kernel does not report errors ({error})");
+            log::warn!("cannot learn path MTUs: the kernel does not report ICMP errors ({error})");
         }
         Self { own, group, sender }
     }

@@ -43,7 +43,7 @@ impl Daemon {
     /// To be called with each turn of the loop.
     pub(super) fn heed_sleep(&mut self, asleep: Duration, now: Now) {
         let Some(slept) = self.sleep.look(asleep) else { return };
-        log::info!("this host was suspended for {} s: keys are renewed", slept.as_secs());
+        log::info!("this host was suspended for {} s: renewing keys", slept.as_secs());
         if let Some(seed) = seed() {
             self.security.awake(slept, seed, now);
             self.renew_group_keys(now);
@@ -56,8 +56,8 @@ impl Daemon {
             return;
         }
         log::warn!(
-            "this machine was restored from a snapshot or cloned: sessions with other hosts end, and \
-             keys are agreed on anew"
+            "this machine was restored from a snapshot or cloned: ending all sessions with other hosts and \
+             agreeing on new keys"
         );
         if let Some(seed) = seed() {
             self.security.begin_anew(seed, now);
@@ -69,7 +69,7 @@ impl Daemon {
 /// Randomness that no copy of this process has; the kernel makes its own anew first.
 fn seed() -> Option<[u8; 32]> {
     let seed = process::random();
-    seed.inspect_err(|error| log::error!("can't renew keys, no random numbers: {error}")).ok()
+    seed.inspect_err(|error| log::error!("cannot renew keys without random numbers: {error}")).ok()
 }
 
 #[cfg(test)]

@@ -40,8 +40,8 @@ impl Comings {
             Place::LogLast => {
                 log::info!("{line}");
                 log::warn!(
-                    "vifs of user {uid} come and go more than {MOST_LINES} times a minute: further \
-                     lines are left out for now (vnet show stats: vifs_registered, vifs_kept)"
+                    "vifs of user {uid} come and go more than {MOST_LINES} times a minute: suppressing \
+                     further lines; their backends' logs say why they end"
                 );
             }
             Place::Debug => log::debug!("{line}"),

@@ -273,7 +273,7 @@ impl Daemon {
     pub(super) fn tell_small_buffers(&self) {
         if self.opener.has_room().is_ok_and(|has_room| !has_room) {
             log::warn!(
-                "sockets have smaller buffers than they should, so more is lost when this host is busy \
+                "sockets have small buffers, so this host loses more frames when it is busy \
                  (buffers_small): start varpd with CAP_NET_ADMIN, or raise net.core.rmem_max and wmem_max \
                  to {MOST_BYTES}"
             );
@@ -304,7 +304,7 @@ impl Daemon {
         match Source::of(ready.token) {
             Source::Termination => match self.termination.take() {
                 Ok(Some(signal)) => {
-                    log::info!("ends on {signal}");
+                    log::info!("exiting on {signal}");
                     return Turn::End;
                 }
                 Ok(None) => {}

@@ -122,8 +122,8 @@ impl Daemon {
             Doubt::Key => "with a key that is unknown here: another key, or another policy",
         };
         log::warn!(
-            "vnet {vnet}: host {host} sends {what}; here the policy is {policy}, so {host} is not heard \
-             (all hosts need the same policy and key)"
+            "vnet {vnet}: host {host} sends {what}; the policy here is {policy}, so messages of {host} are dropped: \
+             give both hosts the same policy and key"
         );
     }
 }

@@ -122,8 +122,8 @@ pub enum VarpdError {
     Key(String),
     /// The directory of keys can't be entered.
     #[error(
-        "{}, where keys of secured vnets are to be: {source}; make it with 'install -d -m 700 {}' and \
-         the keys with 'vnet key generate', or copy those of another host",
+        "{}, the directory for keys of secured vnets: {source}; make it with 'install -d -m 700 {}' (and -o if \
+         varpd runs as a user of its own) and the keys with 'vnet key generate', or copy those of another host",
         directory.display(),
         directory.display()
     )]
@@ -231,7 +231,9 @@ pub fn run(config: Config) -> Result<(), VarpdError> {
     let mut daemon = Daemon::open(config, place, opener, groups, termination, rtnetlink)?;
     match confinement {
         Some(confinement) => confinement.enter()?,
-        None => log::warn!("without sandbox: who takes over this process has all its rights"),
+        None => log::warn!(
+            "not confined (--no-sandbox): an attacker who takes over this process has all its rights"
+        ),
     }
     daemon.load_keys(clock::now()).map_err(VarpdError::Key)?;
     about_user.into_iter().for_each(|text| log::warn!("{text}"));

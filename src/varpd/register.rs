@@ -161,7 +161,7 @@ impl Daemon {
             let (level, vnet, least) = (self.quiet.level(now.mono), key.vnet, wanted.floor.level());
             log::log!(
                 level,
-                "vif {key} carries no frame: vnet {vnet} has policy {policy} here, its backend keeps to {least}"
+                "vif {key} carries no frame: vnet {vnet} has policy {policy} here, but its backend requires {least}"
             );
         }
         is_admitted

@@ -74,7 +74,7 @@ impl Daemon {
     fn warn_if_unnamed(&self, place: &Place) {
         if let Some(named) = self.config.underlay.as_ref().filter(|n| **n != place.interface) {
             log::warn!(
-                "the underlay is {} by now, and '{named}' by the configuration: change that",
+                "the underlay's interface is now {}, but the configuration says '{named}': change it before the next start",
                 place.interface
             );
         }
@@ -115,11 +115,15 @@ impl Daemon {
         for (_, vif) in self.registry.iter() {
             let group = self.group_of(vif.key.vnet);
             if let Err(e) = self.opener.rejoin_vif(&vif.sockets, group, before) {
-                log::warn!("vif {} can't join its group on {}: {e}", vif.key, place.interface);
+                log::warn!(
+                    "vif {}: can't join its multicast group on {}: {e}",
+                    vif.key,
+                    place.interface
+                );
             }
         }
         log::info!(
-            "{} is on {} now, before on {}: groups are joined there",
+            "{} is on {} now, before on {}: joined the multicast groups there",
             place.address,
             place.interface,
             self.place.interface
@@ -165,7 +169,8 @@ impl Daemon {
         let vifs: Vec<LocalVif> = self.registry.iter().map(|(id, _)| id).collect();
         for id in vifs {
             if let Err(e) = self.move_vif(id, mtu, now) {
-                log::warn!("can't open sockets of a vif at {}: {e}", place.address);
+                let vif = self.registry.get(id).map(|vif| vif.key.to_string()).unwrap_or_default();
+                log::warn!("vif {vif}: can't open sockets at {}: {e}", place.address);
                 self.send_away(id, now);
             }
             self.drive(now);

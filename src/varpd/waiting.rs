@@ -48,13 +48,13 @@ pub(super) fn await_place(
         };
         let now = clock::mono();
         if said.as_ref().is_none_or(|(before, at)| *before != why || *at + REMINDER <= now) {
-            log::warn!("waiting for a place on the underlay: {why}");
+            log::warn!("waiting for an address on the underlay: {why}");
             manager.starting(&format!("waiting: {why}"), PATIENCE);
             said = Some((why, now));
         }
         poller.wait(Some(REMINDER)).map_err(failed("wait for events"))?;
         if let Ok(Some(signal)) = termination.take() {
-            log::info!("ends on {signal}");
+            log::info!("exiting on {signal}");
             return Ok(None);
         }
         rtnetlink.news(0);
@@ -76,6 +76,9 @@ pub(super) fn needs_routes(config: &Config) -> bool {
 
 pub(super) fn warn_without_multicast(interface: &Interface) {
     if !interface.multicast && !interface.loopback {
-        log::warn!("interface {} can't carry multicast: no other host is found", interface.name);
+        log::warn!(
+            "interface {} cannot carry multicast, so varpd finds no other host: choose another (--underlay)",
+            interface.name
+        );
     }
 }

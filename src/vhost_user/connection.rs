@@ -244,8 +244,8 @@ impl Connection {
     fn say_other_byte_order(&mut self) {
         if !std::mem::replace(&mut self.has_said_byte_order, true) {
             log::warn!(
-                "the guest's driver is from before virtio 1, and big-endian: it is not served, and has no network until \
-                 another driver takes over (firmware that boots from the network is often such a one: boot from a disk)"
+                "the guest's driver is big-endian and from before virtio 1, which is not supported: the guest has no network \
+                 until it loads another driver (network-boot firmware is often such a driver: boot from a disk)"
             );
         }
     }

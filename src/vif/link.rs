@@ -262,12 +262,12 @@ impl Link {
             Event::Lost { mac, stamp, coa, lifetime_ms } => {
                 if mac == self.key.mac && self.nic.is_active() {
                     log::warn!(
-                        "vif {}: another guest has this MAC, and frames for it go to {coa} from now on; \
-                         unless this one has just moved there, give one of the two another MAC",
+                        "vif {}: a guest with this MAC runs at {coa}, too, and frames for the MAC go there from now on; \
+                         unless this guest has just moved there, give one of the two another MAC",
                         self.key
                     );
                 } else {
-                    log::info!("{mac} now lives at {coa} (stamp {})", stamp.0);
+                    log::info!("{mac} is now at {coa} (stamp {})", stamp.0);
                 }
                 let lifetime = millis(lifetime_ms);
                 self.learning.handle_lost(mac, &self.nic);
@@ -284,7 +284,7 @@ impl Link {
             Event::Error { code: ErrorCode::Warning, text } => log::warn!("varpd: {text}"),
             Event::Error { code, text } => log::warn!("varpd: {text} ({code:?})"),
             Event::Registered { .. } | Event::Row { .. } | Event::End => {
-                log::warn!("varpd sent a message that nobody asked for");
+                log::warn!("varpd sent an unexpected message");
             }
         }
         None
@@ -345,7 +345,9 @@ impl Link {
         for mut worker in self.nic.workers() {
             let Some(protection) = worker.protection_mut() else { continue };
             if protection.inbound().misses_any(accepted) {
-                log::info!("a key of the vnet was withdrawn while varpd was away: sessions end");
+                log::info!(
+                    "a key of the vnet was given up while varpd was away: ending its sessions"
+                );
                 protection.remove_all();
             }
         }

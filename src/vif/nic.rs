@@ -316,7 +316,7 @@ impl Nic {
         *steered = running;
         let done = self.worker(0).map_or(Ok(()), |worker| worker.underlay().steer(running));
         if let Err(error) = done {
-            log::warn!("frames are spread over all queue pairs, whether they run or not: {error}");
+            log::warn!("cannot steer frames to the queue pairs that the guest uses: {error}");
         }
     }
 

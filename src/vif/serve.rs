@@ -102,7 +102,7 @@ pub enum ServeError {
     #[error("varpd refused the vif: {0}")]
     Refused(String),
     /// varpd broke the protocol.
-    #[error("varpd's answer makes no sense: {0}")]
+    #[error("varpd sent a malformed or unexpected answer: {0}")]
     Protocol(String),
     /// varpd is connected but silent.
     #[error("varpd does not answer: no {awaited} within {timeout:?}")]
@@ -138,6 +138,11 @@ pub enum ServeError {
 }
 
 impl ServeError {
+    /// Whether varpd's socket does not let this user in.
+    pub(super) fn is_denied(&self) -> bool {
+        matches!(self, Self::Unreachable { error, .. } if error.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     /// Exit status of the process: 2 for wrong usage, which does not become right when it is tried
     /// again; 1 for all else.
     pub const fn exit_status(&self) -> u8 {
@@ -148,7 +153,7 @@ impl ServeError {
     }
 }
 
-/// What to look at first when varpd cannot be reached.
+/// The first thing to check when varpd cannot be reached.
 fn first_question(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "may this user connect (varpd --socket-group)?",
@@ -190,7 +195,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let exact_users = options.frontends.is_list();
     let sockets = Sockets::find(&options.attach, &options.varpd);
     let endpoint = Endpoint::open(options.attach)?.only_for(options.frontends)?;
-    // Not before: who can't start says why, and nothing else.
+    // Not before: a process that cannot start logs why, and nothing else.
     log::info!("vif {} at {coa}, MTU {mtu}", options.key);
     if options.limits != Limits::default() {
         log::info!("limits: {}", options.limits);
@@ -235,16 +240,16 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     frontend.stop().and(result)
 }
 
-/// That the NIC carries nothing, and why.
+/// The line that says why the NIC carries no frames, and how to change that.
 fn too_low(key: VifKey, floor: Floor, policy: Policy) -> String {
     let why = match floor.least > floor.had {
-        true => "the NIC keeps to (--policy)",
-        false => "the NIC has had since it was started",
+        true => "this backend requires (--policy)",
+        false => "it has had since this backend was started",
     };
     let (vnet, least) = (key.vnet, floor.level());
     format!(
-        "vnet {vnet} has policy {policy} here, which is below {least} that {why}: vif {key} carries no frame until \
-         varpd.toml says {least} (or lists it among others: see varpd(8), CHANGING A POLICY) and varpd is started anew"
+        "vif {key} carries no frame: vnet {vnet} has policy {policy} here, lower than {least}, which {why}. Name {least} \
+         in varpd.toml (alone, or in a list: varpd(8), CHANGING A POLICY) and restart varpd"
     )
 }
 
@@ -278,7 +283,8 @@ fn tell_shared_user(varpd: &Connection) {
     let own = nix::unistd::geteuid().as_raw();
     if varpd.peer().is_ok_and(|peer| peer.uid == own) {
         log::info!(
-            "varpd runs as this process's user ({own}): \"One user for all\" in SECURITY.md"
+            "varpd runs as this process's user ({own}), so permissions do not separate the two: see \"One user for all\" \
+             in SECURITY.md"
         );
     }
 }

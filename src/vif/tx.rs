@@ -12,13 +12,13 @@ use crate::time::Instant;
 use crate::wire::frame::{self, Addresses};
 use crate::wire::{CareOf, Mac, VifKey};
 
-/// What happens to a frame whose source MAC is neither the vif's nor one learnt behind it.
+/// How to treat a frame whose source MAC is neither the vif's nor one learnt behind it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum SourceMac {
-    /// The vif's MAC replaces it; counted.
+    /// Replace the source with the NIC's address (counter tx_stamped).
     #[default]
     Stamp,
-    /// The frame is dropped; counted.
+    /// Drop the frame (counter tx_drop_source).
     Drop,
 }
 

@@ -100,12 +100,12 @@ fn launches_that_cannot_succeed_say_why() {
     fails("--mtu 1551", "an MTU of 1551 does not fit the underlay: 1550 is the most");
     fails("--socket-group no-such-group", "--socket-group no-such-group: no such group");
     for mac in ["53:54:00:00:00:01", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"] {
-        let why = "a group address or zero, not the address of a NIC";
+        let why = "a group address or zero, which no NIC can have";
         let why = format!("invalid value '{mac}' for '--mac <MAC>': {why}");
         let arguments = format!("--vnet 42 --mac {mac}");
         Launch { arguments: &arguments, ..launch }.is_wrong(&program, &why);
     }
-    let why = "vnet 1 is the physical network, which this version does not serve";
+    let why = "vnet 1 is the physical network, which vnet does not serve";
     let why = format!("invalid value '1' for '--vnet <ID>': {why}");
     let arguments = "--vnet 1 --mac 52:54:00:00:00:01";
     Launch { arguments, ..launch }.is_wrong(&program, &why);

@@ -187,7 +187,8 @@ fn a_host_with_another_ipv6_address_is_followed() {
     world.net.underlay.plug_in_again(0);
     world.host().ip("link set eth0 up");
     world.host().ip("address add 2001:db8::77/64 dev eth0 nodad");
-    world.wait_log("2001:db8::77 is on eth0 now, before on eth0: groups are joined there");
+    world
+        .wait_log("2001:db8::77 is on eth0 now, before on eth0: joined the multicast groups there");
     world.flow();
     world.take_newcomer();
     world.assert_whole();
@@ -218,7 +219,9 @@ fn an_interface_that_is_made_again_is_joined() {
         world.net.underlay.plug_in_again(0);
         world.host().ip("address add 192.0.2.1/24 dev eth0");
         world.host().ip("link set eth0 up");
-        world.wait_log("192.0.2.1 is on eth0 now, before on eth0: groups are joined there");
+        world.wait_log(
+            "192.0.2.1 is on eth0 now, before on eth0: joined the multicast groups there",
+        );
         world.flow();
         assert_eq!(world.place(), before, "vifs keep their sockets");
         assert_eq!(varpd_counter(world.varpd(), "underlay_joins"), 1);
@@ -239,7 +242,7 @@ fn an_interface_with_another_name_is_known() {
         world.host().ip("link set eth0 name wan0");
         world.host().ip("link set wan0 up");
         world.wait_log("interface eth0 is now called wan0");
-        world.wait_log("the underlay is wan0 by now, and 'eth0' by the configuration");
+        world.wait_log("the underlay's interface is now wan0, but the configuration says 'eth0'");
         world.flow();
         assert_eq!(world.place(), before);
     });
@@ -255,7 +258,8 @@ fn a_bridge_that_takes_the_address_is_joined() {
         host.ip("address delete 192.0.2.1/24 dev eth0");
         host.ip("link set eth0 master br0");
         host.ip("address add 192.0.2.1/24 dev br0");
-        world.wait_log("192.0.2.1 is on br0 now, before on eth0: groups are joined there");
+        world
+            .wait_log("192.0.2.1 is on br0 now, before on eth0: joined the multicast groups there");
         world.flow();
         assert_eq!(world.place(), before, "vifs keep their sockets");
         // And by DHCP another one.

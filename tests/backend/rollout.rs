@@ -219,7 +219,7 @@ fn a_nic_of_a_secured_vnet_carries_nothing_while_varpd_has_lost_its_line() {
     let (all, plain) = sniffer.count();
     assert!(all > 0 && plain == 0, "{plain} of {all} packets show a frame");
     let said = one.backend.process.log();
-    let want = "vnet 42 has policy none here, which is below conf that the NIC has had since it was started";
+    let want = "vnet 42 has policy none here, lower than conf, which it has had since this backend was started";
     assert_eq!(said.matches(want).count(), 1, "{said}");
     let said = net.varpds[0].process.log();
     assert!(said.contains("vif 42/52:54:00:00:00:01 carries no frame"), "{said}");
@@ -264,7 +264,12 @@ fn a_nic_that_is_kept_to_a_policy_carries_nothing_below_it() {
         wait_until("it is dropped", SOON, || dropped(&one) > before);
     }
     two.assert_silent();
-    assert!(one.backend.process.log().contains("below conf that the NIC keeps to (--policy)"));
+    assert!(
+        one.backend
+            .process
+            .log()
+            .contains("lower than conf, which this backend requires (--policy)")
+    );
     reconfigure(&mut net.varpds[0], &config("'conf'", &key));
     wait_vifs(&net.varpds[0], "active");
     wait_passes(&mut one, &mut two, 1000);

@@ -183,6 +183,22 @@ fn a_directory_that_is_removed_is_told_of() {
     one.process.assert_running();
 }
 
+/// Without its capabilities root's process is bound by permissions: it says once that it finds no way in.
+#[test]
+fn a_varpd_that_does_not_let_a_running_backend_in_is_told_of() {
+    let Some((net, mut varpd)) = host("varpd's next socket is another user's") else { return };
+    let mut one = start(&net, &varpd, 1, 0, &[]);
+    one.join();
+    varpd.kill();
+    let _ = fs::remove_file(&varpd.socket);
+    let _closed = UnixListener::bind(&varpd.socket).unwrap();
+    fs::set_permissions(&varpd.socket, Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::chown(&varpd.socket, Some(NOBODY), Some(NOBODY)).unwrap();
+    let words = "Permission denied (os error 13); may this user connect (varpd --socket-group)?";
+    wait_until(words, SOON, || one.process.log().contains(words));
+    one.process.assert_running();
+}
+
 #[test]
 fn users_who_must_be_told_apart_are_not_hidden_in_a_namespace() {
     let Some((net, varpd)) = host("listed users and a user's backend") else { return };

@@ -164,7 +164,10 @@ fn without_the_directory_of_keys_it_is_never_ready_and_says_what_to_do() {
     let one = format!("[vnet.42]\npolicy = 'conf'\nkey-file = '{at}/42.key'\n");
     for config in [&all, &one] {
         let text = start(config.clone());
-        assert!(text.starts_with(&format!("varpd: {at}, where keys of secured vnets")), "{text}");
+        assert!(
+            text.starts_with(&format!("varpd: {at}, the directory for keys of secured vnets")),
+            "{text}"
+        );
         assert!(text.contains(&format!("install -d -m 700 {at}")), "{text}");
     }
     std::fs::DirBuilder::new().mode(0o700).create(&keys).unwrap();

@@ -29,7 +29,7 @@ fn told(manager: &UnixDatagram) -> String {
 /// Waits for its complaint; nothing is served, and it ends when it is told to.
 fn assert_waits(net: &Net, args: &[&str], why: &str) {
     let (mut varpd, manager) = start(net, args);
-    let line = format!("waiting for a place on the underlay: {why}");
+    let line = format!("waiting for an address on the underlay: {why}");
     wait_until(&line, SOON, || varpd.log().contains(&line));
     let text = told(&manager);
     assert!(text.starts_with("EXTEND_TIMEOUT_USEC=180000000\n"), "{text}");

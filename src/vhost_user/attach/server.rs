@@ -169,7 +169,7 @@ impl Server {
         }
         let ended = self.current.take_if(|served| !served.connection.renew_descriptors());
         if let Some(Served { caller, .. }) = ended {
-            log::warn!("the frontend is disconnected: the vif's new sockets are of another number");
+            log::warn!("disconnecting the frontend: varpd gave the vif another number of sockets");
             self.keep_for(caller);
         }
         self.data_path.descriptors_taken();
@@ -252,7 +252,7 @@ impl Server {
     /// Looks who says something, and who has gone.
     fn sort(&mut self) {
         if self.waiting.as_ref().is_some_and(Call::is_hung_up) {
-            log::info!("the frontend that waited has gone");
+            log::info!("the waiting frontend has disconnected");
             self.waiting = None;
         }
         for call in std::mem::take(&mut self.silent) {
@@ -337,7 +337,7 @@ impl Server {
                 self.current = Some(Served { connection, caller, heard: false });
             }
             Err(error) => {
-                log::error!("can't serve a frontend: {error}");
+                log::error!("cannot serve a frontend: {error}");
                 self.pause = Some(ERROR_PAUSE);
             }
         }

@@ -15,16 +15,16 @@ impl Link {
             match step {
                 Step::EndOld => self.end_old(now),
                 Step::Warn { away, left } => log::warn!(
-                    "varpd has been away for {}: the keys of vnet {vnet} end in {}, and then no frame of \
-                     this vif passes; start varpd",
+                    "varpd has been away for {}: the keys of vnet {vnet} expire in {}, and then this \
+                     vif carries no frames; start varpd",
                     in_words(away),
                     in_words(left)
                 ),
                 Step::EndAll { away } => {
                     self.end_all();
                     log::warn!(
-                        "varpd has been away for {}: the keys of vnet {vnet} have ended, and no frame passes \
-                         until it is back (tx_drop_key_ended, rx_drop_key_ended)",
+                        "varpd has been away for {}: the keys of vnet {vnet} have expired, and this vif \
+                         carries no frames until it is back (tx_drop_key_ended, rx_drop_key_ended)",
                         in_words(away)
                     );
                 }

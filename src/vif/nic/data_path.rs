@@ -167,8 +167,8 @@ impl DataPath for Nic {
     fn set_mtu(&self, mtu: u16) -> bool {
         if mtu > self.mtu {
             log::warn!(
-                "the guest was told an MTU of {mtu} bytes (host_mtu) where {} fit: longer packets cost more, and to \
-                 a group they are lost",
+                "the guest has an MTU of {mtu} bytes (host_mtu), but only {} fit: longer packets cost more, and longer \
+                 broadcasts and multicasts are dropped",
                 self.mtu,
             );
         }

@@ -1,4 +1,4 @@
-//! What is left to the process once everything is open, and what its operator should know of that.
+//! Confines the process once everything is open, and logs weaknesses of the set-up.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -12,21 +12,21 @@ use crate::vhost_user::attach::Attach;
 /// Most neighbours that are named.
 const MOST_NAMED: usize = 3;
 
-/// Which directories the process sees.
+/// Which directories the process can see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum View {
-    /// Those of its socket and of varpd's; where the system does not let it hide the others, it says so and goes on.
+    /// Those of its own socket and of varpd's. If the system does not permit hiding the others, log a warning and continue.
     #[default]
     Own,
-    /// The same, but it ends if it can't hide the others.
+    /// The same, but exit if the system does not permit hiding the others.
     Required,
-    /// Those that it was started with: the service manager has hidden the others.
+    /// All that it was started with: the service manager has hidden the others.
     Given,
 }
 
 /// The sockets that the process has to reach by their paths, without links.
 pub(super) struct Sockets {
-    /// The one that it listens on, or connects to.
+    /// The socket that it listens on, or connects to.
     own: Option<PathBuf>,
     /// It is removed at the end.
     listens: bool,

@@ -37,7 +37,7 @@ impl Serving {
             match Event::parse(bytes) {
                 Ok(event @ Event::Registered { .. }) => {
                     if let Err(error) = self.follow(event, fds) {
-                        log::warn!("can't follow varpd: {error}");
+                        log::warn!("cannot use the sockets that varpd sent: {error}");
                         return self.lose_varpd(now);
                     }
                 }
@@ -47,7 +47,7 @@ impl Serving {
                     }
                 }
                 Err(error) => {
-                    log::warn!("varpd sent what is no message: {error}");
+                    log::warn!("varpd sent a malformed message: {error}");
                     return self.lose_varpd(now);
                 }
             }
@@ -71,7 +71,9 @@ impl Serving {
 
     fn lose_varpd(&mut self, now: Instant) {
         if self.varpd.take().is_some() {
-            log::warn!("varpd is gone; going on with what is known");
+            log::warn!(
+                "lost the connection to varpd: continuing with the known addresses until it is back"
+            );
         }
         self.call_at = Some(now + self.link.handle_disconnected(now));
     }
@@ -90,9 +92,20 @@ impl Serving {
             }
             Err(error) => {
                 log::debug!("{error}");
+                self.tell_denied(&error);
                 self.tell_lost_directory();
                 self.lose_varpd(now);
             }
+        }
+    }
+
+    /// Logs once that varpd's socket does not let this process in. One that root started is denied only now, without
+    /// root's capabilities.
+    fn tell_denied(&mut self, error: &ServeError) {
+        let why = error.to_string();
+        if error.is_denied() && self.refusal.as_ref() != Some(&why) {
+            log::error!("{why}");
+            self.refusal = Some(why);
         }
     }
 
@@ -101,8 +114,8 @@ impl Serving {
         if self.varpd_directory.take_if(|directory| directory.is_removed()).is_some() {
             let directory = self.path.parent().unwrap_or(&self.path).display();
             log::error!(
-                "{directory}, in which varpd's socket was, has been removed: this process can't see another of that \
-                 name and must be started again to find a new varpd"
+                "{directory}, in which varpd's socket was, has been removed: restart this backend, which cannot see another \
+                 directory of that name and so no new varpd"
             );
         }
     }
@@ -174,8 +187,8 @@ impl Serving {
         if self.mtu > most {
             let mtu = self.mtu;
             log::warn!(
-                "the guest was told an MTU of {mtu} bytes where {most} fit from now on: longer packets cost more, \
-                 and to a group they are lost, until the backend and the guest are started anew"
+                "the guest has an MTU of {mtu} bytes, but only {most} fit from now on: longer packets cost more, and longer \
+                 broadcasts and multicasts are dropped; restart the backend and the guest"
             );
         }
     }

@@ -13,7 +13,7 @@ use vnet::security::esp::{Numbering, Sealer};
 use vnet::security::keys::{SaKey, Secret};
 use vnet::wire::VnetId;
 use vnet::wire::encap::Header;
-use vnet::wire::esp::{HEAD_LEN, Spi, sealed_len};
+use vnet::wire::esp::{HEAD_LEN, Spi, Start, sealed_len};
 
 const PORT: u16 = 40_000;
 
@@ -108,7 +108,8 @@ fn tshark_decrypts_what_is_sealed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("esp.pcap");
     let (spi, sa) = (Spi::of(3, 5), key(7));
-    for (numbering, correct) in [(Numbering::Extended, 0), (Numbering::Group(1_767_225_600), 8)] {
+    let start = Start { second: 1_767_225_600, random: 0x0102_0304 };
+    for (numbering, correct) in [(Numbering::Extended, 0), (Numbering::Group(start), 8)] {
         let mut sealer = Sealer::new(spi, Suite::AesGcm, &sa, numbering);
         let datagrams: Vec<Vec<u8>> =
             (1..=8).map(|n| seal(&mut sealer, &payload(n, 100 + usize::from(n)))).collect();

@@ -36,7 +36,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Line {
     Vif { session: u32, index: u32 },
-    Group { from: SocketAddr, salt: u16, start: u32 },
+    Group { from: SocketAddr, salt: u16, second: u32, random: u32 },
 }
 
 /// A packet that a holder of a key has made.
@@ -201,8 +201,9 @@ impl Bed {
             return Line::Vif { session: u32::from(which % 5), index: u32::from(kind >> 6) };
         }
         let now = u32::try_from(self.wall_ms() / 1000).expect("before 2106");
-        let start = now - 128 + u32::from(input.u8());
-        Line::Group { from, salt: u16::from(which % 2), start }
+        let second = now - 128 + u32::from(input.u8());
+        let random = u32::from(which >> 1 & 3) * 0x0101_0101;
+        Line::Group { from, salt: u16::from(which % 2), second, random }
     }
 
     /// Any number, or one near the window.
@@ -251,7 +252,7 @@ impl Bed {
                 seen.infer(u32::try_from(number & 0xffff_ffff).expect("32 bits"))
             }
             Line::Group { .. } if packet.key >= 2 => return None,
-            Line::Group { start, .. } if now.abs_diff(start.into()) > TOLERANCE.as_secs() => {
+            Line::Group { second, .. } if now.abs_diff(second.into()) > TOLERANCE.as_secs() => {
                 return None;
             }
             Line::Group { .. } => Some(number),
@@ -341,10 +342,10 @@ fn forge(suite: Suite, (line, key): (Line, u8), number: u64, body: &[u8]) -> Vec
         Line::Vif { session, index } => {
             (Spi::of(session, index), number, sender_key(&session_key(session), index))
         }
-        Line::Group { from, salt, start } => {
+        Line::Group { from, salt, second, random } => {
             let spi = Spi::of_group(VnetId::new(42).expect("not 0"), salt);
-            let iv = u64::from(start) << 32 | u64::from(low);
-            (spi, iv, group_sender_key(key, from, spi, start))
+            let iv = u64::from(second) << 32 | u64::from(random ^ low);
+            (spi, iv, group_sender_key(key, from, spi, [second, random]))
         }
     };
     let iv = iv.to_be_bytes();
@@ -376,13 +377,14 @@ fn forge(suite: Suite, (line, key): (Line, u8), number: u64, body: &[u8]) -> Vec
 }
 
 /// As [`vnet::security::group`] derives it.
-fn group_sender_key(key: u8, from: SocketAddr, spi: Spi, start: u32) -> SaKey {
+fn group_sender_key(key: u8, from: SocketAddr, spi: Spi, [second, random]: [u32; 2]) -> SaKey {
     let std::net::IpAddr::V4(ip) = from.ip() else { unreachable!("addresses are IPv4") };
     let context = [
         &ip.to_ipv6_mapped().octets()[..],
         &from.port().to_be_bytes(),
         &spi.0.to_be_bytes(),
-        &start.to_be_bytes(),
+        &second.to_be_bytes(),
+        &random.to_be_bytes(),
     ];
     SaKey::derive(&group_key(key), "group sender", &context)
 }

@@ -11,7 +11,7 @@ use vnet::offload::features::Offloads;
 use vnet::offload::gso::Cut;
 use vnet::offload::layout::Layout;
 use vnet::security::esp::{Numbering, Sealer};
-use vnet::security::group::GroupSender;
+use vnet::security::group::{GroupSender, Salt};
 use vnet::security::inbound::Inbound;
 use vnet::security::keys::Secret;
 use vnet::security::sadb::sender_key;
@@ -160,7 +160,7 @@ fn sealer(suite: Suite) -> Sealer {
 
 fn group_sender(suite: Suite) -> GroupSender {
     let (vnet, own) = (VnetId::new(42).expect("not 0"), ([192, 0, 2, 2], 4000).into());
-    GroupSender::new(Secret::new([9; 32]), suite, vnet, own, 3)
+    GroupSender::new(Secret::new([9; 32]), suite, vnet, own, Salt { spi: 3, random: 0x0a0b_0c0d })
 }
 
 fn worker(suite: Option<Suite>) -> Worker<Arrivals> {

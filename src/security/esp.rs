@@ -8,7 +8,7 @@
 //! | Numbering | number | IV | authenticated beside the packet |
 //! |---|---|---|---|
 //! | extended (RFC 4303, ESN) | 64 bits, the high half not sent | the number | SPI, all 64 bits |
-//! | of group traffic | 32 bits | when the sender started (s), the number | SPI, 32 bits |
+//! | of group traffic | 32 bits | the sender's start, and the number under a random one | SPI, 32 bits |
 
 use std::ops::Range;
 
@@ -19,7 +19,7 @@ use super::Suite;
 use super::keys::{SALT_LEN, SaKey};
 use super::replay::Window;
 use crate::wire::esp::{
-    HEAD_LEN, Head, ICV_LEN, MIN_LEN, Spi, payload_len, sealed_len, write_trailer,
+    HEAD_LEN, Head, ICV_LEN, MIN_LEN, Spi, Start, payload_len, sealed_len, write_trailer,
 };
 
 /// Packets of one association after which another should be made. Well within what is known to be
@@ -33,8 +33,8 @@ pub const HARD_LIMIT: u64 = 1 << 33;
 pub enum Numbering {
     /// 64 bits.
     Extended,
-    /// 32 bits, of a sender to the group that started at this time (seconds since 1970).
-    Group(u32),
+    /// 32 bits, of a start of a sender to the group.
+    Group(Start),
 }
 
 /// There are no numbers left.
@@ -217,14 +217,11 @@ impl Sealer {
         self.last += 1;
         let number = self.last;
         let [.., l0, l1, l2, l3] = number.to_be_bytes();
+        let sequence = u32::from_be_bytes([l0, l1, l2, l3]);
         let iv = match self.numbering {
             Numbering::Extended => number.to_be_bytes(),
-            Numbering::Group(start) => {
-                let [t0, t1, t2, t3] = start.to_be_bytes();
-                [t0, t1, t2, t3, l0, l1, l2, l3]
-            }
+            Numbering::Group(start) => start.iv(sequence),
         };
-        let sequence = u32::from_be_bytes([l0, l1, l2, l3]);
         let (head, rest) = packet.split_at_mut(HEAD_LEN);
         head.copy_from_slice(&Head { spi: self.spi, sequence, iv }.emit());
         let (body, icv) = rest.split_at_mut(rest.len() - ICV_LEN);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use super::esp::{Exhausted, HARD_LIMIT, Numbering, SOFT_LIMIT, Sealer};
-use super::group::GroupSender;
+use super::group::{GroupSender, Salt};
 use super::keys::{SaKey, Secret};
 use super::policy::Policy;
 use super::sadb::Lifetime;
@@ -137,7 +137,7 @@ impl Outbound {
         suite: Suite,
         vnet: VnetId,
         own: SocketAddr,
-        salt: u16,
+        salt: Salt,
     ) {
         self.group = Some(GroupSender::new(key, suite, vnet, own, salt));
         self.has_ended = false;
@@ -259,7 +259,8 @@ mod tests {
         let mut outbound = Outbound::default();
         let mut packet = vec![0; sealed_len(20)];
         let own = to(9);
-        outbound.set_group(Secret::new([1; 32]), Suite::AesGcm, VnetId::new(42).unwrap(), own, 1);
+        let (vnet, salt) = (VnetId::new(42).unwrap(), Salt { spi: 1, random: 7 });
+        outbound.set_group(Secret::new([1; 32]), Suite::AesGcm, vnet, own, salt);
         let hours = |n: u64| Duration::from_secs(n * 3600);
         for (port, hard) in [(1, hours(24)), (2, hours(25))] {
             let lifetime = Lifetime { usual: hours(2), hard };
@@ -280,7 +281,8 @@ mod tests {
         outbound.end_group();
         assert_eq!(to_group(&mut outbound), Err(SealError::Ended));
         assert_eq!(outbound.seal(to(1), &mut [0; 64], 20), Err(SealError::Ended));
-        outbound.set_group(Secret::new([2; 32]), Suite::AesGcm, VnetId::new(42).unwrap(), own, 2);
+        let salt = Salt { spi: 2, random: 8 };
+        outbound.set_group(Secret::new([2; 32]), Suite::AesGcm, vnet, own, salt);
         assert_eq!(outbound.seal(to(1), &mut [0; 64], 20), Err(SealError::NoKey), "varpd is back");
     }
 

@@ -15,8 +15,10 @@ use super::nic::{Lent, Nic};
 use super::worker::LaneOffer;
 use crate::metrics::VifCounter;
 use crate::security::Suite;
+use crate::security::group::Salt;
 use crate::security::keys::Secret;
 use crate::security::policy::{Floor, Policy};
+use crate::sys::process;
 use crate::time::Instant;
 use crate::wire::control::{ErrorCode, Event, Request};
 use crate::wire::{Capabilities, Stamp, VifKey};
@@ -314,8 +316,9 @@ impl Link {
                         inbound.set_group(keys.clone());
                     }
                     let is_sent = |(suite, _): &&(Suite, Secret)| suite.level() == policy.sent();
-                    if let Some((suite, key)) = keys.iter().find(is_sent) {
-                        let salt = salt.wrapping_add(index);
+                    if let Some((suite, key)) = keys.iter().find(is_sent)
+                        && let Some(salt) = draw_salt(salt.wrapping_add(index))
+                    {
                         let outbound = protection.outbound_mut();
                         outbound.set_group(key.clone(), *suite, self.key.vnet, own, salt);
                     }
@@ -386,5 +389,17 @@ impl Link {
         let announcing = self.announcing.poll_timeout().filter(|_| self.is_registered);
         let others = [self.learning.poll_timeout(), announcing, self.key_ends.poll_timeout()];
         workers.into_iter().chain(others.into_iter().flatten()).min()
+    }
+}
+
+/// The salt of a sender to the group, with the part that varpd hands out. The other part is the kernel's
+/// randomness, which is new after a restored snapshot too.
+fn draw_salt(spi: u16) -> Option<Salt> {
+    match process::random() {
+        Ok(random) => Some(Salt { spi, random: u32::from_ne_bytes(random) }),
+        Err(error) => {
+            log::error!("no random numbers, so no new key for frames to groups: {error}");
+            None
+        }
     }
 }

@@ -31,7 +31,8 @@
 //!
 //! The SPI of a vif's own port is `1 | session (19) | index (12)`: the receiver's number of the
 //! session between two hosts, and the sender's number among those that use it. The SPI at the group
-//! is `1 | vnet id, folded (15) | salt (16)`, and the IV is `time (32) | sequence number (32)`;
+//! is `1 | vnet id, folded (15) | salt (16)`, and the IV is `start (32) | random xor number (32)`: the
+//! second in which the sender started, and a random number of the sender's under the sequence number.
 //! [`crate::security::group`] says why.
 
 use super::{ParseError, VnetId};
@@ -95,6 +96,24 @@ pub const fn group_prefix(vnet: VnetId) -> u32 {
     SPI_BIT | folded << 16
 }
 
+/// A start of a sender to the group, as the IVs of its packets show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// When it began, by the sender's clock: seconds since 1970.
+    pub second: u32,
+    /// The sender's random number.
+    pub random: u32,
+}
+
+impl Start {
+    /// The IV of the packet with a sequence number.
+    pub const fn iv(self, sequence: u32) -> [u8; 8] {
+        let [t0, t1, t2, t3] = self.second.to_be_bytes();
+        let [r0, r1, r2, r3] = (self.random ^ sequence).to_be_bytes();
+        [t0, t1, t2, t3, r0, r1, r2, r3]
+    }
+}
+
 /// What precedes the protected part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
@@ -113,6 +132,13 @@ impl Head {
         let [n0, n1, n2, n3] = self.sequence.to_be_bytes();
         let [i0, i1, i2, i3, i4, i5, i6, i7] = self.iv;
         [s0, s1, s2, s3, n0, n1, n2, n3, i0, i1, i2, i3, i4, i5, i6, i7]
+    }
+
+    /// The start of its sender, if it is a packet to the group.
+    pub const fn start(&self) -> Start {
+        let [t0, t1, t2, t3, r0, r1, r2, r3] = self.iv;
+        let random = u32::from_be_bytes([r0, r1, r2, r3]) ^ self.sequence;
+        Start { second: u32::from_be_bytes([t0, t1, t2, t3]), random }
     }
 
     /// Reads the head of a packet.
@@ -206,6 +232,16 @@ mod tests {
         assert_eq!(Head::parse(&[&packet[..], &[0]].concat()), Err(ParseError::Value));
         let plain = [&[0x40][..], &packet[1..]].concat();
         assert_eq!(Head::parse(&plain), Err(ParseError::Magic));
+    }
+
+    #[test]
+    fn the_iv_of_a_group_packet_shows_its_start() {
+        let start = Start { second: 0x6955_b900, random: 0xa0b0_c0d0 };
+        assert_eq!(start.iv(0x0102_0304), [0x69, 0x55, 0xb9, 0, 0xa1, 0xb2, 0xc3, 0xd4]);
+        for sequence in [0, 1, 0x0102_0304, u32::MAX] {
+            let head = Head { spi: Spi(SPI_BIT), sequence, iv: start.iv(sequence) };
+            assert_eq!(head.start(), start);
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! whether a packet is authentic. Whoever made up packets could make a receiver derive keys all the time.
 //! So:
 //!
-//! * Of a sender that is known, by care-of address and SPI, the next start is expected when its clock, as
+//! * Of a sender that is known, by care-of address, SPI and random number, the next start is expected when its clock, as
 //!   far as is known from its last ones, shows it: in half a minute around now. For each second of that the
 //!   key is derived once at most, and kept as a candidate. Forged packets in the name of a known sender then cost no more than
 //!   those in the name of a start that has been proved, and take nothing from the genuine ones.
@@ -12,13 +12,11 @@
 //!   late, but nobody who is known.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
 
-use super::{RESTART, Start};
+use super::{RESTART, SenderId, StartId, tolerance};
 use crate::limiter::TokenBucket;
 use crate::security::esp::Opener;
 use crate::time::Instant;
-use crate::wire::esp::Spi;
 
 /// Packets a second of senders that are not known for which keys are derived, and at once.
 pub const STRANGERS_PER_SECOND: u32 = 1000;
@@ -67,9 +65,9 @@ pub(super) enum Charge {
 /// The senders that are known.
 #[derive(Debug)]
 pub(super) struct Senders {
-    known: HashMap<(SocketAddr, Spi), Known>,
+    known: HashMap<SenderId, Known>,
     /// For each start that is expected an opener for each key.
-    candidates: BTreeMap<Start, Vec<Opener>>,
+    candidates: BTreeMap<StartId, Vec<Opener>>,
     strangers: TokenBucket,
 }
 
@@ -85,11 +83,10 @@ impl Default for Senders {
 
 impl Senders {
     /// Charges a packet of a start that was not proved; `wall` is this host's time in seconds.
-    pub(super) fn charge(&mut self, id: Start, wall: u32, now: Instant) -> Charge {
-        let (start, from, spi) = id;
-        if let Some(known) = self.known.get_mut(&(from, spi))
-            && start > known.newest
-            && known.expects(start, wall)
+    pub(super) fn charge(&mut self, id: StartId, wall: u32, now: Instant) -> Charge {
+        if let Some(known) = self.known.get_mut(&id.sender)
+            && id.second > known.newest
+            && known.expects(id.second, wall)
         {
             return match self.candidates.contains_key(&id) {
                 true => Charge::Candidate,
@@ -101,15 +98,15 @@ impl Senders {
     }
 
     /// The openers of a candidate.
-    pub(super) fn candidate(&mut self, id: Start) -> Option<&mut Vec<Opener>> {
+    pub(super) fn candidate(&mut self, id: StartId) -> Option<&mut Vec<Opener>> {
         self.candidates.get_mut(&id)
     }
 
     /// Keeps the openers of a start of a known sender. Those of its starts that are expected no more go.
-    pub(super) fn keep(&mut self, id: Start, openers: Vec<Opener>) {
-        let (start, from, spi) = id;
-        self.candidates.retain(|&(other, f, s), _| {
-            (f, s) != (from, spi) || i64::from(other.abs_diff(start)) <= BEFORE + BEHIND
+    pub(super) fn keep(&mut self, id: StartId, openers: Vec<Opener>) {
+        self.candidates.retain(|other, _| {
+            let apart = i64::from(other.second.abs_diff(id.second));
+            other.sender != id.sender || apart <= BEFORE + BEHIND
         });
         if self.candidates.len() >= MOST {
             // The earliest, which are over or will be soon.
@@ -119,23 +116,25 @@ impl Senders {
     }
 
     /// A start was proved. Other candidates of its sender have had their time.
-    pub(super) fn prove(&mut self, (start, from, spi): Start, wall: u32) {
-        self.candidates.retain(|&(_, f, s), _| (f, s) != (from, spi));
-        let ahead = i64::from(start) - i64::from(wall);
-        let known = self.known.entry((from, spi)).or_insert_with(|| Known {
-            newest: start,
+    pub(super) fn prove(&mut self, StartId { second, sender }: StartId, wall: u32) {
+        self.candidates.retain(|other, _| other.sender != sender);
+        let ahead = i64::from(second) - i64::from(wall);
+        let known = self.known.entry(sender).or_insert_with(|| Known {
+            newest: second,
             ahead,
             budget: TokenBucket::new(STARTS_PER_SECOND, STARTS_AT_ONCE),
         });
         // A start is over by half a minute later; whoever is heard at once shows best how late it is there.
-        known.ahead = if known.expects(start, wall) { known.ahead.max(ahead) } else { ahead };
-        known.newest = known.newest.max(start);
+        known.ahead = if known.expects(second, wall) { known.ahead.max(ahead) } else { ahead };
+        // A clock that was far ahead was set right: later starts of before are not to be waited for.
+        let is_set_back = known.newest > wall.saturating_add(tolerance());
+        known.newest = if is_set_back { second } else { known.newest.max(second) };
     }
 
     /// Forgets candidates, and senders whose last start is not among those that are `kept`.
-    pub(super) fn forget(&mut self, kept: impl Fn(&Start) -> bool) {
+    pub(super) fn forget(&mut self, kept: impl Fn(&StartId) -> bool) {
         self.candidates.clear();
-        self.known.retain(|&(from, spi), known| kept(&(known.newest, from, spi)));
+        self.known.retain(|&sender, known| kept(&StartId { second: known.newest, sender }));
     }
 
     /// No limit on strangers.

@@ -1,6 +1,7 @@
 use super::*;
 use crate::offload::envelope::Envelope;
 use crate::security::Suite;
+use crate::security::group::Salt;
 use crate::security::keys::Secret;
 use crate::security::sadb::sender_key;
 use crate::sys::iovec::IoVec;
@@ -44,7 +45,7 @@ pub(in crate::vif) fn pair_with(
     one.outbound.insert(to, spi, suite, &key, hour, Instant::ZERO);
     two.inbound.insert(7, suite, secret, hour, Instant::ZERO);
     let group = Secret::new([6; 32]);
-    one.outbound.set_group(group.clone(), suite, vnet(), from, 9);
+    one.outbound.set_group(group.clone(), suite, vnet(), from, Salt { spi: 9, random: 7 });
     two.inbound.set_group(vec![(suite, group)]);
     for protection in [&mut one, &mut two] {
         protection.set_clock(Now { mono: Instant::ZERO, wall_ms: NOW });

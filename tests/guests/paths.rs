@@ -2,7 +2,7 @@
 //! happen.
 
 use super::ping::assert_all_answered;
-use super::support::guest::{Guest, Qemu, Running};
+use super::support::guest::{Guest, Running};
 use super::support::netns::Family;
 use super::support::routed::Routed;
 use super::support::vnet::{Listener, Vif};
@@ -24,7 +24,7 @@ const PINGS: u64 = 20;
 /// How often a guest was told that something did not arrive (InDestUnreachs).
 const TOLD: &str = "awk '$1 == \"Icmp:\" { told = $5 } END { print told }' /proc/net/snmp";
 
-/// Guests that were told 8950, and were not told and believe in 1500.
+/// A guest that was told 8950 (by its backend), and one that was not and believes in 1500.
 #[test]
 fn guests_on_a_path_that_shrinks_from_9000() {
     path_shrinks(Family::V4, 9000, 8950);
@@ -45,7 +45,7 @@ fn path_shrinks(family: Family, mtu: u32, guest_mtu: u32) {
     let mut site = Site::with_mtu(2, family, mtu);
     let routed = Routed::between(&site.underlay, mtu);
     site.guest_mtu = Some(guest_mtu);
-    let mut m1 = site.start("g1", 0, G1, Listener::Backend, Qemu::Installed);
+    let mut m1 = site.start_light("g1", 0, G1);
     site.guest_mtu = None;
     let mut m2 = site.start("g2", 1, G2, Listener::Backend, newest_qemu());
     m1.bring_up("10.0.0.1/24");

@@ -81,7 +81,7 @@ fn bulk(from: &mut Guest, to: &mut Guest, address: &str) {
 }
 
 /// What tests/uml-guest makes, or why it can't.
-fn uml_guest() -> Result<PathBuf, String> {
+pub(super) fn uml_guest() -> Result<PathBuf, String> {
     let output = Command::new(Path::new(ROOT).join("tests/uml-guest")).output().expect("a script");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     if output.status.success() {

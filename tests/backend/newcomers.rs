@@ -11,8 +11,6 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -24,9 +22,8 @@ use vnet::security::noise::Entropy;
 use vnet::security::policy::Floor;
 use vnet::security::sadb::{self, Keyring, Sadb};
 use vnet::security::{Level, Suite};
-use vnet::sys::iovec::IoVec;
+use vnet::sys::clock;
 use vnet::sys::seqpacket::Connection;
-use vnet::sys::{clock, mmsg};
 use vnet::time::{Instant, Now};
 use vnet::wire::control::{Event, MAX_LEN, Request};
 use vnet::wire::handshake::{self, Kind};
@@ -35,7 +32,7 @@ use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, VifKey, VnetId};
 
 use crate::Net;
 use crate::nic::{Nic, mac, vif};
-use crate::offpath::packet;
+use crate::offpath::flooded;
 use crate::secured::{Keys, key};
 use crate::support::step;
 use crate::support::vnet::Varpd;
@@ -53,8 +50,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 const PROMPT: Duration = Duration::from_secs(1);
 /// How much varpd may grow, in KiB: pages of its allocator, tables for the hosts that came.
 const GROWTH: u64 = 8192;
-/// Packets in one call.
-const AT_ONCE: usize = 64;
 
 /// One without a flood, and each flood.
 const ROUNDS: u8 = 9;
@@ -288,52 +283,6 @@ fn newcomers(net: &Net, round: u8, asker: &Asker) -> Came {
     std::thread::scope(|scope| scope.spawn(|| come(net, round, asker)).join().unwrap())
 }
 
-/// Sends these datagrams from ever other addresses, as fast as can be, while `watch` runs; returns how
-/// many were sent in which time.
-fn flooded<T>(
-    net: &Net,
-    to: SocketAddrV4,
-    payload: &[u8],
-    watch: impl FnOnce() -> T,
-) -> (u64, Duration, T) {
-    let (sent, end) = (AtomicU64::new(0), AtomicBool::new(false));
-    /// Ends the flood also when the watch panics.
-    struct Ends<'f>(&'f AtomicBool);
-    impl Drop for Ends<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-    let begin = clock::mono();
-    let seen = std::thread::scope(|scope| {
-        let _ends = Ends(&end);
-        scope.spawn(|| {
-            let host = net.underlay.host(1);
-            host.enter();
-            let raw = Protocol::from(libc::IPPROTO_RAW);
-            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(raw)).unwrap();
-            socket.set_multicast_if_v4(&host.ipv4).unwrap();
-            let source = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 0), 9);
-            let mut packets = vec![packet(source, to, payload); AT_ONCE];
-            let mut number = 0_u32;
-            while !end.load(Ordering::Relaxed) {
-                for packet in &mut packets {
-                    number = number.wrapping_add(1);
-                    packet[13..16].copy_from_slice(&number.to_be_bytes()[1..]);
-                }
-                let parts: Vec<[IoVec<'_>; 1]> =
-                    packets.iter().map(|packet| [IoVec::from_slice(packet)]).collect();
-                let message = |parts| mmsg::Message { to: SocketAddr::V4(to), parts, segment: 0 };
-                let messages: Vec<_> = parts.iter().map(|parts| message(&parts[..])).collect();
-                let count = mmsg::send(socket.as_fd(), &messages).unwrap_or(0);
-                sent.fetch_add(count as u64, Ordering::Relaxed);
-            }
-        });
-        watch()
-    });
-    (sent.into_inner(), clock::mono() - begin, seen)
-}
-
 /// An INIT for vnet 42 to host a, as it was when it was recorded.
 fn recorded_init(byte: u8) -> Vec<u8> {
     let initiator = IpAddr::from([192, 0, 2, 250]);
@@ -381,7 +330,8 @@ fn are_all_through(
     let a = &net.varpds[0];
     let (before, kib, ticks) = (counters(a), a.process.private_kib(), a.process.cpu_ticks());
     let to = SocketAddrV4::new(to, PORT);
-    let (sent, took, came) = flooded(net, to, &payload, || newcomers(net, round, asker));
+    let (sent, took, came) =
+        flooded(net.underlay.host(1), to, &payload, || newcomers(net, round, asker));
     let (after, ticks) = (counters(a), a.process.cpu_ticks() - ticks);
     let grown = a.process.private_kib().saturating_sub(kib);
     let at = |all: &[u64], part: usize| all.get(all.len() * part / 100).or(all.last()).copied();

@@ -1,9 +1,13 @@
-//! Somebody on the underlay who sends what he likes in the name of whom he likes.
+//! An attacker on the underlay who sends packets with false source addresses.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
+use vnet::sys::iovec::IoVec;
+use vnet::sys::{clock, mmsg};
 
 use crate::support::netns::Host;
 
@@ -28,6 +32,15 @@ impl OffPath {
     pub(crate) fn send(&self, from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> bool {
         self.0.send_to(&packet(from, to, payload), &to.into()).is_ok()
     }
+
+    /// Sends whole packets in one system call. Returns how many the kernel took.
+    fn send_all(&self, to: SocketAddrV4, packets: &[Vec<u8>]) -> u64 {
+        let parts: Vec<[IoVec<'_>; 1]> =
+            packets.iter().map(|packet| [IoVec::from_slice(packet)]).collect();
+        let message = |parts| mmsg::Message { to: SocketAddr::V4(to), parts, segment: 0 };
+        let messages: Vec<_> = parts.iter().map(|parts| message(&parts[..])).collect();
+        mmsg::send(self.0.as_fd(), &messages).unwrap_or(0) as u64
+    }
 }
 
 /// A whole IPv4 packet with a UDP datagram, without a checksum.
@@ -45,6 +58,20 @@ pub(crate) fn packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Ve
     packet
 }
 
+/// Packets of a flood in one system call.
+const AT_ONCE: usize = 64;
+/// Place of the low 24 bits of the source address in an IPv4 packet.
+const SOURCE: std::ops::Range<usize> = 13..16;
+
+/// Ends a flood when it is dropped, also by a panic.
+struct Ends<'f>(&'f AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Runs `send` with numbers from 0 on a host, as often as it can, while `watch` runs here. Returns
 /// how often it was run, and what `watch` returns.
 pub(crate) fn during<T>(
@@ -53,13 +80,6 @@ pub(crate) fn during<T>(
     watch: impl FnOnce(&AtomicU64) -> T,
 ) -> (u64, T) {
     let (sent, end) = (AtomicU64::new(0), AtomicBool::new(false));
-    /// Ends the flood also when the watch panics.
-    struct Ends<'f>(&'f AtomicBool);
-    impl Drop for Ends<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
     let seen = std::thread::scope(|scope| {
         let _ends = Ends(&end);
         scope.spawn(|| {
@@ -76,4 +96,35 @@ pub(crate) fn during<T>(
         watch(&sent)
     });
     (sent.into_inner(), seen)
+}
+
+/// Sends a datagram from a host as fast as it can, each time from another address of 10.0.0.0/8, while `watch` runs
+/// here. Returns the number of datagrams, the time, and the result of `watch`.
+pub(crate) fn flooded<T>(
+    host: &Host,
+    to: SocketAddrV4,
+    payload: &[u8],
+    watch: impl FnOnce() -> T,
+) -> (u64, Duration, T) {
+    let (sent, end) = (AtomicU64::new(0), AtomicBool::new(false));
+    let begin = clock::mono();
+    let seen = std::thread::scope(|scope| {
+        let _ends = Ends(&end);
+        scope.spawn(|| {
+            host.enter();
+            let socket = OffPath::open(host.ipv4);
+            let source = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 0), 9);
+            let mut packets = vec![packet(source, to, payload); AT_ONCE];
+            let mut number = 0_u32;
+            while !end.load(Ordering::Relaxed) {
+                for packet in &mut packets {
+                    number = number.wrapping_add(1);
+                    packet[SOURCE].copy_from_slice(&number.to_be_bytes()[1..]);
+                }
+                sent.fetch_add(socket.send_all(to, &packets), Ordering::Relaxed);
+            }
+        });
+        watch()
+    });
+    (sent.into_inner(), clock::mono() - begin, seen)
 }

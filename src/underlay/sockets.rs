@@ -24,6 +24,7 @@
 
 #![forbid(unsafe_code)]
 
+mod filters;
 mod moved;
 
 use std::cell::Cell;
@@ -34,17 +35,16 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use socket2::{
-    Domain, InterfaceIndexOrAddress, Protocol, SockAddr, SockFilter, SockRef, Socket, Type,
-};
+use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, SockRef, Socket, Type};
 use thiserror::Error;
 
+use self::filters::{attach_filter, nothing_filter, varp_filter, vnet_filter};
 use super::classes::{self, Class};
 use super::opener::Privileged;
 use super::steering;
 use crate::security::handshake::token::TokenKey;
 use crate::sys::sockopt::{self, Instruction};
-use crate::wire::{VnetId, esp, varp};
+use crate::wire::VnetId;
 
 /// Asked for as send and receive buffer of a vif's sockets, in bytes: at 25 Gbit/s five milliseconds
 /// without the CPU.
@@ -635,11 +635,6 @@ pub fn hear_questions(socket: &UdpSocket, vnets: &BTreeSet<VnetId>) -> io::Resul
     attach_filter(&socket, &varp_filter(&vnets))
 }
 
-fn attach_filter(socket: &Socket, filter: &[Instruction]) -> io::Result<()> {
-    let instruction = |&(code, jt, jf, k): &Instruction| SockFilter::new(code, jt, jf, k);
-    socket.attach_filter(&filter.iter().map(instruction).collect::<Vec<_>>())
-}
-
 /// Where one socket has the port there is nothing that its user need say.
 fn lock_unless_steered(socket: &Socket, queue_pairs: u8) -> io::Result<()> {
     if queue_pairs > 1 { Ok(()) } else { sockopt::set(socket, sockopt::LOCK_FILTER, 1) }
@@ -649,67 +644,6 @@ fn lock_unless_steered(socket: &Socket, queue_pairs: u8) -> io::Result<()> {
 fn local_address(socket: &Socket) -> io::Result<SocketAddr> {
     let address = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
     Ok(SocketAddr::new(address.ip(), address.port()))
-}
-
-/// Offset of the payload from the UDP header.
-const PAYLOAD: u32 = 8;
-/// Load a byte, half word (16 bits), word (32 bits) at an absolute offset; past the end the datagram
-/// is dropped.
-const LOAD_B: u16 = 0x30;
-const LOAD_H: u16 = 0x28;
-const LOAD_W: u16 = 0x20;
-const AND: u16 = 0x54;
-const JUMP_EQUAL: u16 = 0x15;
-const RETURN: u16 = 0x06;
-const WHOLE: u32 = u32::MAX;
-/// Vnets that are looked for one by one; jumps reach no further than 255 instructions.
-const MOST_VNETS: u8 = 200;
-const NOTHING: u32 = 0;
-
-/// Passes nothing.
-fn nothing_filter() -> [Instruction; 1] {
-    [(RETURN, 0, 0, NOTHING)]
-}
-
-/// Passes VARP of this version: requests about these vnets, or about all if they are too many, and
-/// all else. Whoever has no vif on a vnet has no answer to a request that was sent to all.
-fn varp_filter(vnets: &[VnetId]) -> Vec<Instruction> {
-    let [v, a] = varp::MAGIC;
-    let start = u32::from_be_bytes([v, a, varp::VERSION, 0]);
-    let mut filter = vec![
-        (LOAD_W, 0, 0, PAYLOAD),
-        (AND, 0, 0, 0xffff_ff00),
-        (JUMP_EQUAL, 1, 0, start),
-        (RETURN, 0, 0, NOTHING),
-    ];
-    if let Some(count) = u8::try_from(vnets.len()).ok().filter(|count| *count <= MOST_VNETS) {
-        filter.extend([
-            (LOAD_B, 0, 0, PAYLOAD + varp::OPCODE_OFFSET as u32),
-            (JUMP_EQUAL, 0, count + 2, varp::REQUEST.into()),
-            (LOAD_W, 0, 0, PAYLOAD + varp::VNET_OFFSET as u32),
-        ]);
-        let ways = (1..=count).rev().zip(vnets);
-        filter.extend(ways.map(|(to_pass, vnet)| (JUMP_EQUAL, to_pass, 0, vnet.get())));
-        filter.push((RETURN, 0, 0, NOTHING));
-    }
-    filter.push((RETURN, 0, 0, WHOLE));
-    filter
-}
-
-/// Passes tunnelled frames (first nibble 4) of one vnet (32 bits at offset 4), and ESP whose SPI is that of its
-/// group frames (16 bits at offset 0).
-fn vnet_filter(vnet: VnetId) -> [Instruction; 9] {
-    [
-        (LOAD_B, 0, 0, PAYLOAD),
-        (AND, 0, 0, 0xf0),
-        (JUMP_EQUAL, 0, 2, 0x40),
-        (LOAD_W, 0, 0, PAYLOAD + 4),
-        (JUMP_EQUAL, 2, 3, vnet.get()),
-        (LOAD_H, 0, 0, PAYLOAD),
-        (JUMP_EQUAL, 0, 1, esp::group_prefix(vnet) >> 16),
-        (RETURN, 0, 0, WHOLE),
-        (RETURN, 0, 0, NOTHING),
-    ]
 }
 
 #[cfg(test)]

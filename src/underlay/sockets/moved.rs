@@ -1,9 +1,9 @@
-//! Sockets when the site changes: other ones at another address; the same ones on another interface.
+//! Adapts sockets to a change of the site: new ones for another address, the same ones for another interface.
 //!
-//! A socket at an address serves whichever interface has the address. But what it sends to groups leaves by an
-//! interface that is named by its index, and so are the interfaces on which groups are joined: for one that was
-//! made again, or for a bridge, both have to be said anew. The kernel has forgotten that a deleted interface was
-//! joined, but not that the socket had asked for it, which counts against a limit.
+//! A socket at an address serves whichever interface has the address. But the interface for sending to groups, and those
+//! on which groups are joined, are selected by index. For an interface that was
+//! made again, or for a bridge, varpd must select both again. When an interface is deleted, the kernel ends its
+//! memberships, but the socket's record of them remains and counts against a limit.
 
 use std::io;
 use std::net::{IpAddr, UdpSocket};
@@ -13,12 +13,12 @@ use socket2::{InterfaceIndexOrAddress, SockRef, Socket};
 use super::{Opener, VarpSockets, VifSockets};
 
 impl Opener {
-    /// From now on sockets are opened at this address of the interface with this index.
+    /// Opens sockets at this address of the interface with this index from now on.
     pub fn move_to(&mut self, address: IpAddr, interface: u32) {
         (self.site.address, self.site.interface) = (address, interface);
     }
 
-    /// The sockets of a vif serve on the site's interface instead of the one with index `before`.
+    /// Moves the sockets of a vif to the site's interface from the one with index `before`.
     ///
     /// # Errors
     /// The kernel's.
@@ -27,7 +27,7 @@ impl Opener {
         vif.unicast.iter().chain(&vif.senders).try_for_each(|socket| self.sends(socket))
     }
 
-    /// Those of varpd itself likewise.
+    /// Moves varpd's own sockets likewise.
     ///
     /// # Errors
     /// The kernel's.
@@ -42,7 +42,7 @@ impl Opener {
     }
 
     fn rejoin(&self, socket: &Socket, group: IpAddr, before: u32) -> io::Result<()> {
-        // It fails if the socket had not joined there.
+        // This fails if the socket had not joined there.
         let _ = match group {
             IpAddr::V4(group) => {
                 socket.leave_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(before))

@@ -3,6 +3,9 @@
 mod sorted;
 mod steered;
 
+use socket2::SockFilter;
+
+use super::filters::{MOST_VNETS, RETURN};
 use super::*;
 use crate::security::keys::Secret;
 use crate::security::noise::Entropy;

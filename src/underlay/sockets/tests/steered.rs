@@ -4,6 +4,7 @@ use super::*;
 use crate::sys::clock;
 use crate::sys::iovec::IoVec;
 use crate::sys::mmsg::{Message, ReceiveBatch};
+use crate::underlay::sockets::filters::WHOLE;
 use crate::underlay::udp::UdpUnderlay;
 use crate::underlay::{Port, Underlay};
 

@@ -1,10 +1,9 @@
 //! Virtual layer-2 networks for virtual machines.
 //!
-//! A guest's NIC is put on a *vnet*, a LAN of its own that spans hosts. This crate is the library
+//! A guest's NIC is attached to a *vnet*, a LAN that spans hosts. This crate is the library
 //! behind three programs: `vhost-user-vnet`, a process per NIC that moves frames between a guest's
-//! memory and the network below (the *underlay*); `varpd`, a daemon per host that finds out where
-//! addresses are; and `vnet`, the operator's command. What the words mean and what is on the wire
-//! is explained in `vnet(7)`.
+//! memory and the network between the hosts (the *underlay*); `varpd`, a daemon per host that resolves
+//! addresses; and `vnet`, the operator's command. `vnet(7)` explains the concepts and the wire formats.
 //!
 //! # The picture
 //!
@@ -20,78 +19,78 @@
 //!
 //! # Words
 //!
-//! `vnet(7)` explains those of the network and of the wire. The code has some more of its own:
+//! `vnet(7)` defines the terms of the network and of the wire. The code uses some more:
 //!
 //! | Word | Means |
 //! |---|---|
-//! | vif | a guest's NIC on a vnet, named by vnet and MAC address ([`wire::VifKey`]) |
-//! | care-of address, CoA | where a vif is reached: its host's IP address and a UDP port of its own ([`wire::CareOf`]) |
-//! | claim, stamp | a host's statement that a vif is there; of two claims to one vif that with the higher stamp holds ([`mapper`]) |
+//! | vif | a guest's NIC on a vnet, identified by vnet and MAC address ([`wire::VifKey`]) |
+//! | care-of address, CoA | the underlay address of a vif: its host's IP address and a UDP port of its own ([`wire::CareOf`]) |
+//! | claim, stamp | a host's statement that a vif is on it; of two claims to one vif, the one with the higher stamp wins ([`mapper`]) |
 //! | frontend, driver | QEMU at the vhost-user socket; the virtio-net driver in the guest |
-//! | worker | the data path of a queue pair: a thread, and all that its frames need ([`vif::worker`]) |
-//! | lead | the beginning of a frame, copied out of the guest's memory before anything is decided from it ([`offload::LEAD_LEN`]) |
-//! | message | what one call of `sendmsg` takes: a datagram, or many of one length that the kernel cuts apart (UDP_SEGMENT; [`sys::mmsg`]) |
-//! | staged, scattered | a message that was copied into one buffer; one whose payload the kernel reads in the guest's memory ([`vif::outgoing`]) |
-//! | train | datagrams of one sender and one length that the kernel hands over as one message (UDP_GRO; [`sys::train`]) |
-//! | piece | in a ring or a batch: contiguous memory that holds part of a frame ([`vif::ring::Piece`]). On the wire: a fragment of a frame that is longer than its path (flag F; [`wire::fragment`]) |
-//! | bundle | small frames to one place that share a datagram (flag B; [`offload::bundle`]) |
-//! | sealed, opened | made into an ESP packet; made from one ([`vif::protect`]) |
-//! | parked | a frame that waits until its destination is resolved ([`vif::park`]) |
-//! | lane | a ring in memory that two backends of a host share, one way ([`lane`]) |
-//! | learnt, behind a vif | MACs that a bridge or router in the guest sends from, besides its NIC's ([`vif::learnt`]) |
-//! | departed, late | a MAC that was here and is on another host now; frames that still come for it ([`vif::departed`]) |
+//! | worker | the data path of a queue pair: a thread and its state ([`vif::worker`]) |
+//! | lead | the beginning of a frame, copied out of the guest's memory before any decision about the frame ([`offload::LEAD_LEN`]) |
+//! | message | the data of one `sendmsg` call: a datagram, or several of equal length that the kernel separates (UDP_SEGMENT; [`sys::mmsg`]) |
+//! | staged, scattered | staged: a message that was copied into one buffer; scattered: one whose payload the kernel reads from the guest's memory ([`vif::outgoing`]) |
+//! | train | datagrams of one sender and equal length that the kernel delivers as one message (UDP_GRO; [`sys::train`]) |
+//! | piece | in a ring or a batch: contiguous memory that holds part of a frame ([`vif::ring::Piece`]). On the wire: a fragment of a frame that exceeds the path MTU (flag F; [`wire::fragment`]) |
+//! | bundle | small frames to one destination that share a datagram (flag B; [`offload::bundle`]) |
+//! | sealed, opened | sealed: encrypted or authenticated as an ESP packet; opened: the reverse ([`vif::protect`]) |
+//! | parked | a frame that waits for the resolution of its destination ([`vif::park`]) |
+//! | lane | a unidirectional ring in memory that two backends of a host share ([`lane`]) |
+//! | learnt, behind a vif | other MACs than the NIC's from which a bridge in the guest sends ([`vif::learnt`]) |
+//! | departed, late | departed: a MAC that has moved from here to another host; late: frames that still arrive for it ([`vif::departed`]) |
 //!
 //! # Where things are
 //!
-//! | Module | What | Pure |
+//! | Module | Content | Pure |
 //! |---|---|---|
-//! | [`wire`] | every format that leaves a process | yes |
+//! | [`wire`] | all formats that leave a process | yes |
 //! | [`mapper`] | the VARP state machine of a host | yes |
 //! | [`security`] | policies, keys, handshakes, sealing of secured vnets | yes |
-//! | [`lane`] | rings of memory between two backends of a host | but for the memory |
+//! | [`lane`] | rings of shared memory between two backends of a host | except for the memory |
 //! | [`limiter`] | token buckets, rates and sizes | yes |
 //! | [`offload`] | checksums, segmentation, coalescing, bundles, pieces | yes |
 //! | [`vif`] | a NIC: the data path in packet order, and its link to varpd | mostly |
-//! | [`vhost_user`] | what QEMU sees: connection, filter, device, rings | no |
+//! | [`vhost_user`] | the vhost-user interface to QEMU: connection, filter, device, rings | no |
 //! | [`underlay`] | sockets: opening and filtering them, batches of datagrams | no |
 //! | [`varpd`] | the daemon's shell around the mapper | no |
-//! | [`operator`] | what `vnet` asks varpd, and key files | no |
-//! | [`sys`] | safe wrappers over system calls; the only reader of the clock | no |
-//! | [`time`] | time as the pure modules see it: numbers that the caller read | yes |
-//! | [`cli`], [`config`], [`show`], [`metrics`], `quiet` | command lines, file, tables, counters, a limit on log messages | mostly |
+//! | [`operator`] | the `vnet` command: requests to varpd, and key files | no |
+//! | [`sys`] | safe wrappers around system calls; the only code that reads the clock | no |
+//! | [`time`] | times for the pure modules, which the caller has read from the clock | yes |
+//! | [`cli`], [`config`], [`show`], [`metrics`], `quiet` | command lines, configuration file, tables, counters, a rate limit for log messages | mostly |
 //!
-//! Pure means: no I/O, no clock, no `unsafe`; time comes in as an argument, effects go out as data.
-//! Dependencies point from the shell to the pure modules, never back.
+//! Pure means: no I/O, no clock, no `unsafe`. Callers pass the time as an argument, and the module returns effects as data.
+//! Other modules depend on pure modules, never the reverse.
 //!
 //! # The path of a frame
 //!
-//! [`vif::worker`] draws it. Out: a kick wakes the pair's thread; [`vif::guest`] turns
-//! descriptor chains into frames, checked and with their header copied; [`vif::tx`] judges each, and
-//! [`vif::guard`] whether it names its sender rightly;
-//! [`vif::outgoing`] copies them into one staging buffer while it cuts large ones and bundles small
-//! ones, for the path to their destination ([`vif::paths`]), [`vif::protect`] seals them there on a
-//! secured vnet, and [`underlay`] sends that in a few messages. What is longer than the path and can't
-//! be cut is refused with an answer ([`vif::too_big`]) or leaves in pieces, which [`vif::reassembly`]
-//! puts together at the other end. In: a readable socket wakes the thread; [`vif::protect`] opens what is
-//! sealed; [`vif::rx`] accepts or names the drop; [`offload::gro`] merges segments; [`vif::guest`] copies the
-//! frame into the guest's buffers. In a stream of long segments it is the kernel that copies them there, once it
-//! is foreseen what comes ([`vif::direct`]).
+//! [`vif::worker`] has a diagram. Sending: a kick wakes the pair's thread. [`vif::guest`] turns
+//! descriptor chains into checked frames and copies their headers. [`vif::tx`] decides about each frame;
+//! [`vif::guard`] checks the addresses of its sender.
+//! [`vif::outgoing`] copies frames into a staging buffer, segments large ones and bundles small
+//! ones for the path to their destination ([`vif::paths`]). On a secured vnet [`vif::protect`] seals them there.
+//! [`underlay`] sends the buffer in a few messages. If a frame exceeds the path MTU and cannot
+//! be segmented, [`vif::too_big`] answers its sender, or it leaves in fragments, which [`vif::reassembly`]
+//! puts together at the receiver. Receiving: a readable socket wakes the thread. [`vif::protect`] opens sealed
+//! datagrams. [`vif::rx`] accepts a frame or names the reason to drop it. [`offload::gro`] merges segments.
+//! [`vif::guest`] copies the frame into the guest's buffers. In a stream of long segments the kernel copies the payload
+//! there itself, because the worker can predict the next message ([`vif::direct`]).
 //!
-//! Between two vifs of one host there is a shorter path: [`vif::lanes`] takes the frame straight from
-//! the guest's ring into memory that both backends map, and the other worker from there to its guest.
+//! Between two vifs of one host there is a shorter path: [`vif::lanes`] copies the frame from
+//! the guest's ring into memory that both backends map, and the other worker copies it from there to its guest.
 //!
-//! # Who owns which state
+//! # Ownership of state
 //!
-//! * A worker ([`vif::worker::Worker`]) owns what its frames need: sockets, addresses learnt, frames
-//!   that wait, and outlives the frontend's connections.
-//! * A lane ([`lane`]) is owned by nobody: two backends hold its ends, and neither believes the other.
+//! * A worker ([`vif::worker::Worker`]) owns the state of the data path: sockets, resolved addresses, waiting
+//!   frames. It outlives the frontend's connections.
+//! * A lane ([`lane`]) has no owner: two backends hold its ends, and neither trusts the other.
 //!   varpd remembers only that it made it.
-//! * A device ([`vhost_user::device::Device`]) owns what a connection needs: rings, memory, features,
-//!   and while the guest migrates, the log of pages written to ([`vhost_user::logging`]).
-//! * The mapper ([`mapper::Mapper`]) owns what a host knows of others, and lives in varpd. Backends
-//!   keep copies that they may use beyond its death.
-//! * varpd's registry ([`varpd`]) owns who may speak for which vif, and duplicates of the sockets
-//!   of backends that died, for a while.
+//! * A device ([`vhost_user::device::Device`]) owns the state of a frontend's connection: rings, memory, features,
+//!   and while the guest migrates, the log of written pages ([`vhost_user::logging`]).
+//! * The mapper ([`mapper::Mapper`]), in varpd, owns all knowledge of vifs on other hosts. Backends
+//!   keep copies, which they can use while varpd is away.
+//! * varpd's registry ([`varpd`]) owns the association of clients with vifs, and duplicates of the vifs' sockets, which
+//!   it keeps for a while after a backend has died.
 
 pub mod cli;
 pub mod config;

@@ -1,8 +1,8 @@
-//! What the other hosts of this host's vnets were last heard to use: which key, or none.
+//! Records the key, or none, of the last message of each other host on this host's vnets.
 //!
-//! The last step of a change (of a vnet's key, or of its policy) cuts off hosts that have not taken the step
-//! before. So each message that is accepted leaves a note of what it was protected with, and operators are
-//! told how many hosts still use something else than this one.
+//! The last step of a change (of a vnet's key, or of its policy) cuts off hosts that have not taken the previous
+//! step. So each accepted message updates a record of its protection, and operators
+//! see how many hosts still use another key or policy than this one.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,27 +12,27 @@ use super::keys::KeyId;
 use crate::time::Instant;
 use crate::wire::VnetId;
 
-/// How long a host counts that is not heard any more: one with a vif is heard every five minutes.
+/// How long a silent host still counts: a host with a vif sends a message every five minutes.
 pub const RECENT: Duration = Duration::from_secs(660);
-/// Hosts that are remembered, of all vnets.
+/// Limit on recorded hosts, of all vnets.
 const MAX_HOSTS: usize = 16_384;
 
-/// What was heard last of a host.
+/// The last message of a host.
 #[derive(Clone, Copy, Debug)]
 struct Last {
     key: Option<KeyId>,
     at: Instant,
 }
 
-/// The hosts that were heard.
+/// The recorded hosts.
 #[derive(Debug, Default)]
 pub struct Census {
     hosts: BTreeMap<(VnetId, IpAddr), Last>,
 }
 
 impl Census {
-    /// A host was heard on a vnet, with a message that was tagged with this key, or with none. One more than
-    /// there is room for is not noted.
+    /// Records a message of a host on a vnet, tagged with this key or without a tag. Ignores further hosts when the
+    /// table is full.
     pub fn note(&mut self, vnet: VnetId, host: IpAddr, key: Option<KeyId>, now: Instant) {
         let host = (vnet, host.to_canonical());
         if self.hosts.len() >= MAX_HOSTS && !self.hosts.contains_key(&host) {
@@ -44,7 +44,7 @@ impl Census {
         self.hosts.insert(host, Last { key, at: now });
     }
 
-    /// The hosts of a vnet that were heard of late, and last with something else than this.
+    /// The recently heard hosts of a vnet whose last message used another key than this.
     pub fn others(
         &self,
         vnet: VnetId,

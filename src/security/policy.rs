@@ -1,8 +1,8 @@
-//! The policy of a vnet while it is changed on hosts that run, and the least that a backend carries frames under.
+//! The policy of a vnet, also while it is changed on running hosts, and the lowest policy under which a backend carries frames.
 //!
-//! A policy is what frames and messages are sent under, and what is accepted from others. Usually that is one
-//! level. While a vnet's level is changed, host after host takes three steps, so that each accepts what any other
-//! sends at every moment, as long as no two are more than a step apart:
+//! A policy consists of the level under which a host sends frames and messages, and the levels that it accepts. Usually both
+//! are the same. To change a vnet's level, one host after the other takes three steps. Each host accepts what every other host
+//! sends, as long as no two hosts are more than one step apart:
 //!
 //! | Step | Policy | Sends | Accepts |
 //! |---|---|---|---|
@@ -11,7 +11,7 @@
 //! | 2 | `["conf", "none"]` | conf | none, conf |
 //! | 3 | `"conf"` | conf | conf |
 //!
-//! Who accepts two levels is as safe as the lower one.
+//! A host that accepts two levels is only as safe as the lower one.
 
 use std::fmt;
 
@@ -22,7 +22,7 @@ use super::Level;
 /// All levels, from the lowest.
 const LEVELS: [Level; 3] = [Level::None, Level::Auth, Level::Conf];
 
-/// What a vnet's traffic is sent under, and what is accepted.
+/// The level under which a host sends, and the levels that it accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(try_from = "PolicyText")]
 pub struct Policy {
@@ -53,7 +53,7 @@ impl Policy {
         Self { sent: level, accepted: bit(level) }
     }
 
-    /// Sent under the first of several, each named once; `None` if there is none, or one twice.
+    /// From a list of levels, of which the first is sent; `None` if the list is empty or names one twice.
     pub fn new(levels: &[Level]) -> Option<Self> {
         let mut policy = Self { sent: *levels.first()?, accepted: 0 };
         for level in levels {
@@ -65,7 +65,7 @@ impl Policy {
         Some(policy)
     }
 
-    /// From its numbers in messages, the level that is sent under and a bit for each that is accepted.
+    /// From its encoding in messages: the sent level, and a bit for each accepted one.
     pub fn from_codes(sent: u8, accepted: u8) -> Option<Self> {
         let sent = Level::from_code(sent)?;
         let all = LEVELS.iter().fold(0, |all, level| all | bit(*level));
@@ -78,33 +78,33 @@ impl Policy {
         (self.sent.code(), self.accepted)
     }
 
-    /// The level that is sent under.
+    /// The level under which this host sends.
     pub const fn sent(self) -> Level {
         self.sent
     }
 
-    /// Whether what others send under this level is accepted.
+    /// Whether this host accepts frames and messages under this level.
     pub const fn accepts(self, level: Level) -> bool {
         self.accepted & bit(level) != 0
     }
 
-    /// All levels that are accepted: the one that is sent under, then the others from the highest.
+    /// All accepted levels: first the sent one, then the others from the highest.
     pub fn levels(self) -> impl Iterator<Item = Level> {
         let others = LEVELS.into_iter().rev().filter(move |level| *level != self.sent);
         std::iter::once(self.sent).chain(others.filter(move |level| self.accepts(*level)))
     }
 
-    /// Those of them that have keys.
+    /// The accepted levels that have keys.
     pub fn secured(self) -> impl Iterator<Item = Level> {
         self.levels().filter(|level| level.is_secured())
     }
 
-    /// Whether there are keys.
+    /// Whether any accepted level has keys.
     pub fn is_secured(self) -> bool {
         self.secured().next().is_some()
     }
 
-    /// Whether the level is being changed: more than one is accepted.
+    /// Whether the level is being changed, that is, more than one is accepted.
     pub const fn is_changing(self) -> bool {
         !self.accepted.is_power_of_two()
     }
@@ -114,7 +114,7 @@ impl Policy {
         self.levels().max().unwrap_or(self.sent)
     }
 
-    /// The lowest level that is accepted: how safe the vnet is.
+    /// The lowest accepted level, which determines the vnet's safety.
     pub fn lowest(self) -> Level {
         self.levels().min().unwrap_or(self.sent)
     }
@@ -127,7 +127,7 @@ impl fmt::Display for Policy {
     }
 }
 
-/// A policy as it stands in a configuration.
+/// A policy as written in a configuration.
 #[derive(Deserialize)]
 #[serde(
     untagged,
@@ -151,37 +151,37 @@ impl TryFrom<PolicyText> for Policy {
     }
 }
 
-/// The least that a backend carries frames under.
+/// The lowest policy under which a backend carries frames.
 ///
-/// A line that is missing in a configuration makes a vnet plain without anybody having said so. So a backend never
-/// goes below what it was told to keep to, nor below what it has had since it was started, but by a step: a policy
-/// that lists what it had beside a lower level, which nobody writes by mistake.
+/// A missing line in a configuration would silently make a vnet plain. A backend therefore never
+/// goes below `--policy`, nor below the policy that it has had since its start, except by a step: a policy
+/// that lists the previous level beside a lower one, which nobody writes by mistake.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Floor {
-    /// What it was told to keep to.
+    /// The level of `--policy`.
     pub least: Level,
-    /// The lowest level of the policy that it had last.
+    /// The lowest level of its last policy.
     pub had: Level,
 }
 
 impl Floor {
-    /// That of a backend that has carried nothing yet.
+    /// For a backend that has carried no frames yet.
     pub const fn new(least: Level) -> Self {
         Self { least, had: Level::None }
     }
 
-    /// Whether frames may be carried under this policy.
+    /// Whether the backend may carry frames under this policy.
     pub fn admits(self, offered: Policy) -> bool {
         let is_step = offered.accepts(self.had);
         offered.lowest() >= self.least && (offered.lowest() >= self.had || is_step)
     }
 
-    /// Frames are carried under this policy from now on.
+    /// Records that the backend carries frames under this policy.
     pub fn note(&mut self, policy: Policy) {
         self.had = policy.lowest();
     }
 
-    /// The level below which nothing is carried, but by a step.
+    /// The level below which the backend carries no frames, except by a step.
     pub fn level(self) -> Level {
         self.least.max(self.had)
     }
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(Policy::from_codes(2, 1), None, "what is sent under is accepted");
     }
 
-    /// In the three steps from any level to any other, whoever is a step behind accepts what is sent.
+    /// In the three steps between any two levels, a host that is one step behind accepts the other's frames.
     #[test]
     fn hosts_a_step_apart_accept_what_each_other_sends() {
         for (from, to) in [(Plain, Conf), (Conf, Plain), (Auth, Conf), (Conf, Auth), (Plain, Auth)]

@@ -1,4 +1,4 @@
-//! A process beside this one, of the same program: it does what this one gives up the right to.
+//! A second process of the same program, which keeps rights that this one gives up.
 
 use std::ffi::CStr;
 use std::fs;
@@ -12,15 +12,15 @@ use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
 
 use super::seqpacket::Connection;
 
-/// Starts a process that runs `serve` with one end of a connection and then ends; returns the other end,
-/// and its number. It ends with this process, leaves no core dump, and no signal that is meant for all
-/// of a service ends it: the end of the connection does. Nobody need wait for it (SIGCHLD is ignored
+/// Starts a process that runs `serve` with one end of a connection and then exits. Returns the other end
+/// and the process's number. It exits with this process and leaves no core dump. It ignores signals for the whole
+/// service, and exits when the connection ends. The caller need not wait for it (SIGCHLD is ignored
 /// from now on).
 ///
 /// # Errors
 /// This process has several threads, or the system refuses it.
 pub fn start(name: &CStr, serve: impl FnOnce(Connection)) -> io::Result<(Connection, Pid)> {
-    // Without /proc it is believed.
+    // Without /proc, assume one thread.
     if fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
         return Err(io::Error::other("a process with threads can't be forked"));
     }
@@ -32,11 +32,11 @@ pub fn start(name: &CStr, serve: impl FnOnce(Connection)) -> io::Result<(Connect
         ForkResult::Parent { child } => Ok((own, child)),
         ForkResult::Child => {
             drop(own);
-            // Nothing of the parent's goes on from here, whatever happens.
+            // No code of the parent runs after this point.
             let served =
                 catch_unwind(AssertUnwindSafe(|| settle(name, parent).map(|()| serve(other))));
             let code = i32::from(!matches!(served, Ok(Ok(()))));
-            // SAFETY: ends this process, without the ends that the parent has registered.
+            // SAFETY: ends this process, without the parent's exit handlers.
             unsafe { libc::_exit(code) }
         }
     }

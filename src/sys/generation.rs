@@ -1,7 +1,7 @@
-//! Whether this virtual machine is now a copy of what it was: restored from a snapshot, or cloned.
+//! Detects that this virtual machine was restored from a snapshot, or cloned.
 //!
-//! A hypervisor says so by the VM generation id (vmgenid, an ACPI or device-tree device), and Linux 6.10 and
-//! later by a uevent of it with `NEW_VMGENID=1`. Nobody else sees it: not the clocks, which go on
+//! A hypervisor reports this by the VM generation id (vmgenid, an ACPI or device-tree device), and Linux 6.10 and
+//! later by a uevent of that device with `NEW_VMGENID=1`. Clocks do not show it, because they continue
 //! where they were.
 
 use std::io;
@@ -11,9 +11,9 @@ use nix::sys::socket::{
     AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, socket,
 };
 
-/// The group of the kernel's own events (`udevd` sends to another).
+/// The netlink group of the kernel's own events (`udevd` uses another).
 const KERNEL_GROUP: u32 = 1;
-/// Room for an event: the kernel's UEVENT_BUFFER_SIZE, and its header.
+/// Buffer for an event: the kernel's UEVENT_BUFFER_SIZE, and its header.
 const ROOM: usize = 4096;
 /// Events read at a time.
 const BUDGET: usize = 64;
@@ -35,7 +35,7 @@ impl Generation {
         Ok(Self(fd))
     }
 
-    /// Reads events that wait; true if one says that this is a copy.
+    /// Reads waiting events; true if one reports a new generation.
     pub fn has_changed(&self) -> bool {
         let mut has_changed = false;
         let mut buffer = [0; ROOM];
@@ -57,7 +57,7 @@ impl AsFd for Generation {
     }
 }
 
-/// Whether an event (`ACTION@PATH`, then `NAME=VALUE`, each ended by a zero) is that of a new generation.
+/// Whether an event (`ACTION@PATH`, then `NAME=VALUE`, each terminated by a zero) reports a new generation.
 fn is_new(event: &[u8]) -> bool {
     let mut lines = event.split(|byte| *byte == 0);
     lines.next().is_some_and(|first| first.starts_with(b"change@"))

@@ -1,4 +1,4 @@
-//! What a daemon asks of the system about its own process and others.
+//! System calls of a daemon about its own process and others.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -8,7 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Group, User};
 
-/// Another process; unlike its number, this never means a later one (pidfd_open(2)).
+/// Another process; unlike its number, this never refers to a later one (pidfd_open(2)).
 #[derive(Debug)]
 pub struct Process(OwnedFd);
 
@@ -18,7 +18,7 @@ impl From<OwnedFd> for Process {
     }
 }
 
-/// Readable when it has ended.
+/// Readable when the process has ended.
 impl AsFd for Process {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -33,7 +33,7 @@ impl Process {
     }
 }
 
-/// Raises the limit of open descriptors to the hard limit; returns what it is now.
+/// Raises the limit of open descriptors to the hard limit; returns the new limit.
 pub fn raise_file_limit() -> io::Result<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {
@@ -42,7 +42,7 @@ pub fn raise_file_limit() -> io::Result<u64> {
     Ok(hard)
 }
 
-/// The user as whom this process runs.
+/// The user of this process.
 pub fn own_user() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
@@ -75,8 +75,8 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Has the allocator keep what threads free. To give back the end of a thread's heap, glibc first
-/// reads /proc/sys/vm/overcommit_memory, wherever in the program that happens to come up.
+/// Makes the allocator keep memory that threads free. To return the end of a thread's heap, glibc first
+/// reads /proc/sys/vm/overcommit_memory, which a confined process may not.
 pub fn keep_freed_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: sets a number of the allocator, which takes its own lock; -1 is for never (mallopt(3)).
@@ -85,19 +85,19 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// Raises the limit of locked memory, if this process may; to be called before it becomes another user.
+/// Raises the limit of locked memory, if this process may. Call it before changing to another user.
 pub fn raise_lock_limit() {
     let unlimited = nix::sys::resource::RLIM_INFINITY;
-    // Who may not is told by `keep_secrets`.
+    // On failure `keep_secrets` logs the limit.
     let _ = setrlimit(Resource::RLIMIT_MEMLOCK, unlimited, unlimited);
 }
 
-/// Keeps this process's memory, and so keys, to itself: no core dumps, and no other process of the same user may
-/// look into it (`PR_SET_DUMPABLE`); nor is it written to swap, if enough memory may be locked. Guest memory that
-/// is mapped later has to be left out: [`unlock`].
+/// Protects this process's memory, and so its keys: no core dumps, no access by other processes of the same user
+/// (`PR_SET_DUMPABLE`), and no swapping if it may lock enough memory. Exclude guest memory that
+/// is mapped later: [`unlock`].
 ///
 /// # Errors
-/// The system refuses what it always grants.
+/// The system refuses an operation that never fails otherwise.
 pub fn keep_secrets() -> io::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     nix::sys::prctl::set_dumpable(false)?;
@@ -110,7 +110,7 @@ pub fn keep_secrets() -> io::Result<()> {
         );
         return Ok(());
     }
-    // Only what is used: stacks and heaps are larger than that.
+    // Only used pages: stacks and heaps are larger than that.
     let on_fault = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
     // SAFETY: changes where pages are kept, not what is in them.
     if unsafe { libc::mlockall(on_fault) } != 0 {
@@ -119,8 +119,7 @@ pub fn keep_secrets() -> io::Result<()> {
     Ok(())
 }
 
-/// Leaves it to their owner whether these bytes, from `start` on, are kept in memory: they are mapped here and
-/// belong to another process.
+/// Unlocks these bytes, from `start` on, which another process owns and which are mapped here.
 pub fn unlock(start: *const u8, len: usize) {
     // SAFETY: changes where pages are kept, not what is in them; an address that is not mapped is an error.
     unsafe { libc::munlock(start.cast(), len) };

@@ -1,4 +1,4 @@
-//! The opener: a small process that does for varpd what takes a capability.
+//! The opener: a small process that carries out the operations of varpd that need a capability.
 //!
 //! ```text
 //!   varpd                        opener
@@ -8,10 +8,10 @@
 //!     | <-- errno, 0 if done ------ |
 //! ```
 //!
-//! It is forked before varpd opens anything and confines itself at once. A request is of one of few kinds
-//! and has a fixed length; all that it names, and the descriptor that comes along, is checked before anything
-//! is done, for whoever has taken varpd over can write here. When varpd ends, so does the opener. When the
-//! opener ends first, varpd goes on without what it did.
+//! varpd forks the opener before it opens anything; the opener confines itself at once. Requests are of a few kinds
+//! and have a fixed length. The opener checks all parameters and the attached descriptor before it acts,
+//! because an attacker who has taken varpd over can send requests. The opener ends with varpd. If the
+//! opener ends first, varpd continues without it.
 
 #![forbid(unsafe_code)]
 
@@ -28,15 +28,15 @@ use crate::sys::sandbox::{Capability, Confinement, Profile};
 use crate::sys::seqpacket::Connection;
 use crate::sys::sockopt;
 
-/// Longer than it ever takes; varpd serves nobody meanwhile.
+/// Timeout of a request, longer than it ever takes; varpd serves no client meanwhile.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Largest buffer that is made: that of a vif's sockets.
+/// Largest permitted buffer, in bytes: that of a vif's sockets.
 pub const MOST_BYTES: u32 = 16 << 20;
 
-/// What can be asked for.
+/// A request to the opener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Request {
-    /// Send and receive buffers of so many bytes for the UDP socket that comes along.
+    /// Set the send and receive buffers of the attached UDP socket.
     Buffers {
         /// At most [`MOST_BYTES`].
         bytes: u32,
@@ -58,7 +58,7 @@ impl Request {
         (u64::from(kind) << 32 | u64::from(number)).to_be_bytes()
     }
 
-    /// `None`: not of any kind, or beyond its bounds.
+    /// `None` if the kind is unknown or a parameter out of bounds.
     fn parse(bytes: &[u8]) -> Option<Self> {
         let (kind, number) = bytes.split_first_chunk::<4>()?;
         let number = u32::from_be_bytes(number.try_into().ok()?);
@@ -71,7 +71,7 @@ impl Request {
 
 /// Serves varpd until it ends.
 fn serve(connection: &Connection) -> io::Result<()> {
-    // Room for an octet more, which shows what is too long.
+    // One octet more, to detect messages that are too long.
     let mut buffer = [0; REQUEST_LEN + 1];
     loop {
         let received = match connection.recv(&mut buffer) {
@@ -113,7 +113,7 @@ fn is_udp(fd: &impl AsFd) -> io::Result<bool> {
         && socket.protocol()? == Some(Protocol::UDP))
 }
 
-/// What the opener does for varpd.
+/// varpd's connection to the opener.
 #[derive(Debug)]
 pub struct Privileged {
     /// `None` when it is gone.
@@ -142,7 +142,7 @@ impl Privileged {
         Ok(Self { connection: RefCell::new(Some(connection)) })
     }
 
-    /// Send and receive buffers of so many bytes for a UDP socket; false if it did not get them.
+    /// Sets the send and receive buffers of a UDP socket, in bytes; false on failure.
     pub fn enlarge(&self, socket: BorrowedFd<'_>, bytes: u32) -> bool {
         let answer = match &*self.connection.borrow() {
             None => return false,
@@ -150,7 +150,7 @@ impl Privileged {
         };
         match answer {
             Ok(0) => true,
-            // It lacks the capability, as it is said when varpd starts.
+            // The opener lacks the capability; varpd logs this when it starts.
             Ok(libc::EPERM) => false,
             Ok(errno) => {
                 let error = io::Error::from_raw_os_error(errno);
@@ -164,7 +164,7 @@ impl Privileged {
         }
     }
 
-    /// Looks whether it is still there.
+    /// Checks whether the opener still runs.
     pub fn check(&self) {
         let hung_up = self.connection.borrow().as_ref().is_some_and(Connection::hung_up);
         if hung_up {
@@ -180,7 +180,7 @@ impl Privileged {
         self.connection.replace(None);
     }
 
-    /// Has it waited for: the connection is readable when the opener has ended.
+    /// Adds the connection to a poller: it is readable when the opener has ended.
     ///
     /// # Errors
     /// The poller's.

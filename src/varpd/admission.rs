@@ -1,12 +1,12 @@
-//! Which users may have vifs on which vnet, and who is an operator.
+//! Decides which users may have vifs on which vnet, and which users are operators.
 //!
-//! The kernel tells whose process connected and what its groups are (SO_PEERCRED, SO_PEERGROUPS), so a user
-//! is who it says. Root may have vifs everywhere, and so may varpd's own user: they could read the keys as well.
+//! The kernel reports the user and groups of a connected process (SO_PEERCRED, SO_PEERGROUPS), so no process
+//! can pose as another user. Root and varpd's own user may have vifs on every vnet, since they can read the keys anyway.
 //!
-//! | The vnet | has lists of its own, or there are usual ones | has none |
+//! | Vnet | with lists of its own or of `[security]` | without lists |
 //! |---|---|---|
-//! | is secured | who is on one of them | nobody else |
-//! | is not | who is on one of them | all who can connect |
+//! | secured | users on a list | no other user |
+//! | not secured | users on a list | all users who can connect |
 
 #![forbid(unsafe_code)]
 
@@ -21,7 +21,7 @@ use crate::wire::VnetId;
 
 const ROOT: u32 = 0;
 
-/// Somebody who has connected.
+/// The user of a connected process.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Who<'a> {
     pub(super) uid: u32,
@@ -31,13 +31,13 @@ pub(super) struct Who<'a> {
 /// A user may not have vifs on a vnet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub(super) enum NotAllowed {
-    /// There are lists, and neither the user nor a group of it is on one.
+    /// Neither the user nor one of its groups is on the vnet's lists.
     #[error(
         "user {uid} is not allowed to have vifs on vnet {vnet}: neither the user nor one of its groups is on \
          its list (allow-users, allow-groups in varpd.toml)"
     )]
     NotListed { vnet: VnetId, uid: u32 },
-    /// There are none.
+    /// The vnet is secured and has no lists.
     #[error(
         "user {uid} is not allowed to have vifs on vnet {vnet}: it is secured ({level}) and has no list of users, \
          so only root may; name the user in allow-users, or a group of it in allow-groups, of [vnet.{vnet}] in \
@@ -46,7 +46,7 @@ pub(super) enum NotAllowed {
     Unlisted { vnet: VnetId, uid: u32, level: Level },
 }
 
-/// A user may not ask what operators ask.
+/// A user is not an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("user {uid} is no operator: {} (operator-group in varpd.toml)", operators(group))]
 pub(super) struct NoOperator {
@@ -61,7 +61,7 @@ fn operators(group: &Option<String>) -> String {
     }
 }
 
-/// A name in a list that is nobody's.
+/// A name in a list that does not exist.
 #[derive(Debug)]
 pub(super) struct Unknown {
     /// Which list.
@@ -70,7 +70,7 @@ pub(super) struct Unknown {
     pub(super) error: io::Error,
 }
 
-/// Who may, by numbers.
+/// The users and groups of a list, by numbers.
 #[derive(Debug, Default)]
 struct List {
     users: BTreeSet<u32>,
@@ -102,7 +102,7 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    /// Looks up the users and groups that are named in a configuration. Fails with the name that is unknown.
+    /// Looks up the users and groups of a configuration. Fails with the first unknown name.
     pub(super) fn new(
         config: &Config,
         own: u32,
@@ -127,7 +127,7 @@ impl Admission {
         Ok(Self { usual, vnets, operators, own })
     }
 
-    /// Whether somebody may have vifs on a vnet with this policy.
+    /// Whether a user may have vifs on a vnet with this policy.
     pub(super) fn check(&self, vnet: VnetId, level: Level, who: Who<'_>) -> Result<(), NotAllowed> {
         let uid = who.uid;
         if self.is_trusted(uid) {
@@ -141,7 +141,7 @@ impl Admission {
         }
     }
 
-    /// Whether somebody may ask for tables and events, and flush the cache.
+    /// Whether a user may see tables and events, and flush the cache.
     pub(super) fn check_operator(&self, who: Who<'_>) -> Result<(), NoOperator> {
         let is_member = |of: &Operators| who.groups.contains(&of.number);
         if self.is_trusted(who.uid) || self.operators.as_ref().is_some_and(is_member) {
@@ -176,7 +176,7 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    /// As whom varpd runs in these tests.
+    /// varpd's user in these tests.
     const OWN: u32 = 990;
 
     fn admission(text: &str) -> Result<Admission, String> {
@@ -194,7 +194,7 @@ mod tests {
         VnetId::new(id).unwrap()
     }
 
-    /// Of some users, each of whom has a group of its own number and group 100.
+    /// Some users, each with a group of the same number and group 100.
     fn allowed(admission: &Admission, id: u32, level: Level) -> Vec<u32> {
         let may = |uid: &u32| {
             admission.check(vnet(id), level, Who { uid: *uid, groups: &[*uid, 100] }).is_ok()

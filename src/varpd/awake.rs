@@ -1,14 +1,14 @@
-//! A host that was suspended, or that is a copy of what it was.
+//! Handles hosts that were suspended, restored from a snapshot, or cloned.
 //!
-//! While a host sleeps its monotonic clock stands still, and with it the age of keys. A virtual machine that
-//! was restored from a snapshot, or cloned, does not notice it by any clock; what it would seal next, another
-//! copy may have sealed before with the same key and number. The hypervisor says so where it has a
-//! generation id ([`crate::sys::generation`]).
+//! While a host is suspended its monotonic clock stands still, and so does the age of keys. A virtual machine that
+//! was restored from a snapshot, or cloned, cannot notice this by any clock, and another
+//! copy may already have sealed packets with the same keys and numbers. A hypervisor with a
+//! generation id reports it ([`crate::sys::generation`]).
 //!
 //! | Noticed by | Sessions with other hosts | Group frames |
 //! |---|---|---|
-//! | CLOCK_BOOTTIME, ahead of CLOCK_MONOTONIC by more than before | have aged by that, are replaced as soon as they are wanted | start anew |
-//! | the generation id | end at once | start anew |
+//! | CLOCK_BOOTTIME, ahead of CLOCK_MONOTONIC by more than before | age by the difference, and are replaced when next needed | new start |
+//! | the generation id | end at once | new start |
 
 use std::time::Duration;
 
@@ -17,17 +17,17 @@ use crate::time::Now;
 
 use super::daemon::Daemon;
 
-/// The two clocks are not read at one moment; nor does a shorter sleep matter.
+/// Ignored difference: the two clocks are not read at the same moment, and shorter suspensions do not matter.
 const LEAST: Duration = Duration::from_secs(1);
 
-/// How long the host has been suspended, as far as is known.
+/// The total time for which the host has been suspended.
 #[derive(Debug, Default)]
 pub(super) struct Sleep {
     known: Option<Duration>,
 }
 
 impl Sleep {
-    /// `asleep`: since the host's start. Returns how long it slept since the last call.
+    /// `asleep`: total since boot. Returns the time since the last call.
     pub(super) fn look(&mut self, asleep: Duration) -> Option<Duration> {
         let known = self.known.unwrap_or(asleep);
         let slept = asleep.saturating_sub(known);
@@ -40,7 +40,7 @@ impl Sleep {
 }
 
 impl Daemon {
-    /// To be called with each turn of the loop.
+    /// Call it once per turn of the loop.
     pub(super) fn heed_sleep(&mut self, asleep: Duration, now: Now) {
         let Some(slept) = self.sleep.look(asleep) else { return };
         log::info!("this host was suspended for {} s: renewing keys", slept.as_secs());
@@ -50,7 +50,7 @@ impl Daemon {
         }
     }
 
-    /// The kernel has something to say of devices.
+    /// Reads device events from the kernel.
     pub(super) fn heed_generation(&mut self, now: Now) {
         if !self.generation.as_ref().is_some_and(|generation| generation.has_changed()) {
             return;
@@ -66,7 +66,7 @@ impl Daemon {
     }
 }
 
-/// Randomness that no copy of this process has; the kernel makes its own anew first.
+/// Random numbers that no copy of this process has; the kernel reseeds itself first.
 fn seed() -> Option<[u8; 32]> {
     let seed = process::random();
     seed.inspect_err(|error| log::error!("cannot renew keys without random numbers: {error}")).ok()
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(sleep.look(hour - millis(1)), None);
         assert_eq!(sleep.look(hour * 2), Some(hour));
         assert_eq!(sleep.look(hour * 2), None);
-        // Many short ones are one long.
+        // Many short suspensions add up.
         let slept: Vec<_> =
             (1..=30).filter_map(|n| sleep.look(hour * 2 + millis(100 * n))).collect();
         assert_eq!(slept, [millis(1000); 3]);

@@ -1,6 +1,6 @@
-//! A limit on what the log says of vifs that come and go, for each user: who registers and leaves in a loop
-//! fills neither the log nor the place of other users' lines. What is left out is counted all the same
-//! (`vifs_registered`, `vifs_kept`, `vifs_forgotten`), and is in the log with `-v`.
+//! A rate limit per user for log lines about vifs that come and go: a user who registers and leaves in a loop
+//! neither fills the log nor displaces other users' lines. Counters include suppressed events
+//! (`vifs_registered`, `vifs_kept`, `vifs_forgotten`), and `-v` logs them.
 
 #![forbid(unsafe_code)]
 
@@ -10,30 +10,29 @@ use std::fmt::Arguments;
 use crate::quiet::Quiet;
 use crate::time::Instant;
 
-/// Lines of one user in a minute: a host that starts sixty guests at once says so of each.
+/// Lines per user and minute: enough for a host that starts sixty guests at once.
 const MOST_LINES: u32 = 120;
-/// Users that are told apart; the lines of all others are limited together.
+/// Users with separate limits; all others share one.
 const MOST_USERS: usize = 64;
 
-/// What the log has said of each user's vifs.
+/// The lines about each user's vifs.
 #[derive(Debug, Default)]
 pub(super) struct Comings {
     users: BTreeMap<u32, Quiet>,
     others: Option<Quiet>,
 }
 
-/// Where a line goes.
+/// The destination of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Log,
-    /// To the log, with the word that others are left out.
+    /// To the log, with a note that further lines are suppressed.
     LogLast,
     Debug,
 }
 
 impl Comings {
-    /// Writes a line about a vif of a user, at the usual level or, if there were many, at one that only
-    /// debugging shows.
+    /// Writes a line about a vif of a user, at the usual level or, if there were many, at debug level.
     pub(super) fn log(&mut self, uid: u32, line: Arguments<'_>, now: Instant) {
         match self.place(uid, now) {
             Place::Log => log::info!("{line}"),

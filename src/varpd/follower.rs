@@ -1,8 +1,8 @@
-//! When to look whether the underlay has changed, and how fast changes are followed.
+//! Decides when varpd examines the interfaces, and how fast it follows changes.
 //!
-//! A change comes as a burst of news, after which the follower waits a moment. However many there are, it
-//! looks no more often than every [`GAP`]; and a host whose address changes all the time moves no more often
-//! than every [`REST`], since each move costs all hosts that talk to it.
+//! A change causes a burst of notifications, so the follower waits a moment after the first one. It never
+//! examines interfaces more often than every [`GAP`]. A host whose address keeps changing moves at most once
+//! every [`REST`], because each move costs all hosts that send to it.
 
 #![forbid(unsafe_code)]
 
@@ -16,30 +16,30 @@ use crate::time::Instant;
 use super::site::{self, Place, Step};
 use super::waiting::REMINDER;
 
-/// After the first news of a change.
+/// Delay after the first notification of a change.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Between two looks.
+/// Least time between two examinations.
 const GAP: Duration = Duration::from_millis(250);
-/// After a look that failed, or whose outcome could not be put into effect.
+/// Delay after an examination that failed, or whose result varpd could not apply.
 const RETRY: Duration = Duration::from_secs(1);
-/// Moves within [`WINDOW`] that are followed at once.
+/// Moves within [`WINDOW`] that varpd follows at once.
 const MOST_MOVES: usize = 6;
 /// See [`MOST_MOVES`].
 const WINDOW: Duration = Duration::from_secs(60);
-/// Between two moves when there are more.
+/// Least time between further moves.
 const REST: Duration = Duration::from_secs(10);
 
-/// That there is no place, and what is waited for.
+/// The host has no place, and varpd waits for one.
 #[derive(Debug)]
 struct Wait {
     why: String,
     remind_at: Instant,
 }
 
-/// What is to be said about waiting.
+/// A message about waiting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Word {
-    /// There is no place: why.
+    /// There is no place; the reason.
     Waits(String),
     /// There is one again.
     Back,
@@ -56,7 +56,7 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    /// Something may have changed.
+    /// Handles a notification of a change.
     pub(super) fn heard(&mut self, news: News, now: Instant) {
         self.was_deleted |= news.is_deleted;
         if news.any {
@@ -64,7 +64,7 @@ impl Follower {
         }
     }
 
-    /// The outcome could not be put into effect.
+    /// varpd could not apply the result.
     pub(super) fn failed(&mut self, now: Instant) {
         self.look_from(now + RETRY);
     }
@@ -74,12 +74,12 @@ impl Follower {
         self.look_at = Some(self.look_at.map_or(at, |known| known.min(at)));
     }
 
-    /// When to look at the interfaces.
+    /// Time of the next examination.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.look_at.into_iter().chain(self.wait.as_ref().map(|wait| wait.remind_at)).min()
     }
 
-    /// What to do now that the interfaces are these.
+    /// The step for these interfaces.
     pub(super) fn look(
         &mut self,
         config: &Config,
@@ -102,11 +102,11 @@ impl Follower {
         step
     }
 
-    /// The outcome of a look was put into effect; what is to be said of waiting, if anything.
+    /// varpd has applied the result of an examination. Returns the message about waiting, if any.
     pub(super) fn settled(&mut self, step: &Step, now: Instant) -> Option<Word> {
         match step {
             Step::Wait(why) => return self.waits(why.to_string(), now),
-            // A look that was put off says nothing.
+            // A postponed examination has no message.
             Step::Keep if self.look_at.is_some() => return None,
             Step::Move(_) => {
                 self.was_deleted = false;
@@ -130,7 +130,7 @@ impl Follower {
         is_news.then_some(Word::Waits(why))
     }
 
-    /// What is waited for, if the host has no place.
+    /// The reason for waiting, if the host has no place.
     pub(super) fn awaits(&self) -> Option<&str> {
         self.wait.as_ref().map(|wait| wait.why.as_str())
     }
@@ -167,7 +167,7 @@ mod tests {
         Place::of(&interface(address)[0], address.parse().unwrap())
     }
 
-    /// What the follower does about a change at that time.
+    /// The follower's step for a change at that time.
     fn change(follower: &mut Follower, from: &str, to: &str, now: Instant) -> Step {
         let step = follower.look(&config(), &place(from), &interface(to), now);
         follower.settled(&step, now);

@@ -1,9 +1,9 @@
-//! The host's place on the underlay: chosen from what varpd is told and the interfaces there are, and
-//! followed when these change.
+//! The host's place on the underlay, its interface and address: chosen by the configuration and the existing
+//! interfaces, and chosen again when these change.
 //!
-//! varpd stays at its address as long as an interface that is up has it, whichever that is and whatever it
-//! is called. When the address is gone it chooses anew, as at the start, but never another family: IPv4,
-//! or IPv6 if it is asked to. An address that is good for one link only is taken when it is named.
+//! varpd keeps its address as long as any interface that is up has it. When the address is gone, varpd
+//! chooses as at its start, and never changes the address family: IPv4, or IPv6 if configured. It uses a
+//! link-local address only if the configuration names it.
 
 #![forbid(unsafe_code)]
 
@@ -15,10 +15,10 @@ use thiserror::Error;
 use crate::config::Config;
 use crate::sys::rtnetlink::Interface;
 
-/// Why there is no place on the underlay. Each says what there is to choose from.
+/// Why there is no place on the underlay. The messages list the available interfaces and addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SiteError {
-    /// Not there yet, or named by mistake.
+    /// No interface of this name, not yet or by mistake.
     #[error("no interface '{name}' (there are: {choices})")]
     NoInterface {
         /// The name.
@@ -26,20 +26,20 @@ pub enum SiteError {
         /// Interfaces and addresses.
         choices: String,
     },
-    /// Not up.
+    /// The interface is down.
     #[error("interface '{0}' is down")]
     Down(String),
-    /// Nothing to send from.
+    /// The interface has no address of the family.
     #[error("interface '{name}' has no {family} address{hint}")]
     NoAddress {
         /// The interface.
         name: String,
-        /// What is looked for.
+        /// The address family.
         family: &'static str,
-        /// What there is instead, and how to say that it is meant.
+        /// Its other addresses, and the option that selects them.
         hint: String,
     },
-    /// No interface has it.
+    /// No interface has the address.
     #[error("no interface has the address {address} (there are: {choices})")]
     NotOurs {
         /// The address.
@@ -47,7 +47,7 @@ pub enum SiteError {
         /// Interfaces and addresses.
         choices: String,
     },
-    /// Nothing was named, and there's nothing that could be meant.
+    /// The configuration names no interface or address, and there is no suitable one.
     #[error("no interface that is up has an {family} address (there are: {choices})")]
     Nothing {
         /// What is looked for.
@@ -55,7 +55,7 @@ pub enum SiteError {
         /// Interfaces and addresses.
         choices: String,
     },
-    /// Nothing was named, and there's nothing that is obviously meant.
+    /// The configuration names no interface or address, and there are several suitable ones.
     #[error(
         "which interface is the underlay? Say --underlay IFACE or --address IP (there are: {choices})"
     )]
@@ -70,13 +70,13 @@ pub enum SiteError {
         group: IpAddr,
         /// The underlay's.
         family: &'static str,
-        /// What else can be done.
+        /// Another remedy.
         hint: &'static str,
     },
 }
 
 impl SiteError {
-    /// Whether an interface or address that comes later may mend it.
+    /// Whether an interface or address that appears later can solve the problem.
     pub(super) fn may_pass(&self) -> bool {
         !matches!(self, Self::Ambiguous { .. } | Self::Family { .. })
     }
@@ -97,22 +97,22 @@ impl Place {
     }
 }
 
-/// What to do after interfaces or addresses may have changed.
+/// The reaction to a possible change of interfaces or addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Nothing.
+    /// No change.
     Keep,
     /// The interface has another name.
     Rename(Place),
-    /// The address is on another interface, or on one that was made anew: groups have to be joined there.
+    /// The address is on another interface, or on one made again: varpd must join its groups there.
     Rejoin(Place),
     /// The host has another address.
     Move(Place),
-    /// There is none.
+    /// There is no address.
     Wait(SiteError),
 }
 
-/// What to do about a host at `place`; `was_deleted`: its interface was, though there may be one with the
+/// The step for a host at `place`. `was_deleted`: its interface was deleted, even if there is one with the
 /// same index again.
 pub(super) fn follow(
     config: &Config,
@@ -143,7 +143,7 @@ pub(super) fn follow(
     }
 }
 
-/// Sockets at an address that is good for one link are bound to its interface, too.
+/// Sockets at a link-local address are bound to its interface as well.
 fn rejoin(place: Place) -> Step {
     match place.address {
         IpAddr::V6(a) if a.is_unicast_link_local() => Step::Move(place),
@@ -151,7 +151,7 @@ fn rejoin(place: Place) -> Step {
     }
 }
 
-/// Whether another interface is obviously meant by now: nothing was named, and that one has the default
+/// Whether to move to another interface: the configuration names none, and the other one has the default
 /// route.
 fn is_stopgap(
     config: &Config,
@@ -203,7 +203,7 @@ fn with_address(
     }
 }
 
-/// A port has no addresses of its own: those are its bridge's or bond's.
+/// A port of a bridge or bond has no addresses of its own; those of the bridge or bond count.
 fn named<'a>(
     name: &str,
     ipv6: bool,
@@ -217,12 +217,12 @@ fn named<'a>(
     let mut found = found.filter_map(|i| Some((i, best(i, ipv6)?)));
     found.next().ok_or_else(|| match named.up {
         true => no_address(named, ipv6),
-        // An interface that is down loses its IPv6 addresses: that's the better complaint.
+        // An interface that is down loses its IPv6 addresses; "is down" is the better message.
         false => SiteError::Down(named.name.clone()),
     })
 }
 
-/// The only interface with a global address, or of several the only one with a default route.
+/// The only interface with a global address, or the only one of several with a default route.
 fn the_obvious(ipv6: bool, interfaces: &[Interface]) -> Result<(&Interface, IpAddr), SiteError> {
     let usable = interfaces.iter().filter(|i| i.up && !i.loopback);
     let candidates: Vec<_> = usable.filter_map(|i| Some((i, best(i, ipv6)?))).collect();

@@ -1,27 +1,27 @@
-//! varpd's own user: started as root, it becomes another one, so that whoever takes it over has neither
-//! root's files nor root's processes.
+//! varpd's own user: if root starts varpd, it changes to another user, so that an attacker who takes it over has access to
+//! neither root's files nor root's processes.
 
 use crate::config::{Config, DEFAULT_USER};
 use crate::sys::user;
 
 use super::VarpdError;
 
-/// What is to be done.
+/// The decision about the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// It is who it should be, or was started as somebody in particular.
+    /// Keep the user: it is the right one, or another user started varpd.
     Stay,
-    /// It is root, and becomes the user.
+    /// Change from root to the user.
     Become,
-    /// It is root, and there is no such user.
+    /// Stay root, because there is no such user.
     StayRoot,
-    /// The user that was asked for does not exist.
+    /// Fail: the configured user does not exist.
     Unknown,
-    /// Only root can become another user.
+    /// Fail: only root can change to another user.
     NotRoot,
 }
 
-/// `own` is the user's number now, `known` that of the one that is wanted, if it exists.
+/// `own` is the current user's number, `known` that of the wanted user, if it exists.
 fn decide(was_asked: bool, own: u32, known: Option<u32>) -> Step {
     match known {
         Some(known) if known == own => Step::Stay,
@@ -33,11 +33,11 @@ fn decide(was_asked: bool, own: u32, known: Option<u32>) -> Step {
     }
 }
 
-/// Becomes varpd's user, and keeps the capabilities until it is confined. Returns what is to be said of it
-/// when varpd is ready.
+/// Changes to varpd's user, and keeps the capabilities until varpd is confined. Returns a warning to log
+/// when varpd is ready, if any.
 ///
 /// # Errors
-/// The configuration names a user who does not exist, or whom this process can't become.
+/// The configuration names a user who does not exist, or to whom this process cannot change.
 pub(super) fn become_own(config: &Config) -> Result<Option<String>, VarpdError> {
     if !config.sandbox {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! The time before there is a place on the underlay: the interface is not there yet, or has no address.
+//! Waits at the start until the underlay's interface exists and has an address.
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use crate::time::Instant;
 use super::site::{self, Place};
 use super::{VarpdError, failed};
 
-/// How often it is said again what is waited for.
+/// Interval between repeats of the log line.
 pub(super) const REMINDER: Duration = Duration::from_secs(60);
-/// How long the service manager is to wait for the next word: longer than until the reminder.
+/// Start timeout that varpd requests from the service manager: longer than until the next line.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Waits until there is a place. `None`: the process was told to end.
+/// Waits until there is a place. `None`: a signal ends the process.
 ///
 /// # Errors
-/// What does not pass by waiting.
+/// A problem that waiting cannot solve.
 pub(super) fn await_place(
     config: &Config,
     rtnetlink: &mut Rtnetlink,
@@ -61,7 +61,7 @@ pub(super) fn await_place(
     }
 }
 
-/// The interfaces, as far as the configuration leaves a choice that depends on it with their routes.
+/// The interfaces, with their routes if the choice depends on them.
 pub(super) fn list(
     config: &Config,
     rtnetlink: &mut Rtnetlink,
@@ -69,7 +69,7 @@ pub(super) fn list(
     rtnetlink.interfaces(needs_routes(config)).map_err(failed("list the network interfaces"))
 }
 
-/// Whether routes matter: nothing else says which interface is meant.
+/// Whether the choice depends on routes: the configuration names no interface or address.
 pub(super) fn needs_routes(config: &Config) -> bool {
     config.underlay.is_none() && config.address.is_none()
 }

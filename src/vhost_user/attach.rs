@@ -1,10 +1,10 @@
-//! How frontends reach the device: by a socket it listens on, one it connects to, or one it was
-//! given.
+//! The ways in which frontends attach to the device: a socket that it listens on, one that it connects to, or
+//! one that it has inherited.
 //!
-//! | File | What |
+//! | File | Content |
 //! |---|---|
 //! | `server` | the loop that serves connections, one at a time, each until it ends |
-//! | `callers` | who connects, and who may |
+//! | `callers` | the processes that connect, and which of them may |
 
 mod callers;
 mod server;
@@ -28,19 +28,19 @@ use self::server::Server;
 use super::device::DataPath;
 use crate::sys::sandbox::view;
 
-/// Where frontends come from.
+/// How a frontend attaches.
 #[derive(Debug)]
 pub enum Attach {
     /// Listen on a new socket.
     Listen {
-        /// Its path. A socket file that nobody listens on is replaced.
+        /// Its path. A socket file without a listener is replaced.
         path: PathBuf,
-        /// Its permission bits: who may write to it may connect.
+        /// Its permission bits: users with write permission may connect.
         mode: u32,
-        /// Its group, if not that of the process.
+        /// Its group; by default that of the process.
         group: Option<u32>,
     },
-    /// Connect to a socket that QEMU listens on, again whenever the connection ends.
+    /// Connect to a socket that QEMU listens on, and reconnect whenever the connection ends.
     Connect {
         /// Its path.
         path: PathBuf,
@@ -49,19 +49,19 @@ pub enum Attach {
     Fd(OwnedFd),
 }
 
-/// Why frontends can't be served.
+/// Why the backend cannot serve frontends.
 #[derive(Debug, Error)]
 pub enum AttachError {
-    /// Somebody listens there.
+    /// Another process listens on the socket.
     #[error("{0} is in use: another process listens on it")]
     InUse(PathBuf),
-    /// Something else than a socket is there.
+    /// The path exists and is not a socket.
     #[error("{0} exists and is not a socket")]
     NotASocket(PathBuf),
-    /// The descriptor given is not a Unix stream socket.
+    /// The inherited descriptor is not a Unix stream socket.
     #[error("file descriptor {0} is not a connected or listening Unix stream socket")]
     NotAStream(i32),
-    /// The connection that was inherited is not that of a user who may be a frontend.
+    /// The inherited connection belongs to a user who may not be a frontend.
     #[error("the frontend is {0}, whom --frontend-user does not list")]
     NotListed(String),
     /// A system call on a path failed.
@@ -84,18 +84,18 @@ pub enum AttachError {
     },
 }
 
-/// An open way for frontends, ready to be served.
+/// A socket for frontends, ready to be served.
 pub struct Endpoint {
     source: Source,
     frontends: Frontends,
 }
 
 enum Source {
-    /// New connections come from here.
+    /// A listening socket.
     Listener(UnixListener, #[expect(dead_code, reason = "only dropped")] Option<SocketFile>),
-    /// One connection, then the end.
+    /// A single connection.
     Once(Option<UnixStream>),
-    /// Connections are made to this path.
+    /// The backend connects to this path.
     Peer(PathBuf),
 }
 
@@ -114,7 +114,7 @@ impl Drop for SocketFile {
 }
 
 impl Endpoint {
-    /// Opens the way. For a socket to listen on, QEMU can connect from now on.
+    /// Opens the socket. If it listens, QEMU can connect from now on.
     ///
     /// # Errors
     /// One line that says what is wrong with the path or descriptor.
@@ -127,10 +127,10 @@ impl Endpoint {
         Ok(Self { source, frontends: Frontends::default() })
     }
 
-    /// Keeps all but these users out.
+    /// Admits only these users.
     ///
     /// # Errors
-    /// The connection that was inherited is another user's.
+    /// The inherited connection belongs to another user.
     pub fn only_for(mut self, frontends: Frontends) -> Result<Self, AttachError> {
         if let Source::Once(Some(stream)) = &self.source {
             let caller = Caller::of(stream);
@@ -142,8 +142,8 @@ impl Endpoint {
         Ok(self)
     }
 
-    /// Serves frontends until `shutdown` is readable, or the only connection there can be has
-    /// ended. Returns at once then: the device's threads have ended, the guest's memory is unmapped.
+    /// Serves frontends until `shutdown` is readable, or a single inherited connection has
+    /// ended. When it returns, the device's threads have ended and the guest's memory is unmapped.
     ///
     /// # Errors
     /// Waiting itself failed.
@@ -161,8 +161,8 @@ fn path_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Atta
     move |error| AttachError::Path { what, path, error }
 }
 
-/// Binds under another name first, so that the socket never has other permissions than those asked
-/// for, and takes the place of a dead one in one step.
+/// Binds under another name first and then renames, so that the socket has the requested permissions from the
+/// start and replaces a dead one in one step.
 fn bind(path: PathBuf, mode: u32, group: Option<u32>) -> Result<Source, AttachError> {
     match fs::symlink_metadata(&path) {
         Ok(found) if !found.file_type().is_socket() => return Err(AttachError::NotASocket(path)),

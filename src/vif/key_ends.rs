@@ -1,9 +1,9 @@
-//! When the keys of a secured vnet end by themselves.
+//! Expiry of the keys of a secured vnet while varpd is away.
 //!
-//! As long as varpd is there it ends and replaces them. When it is away for long, a backend that goes on would
-//! seal with the same keys for ever, and open what was recorded long ago with keys that somebody may have got hold
-//! of since. So each session ends at an age that varpd told with its keys, and the keys of group frames when varpd
-//! has been away for as long. The operator is warned twice before that.
+//! While varpd runs, it ends and replaces keys. Without it, a backend would
+//! seal with the same keys forever, and accept recorded packets of keys that an attacker may have obtained
+//! since. So each session expires at an age that varpd sends with its keys, and group keys expire when varpd
+//! has been away for as long. The backend logs two warnings before that.
 
 #![forbid(unsafe_code)]
 
@@ -11,24 +11,24 @@ use std::time::Duration;
 
 use crate::time::Instant;
 
-/// The warnings come when these parts of the time are left.
+/// Warnings come when the time divided by these numbers is left.
 const WARNINGS: [u32; 2] = [2, 24];
-/// How often sessions are looked at.
+/// Interval between checks of the sessions.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// What is to be done.
+/// An action for the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Sessions may have reached their hard end.
     EndOld,
-    /// Warn: varpd has been away for so long, and so much time is left.
+    /// Warn the operator.
     Warn {
         /// How long varpd has been away.
         away: Duration,
-        /// How long the keys still serve.
+        /// How long the keys are still valid.
         left: Duration,
     },
-    /// The keys of group frames end, and the rest with them.
+    /// Group keys expire, and all others with them.
     EndAll {
         /// How long varpd has been away.
         away: Duration,
@@ -38,34 +38,34 @@ pub enum Step {
 /// The clock of a vif's keys.
 #[derive(Debug, Default)]
 pub struct KeyEnds {
-    /// For how long varpd may be away; there are keys.
+    /// How long varpd may be away; `None` without keys.
     hold: Option<Duration>,
     away_since: Option<Instant>,
-    /// How many warnings were given since.
+    /// Number of warnings since then.
     warned: usize,
-    /// When to look at sessions next; none while there is no key.
+    /// Time of the next check of sessions; `None` without keys.
     look_at: Option<Instant>,
 }
 
 impl KeyEnds {
-    /// Keys have come, which end when varpd has been away for so long.
+    /// Handles new keys, which expire when varpd has been away for `hold`.
     pub fn handle_keys(&mut self, hold: Duration, now: Instant) {
         self.hold = Some(hold);
         self.look_at.get_or_insert(now + LOOK);
     }
 
-    /// varpd is gone.
+    /// Handles the loss of varpd.
     pub fn handle_left(&mut self, now: Instant) {
         self.away_since.get_or_insert(now);
     }
 
-    /// varpd is back.
+    /// Handles the return of varpd.
     pub fn handle_returned(&mut self) {
-        // Its keys follow, if the vnet is still secured.
+        // varpd sends keys next, if the vnet is still secured.
         *self = Self::default();
     }
 
-    /// What is due; to be called again until there is nothing.
+    /// The next due action; call it until it returns `None`.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Step> {
         if self.look_at.is_some_and(|at| at <= now) {
             self.look_at = Some(now + LOOK);
@@ -94,7 +94,7 @@ impl KeyEnds {
     }
 }
 
-/// A time for people: in hours, or minutes if it is short.
+/// A duration in words: in hours, or in minutes if it is short.
 pub(super) fn in_words(time: Duration) -> String {
     match time.as_secs() {
         seconds if seconds >= 2 * 3600 => format!("{} hours", seconds / 3600),

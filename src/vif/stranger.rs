@@ -1,8 +1,7 @@
-//! A guest that sends from another MAC than its NIC's: nobody finds it there.
+//! Detects a guest that sends from another MAC than its NIC's, at which other guests cannot reach it.
 //!
-//! Such frames are counted, but counters are looked at by who suspects something. So what goes on is
-//! said once, if it goes on: a stray frame is none of the operator's business. It is said once per NIC,
-//! whatever the guest does.
+//! Such frames are counted, but operators look at counters only when they suspect a fault. So the backend logs
+//! it once per NIC, if it persists; a single stray frame is not worth a line.
 
 #![forbid(unsafe_code)]
 
@@ -11,25 +10,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::wire::Mac;
 
-/// Frames from the same foreign MAC after which the guest means it.
+/// Frames from the same foreign MAC after which the backend logs it.
 const ENOUGH: u32 = 5;
 
-/// A queue pair's view of it.
+/// The state of a queue pair.
 #[derive(Debug, Default)]
 pub struct Stranger {
-    /// The last foreign MAC, and its frames since another one's.
+    /// The last foreign MAC, and the number of its frames in a row.
     seen: Option<(Mac, u32)>,
-    /// Common to the queue pairs of a NIC.
+    /// Shared by the queue pairs of a NIC.
     has_said: Arc<AtomicBool>,
 }
 
 impl Stranger {
-    /// One of several that say it once together.
+    /// One of several that log it once in total.
     pub fn new(has_said: Arc<AtomicBool>) -> Self {
         Self { seen: None, has_said }
     }
 
-    /// A frame came from `mac`, which is neither the NIC's nor learnt. True if that is to be said.
+    /// Handles a frame from `mac`, which is neither the NIC's nor learnt. True if the caller must log it.
     pub fn sees(&mut self, mac: Mac) -> bool {
         if self.has_said.load(Ordering::Relaxed) || !mac.is_individual() {
             return false;
@@ -40,7 +39,7 @@ impl Stranger {
     }
 }
 
-/// What to say: `learns` is how many MACs the guest may have besides its NIC's.
+/// The line for the log. `learns` is the number of MACs that the guest may have besides its NIC's.
 pub fn complaint(seen: Mac, own: Mac, learns: usize) -> String {
     match learns {
         0 => format!(

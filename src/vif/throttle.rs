@@ -1,22 +1,21 @@
 //! A vif's rate limits, as its workers keep them.
 //!
-//! Out and in are shaped by backpressure: while a bucket is empty, frames stay where they are, in
-//! the guest's transmit ring (its queueing discipline sees that, and is fair among its flows) or in
-//! the socket's buffer (the kernel counts what no longer fits). Nothing waits in a handler: the
-//! worker is woken by a timer when a millisecond's worth has come together. Group frames beyond
-//! their own limit are dropped, so that a storm of them does not hold up unicast.
+//! Both directions are shaped by backpressure: while a bucket is empty, frames stay in
+//! the guest's transmit ring (where the guest's queueing discipline is fair among its flows) or in
+//! the socket's buffer (whose overflow the kernel counts). Handlers never block: a timer wakes
+//! the worker when a millisecond's worth of credit is available. Group frames beyond
+//! their own limit are dropped, so that a broadcast storm does not delay unicast.
 //!
-//! The buckets are the vif's, shared by the workers of its queue pairs without a lock. A worker takes
-//! credit for some frames at a time and gives back what it did not use. If there is none it books
-//! the next millisecond's worth and waits until that is earned: so those that wait are served in
-//! turn, and what one's last frame was too long it pays back itself.
+//! The workers of a vif's queue pairs share its buckets without a lock. A worker takes
+//! credit for some frames at a time and returns the unused part. If there is none, it books
+//! the next millisecond's worth and waits until that is earned. So waiting workers take
+//! turns, and each pays back the excess of its own last frame.
 //!
-//! What counts is the guest's frame, from its destination address on: Ethernet header and payload
-//! without FCS, as in `tx_bytes` and `rx_bytes`, and what the operator wants each frame to count besides
-//! (`--rate-overhead`: the tunnel's headers, say). But a frame counts [`LEAST_FRAME`] at least, which is
-//! what the shortest costs on the underlay. A large frame that is cut counts once, as the guest
-//! sent it, but so much at least, and the overhead, for each frame that it is cut into. One that was merged counts as the
-//! guest gets it. To groups each frame counts that leaves. Frames that are dropped are not charged.
+//! A frame counts with its Ethernet header and payload, without FCS, as in `tx_bytes` and `rx_bytes`, plus
+//! `--rate-overhead` (such as the tunnel's headers), but with at least [`LEAST_FRAME`], the
+//! cost of the shortest frame on the underlay. A large frame that is segmented counts once, as the guest
+//! sent it, but with at least this minimum, and with the overhead, for each frame that it becomes. A merged frame counts as the
+//! guest receives it. Limits of group frames count each frame that leaves. Dropped frames do not count.
 
 #![forbid(unsafe_code)]
 
@@ -29,7 +28,7 @@ use crate::limiter::units::{Rate, Size};
 use crate::limiter::{Bucket, Limit};
 use crate::time::Instant;
 
-/// Default burst of a direction: little enough for 2 % in any second.
+/// Default burst of a direction: small enough for an accuracy of 2 % within any second.
 const BURST_TIME: Duration = Duration::from_millis(15);
 /// The same of group frames, which come in bunches: answers to a router's question, a host that
 /// looks for its neighbours.
@@ -39,14 +38,14 @@ const GROUP_BURST_TIME: Duration = Duration::from_millis(100);
 const WAITING_TIME: Duration = Duration::from_millis(100);
 /// Least room in the sockets, in bytes, however low the rate.
 const LEAST_WAITING_ROOM: u64 = 256 << 10;
-/// How long what was taken from the sockets may wait.
+/// How long frames that were taken from the sockets may wait.
 const READ_AHEAD_TIME: Duration = Duration::from_millis(20);
 /// A frame of the usual size, in bytes: a burst has room for it.
 const USUAL_FRAME: u64 = 1518;
 /// A burst of group frames has room for some, in bytes and in frames.
 const LEAST_GROUP_BURST: u64 = 16 << 10;
 const LEAST_GROUP_FRAMES: u64 = 32;
-/// Credit is taken for so many bits at a time.
+/// Credit that a worker takes at a time, in bits.
 const CHUNK: u64 = 64 << 13;
 /// A worker that finds no credit books what the rate yields in this time,
 const PORTION_TIME: Duration = Duration::from_millis(1);
@@ -54,16 +53,16 @@ const PORTION_TIME: Duration = Duration::from_millis(1);
 /// two.
 const LEAST_PORTION: u64 = 1 << 10;
 
-/// Frames that may pass at once under a limit on frames, however low.
+/// Least burst under a limit on frames.
 const LEAST_FRAMES: u64 = 32;
-/// Credit is taken for so many frames at a time.
+/// Credit that a worker takes at a time, in frames.
 const FRAMES_CHUNK: u64 = 64;
 
-/// What a frame counts at least, in bytes: what the shortest is on the underlay, with Ethernet, IPv4, UDP and
+/// Minimum that a frame counts, in bytes: the length of the shortest frame on the underlay, with Ethernet, IPv4, UDP and
 /// the tunnel's header.
 pub const LEAST_FRAME: usize = 128;
 
-/// What a frame is charged.
+/// The cost of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cost {
     frames: u64,
@@ -79,7 +78,7 @@ impl Cost {
     }
 }
 
-/// A vif's limits as they are asked for; none by default.
+/// The requested limits of a vif; none by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// From the guest.
@@ -88,13 +87,13 @@ pub struct Limits {
     pub rate_in: Option<Rate>,
     /// Frames from the guest per second.
     pub frames_out: Option<u32>,
-    /// What each frame counts besides its own bytes.
+    /// Bytes to add to each frame.
     pub overhead: u16,
-    /// What may pass at once in each of the two.
+    /// Burst of these two, in bytes.
     pub burst: Option<Size>,
-    /// Of frames from the guest, those to groups.
+    /// Group frames from the guest.
     pub group_rate: Option<Rate>,
-    /// What of those may pass at once.
+    /// Burst of these, in bytes.
     pub group_burst: Option<Size>,
     /// Frames to groups per second.
     pub group_frames: Option<u32>,
@@ -112,7 +111,7 @@ impl fmt::Display for Limits {
     }
 }
 
-/// Towards whom frames pass.
+/// Direction of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// From the guest.
@@ -138,7 +137,7 @@ impl Throttle {
     /// With full buckets.
     ///
     /// # Errors
-    /// Which burst is too small for its rate, and what would be enough, in words.
+    /// A burst is too small for its rate; the text names a sufficient one.
     pub fn new(limits: &Limits) -> Result<Self, String> {
         let bucket = |rate: Option<Rate>, name, burst, time, least| {
             let Some(rate) = rate else { return Ok(None) };
@@ -185,12 +184,12 @@ impl Throttle {
             && admits(&self.group_bits, bits(cost.len) + 8 * self.overhead * cost.frames)
     }
 
-    /// When a gate is to be tried again.
+    /// When to try a gate again.
     pub fn poll_timeout(&self) -> Option<Instant> {
         [self.out.until(), self.incoming.until()].into_iter().flatten().min()
     }
 
-    /// Whether the gate of a direction has held frames back that may pass now.
+    /// Whether frames that the gate of a direction has held back may pass now.
     pub fn is_due(&self, direction: Direction, now: Instant) -> bool {
         self.gate(direction).until().is_some_and(|until| until <= now)
     }
@@ -212,7 +211,7 @@ impl Throttle {
         Some(self.incoming.bits.bucket.as_ref()?.limit().yields(READ_AHEAD_TIME) / 8)
     }
 
-    /// Rings have started or stopped: nothing is held back any more.
+    /// Handles the start or stop of rings: gates hold no frames back any more.
     pub fn reset(&mut self) {
         for gate in [&mut self.out, &mut self.incoming] {
             gate.reset();
@@ -256,7 +255,7 @@ struct Meter {
     owed: u64,
 }
 
-/// What a worker may let pass in one go.
+/// Credit of a worker for one batch.
 #[derive(Debug)]
 pub struct Allowance {
     bits: Share,
@@ -264,7 +263,7 @@ pub struct Allowance {
     overhead: u64,
 }
 
-/// What one meter lets pass.
+/// Credit of one meter.
 #[derive(Debug)]
 struct Share {
     bucket: Option<Arc<Bucket>>,
@@ -315,7 +314,7 @@ impl Gate {
         (bits || frames) && !was_held
     }
 
-    /// Nothing is held back any more.
+    /// Holds no frames back any more.
     fn reset(&mut self) {
         self.bits.reset();
         self.frames.reset();

@@ -1,4 +1,4 @@
-//! Lists of interfaces, addresses and routes, put together.
+//! Combines the kernel's lists of interfaces, addresses and routes.
 
 #![forbid(unsafe_code)]
 
@@ -11,7 +11,7 @@ use super::message::{LINK_LEN, NEW_ADDRESS, NEW_LINK, NEW_ROUTE, Part, u16_at, u
 /// Lengths of `struct ifaddrmsg` and `struct rtmsg`.
 const ADDRESS_LEN: usize = 8;
 const ROUTE_LEN: usize = 12;
-/// Length of `struct rtnexthop`, and where its interface's index is.
+/// Length of `struct rtnexthop`, and the offset of its interface index.
 const NEXT_HOP_LEN: usize = 8;
 const NEXT_HOP_INDEX: usize = 4;
 /// `IFA_FLAGS` of linux/if_addr.h: the flags with room for more than eight.
@@ -21,15 +21,15 @@ const IFA_FLAGS: u16 = 8;
 #[derive(Debug, Default)]
 pub(super) struct Listing {
     links: BTreeMap<u32, Interface>,
-    /// By interface; those to be used last, last.
+    /// By interface, in order of preference.
     addresses: BTreeMap<u32, Vec<(bool, IpAddr)>>,
     routed: BTreeSet<u32>,
 }
 
 impl Listing {
-    /// Takes in a message; what is not understood is left out.
+    /// Adds a message; ignores unknown ones.
     pub(super) fn take(&mut self, part: &Part<'_>) {
-        // None: it is shorter than it has to be, or of no interest.
+        // None: the message is too short or irrelevant.
         let _ = match part.kind {
             NEW_LINK => self.take_link(part),
             NEW_ADDRESS => self.take_address(part),
@@ -67,7 +67,7 @@ impl Listing {
         let family = *part.body.first()?;
         let mut flags = u32::from(*part.body.get(2)?);
         let index = u32_at(part.body, 4)?;
-        // On a link between two the other end's is IFA_ADDRESS.
+        // On a point-to-point link, IFA_ADDRESS is the address of the other end.
         let (mut local, mut other) = (None, None);
         for (kind, value) in part.attributes(ADDRESS_LEN) {
             match kind {
@@ -79,12 +79,12 @@ impl Listing {
         }
         let is_v6 = i32::from(family) == libc::AF_INET6;
         let has = |flag: u32| flags & flag != 0;
-        // Nobody can use it until it is known that no other host has it.
+        // Tentative: unusable until duplicate address detection has finished.
         let is_unsure = has(libc::IFA_F_TENTATIVE) && !has(libc::IFA_F_OPTIMISTIC);
         if is_v6 && (is_unsure || has(libc::IFA_F_DADFAILED)) {
             return None;
         }
-        // The same bit is for secondary ones of IPv4 and for temporary ones of IPv6.
+        // The same bit marks secondary IPv4 and temporary IPv6 addresses.
         let is_last = has(libc::IFA_F_SECONDARY) || has(libc::IFA_F_DEPRECATED);
         self.addresses.entry(index).or_default().push((is_last, local.or(other)?));
         Some(())
@@ -108,7 +108,7 @@ impl Listing {
         Some(())
     }
 
-    /// All that is known, by index.
+    /// The interfaces, by index.
     pub(super) fn into_interfaces(mut self) -> Vec<Interface> {
         let mut interfaces: Vec<Interface> = self.links.into_values().collect();
         for interface in &mut interfaces {

@@ -1,15 +1,15 @@
 //! A private view of the file system: the directories that a process needs, and nothing else.
 //!
-//! Landlock and seccomp can't tell one Unix socket with a path from another, and a backend has to connect
-//! anew whenever varpd, or a QEMU that listens, is started again. So the process gets a mount namespace whose
-//! root is an empty, read-only tmpfs with its directories bound into it. Directories, not sockets: those are
-//! made anew. A directory that is removed and made anew, though, is another one: see [`Directory`].
+//! Landlock and seccomp cannot distinguish Unix sockets by their paths, and a backend has to reconnect
+//! whenever varpd, or a QEMU that listens, restarts. So the process gets a mount namespace whose
+//! root is an empty, read-only tmpfs with the process's directories bound into it. These are directories, not sockets, because
+//! a restart replaces the sockets. If a directory is removed and made again, the process does not see the new one: see [`Directory`].
 //!
 //! ```text
 //!     unshare(mounts)  -> bind directories below a tmpfs -> pivot_root to it -> unmount all else
 //! ```
-//! Who may not mount gets a user namespace in which it may, with no user in it but itself: other users' numbers
-//! then read 65534. A kernel may forbid any of this, so a child process tries it first: there is no way back.
+//! A process that may not mount enters a user namespace in which it may. This namespace maps only its own user: other
+//! users' numbers read 65534. A kernel may forbid any of this and there is no way back, so a child process tries it first.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -25,39 +25,39 @@ use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, chdir, fork, getegid, geteuid, pipe, pivot_root};
 use thiserror::Error;
 
-/// Where the new root is put together. Any directory that there is will do: it is covered, in the new
-/// namespace only, until the view stands.
+/// Mount point for the new root during its construction. Any existing directory will do: the mount covers it only in
+/// the new namespace, and only until the view is complete.
 const STAGE: &str = "/usr";
 
-/// Why there is no private view. The process is as it was.
+/// Why there is no private view. The process is unchanged.
 #[derive(Debug, Error)]
 pub enum ViewError {
-    /// Users can't be told apart in a user namespace.
+    /// The view needs a user namespace, in which users cannot be distinguished.
     #[error("without root's rights it takes a user namespace, in which users can't be told apart")]
     Users,
-    /// A directory is not there.
+    /// A directory does not exist.
     #[error("{0}: {1}")]
     Directory(PathBuf, #[source] io::Error),
-    /// The system refuses it.
+    /// The system refuses a step.
     #[error("{0}")]
     Refused(String),
 }
 
-/// How a process comes by it.
+/// How a process gets the view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// It may mount.
+    /// It may mount in its user namespace.
     Mounts,
-    /// It may in a user namespace of its own.
+    /// It may mount only in a user namespace of its own.
     Users,
 }
 
-/// Leaves these directories, and nothing else, in reach of this process's paths, for ever. To be called while it
-/// has one thread. Paths must be absolute and without links, see [`real`]. With `exact_users` the process can
-/// tell users apart afterwards.
+/// Limits the paths of this process to these directories, irrevocably. Call it while the process
+/// has one thread. Paths must be absolute and without links, see [`real`]. With `exact_users` the process can still
+/// distinguish users afterwards.
 ///
 /// # Errors
-/// There is no view; nothing has changed.
+/// There is no view; the process is unchanged.
 pub fn enter(directories: &[PathBuf], exact_users: bool) -> Result<(), ViewError> {
     let way = match caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN) {
         Ok(true) => Way::Mounts,
@@ -71,7 +71,7 @@ pub fn enter(directories: &[PathBuf], exact_users: bool) -> Result<(), ViewError
     build(way, directories).map_err(ViewError::Refused)
 }
 
-/// The path of a file without links, also if the file itself is not there.
+/// The path of a file without links; the file itself need not exist.
 ///
 /// # Errors
 /// Its directory can't be found.
@@ -79,7 +79,7 @@ pub fn real(path: &Path) -> io::Result<PathBuf> {
     fs::canonicalize(path).or_else(|_| place(path))
 }
 
-/// The path of a file, or link, without links on the way to it.
+/// The path of a file, without links among its directories; the file itself may be a link.
 ///
 /// # Errors
 /// Its directory can't be found.
@@ -89,7 +89,7 @@ pub fn place(path: &Path) -> io::Result<PathBuf> {
     Ok(fs::canonicalize(parent.unwrap_or(Path::new(".")))?.join(name))
 }
 
-/// Has a child do it, that ends then: whether it can be done.
+/// Tries it in a child process, which then exits.
 fn rehearse(act: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     let failed = |what: &'static str| move |error: Errno| format!("{what}: {error}");
     let (reader, writer) = pipe().map_err(failed("pipe"))?;
@@ -98,7 +98,7 @@ fn rehearse(act: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
         ForkResult::Child => {
             let why = act().err().unwrap_or_default();
             let told = fs::File::from(writer).write_all(why.as_bytes());
-            // SAFETY: ends the child at once, without what is due at the parent's end.
+            // SAFETY: ends the child at once, without the parent's exit handlers.
             unsafe { libc::_exit(i32::from(told.is_err() || !why.is_empty())) }
         }
         ForkResult::Parent { child } => {
@@ -112,14 +112,14 @@ fn rehearse(act: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     }
 }
 
-/// Makes the view; after an error the process is of no use any more.
+/// Makes the view; after an error the process is unusable.
 fn build(way: Way, directories: &[PathBuf]) -> Result<(), String> {
     let failed = |what: &'static str| move |error: Errno| format!("{what}: {error}");
     isolate(way)?;
     let none = None::<&str>;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(none, "/", none, private, none).map_err(failed("cannot make mounts private"))?;
-    // Before something covers them.
+    // Before the mount covers them.
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let open = |path: &PathBuf| open(path, flags, Mode::empty());
     let opened: Result<Vec<OwnedFd>, Errno> = directories.iter().map(open).collect();
@@ -142,7 +142,7 @@ fn build(way: Way, directories: &[PathBuf]) -> Result<(), String> {
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | bare;
     mount(none, STAGE, none, read_only, none).map_err(failed("cannot make it read-only"))?;
     chdir(STAGE).map_err(failed("chdir"))?;
-    // The old root is put upon the new one, and taken off.
+    // pivot_root stacks the old root on the new one; unmount it.
     pivot_root(".", ".").map_err(failed("pivot_root"))?;
     let off = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
     umount2(".", off).map_err(failed("cannot unmount the rest"))?;
@@ -166,21 +166,21 @@ fn isolate(way: Way) -> Result<(), String> {
     Ok(())
 }
 
-/// A directory that is looked at later, when paths are out of reach.
+/// A directory that is examined later, when its path is out of reach.
 #[derive(Debug)]
 pub struct Directory(OwnedFd);
 
 impl Directory {
-    /// The one at this path.
+    /// Opens the directory at this path.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no such directory.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         Ok(Self(open(path, flags, Mode::empty())?))
     }
 
-    /// Whether it has been removed: nothing new will ever be in it.
+    /// Whether it has been removed, so that no new socket can appear in it.
     pub fn is_removed(&self) -> bool {
         // SAFETY: a structure of numbers, for which zeros are as good as any.
         let mut found: libc::stat = unsafe { std::mem::zeroed() };

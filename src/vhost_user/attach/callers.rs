@@ -1,4 +1,5 @@
-//! Who is at the other end of a connection, which users may be there, and for whom the NIC is kept.
+//! The process and user at the other end of a connection, the users who may be frontends, and the process for which the
+//! NIC is reserved.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,19 +11,19 @@ use crate::sys::process::Process;
 use crate::sys::sockopt;
 use crate::time::Instant;
 
-/// Root may always connect: nothing of this process is out of its reach.
+/// Root may always connect: it controls this process anyway.
 const ROOT: u32 = 0;
-/// How long a NIC is kept for a QEMU that runs and has lost its connection. It looks once a second.
+/// How long a NIC is reserved for a running QEMU that has lost its connection; QEMU retries once a second.
 const RESERVATION: Duration = Duration::from_secs(3);
-/// Most processes of which it is remembered that they were named in the log.
+/// Limit on remembered processes that the log has named.
 const MOST_NAMED: usize = 64;
 
 /// A user, by name and number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
-    /// As it is known to people.
+    /// Its name, or number, as the operator wrote it.
     pub name: String,
-    /// As the kernel knows it.
+    /// Its number.
     pub uid: u32,
 }
 
@@ -31,7 +32,7 @@ pub struct User {
 pub struct Frontends(Option<Vec<User>>);
 
 impl Frontends {
-    /// These, and root. Without such a list everybody whom the socket lets in.
+    /// These users and root. `None`: every user with access to the socket.
     pub const fn only(users: Vec<User>) -> Self {
         Self(Some(users))
     }
@@ -41,7 +42,7 @@ impl Frontends {
         self.0.is_some()
     }
 
-    /// Whether this one may be a frontend. One whom the kernel does not name may not, if there is a list.
+    /// Whether this process may be a frontend. With a list, a process that the kernel does not identify may not.
     pub(super) fn admit(&self, caller: &Caller) -> bool {
         let Some(users) = &self.0 else { return true };
         let listed = |uid| uid == ROOT || users.iter().any(|user| user.uid == uid);
@@ -51,7 +52,7 @@ impl Frontends {
     /// "process 77 of user 64055 (libvirt-qemu)".
     pub(super) fn describe(&self, caller: &Caller) -> String {
         let Some(Who { pid, uid }) = caller.who else { return "an unknown process".into() };
-        // One in a namespace that is not seen from here has no number.
+        // A process in another PID namespace has no number here.
         let process = if pid == 0 { "a process".into() } else { format!("process {pid}") };
         let listed =
             self.0.iter().flatten().find(|user| user.uid == uid && user.name != uid.to_string());
@@ -62,14 +63,14 @@ impl Frontends {
     }
 }
 
-/// A process and its user, as the kernel saw them when the connection was made, or the socket listened on.
+/// A process and its user, recorded by the kernel when it connected, or began to listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Who {
     pub(super) pid: i32,
     pub(super) uid: u32,
 }
 
-/// Who is at the other end.
+/// The process at the other end.
 #[derive(Debug)]
 pub(super) struct Caller {
     pub(super) who: Option<Who>,
@@ -90,8 +91,8 @@ impl Caller {
     }
 }
 
-/// The NIC is kept for a process whose connection has just ended, so that nobody slips in while that connects
-/// again.
+/// A reservation of the NIC for a process whose connection has just ended, so that no other process can take it while that
+/// one reconnects.
 #[derive(Debug)]
 pub(super) struct Reservation {
     caller: Caller,
@@ -99,33 +100,33 @@ pub(super) struct Reservation {
 }
 
 impl Reservation {
-    /// For a process that still runs; none if it does not, or if that is not to be known.
+    /// For a process that still runs; `None` if it does not, or if the kernel cannot tell.
     pub(super) fn of(caller: Caller, now: Instant) -> Option<Self> {
         caller.lives().then(|| Self { caller, until: now + RESERVATION })
     }
 
-    /// When it ends by itself.
+    /// When it expires.
     pub(super) const fn until(&self) -> Instant {
         self.until
     }
 
-    /// Readable when the process has ended: a QEMU that dies closes its connection just before.
+    /// Readable when the process has ended. A dying QEMU closes its connection just before.
     pub(super) fn end(&self) -> Option<BorrowedFd<'_>> {
         self.caller.process.as_ref().map(AsFd::as_fd)
     }
 
-    /// Whether it is over: in time, or because the process has ended.
+    /// Whether it has expired or its process has ended.
     pub(super) fn is_over(&self, now: Instant) -> bool {
         now >= self.until || !self.caller.lives()
     }
 
-    /// Whether it is for this one.
+    /// Whether it is for this process.
     pub(super) fn is_for(&self, caller: &Caller) -> bool {
         self.caller.who.is_some() && self.caller.who == caller.who
     }
 }
 
-/// Who has been named in the log already: each process once.
+/// The processes that the log has named, each once.
 #[derive(Debug, Default)]
 pub(super) struct Named(BTreeSet<Who>);
 

@@ -1,15 +1,15 @@
 //! The loop that serves connections, one at a time, each until it ends.
 //!
-//! | A connection | Is |
+//! | Connection | Treatment |
 //! |---|---|
 //! | of a user who may not connect | closed |
-//! | that has not said anything | kept aside, and costs the guest nothing: a process that looks whether anybody listens; a QEMU that is being set up |
-//! | that speaks while none is served | served, until it ends |
-//! | that speaks while another is served | the one that waits, named in the log, and served next; any further is closed |
-//! | that waits and is hung up | forgotten |
+//! | that has sent nothing yet | kept aside without effect on the guest: a process that checks whether the backend listens, or a QEMU during its set-up |
+//! | that sends while none is served | served until it ends |
+//! | that sends while another is served | waits, is named in the log, and is served next; any further one is closed |
+//! | that disconnects while it waits | forgotten |
 //!
-//! So whoever may connect can't take a NIC from its QEMU. When a connection ends while its process lives (QEMU
-//! connects again), that process alone is served for some seconds.
+//! So no process that may connect can take a NIC from its QEMU. When a connection ends but its process lives (QEMU
+//! reconnects), the loop serves only that process for some seconds.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -32,11 +32,11 @@ use crate::sys::clock;
 use crate::vhost_user::connection::{Connection, End};
 use crate::vhost_user::device::DataPath;
 
-/// First pause before connecting again to a QEMU that does not answer; doubled up to the longest.
+/// First pause before reconnecting to a QEMU that does not answer; doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// Most connections that have not said anything yet.
+/// Limit on connections that have sent nothing yet.
 const MOST_SILENT: usize = 8;
 /// Pause after an error that a retry may cure, such as too many open files.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
@@ -53,7 +53,7 @@ impl Call {
         Self { stream, caller }
     }
 
-    /// What has come from it so far.
+    /// Its state, by what it has sent so far.
     fn state(&self) -> State {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         match recv(self.stream.as_raw_fd(), &mut [0], flags) {
@@ -63,7 +63,7 @@ impl Call {
         }
     }
 
-    /// Whether nobody is at the other end any more, even if there is something left to read.
+    /// Whether the other end has closed it, even if there is data left to read.
     fn is_hung_up(&self) -> bool {
         let mut set = [hang_up(&self.stream)];
         poll(&mut set, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
@@ -76,7 +76,7 @@ enum State {
     Closed,
 }
 
-/// Waits for the end of a connection only, which is always reported.
+/// Waits only for the end of a connection, which poll(2) always reports.
 fn hang_up(stream: &UnixStream) -> PollFd<'_> {
     PollFd::new(stream.as_fd(), PollFlags::empty())
 }
@@ -85,7 +85,7 @@ fn hang_up(stream: &UnixStream) -> PollFd<'_> {
 struct Served {
     connection: Connection,
     caller: Caller,
-    /// Whether the frontend said anything.
+    /// Whether the frontend has sent anything.
     heard: bool,
 }
 
@@ -95,25 +95,25 @@ pub(super) struct Server {
     frontends: Frontends,
     data_path: Arc<dyn DataPath>,
     current: Option<Served>,
-    /// The one that is served next.
+    /// The connection to serve next.
     waiting: Option<Call>,
-    /// Connections that have not said anything yet, oldest first.
+    /// Connections that have sent nothing yet, oldest first.
     silent: Vec<Call>,
-    /// For whom the NIC is kept.
+    /// The process that the NIC is reserved for.
     kept: Option<Reservation>,
     /// How long to wait before connecting or accepting again; `None` to do it now.
     pause: Option<Duration>,
     /// The next pause between attempts to connect.
     backoff: Duration,
-    /// Why the last connection was ended that had to be, as it was said.
+    /// The logged reason for which the loop closed the last faulty connection.
     refused: String,
-    /// How often the same is said again: QEMU tries each second.
+    /// Limits repeats of that line: QEMU retries each second.
     quiet_about_the_same: Quiet,
-    /// How often it is said that a frontend connected.
+    /// Limits lines about frontends that connect.
     quiet_about_connects: Quiet,
-    /// How often it is said that somebody may not connect, or not yet.
+    /// Limits lines about processes that may not connect, or not yet.
     quiet_about_others: Quiet,
-    /// Of whom that has been said.
+    /// The processes that the log has named.
     named: Named,
 }
 
@@ -154,14 +154,14 @@ impl Server {
                 return Ok(());
             }
             self.accept();
-            // Before the new ones are heard: one that was served may be among them, and has hung up then.
+            // Before reading new connections: the process that was served may have hung up and reconnected.
             self.step();
             self.renew();
             self.sort();
         }
     }
 
-    /// Goes on with other descriptors if the data path has others.
+    /// Switches to other descriptors if the data path has new ones.
     fn renew(&mut self) {
         let Some(changed) = self.data_path.changed() else { return };
         if nix::unistd::read(changed, &mut [0; 8]).is_err() {
@@ -175,7 +175,7 @@ impl Server {
         self.data_path.descriptors_taken();
     }
 
-    /// Waits for anything to do; true if it is the shutdown.
+    /// Waits for an event; true if it is the shutdown.
     fn wait(&mut self, shutdown: BorrowedFd<'_>) -> Result<bool, AttachError> {
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut set = vec![readable(shutdown)];
@@ -199,21 +199,21 @@ impl Server {
         Ok(over)
     }
 
-    /// Nobody comes before this one for a moment, if others can come at all.
+    /// Reserves the NIC for this process for a moment, if others could connect.
     fn keep_for(&mut self, caller: Caller) {
         if let Source::Listener(..) = self.source {
             self.kept = Reservation::of(caller, clock::mono());
         }
     }
 
-    /// For whom the NIC is kept while nobody is served.
+    /// The reservation, while no connection is served.
     fn awaited(&self) -> Option<&Reservation> {
         self.kept.as_ref().filter(|_| self.current.is_none())
     }
 
     fn timeout(&self) -> PollTimeout {
         let kept = self.awaited().map(|kept| kept.until().saturating_since(clock::mono()));
-        // Rounded up, so as not to look too early.
+        // Rounded up, so that the time has come when poll(2) returns.
         let kept = kept.map(|left| left + Duration::from_millis(1));
         let soonest = self.pause.into_iter().chain(kept).min();
         soonest.map_or(PollTimeout::NONE, |time| {
@@ -221,7 +221,7 @@ impl Server {
         })
     }
 
-    /// Takes all new connections of users who may connect, as many as are kept aside.
+    /// Accepts new connections of users who may connect, up to the limit.
     fn accept(&mut self) {
         loop {
             let (Source::Listener(listener, _), None) = (&self.source, self.pause) else { return };
@@ -249,7 +249,7 @@ impl Server {
         self.silent.push(call);
     }
 
-    /// Looks who says something, and who has gone.
+    /// Checks which connections have sent something and which have ended.
     fn sort(&mut self) {
         if self.waiting.as_ref().is_some_and(Call::is_hung_up) {
             log::info!("the waiting frontend has disconnected");
@@ -264,7 +264,7 @@ impl Server {
         }
     }
 
-    /// A connection that was silent has said something.
+    /// Handles the first data of a connection.
     fn heard(&mut self, call: Call) {
         if self.current.is_none() && self.may_begin(&call.caller) {
             return self.begin(call);
@@ -283,13 +283,13 @@ impl Server {
         self.waiting = Some(call);
     }
 
-    /// Whether the NIC is not kept for somebody else.
+    /// Whether the NIC is not reserved for another process.
     fn may_begin(&mut self, caller: &Caller) -> bool {
         self.kept.take_if(|kept| kept.is_over(clock::mono()));
         self.kept.as_ref().is_none_or(|kept| kept.is_for(caller))
     }
 
-    /// Nobody is served: now the one that waits is, unless it has gone.
+    /// Serves the waiting connection, if no other is served and it still exists.
     fn serve_next(&mut self) {
         self.kept.take_if(|kept| kept.is_over(clock::mono()));
         let Some(call) = self.waiting.take_if(|call| !call.is_hung_up()) else {
@@ -386,7 +386,7 @@ impl Server {
         self.say_others(caller, what);
     }
 
-    /// Names another process than the one that is served: each once, and few a minute.
+    /// Logs a process other than the served one: each once, and few a minute.
     fn say_others(&mut self, caller: &Caller, what: &str) {
         let who = self.frontends.describe(caller);
         let level = match self.named.is_new(caller) {
@@ -397,14 +397,14 @@ impl Server {
     }
 }
 
-/// The oldest connection of the process that has most of them: nobody crowds others out.
+/// The oldest connection of the process that has the most, so that no process crowds out others.
 fn most_present(callers: &[Option<Who>]) -> usize {
     let count = |who| callers.iter().filter(|other| **other == who).count();
     let most = callers.iter().map(|who| count(*who)).max();
     callers.iter().position(|who| Some(count(*who)) == most).unwrap_or(0)
 }
 
-/// Connects without waiting: a listener whose queue is full counts as absent.
+/// Connects without blocking: a listener with a full queue counts as absent.
 fn connect_now(path: &Path) -> io::Result<UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;

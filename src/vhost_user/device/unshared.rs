@@ -1,12 +1,12 @@
-//! Whether the guest's memory is shared with the backend at all.
+//! Detects guest memory that is not shared with the backend.
 //!
-//! A frontend passes the descriptor of private memory just as that of shared memory. The guest then
-//! writes to copies of its own, and nothing of that is seen here: a driver kicks, and its ring is empty.
-//! With EVENT_IDX it does so once per ring, and never again.
+//! A frontend passes the descriptor of private memory like that of shared memory. The guest then
+//! writes to private copies, which the backend cannot see: the driver kicks, but its ring is empty.
+//! With EVENT_IDX it kicks once per ring, and never again.
 //!
-//! A kick of an empty ring alone proves nothing: a frontend may kick before the driver fills it. But a
-//! guest whose driver runs has long written elsewhere. So the memory is not shared if there is nothing
-//! but zeros in it as well; and, where a file is used that was not empty before, if the kicks go on.
+//! A kick of an empty ring proves nothing, because a frontend may kick before the driver fills the ring. But a
+//! guest with a running driver has already written to other memory. So the memory is not shared if it contains only
+//! zeros as well, or, if its file was not empty before, if the kicks continue.
 
 use std::sync::atomic::Ordering;
 
@@ -16,19 +16,19 @@ use super::{Device, RX, Rings, TX};
 use crate::vhost_user::filter::UNSHARED;
 use crate::vhost_user::vring::GuestMemory;
 
-/// How much of each region is looked at: from its start, where firmware and kernels are, in bytes.
+/// Number of bytes to examine at the start of each region, where firmware and kernels are.
 const LOOKED_AT: u64 = 4 << 20;
-/// Regions that are looked at.
+/// Number of regions to examine.
 const REGIONS: usize = 4;
 const PAGE: usize = 4096;
 
 impl Device {
-    /// To be called for an event before anything is written to the rings.
+    /// Call it for an event before writing to the rings.
     pub(super) fn look_whether_shared(&self, event: u16, rings: &Rings<'_>) {
         if !matches!(event, RX | TX) || self.is_memory_known.load(Ordering::Relaxed) {
             return;
         }
-        // A ring may have been kicked before the other one ran.
+        // A kick may have come before the other ring ran.
         let both = [&rings.rx, &rings.tx];
         if !both.iter().any(|ring| ring.was_kicked()) {
             return;
@@ -43,7 +43,7 @@ impl Device {
     }
 }
 
-/// Whether nobody has written anything to where a guest's memory is written to first.
+/// Whether the memory that a guest writes first contains only zeros.
 fn is_blank(memory: &GuestMemory) -> bool {
     let mut page = [0; PAGE];
     memory.iter().take(REGIONS).all(|region| {

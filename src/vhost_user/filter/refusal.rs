@@ -1,11 +1,11 @@
-//! Why the filter ends a connection, in words.
+//! The reasons for which the filter closes a connection, in words.
 
 use thiserror::Error;
 
 use super::{MAX_PAYLOAD, UNSHARED, name};
 use crate::vhost_user::memory_table::TableError;
 
-/// Why a connection is ended.
+/// Why a connection is closed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
     /// Not a message of this version.
@@ -24,7 +24,7 @@ pub enum Refusal {
         /// The length it claims.
         size: u32,
     },
-    /// The payload is not what the request needs.
+    /// The payload does not fit the request.
     #[error("{} has a malformed payload", name(*.0))]
     Malformed(u32),
     /// Descriptors with a request that takes none, or too many of them.
@@ -38,12 +38,12 @@ pub enum Refusal {
     /// Memory regions without descriptors.
     #[error("{UNSHARED}")]
     MemoryNotShared,
-    /// Guest memory that can't be used.
+    /// Unusable guest memory.
     #[error("{} with {error}", name(*request))]
     Memory {
         /// The request's number.
         request: u32,
-        /// What is wrong with it.
+        /// The fault.
         error: TableError,
     },
     /// A ring that this device does not have.
@@ -61,15 +61,15 @@ pub enum Refusal {
         /// Whether the driver takes it for its control queue.
         is_control: bool,
     },
-    /// A request that this device never offered, and that can't be refused politely.
+    /// A request that this device does not offer, and that has no reply to refuse it with.
     #[error("{} (request {}) is not supported", name(*.0), .0)]
     Unsupported(u32),
-    /// The device answered something else than what was asked.
+    /// The device answered another request than the pending one.
     #[error("the device answered {} out of turn", name(*.0))]
     OutOfTurn(u32),
 }
 
-/// What to do for a frontend that wants more rings than there are.
+/// The remedy for a frontend that wants more rings than there are.
 fn beyond(rings: usize, is_control: bool) -> String {
     if is_control {
         return "the driver wants a control queue, which only some frontends serve (QEMU, Cloud Hypervisor): start the \

@@ -1,7 +1,7 @@
-//! The worker's part for the vnet's policy: what it is from now on, and that no frame is carried at all.
+//! The worker's part of the vnet's policy: applying a new one, and halting the NIC.
 //!
-//! Sockets, addresses that are known, and frames that were received but not delivered stay when the policy
-//! changes: a change that is made in steps ([`crate::security::policy`]) loses nothing.
+//! Sockets, known addresses, and frames that were received but not delivered survive a change of the
+//! policy, so a change in steps ([`crate::security::policy`]) loses no frames.
 
 use std::net::SocketAddr;
 
@@ -16,8 +16,7 @@ use crate::vif::outgoing::Route;
 use crate::vif::protect::Protection;
 
 impl<U: Underlay> Worker<U> {
-    /// From now on the vnet has this policy. `new` makes protection where there was none; keys for what that
-    /// seals are to follow.
+    /// Applies a policy. `new` makes protection if there was none; its keys follow.
     pub fn set_policy(&mut self, policy: Policy, new: &mut impl FnMut() -> Option<Protection>) {
         match &mut self.protection {
             Some(protection) if policy.is_secured() => protection.set_policy(policy),
@@ -26,13 +25,13 @@ impl<U: Underlay> Worker<U> {
         if policy.accepts(Level::None) {
             return;
         }
-        // Where no key leads, varpd is asked again, and answers when there is one: frames wait, instead of
-        // being dropped.
+        // For destinations without a key, the worker asks varpd again, which answers when there is one. Frames wait
+        // meanwhile.
         let Self { neighbors, protection, .. } = self;
         neighbors.retain(|to| protection.as_ref().is_some_and(|protection| protection.has_key(to)));
     }
 
-    /// Carries no frame from now on, or does again.
+    /// Halts the NIC, so that it carries no frames, or resumes it.
     pub fn set_halted(&mut self, is_halted: bool) {
         self.is_halted = is_halted;
         if is_halted {
@@ -40,7 +39,7 @@ impl<U: Underlay> Worker<U> {
         }
     }
 
-    /// Drops what was received, for a NIC that carries nothing.
+    /// Drops received frames of a halted NIC.
     pub(super) fn drop_halted(&mut self) {
         let dropped = self.incoming.len() + self.incoming.take_detours().len();
         self.counters.add(VifCounter::rx_drop_policy, dropped as u64);
@@ -53,7 +52,7 @@ impl<U: Underlay> Worker<U> {
         self.counters.add(VifCounter::rx_drop_policy, waiting);
     }
 
-    /// Says that a host sends under another policy.
+    /// Counts a datagram under another policy.
     pub(super) fn name_misfit(&mut self, from: SocketAddr, now: Instant) {
         let key = self.place.receiver.key;
         let (what, counter) = match self.protection {
@@ -72,7 +71,7 @@ impl<U: Underlay> Worker<U> {
         );
     }
 
-    /// What surrounds datagrams on a way out.
+    /// The overhead around datagrams on a way out.
     #[inline]
     pub(super) fn envelope(&self, route: &Route) -> Envelope {
         let is_sealed = match &self.protection {

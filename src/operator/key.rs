@@ -1,4 +1,4 @@
-//! `vnet key`: files with the keys of secured vnets. Needs no varpd but for the last step of a rotation.
+//! `vnet key`: files with the keys of secured vnets. Only the last step of a rotation needs varpd.
 
 use std::io;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::show;
 use crate::sys::{process, secret_file};
 use crate::wire::control::{Request, Table};
 
-/// Does what the command line says; returns what is to be printed. `varpd` is its control socket.
+/// Carries out the command; returns the output. `varpd` is varpd's control socket.
 pub(super) fn run(action: &KeyAction, varpd: &Path) -> Result<String, OperatorError> {
     match action {
         KeyAction::Generate { file, owner } => {
@@ -38,7 +38,7 @@ pub(super) fn run(action: &KeyAction, varpd: &Path) -> Result<String, OperatorEr
     }
 }
 
-/// Whether nobody uses the old key any more, as far as this host's varpd knows.
+/// Checks that no host uses the old key any more, as far as this host's varpd knows.
 fn check_unused(key: &KeyFile, varpd: &Path) -> Result<(), OperatorError> {
     let show = |table| ask(varpd, &Request::Show { table });
     let tables = show(Table::Vnets).and_then(|vnets| Ok((vnets, show(Table::Peers)?)));
@@ -54,7 +54,7 @@ fn check_unused(key: &KeyFile, varpd: &Path) -> Result<(), OperatorError> {
     )))
 }
 
-/// What speaks against giving up an old key, given the fingerprint of the one that is used, and the tables of
+/// The reason not to give up an old key, given the fingerprint of the used one, and the tables of
 /// vnets and peers.
 fn in_the_way(used: &str, vnets: &[Vec<String>], peers: &[Vec<String>]) -> Option<String> {
     let cell = |table, row: &Vec<String>, name: &str| -> String {

@@ -1,14 +1,14 @@
-//! The text that holds a vnet key, and how keys are exchanged for new ones.
+//! The text file with a vnet's key, and the rotation of keys.
 //!
 //! ```text
-//! # anything
-//! use  0102...   the key that is sent with; 64 hex digits
-//! next 0304...   at most one of these two: accepted from others, and the next to be used,
-//! old  0506...   or the one used before
+//! # comment
+//! use  0102...   the key to send with; 64 hex digits
+//! next 0304...   at most one of these two: accepted, the next key to send with;
+//! old  0506...   or accepted, the previous key
 //! ```
 //!
-//! [`KeyFile::rotate`] takes a file one step further; after each step the file is copied to all
-//! hosts. So everybody accepts a key before anybody sends with it, and nothing is lost:
+//! [`KeyFile::rotate`] takes a file one step further; the operator copies it to all
+//! hosts after each step. So every host accepts a key before any host sends with it, and no frame is lost:
 //!
 //! | Step | File | Sent with | Accepted |
 //! |---|---|---|---|
@@ -17,32 +17,32 @@
 //! | 2 | use B, old A | B | A, B |
 //! | 3 | use B | B | B |
 //!
-//! A member that is to be shut out simply does not get the file; from step 3 on it is out.
+//! To exclude a member, do not copy the file to it; it is excluded from step 3 on.
 //!
-//! A key that a person made up (`0123...`, a placeholder from a manual) is refused: it would protect nothing,
-//! and look as if it did.
+//! A key that a person typed (`0123...`, a placeholder from a manual) is refused, because it would only seem
+//! to protect.
 
 use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::keys::{self, Secret};
 
-/// Longest file that is looked at, in bytes.
+/// Limit on the length of a file, in bytes.
 pub const MAX_LEN: usize = 4096;
 
-/// What is wrong with a key file. Never says what is in it.
+/// A fault of a key file. The messages never reveal its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum KeyFileError {
-    /// It is too long to be one.
+    /// The file is too long.
     #[error("more than {MAX_LEN} bytes")]
     TooLong,
     /// Not text.
     #[error("not a text file")]
     NotText,
-    /// A line that has no meaning.
+    /// A line of unknown form.
     #[error("line {0}: expected 'use', 'next' or 'old' and 64 hex digits")]
     Line(usize),
-    /// A line too many.
+    /// A superfluous line.
     #[error("line {0}: there is one 'use' line and at most one of 'next' or 'old'")]
     TooMany(usize),
     /// The same key twice.
@@ -51,10 +51,10 @@ pub enum KeyFileError {
     /// No key to use.
     #[error("there is no 'use' line")]
     Empty,
-    /// All bits are 0: somebody's placeholder.
+    /// A key of zeros, as in a placeholder.
     #[error("line {0}: a key of zeros is no key")]
     Zero(usize),
-    /// Somebody made it up.
+    /// A key that was typed.
     #[error(
         "line {0}: this key was typed, not drawn (few different bytes, or even steps): have one made \
          by 'vnet key generate'"
@@ -62,21 +62,21 @@ pub enum KeyFileError {
     Typed(usize),
 }
 
-/// What the second key is.
+/// The role of the second key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Other {
-    /// Will be used next.
+    /// The next key.
     Next,
-    /// Was used before.
+    /// The previous key.
     Old,
 }
 
-/// A vnet's keys: one that is used, and perhaps one more that is accepted.
+/// A vnet's keys: the one to send with, and optionally another accepted one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyFile {
-    /// What is sent is protected with this one.
+    /// The key to send with.
     pub used: Secret,
-    /// This one is accepted as well.
+    /// Another accepted key.
     pub other: Option<(Other, Secret)>,
 }
 
@@ -86,7 +86,7 @@ impl KeyFile {
         Self { used: key, other: None }
     }
 
-    /// All keys that are accepted, the used one first.
+    /// All accepted keys, the used one first.
     pub fn accepted(&self) -> impl Iterator<Item = &Secret> {
         std::iter::once(&self.used).chain(self.other.as_ref().map(|(_, key)| key))
     }
@@ -158,10 +158,10 @@ impl KeyFile {
     }
 }
 
-/// Fewer different bytes than that are not drawn at random: the chance is below 10^-13.
+/// Keys with fewer different bytes are not random: the probability is below 10^-13.
 const FEW_BYTES: usize = 17;
 
-/// Whether a person made a key up. Keeps no copy of it.
+/// Whether a key looks typed by a person. Keeps no copy of it.
 fn is_typed(key: &Secret) -> bool {
     let bytes = key.bytes();
     let is_new = |(at, byte): &(usize, &u8)| !bytes.iter().take(*at).any(|before| before == *byte);

@@ -1,18 +1,18 @@
-//! After its start, a process gives up what it no longer needs, so that whoever takes it over (a
-//! guest through a bug in its backend, say) gains nothing.
+//! Confines a process after its start, so that an attacker who takes it over (such as a
+//! guest through a bug in its backend) gains as little as possible.
 //!
-//! | Layer | What is left |
+//! | Layer | Remaining rights |
 //! |---|---|
-//! | a private view ([`view`]; backends) | the directories of its own socket and of varpd's, where namespaces can be made |
-//! | no-new-privs (prctl(2)) | no program started from here ever gains a privilege |
-//! | capabilities (capabilities(7)) | none, also for root; the opener keeps what [`Confinement::capabilities`] says |
+//! | a private view ([`view`]; backends) | the directories of its own socket and of varpd's, if the system permits namespaces |
+//! | no-new-privs (prctl(2)) | no program that it starts gains privileges |
+//! | capabilities (capabilities(7)) | none, also for root; [`Confinement::capabilities`] lists exceptions |
 //! | Landlock (landlock(7)) | no file is opened, made or removed beyond [`Confinement::files`]; no TCP; no signal or abstract socket beyond this process |
 //! | seccomp (seccomp(2)) | the system calls that are listed in `calls.rs`, and the socket options in `options.rs`; any other kills the process |
 //!
-//! The layers are put on in this order, by the only thread that there is; threads that are started
-//! later inherit them. A kernel without Landlock, or with an older one, is told of and lived with: seccomp
-//! forbids the same calls, but connections to abstract sockets. It can't tell one file from another, though, so
-//! to who reads files Landlock is needed unless that is waived ([`Confinement::needs_landlock`]). A kernel
+//! The process's only thread applies the layers in this order; later threads
+//! inherit them. A kernel without Landlock, or with an older one, causes a warning: seccomp
+//! forbids the same operations, except connections to abstract sockets. But seccomp cannot distinguish files, so
+//! a process that reads files needs Landlock unless that is waived ([`Confinement::needs_landlock`]). A kernel
 //! without seccomp is an error.
 
 mod calls;
@@ -35,73 +35,73 @@ use thiserror::Error;
 
 pub use calls::Profile;
 
-/// The newest Landlock that this knows; of an older kernel's, what there is.
+/// The newest known version of Landlock; an older kernel's is used as far as it goes.
 const LANDLOCK: ABI = ABI::V7;
 
-/// A file or directory that stays reachable, with all that is in it.
+/// A file or directory that remains accessible, with its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// What is in this directory may be removed: the socket that is listened on, at the end.
+    /// Entries of this directory may be removed, such as the listening socket at the end.
     RemoveSocket(PathBuf),
     /// It may be read.
     Read(PathBuf),
 }
 
 impl Reach {
-    /// The socket at `path` may be removed; Landlock knows rights on directories only.
+    /// The socket at `path` may be removed; Landlock has rights only on directories.
     pub fn remove_socket(path: &Path) -> Self {
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         Self::RemoveSocket(directory.unwrap_or(Path::new(".")).into())
     }
 }
 
-/// What a process keeps.
+/// The rights that a process keeps.
 #[derive(Clone, Debug)]
 pub struct Confinement {
-    /// Which system calls.
+    /// Its system calls.
     pub profile: Profile,
-    /// Which files.
+    /// Its files.
     pub files: Vec<Reach>,
-    /// Which capabilities, if it has them.
+    /// Its capabilities, if it has them.
     pub capabilities: Vec<Capability>,
-    /// Whether it is an error that the kernel has no Landlock, if files stay in reach to be read.
+    /// Whether a kernel without Landlock is an error, if files remain readable.
     pub needs_landlock: bool,
 }
 
-/// Why a process can't be confined. It must not go on then.
+/// Why a process cannot be confined. It must exit then.
 #[derive(Debug, Error)]
 pub enum SandboxError {
     /// prctl(2) failed.
     #[error("cannot set no-new-privs: {0}")]
     NoNewPrivs(#[source] io::Error),
-    /// Its memory can be had from outside.
+    /// Its memory remains accessible from outside.
     #[error("cannot keep the process's memory to itself: {0}")]
     Secrets(#[source] io::Error),
-    /// Capabilities stay.
+    /// Capabilities remain.
     #[error("cannot drop capabilities: {0}")]
     Capabilities(String),
-    /// Landlock is there but does not do it.
+    /// Landlock exists but fails.
     #[error("cannot restrict the files in reach: {0}")]
     Landlock(String),
-    /// The kernel has none.
+    /// The kernel has no Landlock.
     #[error("this kernel has no Landlock (Linux 5.13, lsm=landlock)")]
     NoLandlock,
-    /// The kernel takes no filter.
+    /// The kernel refuses the filter.
     #[error("cannot restrict system calls: {0}")]
     Seccomp(#[from] seccompiler::Error),
-    /// The filter can't be made.
+    /// The filter cannot be compiled.
     #[error("cannot make the filter of system calls: {0}")]
     Filter(#[from] seccompiler::BackendError),
 }
 
 impl Confinement {
-    /// Confines this process, for ever. To be called while it has one thread.
+    /// Confines this process, irrevocably. Call it while the process has one thread.
     ///
     /// # Errors
-    /// What stays open. Some of it may be closed already: the process should end.
+    /// The failed layer. Other layers may be in force already: the process should exit.
     pub fn enter(&self) -> Result<(), SandboxError> {
         super::process::keep_freed_memory();
-        // The opener has none: it is forked before any is read.
+        // The opener has no secrets: varpd forks it before it reads any.
         if self.profile != Profile::Opener {
             super::process::keep_secrets().map_err(SandboxError::Secrets)?;
         }
@@ -117,7 +117,7 @@ impl Confinement {
     fn drop_capabilities(&self) -> Result<(), SandboxError> {
         let failed = |error: caps::errors::CapsError| SandboxError::Capabilities(error.to_string());
         let held = caps::read(None, CapSet::Permitted).map_err(failed)?;
-        // Only who may change the bounding set can do so; without it, no-new-privs still holds.
+        // This needs the right to change the bounding set; otherwise no-new-privs still holds.
         if held.contains(&Capability::CAP_SETPCAP) {
             caps::clear(None, CapSet::Bounding).map_err(failed)?;
         }
@@ -170,7 +170,7 @@ impl Confinement {
                 Reach::Read(path) => (path, AccessFs::ReadFile),
             };
             let opened = PathFd::new(path).map_err(|error| describe(&error))?;
-            // What means something for directories only is left out for a file.
+            // Leave out rights that apply only to directories.
             rules = rules
                 .add_rule(
                     PathBeneath::new(opened, access).set_compatibility(CompatLevel::BestEffort),

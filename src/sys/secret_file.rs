@@ -1,5 +1,5 @@
-//! Files that hold secrets: read only if nobody else can, and written so that nobody ever could. So must
-//! their directories be: copies and leftovers of editors, which have what mode they like, are there as well.
+//! Files with secrets: read only if no other user can read them, and written so that no other user ever could. The same
+//! holds for their directories, because editors leave copies there with other modes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 /// Permission bits of group and others.
 const OTHERS: u32 = 0o077;
 
-/// Tells one content of a file from another.
+/// Distinguishes versions of a file's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Version {
     inode: u64,
@@ -31,7 +31,7 @@ impl Version {
     }
 }
 
-/// The version that a path leads to.
+/// The current version of the file at a path.
 ///
 /// # Errors
 /// There is no such file.
@@ -39,11 +39,11 @@ pub fn version(path: &Path) -> io::Result<Version> {
     Ok(Version::of(&fs::metadata(path)?))
 }
 
-/// Looks at the directory of a file: it must belong to this process's user or to root, and be closed to
-/// group and others. Root takes everybody's. Returns its owner.
+/// Checks the directory of a file: it must belong to this process's user or to root, and be closed to
+/// group and others. For root any owner will do. Returns its owner.
 ///
 /// # Errors
-/// Which of these it is not.
+/// The condition that it does not meet.
 pub fn check_directory(path: &Path) -> io::Result<u32> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = parent.unwrap_or(Path::new("."));
@@ -64,11 +64,11 @@ pub fn check_directory(path: &Path) -> io::Result<u32> {
     Ok(metadata.uid())
 }
 
-/// Reads a file of at most `most` bytes, that is a file, belongs to this process's user, to root or to the
+/// Reads a regular file of at most `most` bytes that belongs to this process's user, to root or to the
 /// owner of its directory, and is closed to group and others, as is its directory.
 ///
 /// # Errors
-/// Which of these it is not.
+/// The condition that it does not meet.
 pub fn read(path: &Path, most: usize) -> io::Result<(Zeroizing<Vec<u8>>, Version)> {
     let owner = check_directory(path)?;
     let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
@@ -85,7 +85,7 @@ pub fn read(path: &Path, most: usize) -> io::Result<(Zeroizing<Vec<u8>>, Version
     if ![user, 0, owner].contains(&metadata.uid()) {
         return Err(io::Error::other(format!("it belongs to user {}", metadata.uid())));
     }
-    // Room for one byte more, so that what is too long shows; never grown, so no copy is left.
+    // One byte more, to detect longer files; the buffer never grows, so no copy is left behind.
     let mut bytes = Zeroizing::new(vec![0; most + 1]);
     let mut len = 0;
     while len < bytes.len() {
@@ -98,23 +98,21 @@ pub fn read(path: &Path, most: usize) -> io::Result<(Zeroizing<Vec<u8>>, Version
     Ok((bytes, Version::of(&metadata)))
 }
 
-/// Writes a file that did not exist, or leaves none. It is to belong to a user, or to the owner of its
-/// directory.
+/// Writes a new file for a user, by default the owner of its directory. Leaves no file on failure.
 ///
 /// # Errors
-/// It exists, can't be written or given away, or others may enter its directory.
+/// The file exists, cannot be written or given to the user, or others may enter its directory.
 pub fn create(path: &Path, text: &[u8], owner: Option<u32>) -> io::Result<()> {
     let owner = check_directory(path).map(|usual| owner.unwrap_or(usual))?;
     create_with(path, |file| give_to(file, owner).and_then(|file| finish(file, text)))
 }
 
-/// Puts a new content in place of a file, at once: nobody sees half of it. Whoever could read the file can
-/// read it then.
+/// Replaces the content of a file in one step, and keeps its owner.
 ///
 /// # Errors
-/// The directory can't be written to, the owner can't be kept, or somebody else is at it.
+/// The directory cannot be written to, the owner cannot be kept, or another process is replacing the file.
 pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    // Not beside a link, but beside what it leads to: that is replaced.
+    // For a link, replace the file that it leads to.
     let path = fs::canonicalize(path)?;
     let owner = fs::metadata(&path)?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -130,17 +128,17 @@ pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
         _ => error,
     })?;
     fs::rename(&new, &path).inspect_err(|_| {
-        // The error to tell is that of the renaming.
+        // Report the error of the renaming.
         let _ = fs::remove_file(&new);
     })
 }
 
-/// Makes a file that did not exist, and removes it again if it can't be written: half a secret is of no
-/// use, and would be in the way of the next try.
+/// Makes a new file, and removes it if it cannot be written, because half a secret is useless
+/// and would obstruct the next attempt.
 fn create_with(path: &Path, write: impl FnOnce(File) -> io::Result<()>) -> io::Result<()> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     write(file).inspect_err(|_| {
-        // The error to tell is that of writing.
+        // Report the error of writing.
         let _ = fs::remove_file(path);
     })
 }

@@ -1,27 +1,27 @@
-//! What stands between a frontend and the vhost-user crate: a pure state machine over messages.
+//! A filter between a frontend and the vhost-user crate: a pure state machine over messages.
 //!
-//! QEMU's vhost-user-net speaks a dialect that the crate refuses by ending the connection, upon
-//! which QEMU goes on without a network. Every message of the frontend therefore passes
-//! [`Filter::request`], every answer of the device [`Filter::reply`]:
+//! QEMU's vhost-user-net deviates from the protocol in ways for which the crate closes the connection, and
+//! QEMU then continues without a network. Every message of the frontend therefore passes
+//! [`Filter::request`], every reply of the device [`Filter::reply`]:
 //!
-//! | Message | What is done |
+//! | Message | Action |
 //! |---|---|
-//! | `SET_VRING_ENABLE` before `SET_FEATURES` | `SET_FEATURES` with only bit 30 goes first |
-//! | `SET_VRING_KICK` for a ring that runs | the ring is disabled meanwhile: the crate would go on polling the old descriptor |
-//! | `SEND_RARP`, `NET_SET_MTU` | consumed, given to the data path, acknowledged |
-//! | `GET_FEATURES`, `GET_PROTOCOL_FEATURES` | a frontend that begins otherwise than with `SET_OWNER` is not told of the configuration space: see below |
-//! | anything about a ring that is not there | refused with what to do: QEMU takes the answer to `GET_QUEUE_NUM`, which counts rings, for queue pairs |
-//! | a payload with more room than is used | cut to what is used: that is all that libvhost-user reads |
-//! | `SET_LOG_BASE` | consumed, and the log mapped here: the crate believes what is said of it |
-//! | `SET_MEM_TABLE`, `ADD_MEM_REG`, `REM_MEM_REG` | checked, and the files measured: the crate maps whatever it is told |
+//! | `SET_VRING_ENABLE` before `SET_FEATURES` | the filter sends `SET_FEATURES` with only bit 30 first |
+//! | `SET_VRING_KICK` for a ring that runs | the filter disables the ring meanwhile, because the crate would continue to poll the old descriptor |
+//! | `SEND_RARP`, `NET_SET_MTU` | consumed, passed to the data path, acknowledged |
+//! | `GET_FEATURES`, `GET_PROTOCOL_FEATURES` | the configuration space is hidden from a frontend that does not begin with `SET_OWNER`: see below |
+//! | any request for a missing ring | refused, with the remedy: QEMU interprets the reply to `GET_QUEUE_NUM`, which counts rings, as queue pairs |
+//! | a payload with unused room | cut to the used part, as libvhost-user reads it |
+//! | `SET_LOG_BASE` | consumed, and the log mapped here, because the crate does not check its size |
+//! | `SET_MEM_TABLE`, `ADD_MEM_REG`, `REM_MEM_REG` | checked, with the sizes of the files, because the crate maps any region |
 //! | `SET_LOG_FD`, `GET_STATUS`, `SET_STATUS`, `SET_CONFIG` | consumed and answered |
-//! | `SET_BACKEND_REQ_FD` | consumed, and the descriptor kept: the crate takes sockets only, virtio_uml passes a pipe |
+//! | `SET_BACKEND_REQ_FD` | consumed, and the descriptor kept: the crate accepts only sockets, but virtio_uml passes a pipe |
 //! | `SET_VRING_ENDIAN` | consumed; a ring in the other byte order never starts |
-//! | anything else that the device does not offer | refused by the acknowledgement if there is one, else by ending the connection |
+//! | other requests that the device does not offer | refused by the acknowledgement if there is one, otherwise by closing the connection |
 //!
-//! Most frontends begin with `SET_OWNER`, as the specification has it; QEMU's vhost-user-net asks for the
-//! features first, keeps MAC and MTU itself, and warns of a backend that would tell them. Linux's
-//! virtio_uml and crosvm need to be told: without, the guest has a MAC that nobody knows.
+//! Most frontends begin with `SET_OWNER`, as the specification requires. QEMU's vhost-user-net asks for the
+//! features first, configures MAC and MTU itself, and warns of a backend that offers them. Linux's
+//! virtio_uml and crosvm need them from the backend: otherwise the guest has a random MAC.
 //!
 //! The filter is driven in lock-step: after [`Step::Forward`] with `reply`, nothing more is read
 //! from the frontend until the device has answered. So answers keep the order of requests.
@@ -45,25 +45,25 @@ use super::memory_table::{Region, Table};
 pub const HEADER_LEN: usize = 12;
 /// Longest payload, in bytes: that of the crate.
 pub const MAX_PAYLOAD: usize = 4096;
-/// Most descriptors with one message: that of the crate.
+/// Limit on descriptors with one message: that of the crate.
 pub const MAX_DESCRIPTORS: usize = 32;
 
-/// What to tell people whose guest memory is not shared.
+/// The log line about guest memory that is not shared.
 pub const UNSHARED: &str = "guest memory is not shared: start QEMU with \
     -object memory-backend-memfd,id=mem,size=...,share=on -machine memory-backend=mem \
     (libvirt: <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>)";
 
 /// Bit 30 of the features: the vhost-user protocol features are negotiated.
 const F_PROTOCOL_FEATURES: u64 = 1 << 30;
-/// Bit of the protocol features: the dirty log is a file that is passed along.
+/// Bit of the protocol features: the frontend passes the dirty log as a file.
 const PROTOCOL_F_LOG_SHMFD: u64 = 1 << 1;
 /// Bit of the protocol features: the frontend can ask for an acknowledgement of any message.
 const PROTOCOL_F_REPLY_ACK: u64 = 1 << 3;
-/// Bit of the protocol features: memory can be told region by region (`CONFIGURE_MEM_SLOTS`).
+/// Bit of the protocol features: the frontend adds memory region by region (`CONFIGURE_MEM_SLOTS`).
 const PROTOCOL_F_SLOTS: u64 = 1 << 15;
-/// Bit of the protocol features: the frontend passes a socket on which it can be called (`BACKEND_REQ`).
+/// Bit of the protocol features: the frontend passes a socket for requests of the backend (`BACKEND_REQ`).
 const PROTOCOL_F_BACKEND_REQ: u64 = 1 << 5;
-/// Bit of the protocol features: the frontend tells the byte order of rings (`CROSS_ENDIAN`).
+/// Bit of the protocol features: the frontend sets the byte order of rings (`CROSS_ENDIAN`).
 const PROTOCOL_F_CROSS_ENDIAN: u64 = 1 << 6;
 /// Bit of the protocol features: the frontend asks for the configuration space (`CONFIG`).
 const PROTOCOL_F_CONFIG: u64 = 1 << 9;
@@ -90,7 +90,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads a header, and refuses it if the message can't be read on.
+    /// Parses a header, and refuses it if the rest of the message cannot be read.
     ///
     /// # Errors
     /// Another version, reserved flags, or a payload that is too long.
@@ -132,14 +132,14 @@ pub fn acknowledgement(request: u32, value: u64) -> Vec<u8> {
     message(request, REPLY, value.to_ne_bytes())
 }
 
-/// What the shell does for a message of the frontend, in this order.
+/// An action of the shell for a message of the frontend; it carries them out in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Cut the message's payload to so many bytes.
+    /// Cut the message's payload to this length, in bytes.
     Shorten(usize),
-    /// Keep the descriptor that came along open: one that is closed means a dead backend to its frontend.
+    /// Keep the attached descriptor open: the frontend takes a closed one for a dead backend.
     KeepChannel,
-    /// Say that the guest's driver has the other byte order, which is not served.
+    /// Log that the guest's driver has the other byte order, which is not supported.
     OtherByteOrder,
     /// Send these bytes to the device; it does not answer them.
     Inject(Vec<u8>),
@@ -150,23 +150,23 @@ pub enum Step {
     },
     /// Send these bytes to the frontend.
     Answer(Vec<u8>),
-    /// The guest is here: tell the network.
+    /// The guest has arrived: announce it.
     Announce,
-    /// Check that the files that came along, one for each, hold these regions of guest memory.
+    /// Check that the attached files, one per region, contain these regions of guest memory.
     Measure {
         /// Number of the first.
         first: usize,
         /// They.
         regions: Vec<Region>,
     },
-    /// Map the file that came along and log writes there, then acknowledge.
+    /// Map the attached file and log writes there, then acknowledge.
     SetLog {
         /// Length of the log, in bytes.
         size: u64,
-        /// Where it begins in the file.
+        /// Its offset in the file.
         offset: u64,
     },
-    /// Give the MTU to the data path; if `acknowledge`, answer whether it was taken.
+    /// Pass the MTU to the data path; if `acknowledge`, reply whether it was accepted.
     SetMtu {
         /// In bytes.
         mtu: u16,
@@ -175,7 +175,7 @@ pub enum Step {
     },
 }
 
-/// What the filter knows of a ring.
+/// The state of a ring.
 #[derive(Clone, Copy, Debug, Default)]
 struct RingState {
     has_kick: bool,
@@ -201,15 +201,15 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// The filter of a new connection to a device with so many rings.
+    /// The filter of a new connection to a device with `rings` rings.
     pub fn new(rings: usize) -> Self {
         Self { rings: vec![RingState::default(); rings], ..Self::default() }
     }
 
-    /// Decides about a message of the frontend, which came with so many descriptors.
+    /// Decides about a message of the frontend, given the number of its descriptors.
     ///
     /// # Errors
-    /// The connection must end; nothing of the message was passed on.
+    /// The shell must close the connection; the filter has passed nothing on.
     pub fn request(
         &mut self,
         header: &Header,
@@ -257,7 +257,7 @@ impl Filter {
                 self.change_memory(header, payload)?
             }
             code::GET_MAX_MEM_SLOTS if has_slots => vec![self.forward(header)],
-            // Of memory that is not shared QEMU tells nothing then, and goes on.
+            // QEMU sends no region that is not shared, and continues.
             code::SET_VRING_ADDR if has_slots && self.memory.is_empty() => {
                 return Err(Refusal::MemoryNotShared);
             }
@@ -300,10 +300,10 @@ impl Filter {
         }
     }
 
-    /// Checks an answer of the device and rewrites its payload where the frontend expects another.
+    /// Checks a reply of the device and rewrites its payload if the frontend expects another.
     ///
     /// # Errors
-    /// Nothing of that kind was asked: a bug on this side.
+    /// The reply matches no request: a bug of this program.
     pub fn reply(&mut self, header: &Header, payload: &mut [u8]) -> Result<(), Refusal> {
         if self.awaited.take() != Some(header.request) || header.flags & REPLY == 0 {
             return Err(Refusal::OutOfTurn(header.request));
@@ -322,7 +322,7 @@ impl Filter {
         Ok(())
     }
 
-    /// The request whose answer the frontend waits for.
+    /// The request for whose reply the frontend waits.
     pub fn awaited(&self) -> Option<u32> {
         self.awaited
     }
@@ -335,8 +335,8 @@ impl Filter {
         self.asked_features && self.has(PROTOCOL_F_REPLY_ACK) && header.needs_reply()
     }
 
-    /// Passes a message on. The prediction of an answer follows the crate: it answers these
-    /// requests always and others if asked to, or else ends the connection.
+    /// Passes a message on. The prediction of a reply follows the crate: it always answers these
+    /// requests, and others if asked to, or closes the connection.
     fn forward(&mut self, header: &Header) -> Step {
         let always = matches!(
             header.request,

@@ -1,19 +1,19 @@
-//! Where MACs have gone that were here: their late frames are sent on, and those who sent them are
-//! reported, so that they learn the new place.
+//! MACs that have moved from here: the backend forwards their late frames and reports the senders of these,
+//! so that they learn the new place.
 //!
-//! Theory of operation. A MAC leaves when varpd says that a newer claim has beaten that of this vif.
-//! From then on nothing that comes for it is delivered here. For one lifetime of a mapping, frames
-//! are sent on to the claim's care-of address; afterwards nobody can believe any more that the MAC
-//! is here, and they are dropped. The MAC is back when varpd says so, or the guest's rings start.
+//! Theory of operation. A MAC departs when varpd reports a claim newer than that of this vif.
+//! From then on the backend delivers no frames for it to the guest. For one lifetime of a mapping, it
+//! forwards frames to the claim's care-of address. After that no host can still have a mapping to
+//! here, and it drops them. The MAC returns when varpd says so, or when the guest's rings start.
 //!
-//! No frame runs in a circle, though the header counts no hops:
+//! Frames never loop, although the header has no hop count:
 //!
-//! * A place sends on only towards a claim that varpd ranks above every claim made there itself, so
-//!   the claims rise with each step of a frame's way, and no place comes twice. A place that makes a
-//!   new claim stops sending on first (its rings start), or with the claim.
-//! * What comes from a place that the MAC is known to have been at was sent on already and is not
-//!   sent on again; nor is what comes from another host than its own sender is known to be on. So
-//!   nothing goes back to where it came from, also while two hosts each think the other has the MAC.
+//! * A place forwards only towards a claim that varpd ranks above every claim made at that place, so
+//!   claims rise along a frame's path, and no place occurs twice. A place that makes a
+//!   new claim stops forwarding before that (its rings start), or with the claim.
+//! * A frame that comes from a place where the MAC has been was forwarded before, and so was one that
+//!   comes from another host than its sender is known to be on. Neither is forwarded again. So
+//!   no frame returns to where it came from, even while two hosts each think that the other has the MAC.
 
 #![forbid(unsafe_code)]
 
@@ -24,55 +24,55 @@ use crate::limiter::repeat;
 use crate::time::Instant;
 use crate::wire::{CareOf, Mac};
 
-/// MACs remembered at most.
+/// Limit on remembered MACs.
 pub const MAX_DEPARTED: usize = 1024;
-/// Senders remembered at most.
+/// Limit on remembered senders.
 const MAX_SENDERS: usize = 256;
-/// Earlier places of a MAC that are remembered at most.
+/// Limit on remembered earlier places of a MAC.
 const MAX_EARLIER: usize = 8;
 
-/// Where a MAC went.
+/// The new place of a MAC.
 #[derive(Clone, Debug)]
 struct Departure {
     coa: CareOf,
     /// Whether frames can be sent there.
     is_usable: bool,
-    /// Until when its frames are sent on.
+    /// End of forwarding.
     until: Instant,
-    /// Where it went before, newest last.
+    /// Its earlier places, newest last.
     earlier: Vec<SocketAddr>,
 }
 
-/// What to do with a frame for a MAC that has left.
+/// The decision about a frame for a departed MAC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Send it on.
+    /// Forward it.
     Forward(CareOf),
     /// Drop it.
     Drop,
 }
 
-/// Somebody who doesn't know yet.
+/// A sender that does not know the new place yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LateSender {
-    /// The MAC that has left.
+    /// The departed MAC.
     pub mac: Mac,
-    /// Who sent a frame to it.
+    /// The sender of a frame to it.
     pub from: SocketAddr,
 }
 
-/// All MACs that have left.
+/// All departed MACs.
 #[derive(Debug, Default)]
 pub struct Departures {
     entries: HashMap<Mac, Departure>,
-    /// When each was last reported, and how often so far.
+    /// The time of each one's last report, and the number of reports.
     seen: HashMap<LateSender, (Instant, u32)>,
     unreported: Vec<LateSender>,
 }
 
 impl Departures {
-    /// A newer claim has beaten that of the vif at `own`: the MAC is there now. Its frames are sent on
-    /// until then. The last word of varpd holds: see [`super::neighbors`].
+    /// Handles a claim newer than that of the vif at `own`: forwards the MAC's frames to its care-of address for a
+    /// while. The latest event of varpd counts: see [`super::neighbors`].
     pub fn insert(&mut self, mac: Mac, coa: CareOf, own: IpAddr, until: Instant) {
         if self.entries.len() >= MAX_DEPARTED && !self.entries.contains_key(&mac) {
             let first = self.entries.iter().min_by_key(|(_, known)| known.until);
@@ -93,35 +93,35 @@ impl Departures {
         self.entries.insert(mac, Departure { coa, is_usable, until, earlier });
     }
 
-    /// The MAC is here (again).
+    /// Handles the return of the MAC.
     pub fn remove(&mut self, mac: Mac) {
         self.entries.remove(&mac);
         self.seen.retain(|late, _| late.mac != mac);
     }
 
-    /// Forgets MACs whose time is over, but for `own`: until it is back, nothing for it is delivered.
+    /// Forgets MACs whose time is over, except `own`, for which the backend delivers nothing until it is back.
     pub fn sweep(&mut self, own: Mac, now: Instant) {
         self.entries.retain(|&mac, departure| mac == own || now < departure.until);
     }
 
-    /// Whether a MAC has left.
+    /// Whether a MAC has departed.
     pub fn has_left(&self, mac: Mac) -> bool {
         self.entries.contains_key(&mac)
     }
 
-    /// Whether nothing has left.
+    /// Whether no MAC has departed.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Until when frames are sent on, if any are.
+    /// The latest end of forwarding, if any.
     pub fn forwards_until(&self, now: Instant) -> Option<Instant> {
         let usable = self.entries.values().filter(|departure| departure.is_usable);
         usable.map(|departure| departure.until).filter(|&until| now < until).max()
     }
 
-    /// What to do with a frame to `mac` that came `from` there; `None` if the MAC has not left.
-    /// `sender`: where its own sender is, as far as is known.
+    /// The decision about a frame to `mac` that came from `from`; `None` if the MAC has not departed.
+    /// `sender`: the place of its sender, if known.
     pub fn judge(
         &mut self,
         mac: Mac,
@@ -144,7 +144,7 @@ impl Departures {
 
     fn report(&mut self, late: LateSender, now: Instant) {
         if let Some((at, times)) = self.seen.get_mut(&late) {
-            // Any message to it may be lost: soon again, and then once a second.
+            // A report may be lost: repeat it soon, and then once a second.
             if now.saturating_since(*at) >= repeat::wait(*times) {
                 (*at, *times) = (now, *times + 1);
                 self.unreported.push(late);
@@ -154,19 +154,19 @@ impl Departures {
         if self.seen.len() >= MAX_SENDERS {
             self.seen.retain(|_, (at, _)| now.saturating_since(*at) < repeat::LONGEST);
         }
-        // More than so many in a second: they are told in a later one.
+        // Beyond the limit per second, report in a later second.
         if self.seen.len() < MAX_SENDERS {
             self.seen.insert(late, (now, 1));
             self.unreported.push(late);
         }
     }
 
-    /// Whether there is somebody to be told.
+    /// Whether there are senders to report.
     pub fn has_senders(&self) -> bool {
         !self.unreported.is_empty()
     }
 
-    /// Takes those who are to be told.
+    /// Takes the senders to report.
     pub fn senders(&mut self) -> impl Iterator<Item = LateSender> + '_ {
         self.unreported.drain(..)
     }

@@ -1,9 +1,9 @@
-//! MACs behind the vif: those that a bridge or router in the guest sends from, besides its own.
+//! MACs behind the vif: other source addresses than the NIC's, of a bridge in the guest.
 //!
-//! One queue pair's table. A new source is taken at once, up to the bound, so that no frame waits;
-//! [`super::learning`] then has it registered, lets the other queue pairs know, and takes it out
-//! again when it has not been used for long or belongs elsewhere. With a bound of 0, which is the
-//! default, no source but the vif's own is ever taken.
+//! This is the table of one queue pair. It learns a new source at once, up to the limit, so that no frame waits.
+//! [`super::learning`] then registers it with varpd, tells the other queue pairs, and removes it
+//! when it has not been used for long or has moved elsewhere. With the default limit of 0
+//! the table learns no addresses.
 
 #![forbid(unsafe_code)]
 
@@ -13,39 +13,39 @@ use std::time::Duration;
 use crate::time::Instant;
 use crate::wire::Mac;
 
-/// Most MACs behind one vif.
+/// Limit on MACs behind one vif.
 pub const MAX_LEARNT: usize = 256;
-/// Refused MACs remembered at most; beyond, they are asked for again.
+/// Limit on remembered refused MACs; beyond it, the backend asks for them again.
 const MAX_REFUSED: usize = 1024;
-/// The use of a MAC is noted no more often than this.
+/// Precision of the time of last use.
 const PRECISION: Duration = Duration::from_secs(1);
 
 /// The table.
 #[derive(Debug, Default)]
 pub struct Learnt {
     most: usize,
-    /// When each was last used as a source.
+    /// The time of each one's last use as a source.
     macs: HashMap<Mac, Instant>,
-    /// Until when each is not taken.
+    /// The time until which each is refused.
     refused: HashMap<Mac, Instant>,
-    /// The last source, and until when there is nothing to note about it: frames come in runs.
+    /// The last source, and the time until which its use need not be recorded again.
     recent: Option<(Mac, Instant)>,
     news: Vec<Mac>,
 }
 
 impl Learnt {
-    /// For at most so many MACs.
+    /// With a limit on MACs.
     pub fn new(most: usize) -> Self {
         Self { most: most.min(MAX_LEARNT), ..Self::default() }
     }
 
-    /// How many there may be.
+    /// The limit on MACs.
     pub fn most(&self) -> usize {
         self.most
     }
 
-    /// Whether a frame from `mac` may keep its source: the MAC is behind the vif, perhaps from now
-    /// on.
+    /// Whether a frame from `mac` may keep its source, because the MAC is behind the vif or was just
+    /// learnt.
     pub fn sees(&mut self, mac: Mac, now: Instant) -> bool {
         if self.recent.is_some_and(|(recent, until)| recent == mac && now < until) {
             return true;
@@ -78,19 +78,19 @@ impl Learnt {
         self.macs.contains_key(&mac)
     }
 
-    /// Another queue pair has seen it.
+    /// Adds a MAC that another queue pair has learnt.
     pub fn insert(&mut self, mac: Mac, now: Instant) {
         self.macs.entry(mac).or_insert(now);
     }
 
-    /// It is not behind the vif any more; it is when next seen.
+    /// Removes a MAC; its next frame adds it again.
     pub fn remove(&mut self, mac: Mac) {
         self.recent = None;
         self.macs.remove(&mac);
         self.news.retain(|&new| new != mac);
     }
 
-    /// The same, but it is not taken until then.
+    /// Removes a MAC and refuses it until `until`.
     pub fn refuse(&mut self, mac: Mac, until: Instant, now: Instant) {
         self.remove(mac);
         if self.refused.len() >= MAX_REFUSED {
@@ -101,22 +101,22 @@ impl Learnt {
         }
     }
 
-    /// Forgets all.
+    /// Forgets all MACs.
     pub fn clear(&mut self) {
         *self = Self::new(self.most);
     }
 
-    /// When a MAC was last used here, to a second.
+    /// The time of a MAC's last use here, to a second.
     pub fn used(&self, mac: Mac) -> Option<Instant> {
         self.macs.get(&mac).copied()
     }
 
-    /// Whether there are new ones.
+    /// Whether there are new MACs.
     pub fn has_news(&self) -> bool {
         !self.news.is_empty()
     }
 
-    /// Takes the new ones.
+    /// Takes the new MACs.
     pub fn news(&mut self) -> impl Iterator<Item = Mac> + '_ {
         self.news.drain(..)
     }

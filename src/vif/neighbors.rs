@@ -1,4 +1,4 @@
-//! Where the vif's peers are: what the backend has learnt from varpd, one entry per MAC.
+//! The care-of addresses of the vif's peers, which the backend has learnt from varpd, one entry per MAC.
 //!
 //! Theory of operation. An entry is in one of three states:
 //!
@@ -9,11 +9,11 @@
 //! | resolved, unusable | are dropped: no frame can be sent to the care-of address | likewise |
 //! | unresolved | are dropped | a short hold time, or an announcement |
 //!
-//! An entry that is used in the last third of its lifetime asks varpd, once, to refresh it: an
-//! established flow never waits. While varpd is away nothing expires: the backend goes on with what
-//! it knows, and asks again for what was resolving when varpd is back.
+//! Using an entry in the last third of its lifetime asks varpd, once, to refresh it, so that an
+//! established flow never waits. While varpd is away no entry expires: the backend continues with the
+//! known addresses, and repeats pending resolutions when varpd is back.
 //!
-//! The last word of varpd holds, whatever the stamps: varpd compares claims, and knows which of them
+//! The latest event of varpd counts, whatever the stamps: varpd compares claims, and knows which of them
 //! are implausible ([`crate::mapper`]).
 
 #![forbid(unsafe_code)]
@@ -25,13 +25,13 @@ use std::time::Duration;
 use crate::time::Instant;
 use crate::wire::{CareOf, Mac};
 
-/// Entries of one queue pair at most. Beyond, new destinations are not resolved until old ones end.
+/// Limit on entries of one queue pair. Beyond it, new destinations are not resolved until old entries expire.
 pub const MAX_ENTRIES: usize = 16_384;
-/// Of those, entries that are being resolved: what a guest that sprays addresses can occupy.
+/// Limit on entries that are being resolved, which a guest that sends to random addresses can occupy.
 pub const MAX_RESOLVING: usize = 256;
-/// How long entries that ended while varpd was away stay usable after its return.
+/// How long entries that expired while varpd was away remain usable after its return.
 const GRACE: Duration = Duration::from_secs(5);
-/// A full table is searched for ended entries no more often than this.
+/// Least time between two searches of a full table for expired entries.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug)]
@@ -50,31 +50,31 @@ enum State {
     },
 }
 
-/// What to do with a frame.
+/// The decision about a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
     /// Send it there.
     To(CareOf),
-    /// Let it wait: resolution is under way.
+    /// Let it wait: resolution is in progress.
     Wait,
-    /// Drop it: nobody answers for that MAC.
+    /// Drop it: no host has answered for the MAC.
     Unresolved,
-    /// Drop it: no frame can be sent to where the MAC is.
+    /// Drop it: the MAC's care-of address is unusable.
     Unusable,
-    /// Drop it: too many destinations are being resolved or remembered.
+    /// Drop it: the table is full.
     Full,
 }
 
-/// A question for varpd.
+/// A request to varpd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
     /// The MAC.
     pub mac: Mac,
-    /// Whether the entry exists and is to be confirmed.
+    /// Whether the entry exists and needs confirmation.
     pub refresh: bool,
 }
 
-/// The answer of the last lookup, good until then: frames come in runs to one destination.
+/// The result of the last lookup, valid for a while: consecutive frames often have the same destination.
 #[derive(Clone, Copy, Debug)]
 struct Recent {
     mac: Mac,
@@ -95,7 +95,7 @@ pub struct Neighbors {
 
 impl Neighbors {
     #[inline]
-    /// Where does a frame to `mac` go? May leave a question in [`Neighbors::questions`].
+    /// The decision about a frame to `mac`. May leave a request in [`Neighbors::questions`].
     pub fn lookup(&mut self, mac: Mac, now: Instant) -> Lookup {
         if let Some(recent) = self.recent
             && recent.mac == mac
@@ -161,18 +161,18 @@ impl Neighbors {
         self.resolving -= usize::from(matches!(was, Some(State::Resolving)));
     }
 
-    /// Takes the questions that lookups have left since the last call.
+    /// Takes the requests that lookups have left since the last call.
     pub fn questions(&mut self) -> impl Iterator<Item = Question> + '_ {
         self.questions.drain(..)
     }
 
-    /// Whether lookups have left questions.
+    /// Whether lookups have left requests.
     pub fn has_questions(&self) -> bool {
         !self.questions.is_empty()
     }
 
-    /// varpd told the vif at `own` where `mac` is. A mapping that nobody asked for does not make the
-    /// table grow beyond its bound.
+    /// Handles a mapping of `mac`, for the vif at `own`. An unrequested mapping does not make the
+    /// table grow beyond its limit.
     pub fn handle_mapping(
         &mut self,
         mac: Mac,
@@ -190,14 +190,14 @@ impl Neighbors {
         self.set(mac, resolved);
     }
 
-    /// varpd found nobody who answers for `mac`.
+    /// Handles a failed resolution of `mac`.
     pub fn handle_unresolved(&mut self, mac: Mac, hold: Duration, now: Instant) {
         if self.entries.contains_key(&mac) {
             self.set(mac, State::Unresolved { until: now + hold });
         }
     }
 
-    /// Entries at an address are used further, but from `at` on the next use of each asks varpd.
+    /// Keeps entries at an address in use, but from `at` on the next use of each asks varpd.
     pub fn confirm_from(&mut self, addr: SocketAddr, at: Instant) {
         self.recent = None;
         for state in self.entries.values_mut() {
@@ -209,7 +209,7 @@ impl Neighbors {
         }
     }
 
-    /// Only what is at such an address is still known.
+    /// Keeps only entries at such addresses.
     pub fn retain(&mut self, mut is_kept: impl FnMut(SocketAddr) -> bool) {
         self.recent = None;
         self.entries.retain(|_, state| match state {
@@ -218,7 +218,7 @@ impl Neighbors {
         });
     }
 
-    /// What was known of `mac` no longer holds.
+    /// Invalidates the entry of `mac`.
     pub fn handle_invalidate(&mut self, mac: Mac) {
         self.recent = None;
         if !matches!(self.entries.get(&mac), Some(State::Resolving)) {
@@ -226,7 +226,7 @@ impl Neighbors {
         }
     }
 
-    /// Resolution of `mac` has taken longer than any frame waits: the next frame asks again.
+    /// Handles a resolution of `mac` that has taken longer than any frame waits: the next frame asks again.
     pub fn give_up(&mut self, mac: Mac) {
         if matches!(self.entries.get(&mac), Some(State::Resolving)) {
             self.entries.remove(&mac);
@@ -234,13 +234,13 @@ impl Neighbors {
         }
     }
 
-    /// varpd is gone: nothing expires until it is back.
+    /// Handles the loss of varpd: no entry expires until it is back.
     pub fn varpd_left(&mut self) {
         self.varpd_away = true;
     }
 
-    /// varpd is there (again) and knows nothing of earlier questions: what was resolving is asked
-    /// anew, and what is known with its next use, so that varpd tells when it changes.
+    /// Handles the (re)connection to a varpd without knowledge of earlier requests: asks again for pending
+    /// resolutions, and for each known entry at its next use, so that varpd reports its changes.
     pub fn varpd_returned(&mut self, now: Instant) {
         self.varpd_away = false;
         self.recent = None;
@@ -258,7 +258,7 @@ impl Neighbors {
         }
     }
 
-    /// Where `mac` is, as far as is known.
+    /// The care-of address of `mac`, if known.
     pub fn place_of(&self, mac: Mac) -> Option<SocketAddr> {
         match self.entries.get(&mac)? {
             State::Resolved { coa, .. } => Some(coa.addr),
@@ -266,7 +266,7 @@ impl Neighbors {
         }
     }
 
-    /// Entries in the table.
+    /// Number of entries.
     pub fn len(&self) -> usize {
         self.entries.len()
     }

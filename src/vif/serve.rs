@@ -1,4 +1,4 @@
-//! The backend process: opens everything, then serves the guest until told to end.
+//! The backend process: opens everything, then serves the guest until a signal ends it.
 //!
 //! Threads: this one holds the connection to varpd and ends the process; one serves the frontend's
 //! control messages; one per queue pair moves frames.
@@ -51,12 +51,12 @@ use crate::wire::{Capabilities, VifKey};
 /// How long varpd may take to answer the first registration.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a backend is started with.
+/// The options of a backend.
 #[derive(Debug)]
 pub struct Options {
-    /// How the frontend is met.
+    /// How the frontend attaches.
     pub attach: Attach,
-    /// Who may be the frontend.
+    /// The users who may be the frontend.
     pub frontends: Frontends,
     /// The vif.
     pub key: VifKey,
@@ -64,26 +64,26 @@ pub struct Options {
     pub varpd: PathBuf,
     /// Number of queue pairs.
     pub queue_pairs: u8,
-    /// What guests are told, in bytes; otherwise what fits the underlay.
+    /// MTU for the guest, in bytes; by default the largest that fits the underlay.
     pub mtu: Option<u16>,
-    /// What happens to frames with a foreign source MAC.
+    /// How to treat frames with a foreign source MAC.
     pub source_mac: SourceMac,
-    /// Whether the process gives up what it does not need once it has started.
+    /// Whether the process confines itself after its start.
     pub sandbox: bool,
-    /// Which directories it sees then.
+    /// The directories that it can see then.
     pub view: View,
     /// Rate limits.
     pub limits: Limits,
-    /// How long workers look for frames before they sleep; zero for not at all.
+    /// How long workers poll for frames before they sleep; zero turns polling off.
     pub busy_poll: Duration,
-    /// Whether the guest may be given what saves it work: checksums that are still to be computed, or
-    /// that were verified, and several segments in one frame.
+    /// Whether to offer receive offloads: partial or verified checksums, and several segments
+    /// in one frame.
     pub receive_offloads: bool,
-    /// Most MACs behind the vif.
+    /// Limit on MACs behind the vif.
     pub learn: usize,
-    /// Addresses that the guest is kept to; any if there are none.
+    /// The addresses that the guest may use; any if empty.
     pub allowed: Vec<Prefix>,
-    /// The least policy of the vnet under which frames are carried.
+    /// The lowest policy of the vnet under which the backend carries frames.
     pub policy: Level,
 }
 
@@ -107,15 +107,15 @@ pub enum ServeError {
     /// varpd is connected but silent.
     #[error("varpd does not answer: no {awaited} within {timeout:?}")]
     Silent {
-        /// What should have come.
+        /// The expected message.
         awaited: &'static str,
-        /// How long it was waited for.
+        /// The timeout.
         timeout: Duration,
     },
     /// The MTU asked for leaves no room for the tunnel's headers.
     #[error("an MTU of {wanted} does not fit the underlay: {most} is the most")]
     Mtu {
-        /// Asked for.
+        /// The requested MTU.
         wanted: u16,
         /// The largest that fits.
         most: u16,
@@ -143,8 +143,7 @@ impl ServeError {
         matches!(self, Self::Unreachable { error, .. } if error.kind() == io::ErrorKind::PermissionDenied)
     }
 
-    /// Exit status of the process: 2 for wrong usage, which does not become right when it is tried
-    /// again; 1 for all else.
+    /// Exit status of the process: 2 for wrong usage, for which a retry is pointless; 1 for all other errors.
     pub const fn exit_status(&self) -> u8 {
         match self {
             Self::Limits(_) => 2,
@@ -161,7 +160,7 @@ fn first_question(error: &io::Error) -> &'static str {
     }
 }
 
-/// Adds what was being done to a system error.
+/// Adds the failed operation to a system error.
 pub(super) fn doing(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
     move |error| ServeError::System(what, error)
 }
@@ -169,7 +168,7 @@ pub(super) fn doing(what: &'static str) -> impl FnOnce(io::Error) -> ServeError 
 /// Serves one vif until a signal, or until the frontend on an inherited descriptor is gone.
 ///
 /// # Errors
-/// What prevented the start, each in one line.
+/// The reason why the backend cannot start, in one line.
 pub fn serve(options: Options) -> Result<(), ServeError> {
     let manager = ServiceManager::connect().unwrap_or_else(|error| {
         log::warn!("can't reach the service manager: {error}");
@@ -253,7 +252,7 @@ fn too_low(key: VifKey, floor: Floor, policy: Policy) -> String {
     )
 }
 
-/// Waits for the keys of a secured vnet: the guest's first frames are for everybody.
+/// Waits for the keys of a secured vnet, because the guest's first frames are usually broadcasts.
 fn await_keys(varpd: &Connection, link: &mut Link) -> Result<(), ServeError> {
     let mut buffer = Zeroizing::new(vec![0; control::MAX_LEN]);
     while !link.has_group_keys() {
@@ -268,7 +267,7 @@ fn await_keys(varpd: &Connection, link: &mut Link) -> Result<(), ServeError> {
         let event = Event::parse(buffer.get(..received.len).unwrap_or_default())
             .map_err(|error| ServeError::Protocol(error.to_string()))?;
         if let Event::Registered { .. } = event {
-            // Its successor begins with the right sockets; nobody uses these yet.
+            // No thread uses the sockets yet: a new process starts with the right ones.
             return Err(ServeError::Refused("the host has moved at this moment".into()));
         }
         if let Some(answer) = link.handle_event(event, received.fds, clock::mono()) {
@@ -278,7 +277,7 @@ fn await_keys(varpd: &Connection, link: &mut Link) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// Users are what keeps processes apart: says if there is but one.
+/// Logs if varpd runs as the same user, so that permissions do not separate the two.
 fn tell_shared_user(varpd: &Connection) {
     let own = nix::unistd::geteuid().as_raw();
     if varpd.peer().is_ok_and(|peer| peer.uid == own) {
@@ -297,7 +296,7 @@ fn new_nic(
 ) -> Result<Nic, ServeError> {
     let counters = Arc::new(VifCounters::default());
     let place = place(options.key, &registration);
-    // Others may still hold pieces of a backend that was at this address before.
+    // Receivers may still hold fragments of an earlier backend at this address.
     let [a, b, c, d] = process::random().map_err(doing("no random numbers"))?;
     let first_id = u32::from_ne_bytes([a, b, c, d]);
     let worker = |(pair, underlay): (u32, UdpUnderlay)| {
@@ -320,7 +319,7 @@ fn new_nic(
     Ok(nic.with_busy_poll(options.busy_poll).offering(offloads))
 }
 
-/// What the main thread waits for.
+/// The event sources of the main thread.
 #[derive(Clone, Copy)]
 #[repr(u64)]
 enum Source {
@@ -336,19 +335,19 @@ struct Serving {
     link: Link,
     nic: Arc<Nic>,
     path: PathBuf,
-    /// The directory of that path, until it was said that it is gone.
+    /// The directory of that path, until the log has said that it was removed.
     varpd_directory: Option<Directory>,
     queue_pairs: u8,
     varpd: Option<Connection>,
-    /// When to call a varpd that is away.
+    /// When to try to connect to varpd again.
     call_at: Option<Instant>,
-    /// Whether the sockets at hand suit varpd; otherwise it is asked for new ones.
+    /// Whether varpd accepts the current sockets; otherwise the backend asks for new ones.
     keep_sockets: bool,
-    /// Why varpd refused the vif last, so that it is logged once.
+    /// The last logged reason for which varpd was out of reach or refused the vif.
     refusal: Option<String>,
-    /// What the guest was told, in bytes.
+    /// The guest's MTU, in bytes.
     mtu: u16,
-    /// Of frames for a guest that has left.
+    /// Watches sockets for frames to a guest that has left.
     late: LateWatch,
     status: Status,
     poller: Poller,

@@ -1,8 +1,8 @@
-//! The system calls that a process makes after its start, and who makes them.
+//! The system calls that a process may make after its start, with the code that makes them.
 //!
-//! A call that is missing here kills the process, so a new one belongs into the same commit as the
-//! code that makes it. The list is what this code, its crates, Rust's standard library and glibc or
-//! musl use; `strace -fc` shows them.
+//! A call that is missing here kills the process, so add a new one in the same commit as the
+//! code that makes it. The list contains the calls of this code, its crates, Rust's standard library and glibc or
+//! musl; `strace -fc` shows them.
 
 use std::collections::BTreeMap;
 
@@ -13,25 +13,25 @@ use seccompiler::{
 
 use super::options;
 
-/// Which program.
+/// The program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
     /// `vhost-user-vnet`.
     Backend,
     /// `varpd`.
     Varpd,
-    /// The process beside varpd that enlarges buffers.
+    /// varpd's opener, which enlarges buffers.
     Opener,
 }
 
-/// What is done with files.
+/// Access to files.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Files {
     pub(super) removes: bool,
     pub(super) reads: bool,
 }
 
-/// Calls that backend and varpd make, whatever the arguments.
+/// Calls of backend and varpd, with any arguments.
 const COMMON: &[libc::c_long] = &[
     // sys::event, the crates' epoll loops, sys::signal.
     libc::SYS_epoll_create1,
@@ -94,14 +94,14 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_timerfd_settime,
 ];
 
-/// Calls that the opener makes, whatever the arguments: it takes requests, answers, and ends.
+/// Calls of the opener, with any arguments: it receives requests, answers, and exits.
 const OPENER: &[libc::c_long] = &[
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_close,
-    // The log, and a panic's last words.
+    // The log, and the message of a panic.
     libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_brk,
@@ -119,7 +119,7 @@ const OPENER: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// What is done with fcntl(2): no signal of a descriptor goes to another process (`F_SETOWN`).
+/// Operations of fcntl(2), without those that send signals to another process (`F_SETOWN`).
 const FCNTL: &[libc::c_int] = &[
     libc::F_DUPFD,
     libc::F_DUPFD_CLOEXEC,
@@ -140,14 +140,14 @@ const OLD: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_dup2];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[libc::c_long] = &[];
 
-/// Removal of a socket's file, and the look at it before.
+/// Removal of a socket's file, after a check.
 #[cfg(target_arch = "x86_64")]
 const REMOVAL: &[libc::c_long] =
     &[libc::SYS_statx, libc::SYS_newfstatat, libc::SYS_lstat, libc::SYS_unlink, libc::SYS_unlinkat];
 #[cfg(not(target_arch = "x86_64"))]
 const REMOVAL: &[libc::c_long] = &[libc::SYS_statx, libc::SYS_newfstatat, libc::SYS_unlinkat];
 
-/// Reading files anew, those that Landlock leaves in reach, if they are this user's (sys::secret_file).
+/// Reading files that Landlock leaves accessible, after a check of the owner (sys::secret_file).
 const READING: &[libc::c_long] = &[libc::SYS_statx, libc::SYS_newfstatat, libc::SYS_geteuid];
 
 /// The allow-list.
@@ -173,7 +173,7 @@ pub(super) fn allowed(profile: Profile, files: Files) -> Result<BpfProgram, Back
         allow(&[libc::SYS_memfd_create, libc::SYS_ftruncate]);
     }
     if files.reads {
-        // Whatever is read, nothing is made, written or emptied.
+        // Reading only: no creating, writing or truncating.
         let writes = unsigned(libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC);
         let read_only = when(2, SeccompCmpOp::MaskedEq(writes), unsigned(libc::O_RDONLY))?;
         rules.insert(libc::SYS_openat, vec![read_only]);
@@ -192,19 +192,19 @@ pub(super) fn allowed(profile: Profile, files: Files) -> Result<BpfProgram, Back
     finish(profile, rules)
 }
 
-/// What all have.
+/// Rules for all programs.
 fn finish(
     profile: Profile,
     mut rules: BTreeMap<i64, Vec<SeccompRule>>,
 ) -> Result<BpfProgram, BackendError> {
     options::allow(profile, &mut rules)?;
-    // The standard library looks so whether what it closes is open, in programs built to be tested.
+    // In debug builds the standard library checks that a descriptor is open before closing it.
     let look = || when(1, SeccompCmpOp::Eq, unsigned(libc::F_GETFD));
     rules.entry(libc::SYS_fcntl).or_insert(vec![look()?]);
-    // An abort raises its signal so, in its own process; not every Landlock keeps others out of reach.
+    // abort(3) signals its own process; an older Landlock does not bar signals to others.
     let own = std::process::id();
     rules.insert(libc::SYS_tgkill, vec![when(0, SeccompCmpOp::Eq, own.into())?]);
-    // No code is ever loaded or written.
+    // No executable mappings.
     let not_executable = SeccompCmpOp::MaskedEq(unsigned(libc::PROT_EXEC));
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![when(2, not_executable.clone(), 0)?]);
@@ -212,11 +212,11 @@ fn finish(
     filter(rules, SeccompAction::KillProcess, SeccompAction::Allow)
 }
 
-/// Threads yes, processes and namespaces no.
+/// Permits threads, but no processes and namespaces.
 fn threads(rules: &mut BTreeMap<i64, Vec<SeccompRule>>) -> Result<(), BackendError> {
     let thread = unsigned(libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND);
     rules.insert(libc::SYS_clone, vec![when(0, SeccompCmpOp::MaskedEq(thread), thread)?]);
-    // What `refused` answers instead.
+    // `refused` handles this call.
     rules.insert(libc::SYS_clone3, Vec::new());
     let naming = [libc::PR_SET_NAME, libc::PR_SET_VMA]
         .map(|option| when(0, SeccompCmpOp::Eq, unsigned(option)));
@@ -224,7 +224,7 @@ fn threads(rules: &mut BTreeMap<i64, Vec<SeccompRule>>) -> Result<(), BackendErr
     Ok(())
 }
 
-/// Which sockets are made, and bound.
+/// Permitted kinds of sockets, and bind(2).
 fn sockets(
     profile: Profile,
     rules: &mut BTreeMap<i64, Vec<SeccompRule>>,
@@ -232,7 +232,7 @@ fn sockets(
     let unix = || condition(0, SeccompCmpOp::Eq, unsigned(libc::AF_UNIX));
     match profile {
         Profile::Backend => {
-            // Connected ones: no datagram goes to whoever listens somewhere on this host.
+            // Connected kinds only: no datagrams to other listeners on this host.
             let kind = SeccompCmpOp::MaskedEq(unsigned(SOCKET_TYPES));
             let of_type = |wanted: i32| {
                 let kind = condition(1, kind.clone(), unsigned(wanted))?;
@@ -260,8 +260,8 @@ fn sockets(
     Ok(())
 }
 
-/// Calls that are said not to exist: glibc then makes threads with clone(2), whose flags, other
-/// than those of clone3(2), a filter can see.
+/// Calls that fail with ENOSYS: glibc then makes threads with clone(2), whose flags a filter can
+/// see, unlike those of clone3(2).
 pub(super) fn refused() -> Result<BpfProgram, BackendError> {
     let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     filter(rules, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS.unsigned_abs()))
@@ -276,7 +276,7 @@ fn filter(
     SeccompFilter::new(rules, otherwise, listed, architecture)?.try_into()
 }
 
-/// A call whose argument `index` compares so.
+/// A condition on the argument `index` of a call.
 fn when(index: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
     SeccompRule::new(vec![condition(index, operator, value)?])
 }

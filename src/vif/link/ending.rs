@@ -1,4 +1,4 @@
-//! Keys that end by themselves, and what the operator hears of it; when that is, [`KeyEnds`] says.
+//! Expiry of keys while varpd is away, with its log lines. [`KeyEnds`] determines the times.
 
 use super::Link;
 use crate::metrics::VifCounter;
@@ -8,7 +8,7 @@ use crate::vif::key_ends::KeyEnds;
 use crate::vif::key_ends::{Step, in_words};
 
 impl Link {
-    /// Does what is due about keys while varpd is away.
+    /// Carries out the due actions while varpd is away.
     pub(super) fn end_keys(&mut self, now: Instant) {
         let vnet = self.key.vnet;
         while let Some(step) = self.key_ends.handle_timeout(now) {
@@ -32,12 +32,12 @@ impl Link {
         }
     }
 
-    /// Sessions that have reached their hard end.
+    /// Ends sessions that have reached their hard end.
     fn end_old(&self, now: Instant) {
         let mut ended = 0;
         for (index, mut worker) in self.nic.workers().enumerate() {
             let Some(protection) = worker.protection_mut() else { continue };
-            // What is received is shared by the queue pairs.
+            // The queue pairs share the receiving keys.
             if index == 0 {
                 ended += protection.inbound().end_old(now);
             }

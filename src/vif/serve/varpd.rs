@@ -1,4 +1,4 @@
-//! The connection to varpd while the guest is served: what comes and goes on it, and calling a varpd
+//! The connection to varpd while the guest is served: messages in both directions, and reconnecting to a varpd
 //! that was away.
 
 use std::io;
@@ -16,14 +16,14 @@ use crate::vif::registration::{
 };
 use crate::wire::control::{self, Event, Request};
 
-/// How long a restarted varpd may take; the main thread does nothing else meanwhile.
+/// Timeout of a registration with a restarted varpd; the main thread does nothing else meanwhile.
 const RETURN_TIMEOUT: Duration = Duration::from_millis(500);
-/// Messages of varpd handled before other events get their turn.
+/// Limit on messages of varpd before other events get their turn.
 const EVENT_BUDGET: usize = 64;
 
 impl Serving {
     pub(super) fn read_varpd(&mut self, now: Instant) {
-        // Keys come through here, too.
+        // Zeroed, because messages contain keys.
         let mut buffer = Zeroizing::new(vec![0; control::MAX_LEN]);
         for _ in 0..EVENT_BUDGET {
             let Some(varpd) = &self.varpd else { return };
@@ -60,7 +60,7 @@ impl Serving {
         }
     }
 
-    /// A varpd whose queue is full is as good as gone: it is called anew, and told everything.
+    /// Sends a request. If varpd's queue is full, reconnects and registers again.
     fn tell_varpd(&mut self, request: &Request, now: Instant) {
         if let Some(varpd) = &self.varpd
             && varpd.send(&request.emit(), &[]).is_err()
@@ -120,8 +120,8 @@ impl Serving {
         }
     }
 
-    /// Calls varpd with the sockets at hand, so that the care-of address stays; if a varpd that
-    /// was configured anew has no use for them, with new ones at the next attempt.
+    /// Registers with the current sockets, so that the care-of address stays. If varpd refuses these, because
+    /// its configuration has changed, the next attempt asks for new ones.
     fn try_call(&mut self) -> Result<Connection, ServeError> {
         let varpd = connect(&self.path)?;
         let request = self.link.register();
@@ -147,7 +147,7 @@ impl Serving {
         Ok(varpd)
     }
 
-    /// varpd has followed the underlay: to another address, with other sockets, or to another interface
+    /// Handles a move of varpd on the underlay: to another address, with new sockets, or to another interface
     /// with the same ones.
     fn follow(&mut self, event: Event, fds: Vec<OwnedFd>) -> Result<(), ServeError> {
         let with_sockets = !fds.is_empty();
@@ -169,7 +169,7 @@ impl Serving {
         Ok(())
     }
 
-    /// What varpd says of the vnet's policy.
+    /// Applies the vnet's policy of a registration.
     fn take_policy(&mut self, registration: &Registration) {
         let (policy, was_halted) = (registration.policy, self.link.is_halted());
         let before = self.link.policy();

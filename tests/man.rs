@@ -18,7 +18,8 @@ use vnet::metrics::{VARPD_GAUGES, VarpdCounters, VifCounters};
 use vnet::security::sadb::SadbCounters;
 
 /// The formats in vnet(7), in this order, between its head and the counters.
-const FORMATS: [&str; 2] = ["varp.inc.7", "control.inc.7"];
+const FORMATS: [&str; 6] =
+    ["names.inc.7", "varp.inc.7", "hello.inc.7", "relays.inc.7", "echo.inc.7", "control.inc.7"];
 
 /// Directory of the pages.
 fn directory() -> PathBuf {

@@ -7,17 +7,21 @@
 
 pub(crate) mod config;
 pub(crate) mod control;
+pub(crate) mod echo;
 pub(crate) mod esp;
 pub(crate) mod frontend;
 pub(crate) mod guest;
 pub(crate) mod handshake;
+pub(crate) mod hello;
 pub(crate) mod inbound;
 pub(crate) mod keyfile;
 pub(crate) mod lanes;
 pub(crate) mod local;
 pub(crate) mod offload;
 pub(crate) mod receive;
+pub(crate) mod relayed;
 pub(crate) mod rings;
+pub(crate) mod trailer;
 pub(crate) mod varp;
 
 /// Takes numbers from the front of the input; zeros when there is no more.

@@ -6,7 +6,7 @@
 //!    |                                     '-- receiver key, per care-of address (its backend)
 //!    |                                           '-- SA key, per sender          (two backends)
 //!    |-- group key (all backends of the vnet) -- SA key, per sender and start
-//!    |-- VARP key, handshake's first MAC   (varpd only)
+//!    |-- VARP key, hello key, handshake's first MAC   (varpd only)
 //!    '-- key id, fingerprint               (public)
 //! ```
 //!
@@ -167,6 +167,8 @@ pub struct MemberKeys {
     pub first_mac: MacKey,
     /// Of VARP messages.
     pub varp: MacKey,
+    /// Of a host's entries in a LIST of [`crate::wire::hello`].
+    pub hello: MacKey,
     /// From which senders' keys for group frames are derived.
     pub group: Secret,
 }
@@ -185,6 +187,7 @@ impl MemberKeys {
             psk: vnet_key.derive("handshake psk", &context),
             first_mac: MacKey::new(&vnet_key.derive("handshake mac", &context)),
             varp: MacKey::new(&vnet_key.derive("varp", &context)),
+            hello: MacKey::new(&vnet_key.derive("hello", &context)),
             group: vnet_key.derive("group", &[&group]),
         }
     }
@@ -223,12 +226,14 @@ mod tests {
             assert_ne!(base.psk, other.psk);
             assert_ne!(base.group, other.group);
             assert_ne!(base.varp.sign(&[b"x"]), other.varp.sign(&[b"x"]));
+            assert_ne!(base.hello.sign(&[b"x"]), other.hello.sign(&[b"x"]));
             assert_ne!(base.first_mac.sign(&[b"x"]), other.first_mac.sign(&[b"x"]));
         }
         let cipher = MemberKeys::new(&key, vnet(42), Level::Conf, Suite::ChaCha20Poly1305);
         assert_ne!(base.group, cipher.group);
         assert_eq!(base.psk, cipher.psk, "the cipher of unicast is agreed on in the handshake");
         assert_ne!(base.varp.sign(&[b"x"]), base.first_mac.sign(&[b"x"]));
+        assert_ne!(base.varp.sign(&[b"x"]), base.hello.sign(&[b"x"]));
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //! | [`membership`] | tags of VARP messages |
 //! | [`policy`] | a policy that is being changed, and what a backend does not go below |
 //! | [`census`] | what other hosts use |
+//! | [`segment`] | keys of relays |
 //! | [`outbound`], [`inbound`] | a backend's security associations |
 //!
 //! # Who holds which key
@@ -49,6 +50,7 @@ pub mod outbound;
 pub mod policy;
 pub mod replay;
 pub mod sadb;
+pub mod segment;
 
 use std::fmt;
 use std::str::FromStr;

@@ -6,9 +6,9 @@
 //! ```text
 //!  0                   1                   2                   3
 //!  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
-//! +-------+-----------------+-+-+-+-------------------------------+
-//! | Ver=4 |  reserved, MBZ  |F|B|C|  reserved, MBZ                |
-//! +-------+-----------------+-+-+-+-------------------------------+
+//! +-------+---------------+-+-+-+-+-------------------------------+
+//! | Ver=4 | reserved, MBZ |O|F|B|C|  reserved, MBZ                |
+//! +-------+---------------+-+-+-+-+-------------------------------+
 //! |                          vnet id                              |
 //! +---------------------------------------------------------------+
 //! |  the whole Ethernet frame, without FCS ...
@@ -17,9 +17,10 @@
 //! * `C`: the inner L4 checksum is partial (virtio's NEEDS_CSUM).
 //! * `B`: a bundle of frames instead of one.
 //! * `F`: a piece of what is too large for the path, see [`super::fragment`].
+//! * `O`: no frame but a message of [`super::echo`].
 //!
 //! C and B exclude each other (in a bundle each frame has a C of its own); F stands alone or with one
-//! of them. A sender sets a flag only towards a care-of address whose [`Capabilities`] name it.
+//! of them, O alone. A sender sets a flag only towards a care-of address whose [`Capabilities`] name it.
 //!
 //! The first octet tells what a datagram is, before anything else is believed: a first nibble of 4
 //! is this header, a first bit of 1 is an ESP SPI (SPIs are chosen that way), the rest is not ours.
@@ -55,7 +56,9 @@ impl Flags {
     pub const BUNDLE: Self = Self(2);
     /// Flag F.
     pub const FRAGMENT: Self = Self(4);
-    const KNOWN: u16 = 7;
+    /// Flag O.
+    pub const ECHO: Self = Self(8);
+    const KNOWN: u16 = 15;
 
     /// These and others.
     pub const fn with(self, others: Self) -> Self {
@@ -204,7 +207,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trip(flags in 0u16..8, id in 1u32.., payload: Vec<u8>) {
+        fn round_trip(flags in 0u16..16, id in 1u32.., payload: Vec<u8>) {
             let header = Header { flags: Flags(flags), vnet: VnetId::new(id).unwrap() };
             let mut bytes = header.emit().to_vec();
             bytes.extend(&payload);

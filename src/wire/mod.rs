@@ -9,9 +9,16 @@
 //! | [`encap`] | the header in front of every tunnelled frame |
 //! | [`fragment`] | pieces of what is larger than the path |
 //! | [`frame`] | the Ethernet header of guests' frames |
+//! | [`name`] | names of hosts and vifs, in all that follow |
+//! | [`extension`] | what is added to messages without a new version |
 //! | [`varp`] | VARP messages between hosts |
+//! | [`trailer`] | what a relay puts behind them |
+//! | [`hello`] | how hosts and relays know of each other |
 //! | [`handshake`] | how hosts agree on keys |
 //! | [`esp`] | protected datagrams |
+//! | [`echo`] | echo and trace between care-of addresses |
+//! | [`relayed`] | group frames that a relay carries |
+//! | [`group`] | which groups frames are sent to |
 //! | [`control`] | messages between a host's own processes |
 //!
 //! One more is that of [`crate::lane::handover`]: a bundle without frames, which precedes the first
@@ -22,13 +29,22 @@
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
 
 pub mod control;
+pub mod echo;
 pub mod encap;
 pub mod esp;
+pub mod extension;
 pub mod fragment;
 pub mod frame;
+pub mod group;
 pub mod handshake;
+pub mod hello;
+pub mod name;
 mod reader;
+pub mod relayed;
+pub mod trailer;
 pub mod varp;
+#[cfg(test)]
+mod vectors;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -60,6 +76,9 @@ pub enum ParseError {
     /// A field holds a value that its definition excludes.
     #[error("invalid value")]
     Value,
+    /// A critical extension that this program does not know.
+    #[error("unknown critical extension")]
+    Critical,
 }
 
 /// Identifies a vnet: 32 bits, never 0.
@@ -198,6 +217,8 @@ impl Capabilities {
     pub const BUNDLE: Self = Self(2);
     /// Tunnel fragments (flag F).
     pub const FRAGMENT: Self = Self(4);
+    /// Echo and trace (flag O).
+    pub const ECHO: Self = Self(8);
     /// Not of a receiver but of a backend: it takes lanes ([`crate::lane`]). Told to varpd only.
     pub const LANES: Self = Self(0x8000);
     /// Not of a receiver either: a backend says how many MACs it learns. Told to varpd only.
@@ -276,6 +297,15 @@ impl CareOf {
 impl fmt::Display for CareOf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.addr.to_string())
+    }
+}
+
+/// The least that a host with such an address can say of the longest IP packet that it takes: what Linux takes as the
+/// shortest path MTU of IPv4, and that of IPv6 (RFC 8200, section 5).
+pub const fn least_longest(ip: IpAddr) -> u16 {
+    match ip {
+        IpAddr::V4(_) => 552,
+        IpAddr::V6(_) => 1280,
     }
 }
 

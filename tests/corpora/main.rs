@@ -81,6 +81,6 @@ macro_rules! replayed {
 }
 
 replayed!(
-    config, control, esp, frontend, handshake, inbound, keyfile, lanes, local, offload, receive,
-    rings, varp,
+    config, control, echo, esp, frontend, handshake, hello, inbound, keyfile, lanes, local,
+    offload, receive, relayed, rings, trailer, varp,
 );

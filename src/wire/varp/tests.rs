@@ -2,6 +2,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::wire::vectors::unhex;
 
 /// Name, bytes and meaning of each committed vector.
 fn vectors() -> Vec<(&'static str, Vec<u8>, Message)> {
@@ -32,18 +33,6 @@ fn vectors() -> Vec<(&'static str, Vec<u8>, Message)> {
         },
     ];
     texts.into_iter().zip(messages).map(|((name, text), m)| (name, unhex(text), m)).collect()
-}
-
-/// Bytes in a `.hex` file: pairs of digits, any white space, comments from `#` to the line's end.
-fn unhex(text: &str) -> Vec<u8> {
-    let digits: Vec<u8> = text
-        .lines()
-        .flat_map(|line| line.split('#').next().unwrap_or("").bytes())
-        .filter(u8::is_ascii_hexdigit)
-        .collect();
-    assert_eq!(digits.len() % 2, 0, "odd number of digits");
-    let pair = |p: &[u8]| u8::from_str_radix(std::str::from_utf8(p).unwrap(), 16).unwrap();
-    digits.chunks(2).map(pair).collect()
 }
 
 fn message(body: Body) -> Message {

@@ -1,0 +1,8 @@
+//! See `targets::relayed`: group frames that a relay carries.
+
+#![no_main]
+
+#[path = "../targets/mod.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::relayed::run(data));

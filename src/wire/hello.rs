@@ -1,0 +1,526 @@
+//! Hello: hosts and relays tell each other that they are there, and which vnets they serve.
+//!
+//! Each speaker sends a HELLO of one datagram from time to time, and LISTs of the vnets that it has
+//! vifs on. Both are UDP datagrams from and to port [`super::varp::PORT`], to the VARP group or to one
+//! host. The first two octets set them apart from all else on that port. No message is longer than
+//! [`MAX_LEN`], which fits every IPv6 path.
+//!
+//! ```text
+//!  0                   1                   2                   3
+//!  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+//! +---------------+---------------+---------------+---------------+
+//! |   'V' 0x56    |   'H' 0x48    |  version = 1  |     type      |  0
+//! +---------------+---------------+---------------+---------------+
+//! |          flags (16)           |  key number   |   ext words   |  4
+//! +-------------------------------+---------------+---------------+
+//! |             time, milliseconds since 1970 (64)                |  8
+//! |                                                               |
+//! +---------------------------------------------------------------+
+//! |                        generation (32)                        | 16
+//! +---------------------------------------------------------------+
+//! |             sender's name (176): realm, IP address, port 0    | 20
+//! |                                                               |
+//! |                               +-------------------------------+
+//! |                               |          count (16)           | 40
+//! +-------------------------------+-------------------------------+
+//! |  body, by type ...                                            | 44
+//! +---------------------------------------------------------------+
+//! |  extensions (ext words * 32) ...                              |
+//! +---------------------------------------------------------------+
+//! |  HMAC (128) with the segment key; zeros without one           |
+//! +---------------------------------------------------------------+
+//!
+//! HELLO, type 1:
+//! +---------------------------------------------------------------+
+//! |                    lifetime, milliseconds (32)                | 44
+//! +---------------------------------------------------------------+
+//! |      version of the program: major (8), minor (8), patch (16) | 48
+//! +---------------------------------------------------------------+
+//! |                       capabilities (32)                       | 52
+//! +---------------------------------------------------------------+
+//! |                      number of vifs (32)                      | 56
+//! +---------------------------------------------------------------+
+//! |                    digest of the list (64)                    | 60
+//! |                                                               |
+//! +---------------------------------------------------------------+
+//! |                          nonce (64)                           | 68
+//! |                                                               |
+//! +---------------------------------------------------------------+
+//! |                          answer (64)                          | 76
+//! |                                                               |
+//! +---------------------------------------------------------------+
+//! |               the sender's VARP group (128), or 0             | 84
+//! |                                                               |
+//! +-------------------------------+-------------------------------+
+//! |     its UDP port (16), or 0   |           MBZ (16)            | 100
+//! +-------------------------------+-------------------------------+
+//! |  count times, only to the group: a relay that was heard:      | 104
+//! |       its name (176), MBZ (16)                                |
+//! +---------------------------------------------------------------+
+//!
+//! LIST, type 2:
+//! +---------------------------------------------------------------+
+//! |                      first vnet id (32)                       | 44
+//! +---------------------------------------------------------------+
+//! |                       last vnet id (32)                       | 48
+//! +---------------------------------------------------------------+
+//! |  count times: an entry, see [`list`]                          | 52
+//! +---------------------------------------------------------------+
+//! ```
+//!
+//! * `flags`: H 0x0001, the sender heard the addressee by group; W 0x0002, the sender asks for the
+//!   addressee's list; R 0x0004, the message answers a HELLO; B 0x0008, the message is a beacon. Only a
+//!   HELLO has flags: H, W and R one to a single host, B one to a group. A receiver refuses unknown
+//!   flags of the lower octet and ignores those of the upper.
+//! * `key number`: the segment key that made the HMAC; 0 without one. The HMAC (SHA-256, cut to 128
+//!   bits, key: [`Segment::hello`]) covers all octets before it. It keeps its place without a key: so
+//!   an answer is as long as its question, whichever of the two hosts has a key.
+//! * `time`: the sender's clock. Each message of a sender has a later time than the one before.
+//! * `generation`: a number for the sender's list of vnets. Each change takes a number that the sender
+//!   never used before: the greater of the clock's seconds since 1970 and one more than the last.
+//! * `lifetime`: how long receivers may take the sender as present: four of its intervals; 0 when it
+//!   leaves.
+//! * `capabilities`: 1, the sender is a relay. Receivers ignore others.
+//! * `digest`: the first 64 bits of SHA-256 over all entries of the list in ascending order of vnet,
+//!   without their tags.
+//! * `nonce`, `answer`: see "Nonces" below. Both are 0 to a group.
+//! * `group`, `port`: where the sender's own group messages go; 0 if it sends none.
+//!
+//! # Messages to the group
+//!
+//! A speaker sends a HELLO every max(30 s, speakers / 20 s), a quarter more or less at random. At
+//! start, and when anything in it changes, it sends the HELLO at 0, 0.3 and 1 s as well. So a segment
+//! of any size hears about 20 HELLOs a second.
+//!
+//! Once a minute a speaker sends the same HELLO with flag B to the default group and port of each
+//! address family that it does not use. So hosts with a wrong group, port or family are seen.
+//!
+//! At start a speaker sends all its LISTs, after a change those whose range has a change, once, after
+//! the HELLO with the new generation and at most 20 a second.
+//!
+//! # Messages to one host
+//!
+//! A HELLO to one host has a nonce. Without flag R it is a question, and the addressee answers it by
+//! one HELLO with R, within limits (per source, and in all). Nobody answers a HELLO with R, so nothing
+//! goes back and forth. Question and answer list no relays. An answer that would be longer than its
+//! question is not sent.
+//!
+//! **Nonces.** `answer` repeats the nonce of the addressee's last HELLO to the sender; 0 if there is
+//! none. A host that repeats a nonce receives at the address to which that nonce was sent. A speaker
+//! accepts its own nonces of the last four intervals. It can make them from a secret, the address and
+//! the time: then they cost no memory. A host that has repeated no nonce from an address gets at most
+//! one datagram there for each of its own. That holds for LISTs, for copies of group frames and for
+//! relayed messages.
+//!
+//! **The list.** A host that lacks the list which a HELLO names, by generation and digest, sends the
+//! speaker a HELLO with W. If that has a right HMAC and a right answer, the speaker sends its LISTs to
+//! that host at once. Otherwise it answers with a nonce, and sends its LISTs to the group after its
+//! next HELLO: once for all newcomers.
+//!
+//! # LISTs
+//!
+//! A LIST names all vnets of its sender from `first` to `last`. It stands for itself: a receiver
+//! replaces the entries of this range by those in the LIST and need not wait for other LISTs. All LISTs
+//! of a speaker together cover ids 1 to 4294967295, without gap or overlap. The digest tells a receiver
+//! whether it has all. Parts that are numbered `n of m` would be worse: a speaker would have to send
+//! all of them for one change, and a receiver that lost one would have none.
+//!
+//! # Belief
+//!
+//! A message must come from the VARP port and from the address of its sender's name. A HELLO from
+//! another address is believed only with a right HMAC and a right answer (a host behind NAT): it binds
+//! the name to that address and port, for the HELLO's lifetime. A receiver takes each time of a sender
+//! once, and none older than the last 64. With an HMAC it takes times within 90 s of its own clock
+//! only. Relays with a segment key believe messages with a right HMAC only. Members of a secured vnet
+//! believe an entry with a right tag, also without an HMAC. They keep it until its sender's lifetime
+//! ends, an entry with a right tag and a later time arrives, or a LIST with a right HMAC leaves the
+//! vnet out. Anybody on the segment can make up all the rest. Hosts therefore only show it, and take
+//! the longest datagram of a vnet's group from it.
+
+pub mod list;
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+pub use self::list::{Entries, Entry, Proof};
+use super::extension::Extensions;
+use super::name::{self, Name};
+use super::reader::Reader;
+use super::{ParseError, VnetId, least_longest};
+#[cfg(doc)]
+use crate::security::segment::Segment;
+
+/// The first two bytes.
+pub const MAGIC: [u8; 2] = *b"VH";
+/// Version of the format.
+pub const VERSION: u8 = 1;
+/// The longest message, in bytes: an IPv6 packet of 1280 without IP and UDP header.
+pub const MAX_LEN: usize = 1232;
+/// Length of the HMAC at the end, in bytes.
+pub const HMAC_LEN: usize = 16;
+/// Length of a HELLO without relays and extensions, in bytes.
+pub const HELLO_LEN: usize = 104 + HMAC_LEN;
+/// Length of a LIST without entries and extensions, in bytes.
+pub const LIST_LEN: usize = 52 + HMAC_LEN;
+/// Length of a relay that was heard, in bytes.
+pub const RELAY_LEN: usize = name::LEN + 2;
+
+/// Type of [`Body::Hello`].
+pub const HELLO: u8 = 1;
+/// Type of [`Body::List`].
+pub const LIST: u8 = 2;
+
+/// What a message says beside its fields; a set of bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Flags(pub u16);
+
+impl Flags {
+    /// None.
+    pub const NONE: Self = Self(0);
+    /// Flag H: the addressee was heard by group.
+    pub const HEARD: Self = Self(1);
+    /// Flag W: the addressee is asked for its list.
+    pub const WANTS_LIST: Self = Self(2);
+    /// Flag R: answers a HELLO.
+    pub const ANSWER: Self = Self(4);
+    /// Flag B: goes where hosts that have nothing configured listen.
+    pub const BEACON: Self = Self(8);
+    /// Those that make a message invalid for who does not know them.
+    const CRITICAL: u16 = 0x00ff;
+
+    /// Whether all flags in `other` are set.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// These and others.
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Only what a message of this type, and with this nonce, can have.
+    const fn check(self, code: u8, is_to_group: bool) -> Result<(), ParseError> {
+        let allowed = match code {
+            HELLO if is_to_group => Self::BEACON,
+            HELLO => Self::HEARD.with(Self::WANTS_LIST).with(Self::ANSWER),
+            _ => Self::NONE,
+        };
+        if self.0 & Self::CRITICAL & !allowed.0 != 0 { Err(ParseError::Reserved) } else { Ok(()) }
+    }
+}
+
+/// What a speaker is; a set of bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Abilities(pub u32);
+
+impl Abilities {
+    /// It carries messages and frames to other segments.
+    pub const RELAY: Self = Self(1);
+
+    /// Whether all in `other` are in this set.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// Version of a program, for show.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Release {
+    /// Incompatible changes.
+    pub major: u8,
+    /// Compatible ones.
+    pub minor: u8,
+    /// Repairs.
+    pub patch: u16,
+}
+
+impl std::fmt::Display for Release {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(&format!("{}.{}.{}", self.major, self.minor, self.patch))
+    }
+}
+
+/// A message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message<'a> {
+    /// Flags.
+    pub flags: Flags,
+    /// Number of the segment key that made the HMAC; 0: none did.
+    pub key_number: u8,
+    /// When the sender made it, milliseconds since 1970.
+    pub time_ms: u64,
+    /// Of the sender's list.
+    pub generation: u32,
+    /// The host or relay that speaks.
+    pub sender: Name,
+    /// What it says.
+    pub body: Body<'a>,
+    /// Extensions.
+    pub extensions: Extensions<'a>,
+    /// The HMAC, not checked; zeros with key number 0.
+    pub hmac: [u8; HMAC_LEN],
+}
+
+/// What a message says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body<'a> {
+    /// I am here.
+    Hello(Hello<'a>),
+    /// These are my vnets in a range.
+    List(List<'a>),
+}
+
+/// The body of a HELLO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello<'a> {
+    /// How long the speaker may be taken as present, in milliseconds; 0 when it leaves.
+    pub lifetime_ms: u32,
+    /// The program's version.
+    pub release: Release,
+    /// What the speaker is.
+    pub abilities: Abilities,
+    /// Number of vifs.
+    pub vifs: u32,
+    /// Digest of the list.
+    pub digest: u64,
+    /// To be repeated by the addressee; 0 to the group.
+    pub nonce: u64,
+    /// The addressee's nonce, or 0.
+    pub answer: u64,
+    /// Where the speaker's group messages go, if it sends any.
+    pub group: Option<SocketAddr>,
+    /// Relays that the speaker has heard by group.
+    pub relays: Relays<'a>,
+}
+
+/// The body of a LIST.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct List<'a> {
+    /// The first vnet that it speaks about.
+    pub first: VnetId,
+    /// The last one.
+    pub last: VnetId,
+    /// All vnets of the speaker between the two, in ascending order.
+    pub entries: Entries<'a>,
+}
+
+impl<'a> Message<'a> {
+    /// Whether a datagram claims to be one of these.
+    pub fn is_one(datagram: &[u8]) -> bool {
+        datagram.starts_with(&MAGIC)
+    }
+
+    /// Views a whole datagram.
+    ///
+    /// # Errors
+    /// What is wrong. `Trailing` also stands for a message longer than [`MAX_LEN`].
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
+        let mut rest = Reader::new(bytes);
+        if rest.array::<2>()? != MAGIC {
+            return Err(ParseError::Magic);
+        }
+        if rest.u8()? != VERSION {
+            return Err(ParseError::Version);
+        }
+        if bytes.len() > MAX_LEN {
+            return Err(ParseError::Trailing);
+        }
+        let code = rest.u8()?;
+        let flags = Flags(rest.u16()?);
+        let (key_number, words) = (rest.u8()?, rest.u8()?);
+        let (time_ms, generation, sender) = (rest.u64()?, rest.u32()?, rest.name()?);
+        if sender.port() != 0 {
+            return Err(ParseError::Value);
+        }
+        let count = rest.u16()?;
+        let (body, is_to_group) = match code {
+            HELLO => {
+                let hello = rest.hello(count)?;
+                (Body::Hello(hello), hello.nonce == 0)
+            }
+            LIST => (Body::List(rest.list(count, least_longest(sender.ip()))?), false),
+            _ => return Err(ParseError::Type),
+        };
+        flags.check(code, is_to_group)?;
+        let extensions = rest.extensions(words)?;
+        let hmac = rest.array()?;
+        rest.end()?;
+        if key_number == 0 && hmac != [0; HMAC_LEN] {
+            return Err(ParseError::Reserved);
+        }
+        Ok(Self { flags, key_number, time_ms, generation, sender, body, extensions, hmac })
+    }
+
+    /// Length of the message, in bytes.
+    pub const fn len(&self) -> usize {
+        let body = match &self.body {
+            Body::Hello(hello) => HELLO_LEN + hello.relays.0.len(),
+            Body::List(list) => LIST_LEN + list.entries.bytes().len(),
+        };
+        body + self.extensions.bytes().len()
+    }
+
+    /// Never: a message has a fixed part.
+    pub const fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Appends the message to `out`.
+    ///
+    /// # Panics
+    /// When it is longer than [`MAX_LEN`].
+    pub fn emit(&self, out: &mut Vec<u8>) {
+        assert!(self.len() <= MAX_LEN, "a hello of {} bytes", self.len());
+        let (code, count) = match &self.body {
+            Body::Hello(hello) => (HELLO, hello.relays.count()),
+            Body::List(list) => (LIST, list.entries.count()),
+        };
+        // Each fits, since the message does.
+        let number = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
+        let [_, words] = number(self.extensions.words()).to_be_bytes();
+        out.reserve(self.len());
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&[VERSION, code]);
+        out.extend_from_slice(&self.flags.0.to_be_bytes());
+        out.extend_from_slice(&[self.key_number, words]);
+        out.extend_from_slice(&self.time_ms.to_be_bytes());
+        out.extend_from_slice(&self.generation.to_be_bytes());
+        self.sender.emit(out);
+        out.extend_from_slice(&number(count).to_be_bytes());
+        match &self.body {
+            Body::Hello(hello) => hello.emit(out),
+            Body::List(list) => list.emit(out),
+        }
+        out.extend_from_slice(self.extensions.bytes());
+        out.extend_from_slice(&self.hmac);
+    }
+
+    /// The message as a datagram.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.len());
+        self.emit(&mut out);
+        out
+    }
+}
+
+/// What the HMAC covers of a whole message.
+pub fn covered(datagram: &[u8]) -> &[u8] {
+    datagram.split_last_chunk::<HMAC_LEN>().map_or(&[], |(covered, _)| covered)
+}
+
+impl Hello<'_> {
+    fn emit(&self, out: &mut Vec<u8>) {
+        let Release { major, minor, patch } = self.release;
+        out.extend_from_slice(&self.lifetime_ms.to_be_bytes());
+        out.extend_from_slice(&[major, minor]);
+        out.extend_from_slice(&patch.to_be_bytes());
+        out.extend_from_slice(&self.abilities.0.to_be_bytes());
+        out.extend_from_slice(&self.vifs.to_be_bytes());
+        for number in [self.digest, self.nonce, self.answer] {
+            out.extend_from_slice(&number.to_be_bytes());
+        }
+        let group = self.group.map_or(Ipv6Addr::UNSPECIFIED, |group| match group.ip() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        });
+        out.extend_from_slice(&group.octets());
+        out.extend_from_slice(&self.group.map_or(0, |group| group.port()).to_be_bytes());
+        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(self.relays.0);
+    }
+}
+
+impl List<'_> {
+    fn emit(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.first.get().to_be_bytes());
+        out.extend_from_slice(&self.last.get().to_be_bytes());
+        out.extend_from_slice(self.entries.bytes());
+    }
+}
+
+impl<'a> Reader<'a> {
+    fn hello(&mut self, count: u16) -> Result<Hello<'a>, ParseError> {
+        let lifetime_ms = self.u32()?;
+        let release = Release { major: self.u8()?, minor: self.u8()?, patch: self.u16()? };
+        let (abilities, vifs) = (Abilities(self.u32()?), self.u32()?);
+        let (digest, nonce, answer) = (self.u64()?, self.u64()?, self.u64()?);
+        let group = self.group()?;
+        let relays = Relays::parse(self.bytes(usize::from(count) * RELAY_LEN)?)?;
+        // To the group there is nobody to answer, and to one host no relay is listed.
+        if nonce == 0 && answer != 0 || nonce != 0 && count != 0 {
+            return Err(ParseError::Value);
+        }
+        Ok(Hello { lifetime_ms, release, abilities, vifs, digest, nonce, answer, group, relays })
+    }
+
+    fn group(&mut self) -> Result<Option<SocketAddr>, ParseError> {
+        let ip = Ipv6Addr::from(self.array::<16>()?).to_canonical();
+        let port = self.u16()?;
+        self.zero::<2>()?;
+        match (ip, port) {
+            (ip, 0) if ip == IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ok(None),
+            (ip, port) if ip.is_multicast() && port != 0 => Ok(Some(SocketAddr::new(ip, port))),
+            _ => Err(ParseError::Value),
+        }
+    }
+
+    fn list(&mut self, count: u16, least: u16) -> Result<List<'a>, ParseError> {
+        let mut vnet = || VnetId::new(self.u32()?).ok_or(ParseError::Value);
+        let (first, last) = (vnet()?, vnet()?);
+        let entries = self.entries(count)?;
+        let is_sound = |entry: Entry| {
+            (first..=last).contains(&entry.vnet) && (entry.longest == 0 || entry.longest >= least)
+        };
+        if first > last || !entries.iter().all(is_sound) {
+            return Err(ParseError::Value);
+        }
+        Ok(List { first, last, entries })
+    }
+}
+
+/// A checked view of the relays that were heard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Relays<'a>(&'a [u8]);
+
+impl<'a> Relays<'a> {
+    /// None.
+    pub const NONE: Self = Self(&[]);
+
+    /// Views a whole list.
+    ///
+    /// # Errors
+    /// `Truncated`, `Reserved` for a field that must be zero, `Value` for what is not the name of a host.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
+        let mut rest = Reader::new(bytes);
+        while !rest.rest().is_empty() {
+            if rest.name()?.port() != 0 {
+                return Err(ParseError::Value);
+            }
+            rest.zero::<2>()?;
+        }
+        Ok(Self(bytes))
+    }
+
+    /// The bytes of a list of these.
+    pub fn emit(relays: &[Name]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(relays.len() * RELAY_LEN);
+        for relay in relays {
+            relay.of_host().emit(&mut out);
+            out.extend_from_slice(&[0; 2]);
+        }
+        out
+    }
+
+    /// Number of relays.
+    pub const fn count(&self) -> usize {
+        self.0.len() / RELAY_LEN
+    }
+
+    /// All.
+    pub fn iter(&self) -> impl Iterator<Item = Name> + use<'a> {
+        let chunks = self.0.chunks_exact(RELAY_LEN);
+        chunks.filter_map(|chunk| Name::parse(chunk).ok().map(|(name, _)| name))
+    }
+}
+
+#[cfg(test)]
+mod tests;

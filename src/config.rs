@@ -9,6 +9,7 @@ mod tests;
 mod values;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,13 +18,14 @@ use serde::Deserialize;
 use thiserror::Error;
 
 pub use self::values::{
-    Account, Accounts, Cipher, Group, Port, Ports, Seconds, SocketMode, Ttl, VnetName, Vnets,
+    Account, Accounts, Choice, Choices, Cipher, Group, Port, Ports, Seconds, SocketMode, Ttl,
+    VnetName, Vnets,
 };
 use self::values::{at_least_a_second, each_once};
 use crate::mapper;
 use crate::security::policy::Policy;
 use crate::security::{Suite, sadb};
-use crate::wire::VnetId;
+use crate::wire::{VnetId, group};
 
 /// Where varpd listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/varpd/varpd.sock";
@@ -89,6 +91,8 @@ pub struct Config {
     pub ipv6: bool,
     /// Multicast group of VARP, and of the vnets without one of their own.
     pub group: Option<Group>,
+    /// The groups of vnets' frames: sent to the first, listened for at all.
+    pub groups: Choices,
     /// UDP port of VARP and of all groups.
     pub port: Port,
     /// TTL or hop limit of multicast.
@@ -121,6 +125,7 @@ impl Default for Config {
             address: None,
             ipv6: false,
             group: None,
+            groups: Choices::default(),
             port: Port(DEFAULT_PORT),
             ttl: Ttl(1),
             ports: None,
@@ -174,6 +179,22 @@ impl Config {
         }
     }
 
+    /// The groups of a vnet's frames on an underlay with this address.
+    pub fn frame_groups(&self, vnet: VnetId, address: IpAddr) -> FrameGroups {
+        let own = self.vnet.get(&VnetName(vnet)).and_then(|vnet| vnet.group);
+        let mut all: Vec<IpAddr> = Vec::new();
+        for choice in self.groups.iter() {
+            let group = match choice {
+                Choice::One => own.map_or_else(|| self.main_group(address), |group| group.0),
+                Choice::Vnet => group::of_vnet(vnet, address),
+            };
+            if !all.contains(&group) {
+                all.push(group);
+            }
+        }
+        FrameGroups(all)
+    }
+
     /// How a vnet's traffic is protected.
     pub fn policy(&self, vnet: VnetId) -> Policy {
         let own = self.vnet.get(&VnetName(vnet)).and_then(|vnet| vnet.policy);
@@ -208,6 +229,28 @@ impl Config {
     pub fn vnet_groups(&self) -> BTreeMap<VnetId, IpAddr> {
         let own = |(name, vnet): (&VnetName, &Vnet)| Some((name.0, vnet.group?.0));
         self.vnet.iter().filter_map(own).collect()
+    }
+}
+
+/// The groups of a vnet's frames, each once; at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrameGroups(Vec<IpAddr>);
+
+impl fmt::Display for FrameGroups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+    }
+}
+
+impl FrameGroups {
+    /// Where they are sent.
+    pub fn first(&self) -> IpAddr {
+        self.0.first().copied().unwrap_or(IpAddr::V4(DEFAULT_GROUP_V4))
+    }
+
+    /// Where they are listened for.
+    pub fn all(&self) -> &[IpAddr] {
+        &self.0
     }
 }
 

@@ -22,7 +22,7 @@ fn every_key_is_read() {
     let config = parse(
         "socket = '/s'\nuser = 'u'\nsocket-group = 'kvm'\noperator-socket = '/o'\noperator-group = 'vnet-admin'\n\
          socket-mode = '0600'\nunderlay = 'eth0'\n\
-         ipv6 = true\ngroup = 'ff15::1'\nport = 1799\nttl = 4\nports = '40000-40999'\nsandbox = false\n\
+         ipv6 = true\ngroup = 'ff15::1'\ngroups = ['vnet', 'one']\nport = 1799\nttl = 4\nports = '40000-40999'\nsandbox = false\n\
          [limits]\nclients = 1\nclients-per-user = 2\nkept-vifs = 3\n\
          [timers]\nkeep = 1.5\nearly-retries = [0.05]\n\
          [security]\npolicy = 'auth'\nvnets = 'listed'\nkey-directory = '/k'\nrekey = 60\n\
@@ -43,6 +43,7 @@ fn every_key_is_read() {
         address: None,
         ipv6: true,
         group: Some("ff15::1".parse().unwrap()),
+        groups: vec![Choice::Vnet, Choice::One].try_into().unwrap(),
         port: Port(1799),
         ttl: Ttl(4),
         ports: Some(Ports(40000..=40999)),
@@ -93,8 +94,26 @@ fn every_key_is_read() {
 }
 
 #[test]
+fn frames_go_to_the_first_group_and_come_from_all() {
+    let groups = |text: &str, id| {
+        let config = parse(text).unwrap();
+        let groups = config.frame_groups(VnetId::new(id).unwrap(), "192.0.2.1".parse().unwrap());
+        assert_eq!(groups.first(), groups.all()[0]);
+        groups.all().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(groups("", 42), ["224.10.0.1"]);
+    assert_eq!(groups("groups = ['one', 'vnet']", 42), ["224.10.0.1", "239.192.0.42"]);
+    assert_eq!(groups("groups = ['vnet', 'one']", 42), ["239.192.0.42", "224.10.0.1"]);
+    assert_eq!(groups("groups = ['vnet']", 42), ["239.192.0.42"]);
+    let named = "groups = ['one', 'vnet']\n[vnet.42]\ngroup = '224.10.0.9'\n[vnet.43]\ngroup = '239.192.0.43'";
+    assert_eq!(groups(named, 42), ["224.10.0.9", "239.192.0.42"]);
+    assert_eq!(groups(named, 43), ["239.192.0.43"], "one socket for one group");
+    assert_eq!(groups(named, 44), ["224.10.0.1", "239.192.0.44"]);
+}
+
+#[test]
 fn complaints_name_the_line() {
-    let complaint = |text| parse(text).unwrap_err();
+    let complaint = |text: &str| parse(text).unwrap_err();
     assert_eq!(
         complaint("port = 1\n\ngroup = '10.0.0.1'\n"),
         "f.toml:3: 10.0.0.1 is not a multicast address"
@@ -116,6 +135,11 @@ fn complaints_name_the_line() {
         complaint("[timers]\nkeep = 1\nlifetime = 0.5"),
         "f.toml:3: a lifetime is at least one second"
     );
+    let groups = "groups are \"one\", \"vnet\" or both, each once";
+    for wrong in ["[]", "['one', 'one']", "['vnet', 'one', 'vnet']"] {
+        assert_eq!(complaint(&format!("\ngroups = {wrong}")), format!("f.toml:2: {groups}"));
+    }
+    assert!(complaint("\ngroups = ['two']").starts_with("f.toml:2: unknown variant `two`"));
     assert!(complaint("[timers]\nkeep = -1").starts_with("f.toml:2: -1 is not a time"));
 }
 
@@ -126,7 +150,7 @@ fn the_example_shows_the_defaults() {
     // What is commented out is right, too: each key alone, since some exclude each other.
     let keys = text.lines().filter_map(|line| line.strip_prefix('#'));
     let keys: Vec<&str> = keys.filter(|line| !line.starts_with(' ') && !line.is_empty()).collect();
-    assert_eq!(keys.len(), 14, "{keys:?}");
+    assert_eq!(keys.len(), 15, "{keys:?}");
     for key in keys {
         parse(key).unwrap();
     }

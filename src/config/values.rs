@@ -128,6 +128,47 @@ impl fmt::Display for Group {
     }
 }
 
+/// Which groups a vnet's frames have, of the two that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase", expecting = "a group is \"one\" or \"vnet\"")]
+pub enum Choice {
+    /// That of VARP, or the one that is named for the vnet.
+    One,
+    /// The one that follows from the vnet id ([`crate::wire::group`]).
+    Vnet,
+}
+
+/// The groups of vnets' frames: these are sent to the first, and listened for at all.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Vec<Choice>")]
+pub struct Choices(Vec<Choice>);
+
+impl Choices {
+    /// In their order.
+    pub fn iter(&self) -> impl Iterator<Item = Choice> + '_ {
+        self.0.iter().copied()
+    }
+}
+
+impl Default for Choices {
+    fn default() -> Self {
+        Self(vec![Choice::One])
+    }
+}
+
+impl TryFrom<Vec<Choice>> for Choices {
+    type Error = String;
+
+    fn try_from(choices: Vec<Choice>) -> Result<Self, String> {
+        match choices[..] {
+            [Choice::One] | [Choice::Vnet] => {}
+            [first, second] if first != second => {}
+            _ => return Err("groups are \"one\", \"vnet\" or both, each once".to_owned()),
+        }
+        Ok(Self(choices))
+    }
+}
+
 /// A UDP port other than 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "i64")]

@@ -4,7 +4,7 @@
 //! enum made from it.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -106,6 +106,12 @@ pub fn ready_in(set: &impl AsRawFd, tokens: &mut [u64]) -> io::Result<usize> {
         *token = event.u64;
     }
     Ok(count)
+}
+
+impl AsRawFd for Poller {
+    fn as_raw_fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
 }
 
 impl AsFd for Poller {

@@ -9,11 +9,13 @@
 //! | [`sockets`] | opens the sockets of vifs and of varpd, and filters what they receive |
 //! | [`classes`] | sorts what comes to varpd, so that floods of one kind spare the others |
 //! | [`udp`] | the underlay over UDP |
+//! | [`groups`] | the sockets of the groups that a vif listens at |
 //! | [`steering`] | which queue pair gets a datagram |
 //! | [`segmentation`] | where the kernel may be asked to cut messages into datagrams |
 //! | [`probe`] | whether this kernel does so without damage |
 
 pub mod classes;
+pub mod groups;
 pub mod opener;
 pub mod probe;
 pub mod segmentation;

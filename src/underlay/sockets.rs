@@ -7,7 +7,8 @@
 //!  VARP group    group, 1798               of the group's datagrams, VARP; of questions, those
 //!                                          about vnets of this host
 //!  vif unicast   underlay address, own     the vif's frames: the port is the demultiplexer
-//!  vif group     group, 1798               of the group's datagrams, frames of the vif's vnet
+//!  vif group     group, 1798               of the group's datagrams, frames of the vif's vnet; one
+//!                                          socket for each group that the vif listens at
 //!  vif sender    underlay address, other   nothing: see below
 //! ```
 //!
@@ -41,7 +42,7 @@ use thiserror::Error;
 use self::filters::{attach_filter, nothing_filter, varp_filter, vnet_filter};
 use super::classes::{self, Class};
 use super::opener::Privileged;
-use super::steering;
+use super::{groups, steering};
 use crate::security::handshake::token::TokenKey;
 use crate::sys::sockopt::{self, Instruction};
 use crate::wire::VnetId;
@@ -65,11 +66,11 @@ const EPHEMERAL_TRIES: usize = 8;
 /// ten million times.
 const SENDER_TRIES: usize = 256;
 
-/// Number of sockets of a vif: one for the group, one per queue pair, and if there are several pairs
-/// one more for each.
-pub fn count(queue_pairs: u8) -> usize {
+/// Number of sockets of a vif beside those of groups: one per queue pair, and if there are several pairs one
+/// more for each.
+pub fn own_count(queue_pairs: u8) -> usize {
     let pairs = usize::from(queue_pairs);
-    if pairs > 1 { 1 + 2 * pairs } else { 1 + pairs }
+    if pairs > 1 { 2 * pairs } else { pairs }
 }
 
 /// Where and how the host is on the underlay.
@@ -104,7 +105,7 @@ impl Frames {
 /// The sockets of a vif.
 #[derive(Debug)]
 pub struct VifSockets {
-    group: Socket,
+    groups: Vec<Socket>,
     unicast: Vec<Socket>,
     senders: Vec<Socket>,
     address: SocketAddr,
@@ -121,11 +122,16 @@ impl VifSockets {
         self.unicast.len()
     }
 
-    /// As they are sent to a backend: the group socket first, then one per queue pair to receive,
+    /// As they are sent to a backend: the group sockets first, then one per queue pair to receive,
     /// then, if there are several pairs, one for each to send from.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        let all = std::iter::once(&self.group).chain(&self.unicast).chain(&self.senders);
+        let all = self.groups.iter().chain(&self.unicast).chain(&self.senders);
         all.map(AsFd::as_fd).collect()
+    }
+
+    /// Those of groups.
+    pub fn group_fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.groups.iter().map(AsFd::as_fd).collect()
     }
 
     /// Those at the vif's own address.
@@ -138,7 +144,7 @@ impl VifSockets {
     /// # Errors
     /// The system's; none is known.
     pub fn bound(&self) -> io::Result<()> {
-        for socket in self.unicast.iter().chain([&self.group]) {
+        for socket in self.unicast.iter().chain(&self.groups) {
             sockopt::set(socket, sockopt::RCVBUF, KEPT_BUFFER)?;
             if sockopt::waiting(socket)? > 2 * KEPT_BUFFER.unsigned_abs() {
                 drop_unread(socket, MOST_DISCARDED);
@@ -195,6 +201,15 @@ impl VarpSockets {
     }
 }
 
+/// Sockets that a backend brought.
+#[derive(Debug)]
+pub struct Adopted {
+    /// Those of the vif now.
+    pub sockets: VifSockets,
+    /// Whether the backend has to be given those of groups: it brought others.
+    pub has_new_groups: bool,
+}
+
 /// Why sockets that a backend brought can't be taken for those of a vif.
 #[derive(Debug, Error)]
 pub enum AdoptError {
@@ -209,17 +224,17 @@ pub enum AdoptError {
     /// Not a socket, or not for UDP on this underlay.
     #[error("a descriptor is not a UDP socket of the underlay's address family and namespace")]
     Kind,
-    /// The group socket is bound elsewhere.
-    #[error("the group socket is bound to {got} instead of {want}")]
+    /// A group socket is bound elsewhere.
+    #[error("a group socket is bound to {got} instead of a group and port {port}")]
     Group {
         /// Its address.
         got: SocketAddr,
-        /// The vnet's group.
-        want: SocketAddr,
+        /// The port of groups.
+        port: u16,
     },
-    /// The group socket lets other things pass than the vnet's frames, or a socket to send from lets
+    /// A group socket lets other things pass than the vnet's frames, or a socket to send from lets
     /// anything pass.
-    #[error("the filter of the group socket, or of one to send from, is not the vnet's")]
+    #[error("the filter of a group socket, or of one to send from, is not the vnet's")]
     Filter,
     /// A socket to send from is bound elsewhere, or connected, or the same as another.
     #[error("a socket at {got} can't be one to send from at {want}")]
@@ -333,12 +348,12 @@ impl Opener {
     /// The sockets of a new vif.
     pub fn vif(
         &mut self,
-        group: IpAddr,
+        groups: &[IpAddr],
         frames: Frames,
         queue_pairs: u8,
     ) -> io::Result<VifSockets> {
-        let group = self.group_socket(group, VIF_BUFFER, &frames.filter())?;
-        sockopt::set(&group, sockopt::LOCK_FILTER, 1)?;
+        let listen = |group: &IpAddr| self.frames_socket(*group, frames);
+        let groups = groups.iter().map(listen).collect::<io::Result<_>>()?;
         let first = self.alone(|_| true, EPHEMERAL_TRIES)?;
         let address = local_address(&first)?;
         let mut unicast = vec![first];
@@ -359,7 +374,14 @@ impl Opener {
             self.sends(socket)?;
             lock_unless_steered(socket, queue_pairs)?;
         }
-        Ok(VifSockets { group, unicast, senders, address })
+        Ok(VifSockets { groups, unicast, senders, address })
+    }
+
+    /// The socket of a vif at one of its groups.
+    fn frames_socket(&self, group: IpAddr, frames: Frames) -> io::Result<Socket> {
+        let socket = self.group_socket(group, VIF_BUFFER, &frames.filter())?;
+        sockopt::set(&socket, sockopt::LOCK_FILTER, 1)?;
+        Ok(socket)
     }
 
     /// The sockets of a vif are read again, after [`VifSockets::bound`].
@@ -367,7 +389,7 @@ impl Opener {
     /// # Errors
     /// The system's.
     pub fn widen(&self, sockets: &VifSockets) -> io::Result<()> {
-        let all = sockets.unicast.iter().chain([&sockets.group]);
+        let all = sockets.unicast.iter().chain(&sockets.groups);
         all.into_iter().try_for_each(|socket| self.common(socket, VIF_BUFFER))
     }
 
@@ -385,46 +407,72 @@ impl Opener {
         Ok(socket)
     }
 
-    /// Takes sockets that a backend brought for those of its vif, if that is what they are.
+    /// Takes sockets that a backend brought for those of its vif, if that is what they are. In the place of those of
+    /// other groups than these, new ones are opened.
     pub fn adopt(
         &self,
-        group: IpAddr,
+        groups: &[IpAddr],
         frames: Frames,
         queue_pairs: u8,
         fds: Vec<OwnedFd>,
-    ) -> Result<VifSockets, AdoptError> {
-        let want = count(queue_pairs);
-        if fds.len() != want {
-            return Err(AdoptError::Count { got: fds.len(), want });
-        }
+    ) -> Result<Adopted, AdoptError> {
+        let (got, own) = (fds.len(), own_count(queue_pairs));
+        let group_count = got.checked_sub(own).filter(|n| (1..=groups::MOST).contains(n));
+        let group_count = group_count.ok_or(AdoptError::Count { got, want: 1 + own })?;
         let mut sockets = fds.into_iter().map(Socket::from);
-        let group_socket = sockets.next().ok_or(AdoptError::Count { got: 0, want })?;
-        self.check_group(&group_socket, group, frames)?;
+        let brought: Vec<Socket> = sockets.by_ref().take(group_count).collect();
+        let (groups, has_new_groups) = self.adopt_groups(groups, brought, frames)?;
         let unicast: Vec<Socket> = sockets.by_ref().take(queue_pairs.into()).collect();
         let address = self.check_unicast(&unicast)?;
         let senders: Vec<Socket> = sockets.collect();
         self.check_senders(&senders, address)?;
-        Ok(VifSockets { group: group_socket, unicast, senders, address })
+        let sockets = VifSockets { groups, unicast, senders, address };
+        Ok(Adopted { sockets, has_new_groups })
     }
 
-    fn check_group(
+    /// The sockets at these groups, brought or new, and whether they are others than those that were brought.
+    fn adopt_groups(
         &self,
-        socket: &Socket,
-        group: IpAddr,
+        groups: &[IpAddr],
+        brought: Vec<Socket>,
         frames: Frames,
-    ) -> Result<(), AdoptError> {
+    ) -> Result<(Vec<Socket>, bool), AdoptError> {
+        let mut has_new = brought.len() != groups.len();
+        let mut known = Vec::new();
+        for socket in brought {
+            known.push((self.check_group(&socket, frames)?, socket));
+        }
+        let mut taken = Vec::new();
+        for group in groups {
+            let found = known.iter().position(|(at, _)| at == group);
+            taken.push(match found.map(|at| known.swap_remove(at).1) {
+                Some(socket) => {
+                    self.receives_group(&socket, *group)?;
+                    self.common(&socket, VIF_BUFFER)?;
+                    socket
+                }
+                None => {
+                    has_new = true;
+                    self.frames_socket(*group, frames)?
+                }
+            });
+        }
+        Ok((taken, has_new))
+    }
+
+    /// At which group the socket is.
+    fn check_group(&self, socket: &Socket, frames: Frames) -> Result<IpAddr, AdoptError> {
         self.check_kind(socket)?;
-        let (got, want) = (local_address(socket)?, SocketAddr::new(group, self.site.port));
-        if got != want {
-            return Err(AdoptError::Group { got, want });
+        let got = local_address(socket)?;
+        if !got.ip().is_multicast() || got.port() != self.site.port {
+            return Err(AdoptError::Group { got, port: self.site.port });
         }
         if sockopt::get(socket, sockopt::LOCK_FILTER)? == 0
             || sockopt::filter(socket)? != frames.filter()
         {
             return Err(AdoptError::Filter);
         }
-        self.receives_group(socket, group)?;
-        Ok(self.common(socket, VIF_BUFFER)?)
+        Ok(got.ip())
     }
 
     fn check_unicast(&self, sockets: &[Socket]) -> Result<SocketAddr, AdoptError> {

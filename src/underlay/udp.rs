@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use socket2::SockRef;
 
+use super::groups::Groups;
 use super::{Port, Underlay, probe, steering};
 use crate::sys::error_queue::{self, Report};
 use crate::sys::mmsg::{self, Message, ReceiveBatch};
@@ -15,26 +16,31 @@ use crate::sys::train::{self, Arrived, IoVecMut, Train};
 #[derive(Debug)]
 pub struct UdpUnderlay {
     own: OwnedFd,
-    group: Option<OwnedFd>,
+    /// Of one queue pair of a vif; the others have none.
+    groups: Groups,
     /// What unicast leaves from, if not from `own`.
     sender: Option<OwnedFd>,
 }
 
 impl UdpUnderlay {
-    /// An underlay over these sockets. One queue pair of a vif has the group socket; each of several
+    /// An underlay over these sockets. One queue pair of a vif has the group sockets; each of several
     /// has one to send from.
-    pub fn new(own: OwnedFd, group: Option<OwnedFd>, sender: Option<OwnedFd>) -> Self {
-        for socket in [Some(&own), group.as_ref()].into_iter().flatten() {
-            if let Err(error) = mmsg::enable_gro(socket.as_fd()) {
-                log::info!(
-                    "the kernel does not merge received datagrams (UDP_GRO: {error}): receiving takes more processor time"
-                );
-            }
-        }
+    pub fn new(own: OwnedFd, groups: Groups, sender: Option<OwnedFd>) -> Self {
+        merge_received(&own);
         if let Err(error) = error_queue::enable(sender.as_ref().unwrap_or(&own).as_fd()) {
             log::warn!("cannot learn path MTUs: the kernel does not report ICMP errors ({error})");
         }
-        Self { own, group, sender }
+        Self { own, groups, sender }
+    }
+
+    /// Listens at other groups from now on. Returns what it listened at before.
+    pub fn replace_groups(&mut self, groups: Groups) -> Groups {
+        std::mem::replace(&mut self.groups, groups)
+    }
+
+    /// Number of group sockets.
+    pub fn group_count(&self) -> usize {
+        self.groups.sockets().count()
     }
 
     /// The socket that unicast leaves from, if that is not the own.
@@ -55,9 +61,9 @@ impl UdpUnderlay {
         }
     }
 
-    /// The sockets that receive, group socket first.
+    /// The sockets that receive, group sockets first.
     pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.group.iter().chain([&self.own]).map(AsFd::as_fd)
+        self.groups.sockets().chain([self.own.as_fd()])
     }
 
     /// Lets no more than so many bytes wait at each port, the kernel's overhead for each message
@@ -76,11 +82,21 @@ impl UdpUnderlay {
         Ok(())
     }
 
-    fn socket(&self, port: Port) -> Option<BorrowedFd<'_>> {
+    /// Where trains are looked for. At groups they are not: frames of many senders come there.
+    fn trains(&self, port: Port) -> io::Result<BorrowedFd<'_>> {
         match port {
-            Port::Own => Some(self.own.as_fd()),
-            Port::Group => self.group.as_ref().map(AsFd::as_fd),
+            Port::Own => Ok(self.own.as_fd()),
+            Port::Group => Err(io::ErrorKind::WouldBlock.into()),
         }
+    }
+}
+
+/// Datagrams of a flow arrive as one, where the kernel can.
+pub(super) fn merge_received(socket: &OwnedFd) {
+    if let Err(error) = mmsg::enable_gro(socket.as_fd()) {
+        log::info!(
+            "the kernel does not merge received datagrams (UDP_GRO: {error}): receiving takes more processor time"
+        );
     }
 }
 
@@ -96,18 +112,18 @@ impl Underlay for UdpUnderlay {
     }
 
     fn receive(&mut self, port: Port, batch: &mut ReceiveBatch) -> io::Result<()> {
-        match self.socket(port) {
-            Some(socket) => batch.receive(socket),
-            None => Err(io::ErrorKind::WouldBlock.into()),
+        match port {
+            Port::Own => batch.receive(self.own.as_fd()),
+            Port::Group => self.groups.receive(batch),
         }
     }
 
     fn peek(&mut self, port: Port, head: &mut [u8]) -> io::Result<Train> {
-        train::peek(self.socket(port).ok_or(io::ErrorKind::WouldBlock)?, head)
+        train::peek(self.trains(port)?, head)
     }
 
     fn take(&mut self, port: Port, parts: &mut [IoVecMut<'_>]) -> io::Result<Arrived> {
-        train::take(self.socket(port).ok_or(io::ErrorKind::WouldBlock)?, parts)
+        train::take(self.trains(port)?, parts)
     }
 
     fn take_report(&mut self) -> Option<Report> {
@@ -121,7 +137,10 @@ impl Underlay for UdpUnderlay {
     }
 
     fn descriptor(&self, port: Port) -> Option<RawFd> {
-        self.socket(port).map(|socket| socket.as_raw_fd())
+        match port {
+            Port::Own => Some(self.own.as_raw_fd()),
+            Port::Group => self.groups.descriptor(),
+        }
     }
 
     fn needs_short_ends(&self) -> bool {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::config::{Config, Seconds, Timers};
+use crate::config::{Config, FrameGroups, Seconds, Timers};
 use crate::mapper::{self, LocalVif, Mapper, Notice, Output};
 use crate::metrics::{VarpdCounter, VarpdCounters};
 use crate::quiet::Quiet;
@@ -122,8 +122,6 @@ pub(super) struct Daemon {
     pub(super) follower: Follower,
     pub(super) rtnetlink: Rtnetlink,
     pub(super) manager: ServiceManager,
-    /// Groups of single vnets.
-    groups: BTreeMap<VnetId, IpAddr>,
     pub(super) main_group: IpAddr,
     termination: Termination,
     pub(super) poller: Poller,
@@ -208,7 +206,6 @@ impl Daemon {
         let limits = &config.limits;
         Ok(Self {
             clients: Clients::new(FIRST_CLIENT, limits.clients, limits.clients_per_user),
-            groups: config.vnet_groups(),
             main_group,
             termination,
             poller,
@@ -509,9 +506,9 @@ impl Daemon {
         .min()
     }
 
-    /// The group of a vnet's frames.
-    pub(super) fn group_of(&self, vnet: VnetId) -> IpAddr {
-        self.groups.get(&vnet).copied().unwrap_or(self.main_group)
+    /// The groups of a vnet's frames: they are sent to the first.
+    pub(super) fn groups_of(&self, vnet: VnetId) -> FrameGroups {
+        self.config.frame_groups(vnet, self.place.address)
     }
 }
 

@@ -5,7 +5,7 @@
 //! | brings no sockets | nothing, or for other queue pairs | new ones |
 //! | brings no sockets | its own, but the guest had not run here, or has been elsewhere since | new ones: no frames that were not for it, or that it has had |
 //! | brings no sockets | its own | the kept ones: same care-of address, no frame lost |
-//! | brings sockets | anything | its own, if they are what they should be |
+//! | brings sockets | anything | its own, if they are what they should be; of other groups than the configuration's, new ones |
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,7 +15,7 @@ use crate::metrics::VarpdCounter;
 use crate::security::policy::Floor;
 use crate::sys::seqpacket::Peer;
 use crate::time::Now;
-use crate::underlay::sockets::{AdoptError, Frames, VifSockets};
+use crate::underlay::sockets::{AdoptError, Adopted, Frames, VifSockets};
 use crate::wire::control::{ErrorCode, Event};
 use crate::wire::{Capabilities, CareOf, EncapKinds, Stamp, VifKey, VnetId};
 
@@ -46,6 +46,17 @@ enum Origin {
     Opened,
     Kept(LocalVif),
     Brought,
+}
+
+/// Which sockets a backend is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Handed {
+    /// None: it has them.
+    Nothing,
+    /// Those of groups, instead of those that it has.
+    Groups,
+    /// All.
+    All,
 }
 
 impl Daemon {
@@ -96,6 +107,7 @@ impl Daemon {
         let is_admitted = self.admits(&wanted, now);
         wanted.active &= is_admitted;
         let origin = self.origin(&wanted, peer, &fds);
+        let mut handed = Handed::All;
         let vif = match origin {
             Origin::Kept(kept) => {
                 self.counters.inc(VarpdCounter::vifs_resumed);
@@ -106,7 +118,8 @@ impl Daemon {
                 self.enter(&wanted, peer, id, sockets, now)?
             }
             Origin::Brought => {
-                let sockets = self.adopt_sockets(&wanted, fds)?;
+                let Adopted { sockets, has_new_groups } = self.adopt_sockets(&wanted, fds)?;
+                handed = if has_new_groups { Handed::Groups } else { Handed::Nothing };
                 self.counters.inc(VarpdCounter::vifs_adopted);
                 match self.kept_at(&wanted, peer, &sockets) {
                     // They are those that are kept: the claim has lived on.
@@ -124,7 +137,7 @@ impl Daemon {
             self.speakers.enter(&client.connection, peer, key, wanted.learn);
         }
         self.counters.inc(VarpdCounter::vifs_registered);
-        if self.welcome(id, vif, origin, mtu, now) {
+        if self.welcome(id, vif, (origin, handed), mtu, now) {
             self.tell_of_twin(id, vif, now);
             self.send_keys(vif, id, now);
             // A stamp orders claims to one care-of address: for a new one it says nothing.
@@ -167,12 +180,12 @@ impl Daemon {
         is_admitted
     }
 
-    /// Tells the backend where its vif is, with the sockets unless it has them.
+    /// Tells the backend where its vif is, with the sockets that it lacks.
     fn welcome(
         &mut self,
         id: ClientId,
         vif: LocalVif,
-        origin: Origin,
+        (origin, handed): (Origin, Handed),
         underlay_mtu: u32,
         now: Now,
     ) -> bool {
@@ -186,24 +199,28 @@ impl Daemon {
         let Peer { uid, pid } = peer;
         let line = format_args!("vif {key} at {coa} ({how}): process {pid} of user {uid}");
         self.comings.log(uid, line, now.mono);
-        self.tell_place(vif, id, underlay_mtu, origin != Origin::Brought, now)
+        self.tell_place(vif, id, underlay_mtu, handed, now)
     }
 
-    /// Tells a backend where its vif is, with the sockets or without.
+    /// Tells a backend where its vif is.
     pub(super) fn tell_place(
         &mut self,
         vif: LocalVif,
         client: ClientId,
         underlay_mtu: u32,
-        with_sockets: bool,
+        handed: Handed,
         now: Now,
     ) -> bool {
         let Some(vif) = self.registry.get(vif) else { return false };
         let (vnet, coa) = (vif.key.vnet, vif.coa);
-        let group = (self.group_of(vnet), self.config.port.0).into();
+        let group = (self.groups_of(vnet).first(), self.config.port.0).into();
         let policy = self.config.policy(vnet);
         let registered = Event::Registered { coa, group, underlay_mtu, policy };
-        let fds = if with_sockets { vif.sockets.fds() } else { Vec::new() };
+        let fds = match handed {
+            Handed::Nothing => Vec::new(),
+            Handed::Groups => vif.sockets.group_fds(),
+            Handed::All => vif.sockets.fds(),
+        };
         let sent = self.clients.send(client, &registered, &fds);
         self.sent(client, sent, now)
     }
@@ -286,23 +303,19 @@ impl Daemon {
 
     /// New sockets for a vif.
     pub(super) fn sockets_for(&mut self, vnet: VnetId, queue_pairs: u8) -> io::Result<VifSockets> {
-        self.opener.vif(self.group_of(vnet), Frames(vnet), queue_pairs)
+        self.opener.vif(self.groups_of(vnet).all(), Frames(vnet), queue_pairs)
     }
 
-    fn adopt_sockets(
-        &self,
-        wanted: &Registration,
-        fds: Vec<OwnedFd>,
-    ) -> Result<VifSockets, Failure> {
+    fn adopt_sockets(&self, wanted: &Registration, fds: Vec<OwnedFd>) -> Result<Adopted, Failure> {
         let vnet = wanted.key.vnet;
-        let (group, frames) = (self.group_of(vnet), Frames(vnet));
-        let adopted = self.opener.adopt(group, frames, wanted.queue_pairs, fds);
-        let sockets = adopted.map_err(|e| match e {
+        let (groups, frames) = (self.groups_of(vnet), Frames(vnet));
+        let adopted = self.opener.adopt(groups.all(), frames, wanted.queue_pairs, fds);
+        let adopted = adopted.map_err(|e| match e {
             AdoptError::Io(_) => Failure::fatal(ErrorCode::Failed, e.to_string()),
             _ => invalid(e.to_string()),
         })?;
-        self.registry.check_care_of(wanted.key, care_of(wanted, &sockets))?;
-        Ok(sockets)
+        self.registry.check_care_of(wanted.key, care_of(wanted, &adopted.sockets))?;
+        Ok(adopted)
     }
 
     /// A kept vif has a backend again.

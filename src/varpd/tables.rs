@@ -42,7 +42,7 @@ impl Daemon {
                 sums.vifs.to_string(),
                 sums.active.to_string(),
                 self.mapper.known_on(vnet).to_string(),
-                self.group_of(vnet).to_string(),
+                self.groups_of(vnet).to_string(),
                 self.config.policy(vnet).to_string(),
                 self.security.fingerprint(vnet).unwrap_or(NONE).to_owned(),
                 self.security.others(vnet, now).to_string(),

@@ -20,6 +20,7 @@ use crate::wire::CareOf;
 use super::clients::ClientId;
 use super::daemon::{Daemon, Source};
 use super::follower::Word;
+use super::register::Handed;
 use super::registry::Owner;
 use super::site::{Place, Step};
 use super::varp::{Varp, Via};
@@ -113,10 +114,9 @@ impl Daemon {
             return Err(e);
         }
         for (_, vif) in self.registry.iter() {
-            let group = self.group_of(vif.key.vnet);
-            if let Err(e) = self.opener.rejoin_vif(&vif.sockets, group, before) {
+            if let Err(e) = self.opener.rejoin_vif(&vif.sockets, before) {
                 log::warn!(
-                    "vif {}: can't join its multicast group on {}: {e}",
+                    "vif {}: can't join its multicast groups on {}: {e}",
                     vif.key,
                     place.interface
                 );
@@ -131,7 +131,7 @@ impl Daemon {
         self.counters.inc(VarpdCounter::underlay_joins);
         self.be_at(place, mtu);
         for (id, client) in self.live_vifs() {
-            self.tell_place(id, client, mtu, false, now);
+            self.tell_place(id, client, mtu, Handed::Nothing, now);
         }
         self.mapper.greet(now);
         Ok(())
@@ -215,7 +215,7 @@ impl Daemon {
         (vif.coa, vif.sockets, vif.is_new) = (coa, sockets, true);
         match vif.owner {
             Owner::Live(client) => {
-                if self.tell_place(id, client, mtu, true, now) {
+                if self.tell_place(id, client, mtu, Handed::All, now) {
                     self.send_keys(id, client, now);
                 }
             }

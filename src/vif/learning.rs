@@ -153,6 +153,7 @@ mod tests {
 
     use super::*;
     use crate::metrics::VifCounters;
+    use crate::underlay::groups::Groups;
     use crate::underlay::udp::UdpUnderlay;
     use crate::vif::rx::Receiver;
     use crate::vif::tx::SourceMac;
@@ -176,7 +177,7 @@ mod tests {
             let key = VifKey { vnet: VnetId::new(42).unwrap(), mac: Mac([2, 0, 0, 0, 0, 1]) };
             let receiver = Receiver { key, own, capabilities: Capabilities::NONE };
             let place = Place { receiver, group: own, max_datagram: 1472 };
-            let underlay = UdpUnderlay::new(socket.into(), None, None);
+            let underlay = UdpUnderlay::new(socket.into(), Groups::default(), None);
             Worker::new(place, SourceMac::Stamp, Arc::clone(&counters), underlay).learning(2)
         };
         Nic::new((0..2).map(worker).collect(), Arc::clone(&counters), 1450).unwrap()

@@ -29,6 +29,7 @@ use crate::offload::features::Offloads;
 use crate::security::policy::Policy;
 use crate::sys::clock;
 use crate::time::Instant;
+use crate::underlay::groups::Groups;
 use crate::underlay::udp::UdpUnderlay;
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::device::Wake;
@@ -74,7 +75,14 @@ pub struct Nic {
     /// Signals that the sockets were replaced.
     changed: EventFd,
     /// Those that were, until nobody waits on them any more.
-    replaced: Mutex<Vec<UdpUnderlay>>,
+    replaced: Mutex<Replaced>,
+}
+
+/// Sockets that were replaced.
+#[derive(Debug, Default)]
+struct Replaced {
+    underlays: Vec<UdpUnderlay>,
+    groups: Vec<Groups>,
 }
 
 /// What the link is to tell varpd.
@@ -156,7 +164,7 @@ impl Nic {
         &self.attention
     }
 
-    fn replaced(&self) -> MutexGuard<'_, Vec<UdpUnderlay>> {
+    fn replaced(&self) -> MutexGuard<'_, Replaced> {
         // Poisoned only by a panic, which ends the process.
         self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -264,7 +272,7 @@ impl Nic {
         self.running.load(Ordering::Acquire) != 0
     }
 
-    /// Duplicates of the sockets of all queue pairs as varpd gave them: the group socket first, then
+    /// Duplicates of the sockets of all queue pairs as varpd gave them: the group sockets first, then
     /// those that receive, then those that only send.
     ///
     /// # Errors
@@ -325,8 +333,9 @@ impl Nic {
     /// # Errors
     /// No descriptors left.
     pub fn own_sockets(&self) -> io::Result<Vec<OwnedFd>> {
-        // The group's comes first.
-        Ok(self.sockets()?.into_iter().skip(1).collect())
+        // The groups' come first.
+        let groups = self.worker(0).map_or(0, |worker| worker.underlay().group_count());
+        Ok(self.sockets()?.into_iter().skip(groups).collect())
     }
 
     /// See [`Worker::forwards_alone_until`]: the last of all queue pairs.
@@ -342,11 +351,22 @@ impl Nic {
         }
     }
 
+    /// Other groups for the same vif at the same care-of address: all else stays as it is.
+    pub fn replace_groups(&self, groups: Groups) {
+        if let Some(mut worker) = self.worker(0) {
+            let old = worker.underlay_mut().replace_groups(groups);
+            self.replaced().groups.push(old);
+        }
+        self.bound_receive_buffers();
+        // Fails only when the counter is full: then it is signalled already.
+        let _ = self.changed.write(1);
+    }
+
     /// Other sockets for the same vif: its care-of address has changed. The guest notices nothing.
     pub fn replace_underlays(&self, underlays: Vec<UdpUnderlay>, place: Place) {
         for (mut worker, underlay) in self.workers().zip(underlays) {
             let old = worker.replace_underlay(underlay, place);
-            self.replaced().push(old);
+            self.replaced().underlays.push(old);
         }
         self.bound_receive_buffers();
         *self.steered.lock().unwrap_or_else(PoisonError::into_inner) = 0;

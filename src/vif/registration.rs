@@ -14,6 +14,7 @@ use crate::security::Level;
 use crate::security::policy::Policy;
 use crate::sys::mmsg::MAX_MESSAGE_LEN;
 use crate::sys::seqpacket::Connection;
+use crate::underlay::groups::{self, Groups};
 use crate::underlay::sockets;
 use crate::underlay::udp::UdpUnderlay;
 use crate::wire::control::{self, Event, Request};
@@ -31,6 +32,8 @@ pub(super) struct Registration {
     pub(super) policy: Policy,
     /// The sockets of each queue pair; none if the backend had brought its own.
     pub(super) underlays: Vec<UdpUnderlay>,
+    /// The group sockets to take instead of those that the backend had brought, if the vnet's groups are others.
+    pub(super) groups: Option<Groups>,
 }
 
 pub(super) fn connect(path: &Path) -> Result<Connection, ServeError> {
@@ -63,7 +66,7 @@ pub(super) fn register_with(
     registration(event, received.fds, sockets.is_empty(), queue_pairs)
 }
 
-/// What varpd says of a vif; `with_sockets`: they come along.
+/// What varpd says of a vif; `with_sockets`: all come along, otherwise at most those of groups.
 pub(super) fn registration(
     event: Event,
     fds: Vec<OwnedFd>,
@@ -72,26 +75,40 @@ pub(super) fn registration(
 ) -> Result<Registration, ServeError> {
     match event {
         Event::Registered { coa, group, underlay_mtu, policy } => {
-            let underlays =
-                if with_sockets { underlays_from(fds, queue_pairs)? } else { Vec::new() };
-            Ok(Registration { coa, group, underlay_mtu, policy, underlays })
+            let (mut underlays, mut groups) = (Vec::new(), None);
+            if with_sockets {
+                underlays = underlays_from(fds, queue_pairs)?;
+            } else if !fds.is_empty() {
+                groups = Some(groups_from(fds)?);
+            }
+            Ok(Registration { coa, group, underlay_mtu, policy, underlays, groups })
         }
         Event::Error { text, .. } => Err(ServeError::Refused(text)),
         other => Err(ServeError::Protocol(format!("{other:?}"))),
     }
 }
 
-/// One underlay per queue pair; the first also has the group socket, each of several one to send
+/// One underlay per queue pair; the first also has the group sockets, each of several one to send
 /// from.
 fn underlays_from(sockets: Vec<OwnedFd>, queue_pairs: u8) -> Result<Vec<UdpUnderlay>, ServeError> {
-    if sockets.len() != sockets::count(queue_pairs) {
-        return Err(ServeError::Protocol(format!("{} sockets came along", sockets.len())));
-    }
+    let own = sockets::own_count(queue_pairs);
+    let group_count = sockets.len().checked_sub(own).ok_or_else(|| wrong_count(sockets.len()))?;
     let mut sockets = sockets.into_iter();
-    let mut group = sockets.next();
+    let mut groups = Some(groups_from(sockets.by_ref().take(group_count).collect())?);
     let own: Vec<OwnedFd> = sockets.by_ref().take(queue_pairs.into()).collect();
-    let underlay = |own| UdpUnderlay::new(own, group.take(), sockets.next());
+    let underlay = |own| UdpUnderlay::new(own, groups.take().unwrap_or_default(), sockets.next());
     Ok(own.into_iter().map(underlay).collect())
+}
+
+fn groups_from(sockets: Vec<OwnedFd>) -> Result<Groups, ServeError> {
+    match sockets.len() {
+        1..=groups::MOST => Groups::new(sockets).map_err(doing("cannot poll the group's sockets")),
+        wrong => Err(wrong_count(wrong)),
+    }
+}
+
+fn wrong_count(count: usize) -> ServeError {
+    ServeError::Protocol(format!("{count} sockets came along"))
 }
 
 /// The MTU that guests are told, in bytes: the underlay's less the tunnel's headers, or what the

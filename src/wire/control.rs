@@ -89,9 +89,10 @@
 //! suite (8), reserved (8): 1 AES-256-GCM, 2 AES-256-GMAC, 3 ChaCha20-Poly1305
 //! ```
 //!
-//! Descriptors (`SCM_RIGHTS`) travel with REGISTER and REGISTERED (the group socket first, then one
+//! Descriptors (`SCM_RIGHTS`) travel with REGISTER and REGISTERED (the group sockets first, one or two, then one
 //! unicast socket per queue pair, then, if there are several pairs, one for each to send from) and
-//! with LANE (its memory, then a socket). Any other descriptor is closed by whoever receives it.
+//! with LANE (its memory, then a socket). REGISTERED that answers a REGISTER with sockets has none, or the
+//! group sockets alone: then the vnet's groups are others than those that were brought. Any other descriptor is closed by whoever receives it.
 //!
 //! LANE and CLOSE-LANE are sent only to backends that set bit 2^15 of their capabilities, which no
 //! care-of address has; LANE-CLOSED only by those that were sent the LANE. Bit 2^14, which none has
@@ -118,8 +119,8 @@ pub const MAX_LEN: usize = 16 * 1024;
 pub const HEADER_LEN: usize = 8;
 /// Most queue pairs of a vif.
 pub const MAX_QUEUE_PAIRS: u8 = 16;
-/// Most descriptors in a message: the group socket and two sockets per queue pair.
-pub const MAX_FDS: usize = 1 + 2 * MAX_QUEUE_PAIRS as usize;
+/// Most descriptors in a message: two group sockets and two sockets per queue pair.
+pub const MAX_FDS: usize = 2 + 2 * MAX_QUEUE_PAIRS as usize;
 /// Most counters in [`Request::Stats`].
 pub const MAX_VALUES: usize = 128;
 /// Most MACs in [`Request::Learn`] and [`Request::Forget`].
@@ -252,8 +253,8 @@ pub enum Table {
 /// From varpd to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The vif is registered. Carries its sockets, in the order told above, unless the backend sent
-    /// its own.
+    /// The vif is registered. Carries its sockets, in the order told above. If the backend sent its own, those of groups
+    /// alone, where its own are of others, or none.
     Registered {
         /// Where the vif is reached.
         coa: CareOf,

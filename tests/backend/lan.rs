@@ -24,17 +24,27 @@ const MULTICAST: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 
 #[test]
 fn vnets_are_separate_wires_on_ipv4() {
-    vnets_are_separate_wires(Family::V4);
+    vnets_are_separate_wires(Family::V4, "");
 }
 
 #[test]
 fn vnets_are_separate_wires_on_ipv6() {
-    vnets_are_separate_wires(Family::V6);
+    vnets_are_separate_wires(Family::V6, "");
 }
 
-fn vnets_are_separate_wires(family: Family) {
-    let what = format!("two vnets with the same MACs, {family:?}");
-    let Some(net) = Net::with(&what, 2, family, "") else { return };
+#[test]
+fn vnets_with_groups_of_their_own_are_separate_wires_on_ipv4() {
+    vnets_are_separate_wires(Family::V4, "groups = ['vnet']\n");
+}
+
+#[test]
+fn vnets_with_groups_of_their_own_are_separate_wires_on_ipv6() {
+    vnets_are_separate_wires(Family::V6, "groups = ['vnet']\n");
+}
+
+fn vnets_are_separate_wires(family: Family, config: &str) {
+    let what = format!("two vnets with the same MACs, {family:?} {config}");
+    let Some(net) = Net::with(&what, 2, family, config) else { return };
     let start = |vnet: u32, n: usize| {
         let guest = vif(vnet, n as u8 + 1);
         Nic::start(&format!("v{vnet}-g{}", n + 1), guest, &net.varpds[HOSTS[n]])

@@ -27,6 +27,7 @@ mod flood;
 mod flows;
 mod forged;
 mod frontends;
+mod groups;
 mod guarded;
 mod guest_side;
 mod hostile_frontend;

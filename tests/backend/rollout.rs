@@ -36,14 +36,14 @@ fn config(policy: &str, key: &Path) -> String {
 }
 
 /// Starts a varpd anew with another configuration.
-fn reconfigure(varpd: &mut Varpd, config: &str) {
+pub(crate) fn reconfigure(varpd: &mut Varpd, config: &str) {
     std::fs::write(&varpd.config, config).unwrap();
     varpd.kill();
     varpd.start_again();
 }
 
 /// Waits until varpd shows all of its vifs in a state.
-fn wait_vifs(varpd: &Varpd, state: &str) {
+pub(crate) fn wait_vifs(varpd: &Varpd, state: &str) {
     wait_until(&format!("the vifs are {state}"), SOON, || {
         let rows = varpd.show("vifs");
         let rows = rows.as_array().unwrap();
@@ -78,7 +78,7 @@ fn round(nics: &mut [Nic], sent: u32) {
 }
 
 /// Waits until so many more rounds have passed.
-fn wait_rounds(rounds: &AtomicU32) {
+pub(crate) fn wait_rounds(rounds: &AtomicU32) {
     let until = rounds.load(Ordering::Relaxed) + ROUNDS;
     wait_until("rounds of frames pass", SETTLED, || rounds.load(Ordering::Relaxed) >= until);
 }

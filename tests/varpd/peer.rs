@@ -116,7 +116,7 @@ impl Backend {
         let peer = Peer::connect(socket);
         peer.send(&register(key, way));
         let (registered, fds) = peer.next().expect("the connection has ended");
-        assert_eq!(fds.len(), sockets::count(way.queue_pairs), "{registered:?}");
+        assert_eq!(fds.len(), 1 + sockets::own_count(way.queue_pairs), "{registered:?}");
         Self::registered(peer, registered, fds.into_iter().map(UdpSocket::from).collect())
     }
 

@@ -10,7 +10,7 @@ use std::net::{IpAddr, UdpSocket};
 
 use socket2::{InterfaceIndexOrAddress, SockRef, Socket};
 
-use super::{Opener, VarpSockets, VifSockets};
+use super::{Opener, VarpSockets, VifSockets, local_address};
 
 impl Opener {
     /// Opens sockets at this address of the interface with this index from now on.
@@ -22,8 +22,10 @@ impl Opener {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn rejoin_vif(&self, vif: &VifSockets, group: IpAddr, before: u32) -> io::Result<()> {
-        self.rejoin(&vif.group, group, before)?;
+    pub fn rejoin_vif(&self, vif: &VifSockets, before: u32) -> io::Result<()> {
+        for socket in &vif.groups {
+            self.rejoin(socket, local_address(socket)?.ip(), before)?;
+        }
         vif.unicast.iter().chain(&vif.senders).try_for_each(|socket| self.sends(socket))
     }
 

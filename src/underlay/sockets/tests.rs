@@ -63,8 +63,8 @@ fn each_group_socket_gets_its_own_and_nothing_else() {
     let varp = opener.varp_group(group).unwrap();
     varp.set_nonblocking(false).unwrap();
     varp.set_read_timeout(Some(Duration::from_millis(2000))).unwrap();
-    let a = opener.vif(group, Frames(vnet(42)), 1).unwrap();
-    let b = opener.vif(group, Frames(vnet(43)), 1).unwrap();
+    let a = opener.vif(&[group], Frames(vnet(42)), 1).unwrap();
+    let b = opener.vif(&[group], Frames(vnet(43)), 1).unwrap();
     let from = udp(&a.unicast[0]);
     let to = SocketAddr::new(group, opener.site().port);
     let junk: [&[u8]; 7] = [
@@ -83,17 +83,17 @@ fn each_group_socket_gets_its_own_and_nothing_else() {
         from.send_to(datagram, to).unwrap();
     }
     // Datagrams of one sender keep their order: what was junk would have come first.
-    assert_eq!(take(&udp(&a.group)), (frame(42, b"a"), a.address()));
-    assert_eq!(take(&udp(&b.group)), (frame(43, b"b"), a.address()));
+    assert_eq!(take(&udp(&a.groups[0])), (frame(42, b"a"), a.address()));
+    assert_eq!(take(&udp(&b.groups[0])), (frame(43, b"b"), a.address()));
     assert_eq!(take(&varp).0, b"VA\x01\x02");
 }
 
 #[test]
 fn filters_are_locked_and_fragmentation_is_off() {
     for (mut opener, group) in sites() {
-        let vif = opener.vif(group, Frames(vnet(42)), 1).unwrap();
+        let vif = opener.vif(&[group], Frames(vnet(42)), 1).unwrap();
         assert_eq!((vif.queue_pairs(), vif.senders.len()), (1, 0));
-        for socket in std::iter::once(&vif.group).chain(&vif.unicast) {
+        for socket in vif.groups.iter().chain(&vif.unicast) {
             assert!(socket.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)]).is_err());
             assert!(socket.detach_filter().is_err());
             let discover = match group {
@@ -159,7 +159,7 @@ fn ports_come_from_the_range_each_once() {
     let mut opener = Opener::new(site);
     let mut got = Vec::new();
     let full = loop {
-        match opener.vif(GROUP_V4, Frames(vnet(42)), 1) {
+        match opener.vif(&[GROUP_V4], Frames(vnet(42)), 1) {
             Ok(vif) => got.push(vif),
             Err(e) => break e,
         }
@@ -172,15 +172,58 @@ fn ports_come_from_the_range_each_once() {
 }
 
 #[test]
+fn a_vif_goes_to_another_group_with_the_sockets_that_it_has() {
+    for (mut opener, one) in sites() {
+        let own = crate::wire::group::of_vnet(vnet(42), one);
+        let frames = Frames(vnet(42));
+        let mut vif = opener.vif(&[one], frames, 2).unwrap();
+        for groups in [&[one, own][..], &[own, one], &[own], &[one]] {
+            let before = cookies(&vif);
+            let adopted = opener.adopt(groups, frames, 2, dup(&vif)).unwrap();
+            let at: Vec<IpAddr> =
+                adopted.sockets.groups.iter().map(|s| local_address(s).unwrap().ip()).collect();
+            assert_eq!(at, groups);
+            let after = cookies(&adopted.sockets);
+            assert_eq!(after[groups.len()..], before[vif.groups.len()..], "its own stay");
+            let kept = after.iter().filter(|cookie| before.contains(cookie)).count();
+            assert_eq!(adopted.has_new_groups, (kept, before.len()) != (after.len(), after.len()));
+            vif = adopted.sockets;
+        }
+    }
+}
+
+/// IPv4 only: the loopback interface has no route for IPv6 groups.
+#[test]
+fn a_vif_hears_both_of_its_groups() {
+    let [(mut opener, one), _] = sites();
+    let own = crate::wire::group::of_vnet(vnet(42), one);
+    let vif = opener.vif(&[one, own], Frames(vnet(42)), 1).unwrap();
+    let sender = opener.vif(&[one], Frames(vnet(43)), 1).unwrap();
+    for (n, group) in (0_u8..).zip([one, own]) {
+        let bytes = frame(42, &[n]);
+        udp(&sender.unicast[0]).send_to(&bytes, (group, opener.site.port)).unwrap();
+        assert_eq!(take(&udp(&vif.groups[usize::from(n)])).0, bytes, "{group}");
+    }
+}
+
+/// What tells sockets apart.
+fn cookies(vif: &VifSockets) -> Vec<u64> {
+    let all = vif.groups.iter().chain(&vif.unicast).chain(&vif.senders);
+    all.map(|socket| socket.cookie().unwrap()).collect()
+}
+
+#[test]
 fn own_sockets_are_adopted_and_lies_are_not() {
     for (mut opener, group) in sites() {
-        let vif = opener.vif(group, Frames(vnet(42)), 2).unwrap();
-        let back = opener.adopt(group, Frames(vnet(42)), 2, dup(&vif)).unwrap();
+        let vif = opener.vif(&[group], Frames(vnet(42)), 2).unwrap();
+        let Adopted { sockets: back, has_new_groups } =
+            opener.adopt(&[group], Frames(vnet(42)), 2, dup(&vif)).unwrap();
+        assert!(!has_new_groups);
         assert_eq!((back.address(), back.queue_pairs()), (vif.address(), 2));
 
         let hearing = opener.alone(|_| true, EPHEMERAL_TRIES).unwrap();
         let refused = |vnet_id, pairs, fds| {
-            opener.adopt(group, Frames(vnet(vnet_id)), pairs, fds).unwrap_err().to_string()
+            opener.adopt(&[group], Frames(vnet(vnet_id)), pairs, fds).unwrap_err().to_string()
         };
         assert_eq!(refused(42, 1, dup(&vif)), "5 sockets instead of 2");
         assert_eq!(refused(42, 2, vec![]), "0 sockets instead of 5");

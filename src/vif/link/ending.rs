@@ -75,6 +75,7 @@ mod tests {
     use crate::security::keys::{SaKey, Secret};
     use crate::security::sadb::{Inbound, Lifetime, Outbound};
     use crate::security::{Level, Suite};
+    use crate::underlay::groups::Groups;
     use crate::underlay::udp::UdpUnderlay;
     use crate::vif::nic::Nic;
     use crate::vif::protect::Protection;
@@ -104,7 +105,7 @@ mod tests {
         let receiver = Receiver { key, own, capabilities: Capabilities::NONE };
         let place = Place { receiver, group: ([224, 0, 0, 9], 9).into(), max_datagram: 1400 };
         let counters = Arc::new(VifCounters::default());
-        let underlay = UdpUnderlay::new(socket.into(), None, None);
+        let underlay = UdpUnderlay::new(socket.into(), Groups::default(), None);
         let mut worker = Worker::new(place, SourceMac::Stamp, Arc::clone(&counters), underlay);
         worker.set_protection(Protection::of_vif(key.vnet, Level::Conf)());
         Link::new(key, 1, 0, Arc::new(Nic::new(vec![worker], counters, 1400).unwrap()))

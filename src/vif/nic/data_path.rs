@@ -9,7 +9,7 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_queue::QueueT;
 
-use super::{ANNOUNCING_PAIR, Nic, Source};
+use super::{ANNOUNCING_PAIR, Nic, Replaced, Source};
 use crate::metrics::VifCounter;
 use crate::offload::features::Offloads;
 use crate::sys::clock;
@@ -79,7 +79,7 @@ impl DataPath for Nic {
     }
 
     fn descriptors_taken(&self) {
-        self.replaced().clear();
+        *self.replaced() = Replaced::default();
     }
 
     fn handle(&self, pair: usize, wake: Wake, rings: &mut Rings<'_>) -> Interest {

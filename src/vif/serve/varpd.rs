@@ -14,6 +14,7 @@ use crate::time::Instant;
 use crate::vif::registration::{
     Registration, connect, longest_packet, place, register_with, registration,
 };
+use crate::vif::worker::Place;
 use crate::wire::control::{self, Event, Request};
 
 /// Timeout of a registration with a restarted varpd; the main thread does nothing else meanwhile.
@@ -140,7 +141,9 @@ impl Serving {
         }
         let registration = registered?;
         self.take_policy(&registration);
-        if !self.keep_sockets {
+        if self.keep_sockets {
+            self.take_groups(registration);
+        } else {
             self.take_place(registration)?;
             self.keep_sockets = true;
         }
@@ -159,6 +162,21 @@ impl Serving {
         let place = place(self.key, &registration);
         self.nic.workers().for_each(|mut worker| worker.set_place(place));
         Ok(())
+    }
+
+    /// A varpd that was started anew may say other groups: sessions and what has arrived stay as they are.
+    fn take_groups(&mut self, registration: Registration) {
+        let place = place(self.key, &registration);
+        for mut worker in self.nic.workers() {
+            let Place { group, max_datagram, .. } = *worker.place();
+            if (group, max_datagram) != (place.group, place.max_datagram) {
+                worker.set_place(place);
+            }
+        }
+        if let Some(groups) = registration.groups {
+            log::info!("group frames go to {} from now on", place.group);
+            self.nic.replace_groups(groups);
+        }
     }
 
     fn take_place(&mut self, registration: Registration) -> Result<(), ServeError> {

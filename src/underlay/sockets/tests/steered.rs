@@ -4,6 +4,7 @@ use super::*;
 use crate::sys::clock;
 use crate::sys::iovec::IoVec;
 use crate::sys::mmsg::{Message, ReceiveBatch};
+use crate::underlay::groups::Groups;
 use crate::underlay::sockets::filters::WHOLE;
 use crate::underlay::udp::UdpUnderlay;
 use crate::underlay::{Port, Underlay};
@@ -12,9 +13,10 @@ use crate::underlay::{Port, Underlay};
 fn underlays(sockets: &VifSockets) -> Vec<UdpUnderlay> {
     let pairs = sockets.queue_pairs();
     let mut fds = dup(sockets).into_iter();
-    let mut group = fds.next();
+    let mut groups = Some(Groups::new(fds.by_ref().take(1).collect()).unwrap());
     let own: Vec<OwnedFd> = fds.by_ref().take(pairs).collect();
-    own.into_iter().map(|own| UdpUnderlay::new(own, group.take(), fds.next())).collect()
+    let underlay = |own| UdpUnderlay::new(own, groups.take().unwrap_or_default(), fds.next());
+    own.into_iter().map(underlay).collect()
 }
 
 /// Sends some datagrams from one pair to a vif; which of its pairs got them all, in order.
@@ -48,8 +50,8 @@ fn received_by(from: &mut UdpUnderlay, to: SocketAddr, pairs: &mut [UdpUnderlay]
 fn several_pairs_share_a_port_and_send_from_others() {
     for (mut opener, group) in sites() {
         for pairs in [2, 5, 16] {
-            let vif = opener.vif(group, Frames(vnet(42)), pairs).unwrap();
-            assert_eq!(vif.fds().len(), count(pairs));
+            let vif = opener.vif(&[group], Frames(vnet(42)), pairs).unwrap();
+            assert_eq!(vif.fds().len(), 1 + own_count(pairs));
             let ports = |s: &[Socket]| -> Vec<SocketAddr> {
                 s.iter().map(|s| local_address(s).unwrap()).collect()
             };
@@ -68,8 +70,8 @@ fn several_pairs_share_a_port_and_send_from_others() {
 #[test]
 fn a_senders_pairs_are_spread_over_those_that_run() {
     for (mut opener, group) in sites() {
-        let far = opener.vif(group, Frames(vnet(42)), 16).unwrap();
-        let near = opener.vif(group, Frames(vnet(42)), 4).unwrap();
+        let far = opener.vif(&[group], Frames(vnet(42)), 16).unwrap();
+        let near = opener.vif(&[group], Frames(vnet(42)), 4).unwrap();
         let (mut from, mut to) = (underlays(&far), underlays(&near));
         for running in 1..16_u64 {
             to[0].steer(running).unwrap();
@@ -95,8 +97,8 @@ fn a_senders_pairs_are_spread_over_those_that_run() {
 #[test]
 fn steering_outlives_who_asked_for_it_and_adoption() {
     let [(mut opener, group), _] = sites();
-    let vif = opener.vif(group, Frames(vnet(42)), 2).unwrap();
-    let mut from = underlays(&opener.vif(group, Frames(vnet(42)), 2).unwrap());
+    let vif = opener.vif(&[group], Frames(vnet(42)), 2).unwrap();
+    let mut from = underlays(&opener.vif(&[group], Frames(vnet(42)), 2).unwrap());
     let mut share = |to: &mut [UdpUnderlay]| {
         [0, 1].map(|n: usize| received_by(&mut from[n], vif.address(), to))
     };
@@ -105,7 +107,7 @@ fn steering_outlives_who_asked_for_it_and_adoption() {
     let before = share(&mut first);
     assert_ne!(before[0], before[1]);
     drop(first);
-    let adopted = opener.adopt(group, Frames(vnet(42)), 2, dup(&vif)).unwrap();
+    let adopted = opener.adopt(&[group], Frames(vnet(42)), 2, dup(&vif)).unwrap().sockets;
     assert_eq!(share(&mut underlays(&adopted)), before);
     // And another backend may steer anew.
     let mut second = underlays(&adopted);
@@ -116,8 +118,8 @@ fn steering_outlives_who_asked_for_it_and_adoption() {
 #[test]
 fn group_frames_leave_from_the_care_of_address() {
     let [(mut opener, group), _] = sites();
-    let vif = opener.vif(group, Frames(vnet(42)), 2).unwrap();
-    let other = opener.vif(group, Frames(vnet(42)), 1).unwrap();
+    let vif = opener.vif(&[group], Frames(vnet(42)), 2).unwrap();
+    let other = opener.vif(&[group], Frames(vnet(42)), 1).unwrap();
     let mut pairs = underlays(&vif);
     let bytes = frame(42, b"x");
     let parts = [IoVec::from_slice(&bytes)];
@@ -133,7 +135,7 @@ fn group_frames_leave_from_the_care_of_address() {
         }
         assert_eq!(calls, 3, "runs of one kind");
         let sender = local_address(&vif.senders[pair]).unwrap();
-        for (socket, from) in [(&other.unicast[0], sender), (&other.group, vif.address())] {
+        for (socket, from) in [(&other.unicast[0], sender), (&other.groups[0], vif.address())] {
             assert_eq!(take(&udp(socket)), (bytes.clone(), from));
             assert_eq!(take(&udp(socket)), (bytes.clone(), from));
         }
@@ -147,7 +149,7 @@ fn senders_come_from_the_range_and_make_do_with_any() {
     site.ports = Some(first..=first + 7);
     let mut opener = Opener::new(site);
     // Eight ports, of which VARP has one: enough for one vif with three pairs.
-    let vif = opener.vif(GROUP_V4, Frames(vnet(42)), 3).unwrap();
+    let vif = opener.vif(&[GROUP_V4], Frames(vnet(42)), 3).unwrap();
     let mut ports: Vec<u16> =
         vif.senders.iter().map(|s| local_address(s).unwrap().port()).collect();
     ports.push(vif.address().port());
@@ -155,16 +157,16 @@ fn senders_come_from_the_range_and_make_do_with_any() {
     ports.sort_unstable();
     ports.dedup();
     assert_eq!(ports.len(), 4);
-    let full = opener.vif(GROUP_V4, Frames(vnet(42)), 6).unwrap_err();
+    let full = opener.vif(&[GROUP_V4], Frames(vnet(42)), 6).unwrap_err();
     assert_eq!(full.kind(), io::ErrorKind::AddrInUse);
 }
 
 #[test]
 fn a_pair_is_told_of_what_it_sent_itself() {
     for (mut opener, group) in sites() {
-        let vif = opener.vif(group, Frames(vnet(42)), 3).unwrap();
+        let vif = opener.vif(&[group], Frames(vnet(42)), 3).unwrap();
         let mut pairs = underlays(&vif);
-        let nobody = opener.vif(group, Frames(vnet(42)), 1).unwrap().address();
+        let nobody = opener.vif(&[group], Frames(vnet(42)), 1).unwrap().address();
         let parts = [IoVec::from_slice(b"x")];
         pairs[1].send(&[Message { to: nobody, parts: &parts, segment: 0 }]).unwrap();
         let deadline = clock::mono() + Duration::from_secs(10);

@@ -5,6 +5,7 @@ use crate::offload::bundle::Entries;
 use crate::sys::iovec::IoVec;
 use crate::sys::mmsg::{MAX_PARTS, MAX_SEGMENTS, Message};
 use crate::sys::sockopt;
+use crate::underlay::groups::Groups;
 use crate::underlay::udp::UdpUnderlay;
 
 /// Datagrams that the worker sent since the last call.
@@ -315,7 +316,7 @@ fn a_real_kernels_refusal_costs_no_datagram() {
     let mut place = worker().place;
     place.receiver.own = own.local_addr().unwrap();
     let counters = Arc::new(VifCounters::default());
-    let underlay = UdpUnderlay::new(own.into(), None, None);
+    let underlay = UdpUnderlay::new(own.into(), Groups::default(), None);
     let mut worker = Worker::new(place, SourceMac::Stamp, counters.clone(), underlay);
     worker.set_features(MERGEABLE, Offloads::ALL);
     let addr = receiver.local_addr().unwrap();

@@ -53,6 +53,42 @@ impl Quiet {
     }
 }
 
+/// Most subjects that are told apart.
+const MOST_SUBJECTS: usize = 64;
+
+/// A limit for each of several subjects, such as kinds of messages or users: a subject that is provoked often does
+/// not hide the others. Subjects for which there is no room share one limit.
+#[derive(Debug)]
+pub(crate) struct QuietEach<K> {
+    most: u32,
+    subjects: Vec<(K, Quiet)>,
+    others: Quiet,
+}
+
+impl<K: PartialEq> QuietEach<K> {
+    /// At most so many a minute for each subject.
+    pub(crate) const fn new(most: u32) -> Self {
+        Self { most, subjects: Vec::new(), others: Quiet::new(most) }
+    }
+
+    /// The level for a message on a subject.
+    pub(crate) fn level(&mut self, subject: K, now: Instant) -> log::Level {
+        if let Some((_, quiet)) = self.subjects.iter_mut().find(|(known, _)| *known == subject) {
+            return quiet.level(now);
+        }
+        if self.subjects.len() >= MOST_SUBJECTS {
+            self.subjects.retain(|(_, quiet)| quiet.is_busy(now));
+        }
+        if self.subjects.len() >= MOST_SUBJECTS {
+            return self.others.level(now);
+        }
+        let mut quiet = Quiet::new(self.most);
+        let level = quiet.level(now);
+        self.subjects.push((subject, quiet));
+        level
+    }
+}
+
 /// How often a message is repeated while what it says goes on.
 const REPEAT: Duration = Duration::from_secs(3600);
 
@@ -86,6 +122,19 @@ mod tests {
         };
         assert!(at(0, "a") && !at(2, "a") && !at(3599, "a") && at(3600, "a"));
         assert!(at(3601, "b") && !at(3602, "b"), "another is said at once");
+    }
+
+    #[test]
+    fn a_subject_that_is_provoked_often_hides_no_other() {
+        let mut quiet = QuietEach::new(2);
+        let mut at =
+            |ms, subject: u32| quiet.level(subject, Instant::from_millis(ms)) == log::Level::Warn;
+        assert_eq!((0..100).filter(|_| at(0, 1)).count(), 2);
+        assert!(at(0, 2) && at(0, 2) && !at(0, 2));
+        let said = (0..10_000).filter(|n| at(1, 100 + n)).count();
+        assert_eq!(said, MOST_SUBJECTS - 2 + 2, "those beyond share a limit");
+        assert!(at(60_001, 1) && at(60_001, 20_000), "a minute later there is room again");
+        assert!(quiet.subjects.len() <= MOST_SUBJECTS);
     }
 
     #[test]

@@ -9,10 +9,12 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem::{Discriminant, discriminant};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
+use log::Level;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{
@@ -25,6 +27,7 @@ use vhost::vhost_user::{Error as UserError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 
 use super::channel::{Channel, ChannelError, Message};
+use super::complaints;
 use super::device::{DataPath, Device};
 use super::dirty::{Log, LogError};
 use super::filter::{self, Filter, Refusal, Step};
@@ -65,6 +68,29 @@ pub enum End {
         /// What the device said.
         why: String,
     },
+}
+
+/// Kind of an [`End`]: ends that differ only in numbers are of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndKind(
+    Discriminant<End>,
+    Option<Discriminant<ChannelError>>,
+    Option<Discriminant<Refusal>>,
+);
+
+impl End {
+    /// Its kind.
+    pub fn kind(&self) -> EndKind {
+        let channel = match self {
+            Self::Frontend(error) => Some(error),
+            _ => None,
+        };
+        let refusal = match channel {
+            Some(ChannelError::Refused(refusal)) => Some(discriminant(refusal)),
+            _ => None,
+        };
+        EndKind(discriminant(self), channel.map(discriminant), refusal)
+    }
 }
 
 /// A frontend and its device.
@@ -243,9 +269,11 @@ impl Connection {
 
     fn say_other_byte_order(&mut self) {
         if !std::mem::replace(&mut self.has_said_byte_order, true) {
-            log::warn!(
+            complaints::log(
+                Level::Warn,
                 "the guest's driver is big-endian and from before virtio 1, which is not supported: the guest has no network \
-                 until it loads another driver (network-boot firmware is often such a driver: boot from a disk)"
+                 until it loads another driver (network-boot firmware is often such a driver: boot from a disk)",
+                format_args!(""),
             );
         }
     }
@@ -342,5 +370,20 @@ fn private_listener() -> io::Result<(Listener, UnixStream)> {
             Err(Errno::EAGAIN) => {}
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_that_differ_in_numbers_are_of_one_kind() {
+        let flags = |flags| End::Frontend(Refusal::Flags { request: 1, flags }.into()).kind();
+        assert_eq!(flags(0), flags(4));
+        let other = End::Frontend(Refusal::TooLong { request: 1, size: 9 }.into()).kind();
+        assert_ne!(flags(0), other);
+        assert_ne!(End::Frontend(ChannelError::Cut).kind(), other);
+        assert_ne!(End::Disconnected.kind(), End::Frontend(ChannelError::Closed).kind());
     }
 }

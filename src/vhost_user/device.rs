@@ -20,6 +20,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
+use log::Level;
 use vhost_user_backend::VringEpollHandler;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
@@ -27,11 +28,10 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub use self::data_path::{DataPath, Interest, Rings, Wake};
 use self::polling::Polling;
+use super::complaints;
 use super::dirty::{Log, LogError};
 use super::logging::LoggedMemory;
 use super::vring::{SharedMemory, Vring};
-use crate::quiet::Quiet;
-use crate::sys::clock;
 use crate::sys::event_share::EventShare;
 use crate::sys::lent_event::LentEvent;
 
@@ -89,7 +89,6 @@ struct PairState {
     again_raised: bool,
     /// Rings whose failure is counted: bit [`RX`], bit [`TX`].
     failed: u8,
-    quiet: Quiet,
 }
 
 impl Pair {
@@ -262,7 +261,11 @@ impl Device {
         };
         if let Err(error) = done {
             let verb = if on { "wait" } else { "stop waiting" };
-            log::error!("queue pair {}: can't {verb} for descriptor {fd}: {error}", pair.index);
+            let which = format_args!(
+                "queue pair {}: can't {verb} for descriptor {fd}: {error}",
+                pair.index
+            );
+            complaints::log(Level::Error, "polling: ", which);
         }
     }
 
@@ -429,8 +432,8 @@ impl Device {
             if state.failed & bit == 0 {
                 state.failed |= bit;
                 let name = if number == RX { "receive" } else { "transmit" };
-                let level = state.quiet.level(clock::mono());
-                log::log!(level, "the {name} ring of queue pair {} stopped", pair.index);
+                let which = format_args!("the {name} ring of queue pair {}", pair.index);
+                complaints::log(Level::Warn, "a ring is malformed and stopped: ", which);
                 self.data_path.ring_failed(pair.index);
             }
         }

@@ -16,6 +16,7 @@
 pub mod attach;
 mod backend;
 pub mod channel;
+mod complaints;
 pub mod connection;
 pub mod device;
 pub mod dirty;

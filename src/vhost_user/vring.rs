@@ -19,6 +19,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use log::Level;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use thiserror::Error;
 use vhost_user_backend::{VringRwLock, VringStateGuard, VringStateMutGuard, VringT};
@@ -27,8 +28,8 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
 
 pub use self::ring::Ring;
 pub(super) use self::watch::Watch;
+use super::complaints::log as complain;
 use super::dirty::DirtyBitmap;
-use crate::quiet::Quiet;
 
 /// How guest memory is mapped.
 pub type GuestMemory = GuestMemoryMmap<DirtyBitmap>;
@@ -77,7 +78,6 @@ struct Own {
     notified: AtomicU16,
     /// Kicks since the ring became ready.
     kicks: AtomicU32,
-    quiet: Mutex<Quiet>,
     on_stop: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -209,7 +209,11 @@ impl VringT<SharedMemory> for Vring {
 
     fn set_queue_next_avail(&self, base: u16) {
         if self.is_live() {
-            log::warn!("the frontend set the base of a running ring: ignored");
+            complain(
+                Level::Warn,
+                "the frontend set the base of a running ring: ignored",
+                format_args!(""),
+            );
         } else {
             self.own.set(FAULT, false);
             self.own.set(UNCHECKED, true);
@@ -233,7 +237,11 @@ impl VringT<SharedMemory> for Vring {
 
     fn set_queue_size(&self, size: u16) {
         if self.is_live() {
-            log::warn!("the frontend set the size of a running ring: ignored");
+            complain(
+                Level::Warn,
+                "the frontend set the size of a running ring: ignored",
+                format_args!(""),
+            );
             return;
         }
         let allowed = size.is_power_of_two() && size <= MAX_QUEUE_SIZE;
@@ -241,7 +249,11 @@ impl VringT<SharedMemory> for Vring {
         if allowed {
             self.inner.set_queue_size(size);
         } else {
-            log::error!("a ring can't start: {}", RingError::Size(size));
+            complain(
+                Level::Error,
+                "a ring can't start: ",
+                format_args!("{}", RingError::Size(size)),
+            );
         }
     }
 
@@ -274,7 +286,11 @@ impl VringT<SharedMemory> for Vring {
         if let Some(file) = &file
             && let Err(error) = set_nonblocking(file)
         {
-            log::warn!("can't make a kick descriptor non-blocking: {error}");
+            complain(
+                Level::Warn,
+                "can\'t make a kick descriptor non-blocking: ",
+                format_args!("{error}"),
+            );
         }
         self.inner.set_kick(file);
     }
@@ -294,7 +310,11 @@ impl VringT<SharedMemory> for Vring {
             }
             Err(error) => {
                 if self.own.fail() {
-                    log::error!("a ring is stopped: {}", RingError::Kick(error));
+                    complain(
+                        Level::Error,
+                        "a ring is stopped: ",
+                        format_args!("{}", RingError::Kick(error)),
+                    );
                 }
                 Ok(true)
             }
@@ -306,7 +326,11 @@ impl VringT<SharedMemory> for Vring {
         if let Some(file) = &file
             && let Err(error) = set_nonblocking(file)
         {
-            log::warn!("can't make a call descriptor non-blocking: {error}");
+            complain(
+                Level::Warn,
+                "can\'t make a call descriptor non-blocking: ",
+                format_args!("{error}"),
+            );
         }
         self.inner.set_call(file);
     }
@@ -315,7 +339,11 @@ impl VringT<SharedMemory> for Vring {
         if let Some(file) = &file
             && let Err(error) = set_nonblocking(file)
         {
-            log::warn!("can't make an error descriptor non-blocking: {error}");
+            complain(
+                Level::Warn,
+                "can\'t make an error descriptor non-blocking: ",
+                format_args!("{error}"),
+            );
         }
         *self.own.err() = file;
     }

@@ -105,3 +105,26 @@ fn a_log_that_is_cut_ends_only_its_own_backend() {
     two.send(mac(1), 1);
     assert_ended_alone(&net, &mut one, &mut two);
 }
+
+#[test]
+fn whoever_may_connect_does_not_fill_the_log() {
+    let Some((net, mut one, mut two)) = start("a frontend that fills the log") else { return };
+    hang_up(&one.driver);
+    for n in 0..200_u32 {
+        let mut control = Control::connect(&one.backend.socket).unwrap();
+        control.send(request::SET_OWNER, 0, &[], &[]).unwrap();
+        // A ring's size that is no power of two; then, with ever another number, a message that is refused.
+        let size = [0, 3 + 4 * n].map(u32::to_ne_bytes).concat();
+        control.send(request::SET_VRING_NUM, 0, &size, &[]).unwrap();
+        if n % 2 == 0 {
+            control.send(1000 + n, 0, &[0; 8], &[]).unwrap();
+            assert!(control.is_closed(SOON));
+        }
+    }
+    let mut three = Nic::start("g3", vif(42, 3), &net.varpds[0]);
+    two.introduce(&mut three);
+    one.backend.process.assert_running();
+    let log = one.backend.process.log();
+    assert!(log.lines().count() < 100, "{log}");
+    assert!(log.contains("a ring can't start"), "{log}");
+}

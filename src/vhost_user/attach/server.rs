@@ -27,9 +27,9 @@ use nix::sys::socket::{
 
 use super::callers::{Caller, Frontends, Named, Reservation, Who};
 use super::{AttachError, Source};
-use crate::quiet::Quiet;
+use crate::quiet::{Quiet, QuietEach};
 use crate::sys::clock;
-use crate::vhost_user::connection::{Connection, End};
+use crate::vhost_user::connection::{Connection, End, EndKind};
 use crate::vhost_user::device::DataPath;
 
 /// First pause before reconnecting to a QEMU that does not answer; doubles up to the longest.
@@ -38,6 +38,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Limit on connections that have sent nothing yet.
 const MOST_SILENT: usize = 8;
+/// Connections accepted in one turn: a crowd at the socket must not keep the loop from the frontend that is served.
+const ACCEPT_BUDGET: usize = 16;
 /// Pause after an error that a retry may cure, such as too many open files.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
@@ -105,12 +107,16 @@ pub(super) struct Server {
     pause: Option<Duration>,
     /// The next pause between attempts to connect.
     backoff: Duration,
-    /// The logged reason for which the loop closed the last faulty connection.
-    refused: String,
-    /// Limits repeats of that line: QEMU retries each second.
-    quiet_about_the_same: Quiet,
+    /// Limits lines about each kind of faulty connection: QEMU retries each second.
+    quiet_about_refusals: QuietEach<EndKind>,
     /// Limits lines about frontends that connect.
     quiet_about_connects: Quiet,
+    /// Limits lines about frontends that disconnect.
+    quiet_about_ends: Quiet,
+    /// Limits lines about waiting frontends that disconnect.
+    quiet_about_leaving: Quiet,
+    /// Limits lines about other errors.
+    quiet_about_errors: Quiet,
     /// Limits lines about processes that may not connect, or not yet.
     quiet_about_others: Quiet,
     /// The processes that the log has named.
@@ -129,9 +135,11 @@ impl Server {
             kept: None,
             pause: None,
             backoff: FIRST_PAUSE,
-            refused: String::new(),
-            quiet_about_the_same: Quiet::new(2),
+            quiet_about_refusals: QuietEach::new(5),
             quiet_about_connects: Quiet::new(20),
+            quiet_about_ends: Quiet::new(20),
+            quiet_about_leaving: Quiet::new(5),
+            quiet_about_errors: Quiet::new(5),
             quiet_about_others: Quiet::new(5),
             named: Named::default(),
         }
@@ -221,16 +229,17 @@ impl Server {
         })
     }
 
-    /// Accepts new connections of users who may connect, up to the limit.
+    /// Takes some of the new connections. The rest wakes the loop again.
     fn accept(&mut self) {
-        loop {
+        for _ in 0..ACCEPT_BUDGET {
             let (Source::Listener(listener, _), None) = (&self.source, self.pause) else { return };
             match listener.accept() {
                 Ok((stream, _)) => self.receive(Call::new(stream)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    log::warn!("can't accept a connection: {error}");
+                    let level = self.quiet_about_errors.level(clock::mono());
+                    log::log!(level, "can't accept a connection: {error}");
                     self.pause = Some(ERROR_PAUSE);
                     return;
                 }
@@ -242,9 +251,15 @@ impl Server {
         if !self.frontends.admit(&call.caller) {
             return self.say_not_listed(&call.caller);
         }
-        if self.silent.len() == MOST_SILENT {
-            let callers = self.silent.iter().map(|call| call.caller.who);
-            self.silent.remove(most_present(&callers.collect::<Vec<_>>()));
+        // One that has spoken since the last turn is no longer silent, and is heard in this turn.
+        let is_silent = |call: &Call| matches!(call.state(), State::Silent);
+        let silent = (0..).zip(&self.silent).filter(|(_, call)| is_silent(call));
+        let (places, callers): (Vec<usize>, Vec<_>) =
+            silent.map(|(place, call)| (place, call.caller.who)).unzip();
+        if places.len() >= MOST_SILENT
+            && let Some(place) = places.get(most_present(&callers))
+        {
+            self.silent.remove(*place);
         }
         self.silent.push(call);
     }
@@ -252,7 +267,8 @@ impl Server {
     /// Checks which connections have sent something and which have ended.
     fn sort(&mut self) {
         if self.waiting.as_ref().is_some_and(Call::is_hung_up) {
-            log::info!("the waiting frontend has disconnected");
+            let level = self.quiet_about_leaving.level(clock::mono()).max(Level::Info);
+            log::log!(level, "the waiting frontend has disconnected");
             self.waiting = None;
         }
         for call in std::mem::take(&mut self.silent) {
@@ -337,7 +353,8 @@ impl Server {
                 self.current = Some(Served { connection, caller, heard: false });
             }
             Err(error) => {
-                log::error!("cannot serve a frontend: {error}");
+                let level = as_error(self.quiet_about_errors.level(clock::mono()));
+                log::log!(level, "cannot serve a frontend: {error}");
                 self.pause = Some(ERROR_PAUSE);
             }
         }
@@ -356,26 +373,18 @@ impl Server {
         let Some(Served { caller, heard, .. }) = self.current.take() else { return };
         self.keep_for(caller);
         if matches!(end, End::Disconnected) {
-            log::info!("{end}");
+            let level = self.quiet_about_ends.level(clock::mono()).max(Level::Info);
+            log::log!(level, "{end}");
             if heard {
                 self.backoff = FIRST_PAUSE;
             }
         } else {
-            self.say_refused(end.to_string());
+            let level = as_error(self.quiet_about_refusals.level(end.kind(), clock::mono()));
+            log::log!(level, "{end}");
         }
         if let Source::Peer(_) = self.source {
             self.back_off();
         }
-    }
-
-    fn say_refused(&mut self, why: String) {
-        let level = if why == self.refused {
-            self.quiet_about_the_same.level(clock::mono())
-        } else {
-            Level::Error
-        };
-        log::log!(if level == Level::Warn { Level::Error } else { level }, "{why}");
-        self.refused = why;
     }
 
     fn say_not_listed(&mut self, caller: &Caller) {
@@ -397,7 +406,12 @@ impl Server {
     }
 }
 
-/// The oldest connection of the process that has the most, so that no process crowds out others.
+/// The level for an error where a limit allows a warning.
+fn as_error(level: Level) -> Level {
+    if level == Level::Warn { Level::Error } else { level }
+}
+
+/// The oldest connection of the process that has most of them: nobody crowds others out.
 fn most_present(callers: &[Option<Who>]) -> usize {
     let count = |who| callers.iter().filter(|other| **other == who).count();
     let most = callers.iter().map(|who| count(*who)).max();
@@ -414,7 +428,89 @@ fn connect_now(path: &Path) -> io::Result<UnixStream> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
+    use crate::vhost_user::device::{Interest, Rings, Wake};
+
+    /// Nothing behind the device.
+    struct NoFrames;
+
+    impl DataPath for NoFrames {
+        fn queue_pairs(&self) -> usize {
+            1
+        }
+
+        fn mtu(&self) -> Option<u16> {
+            None
+        }
+
+        fn descriptors(&self, _pair: usize) -> Vec<i32> {
+            Vec::new()
+        }
+
+        fn handle(&self, _pair: usize, _wake: Wake, _rings: &mut Rings<'_>) -> Interest {
+            Interest::ALL
+        }
+
+        fn set_running(&self, _pair: usize, _running: bool) {}
+
+        fn set_features(&self, _features: u64) {}
+
+        fn set_mtu(&self, _mtu: u16) -> bool {
+            true
+        }
+
+        fn announce(&self) {}
+
+        fn ring_failed(&self, _pair: usize) {}
+
+        fn frontend_connected(&self) {}
+
+        fn frontend_disconnected(&self) {}
+    }
+
+    /// A server at a socket without a name in any file system, and another way to that socket.
+    fn server() -> (Server, UnixListener) {
+        let fd =
+            socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        let address = UnixAddr::new_unnamed();
+        nix::sys::socket::bind(fd.as_raw_fd(), &address).unwrap();
+        nix::sys::socket::listen(&fd, nix::sys::socket::Backlog::new(100).unwrap()).unwrap();
+        let listener = UnixListener::from(fd);
+        listener.set_nonblocking(true).unwrap();
+        let other = listener.try_clone().unwrap();
+        let source = Source::Listener(listener, None);
+        (Server::new(source, Frontends::default(), Arc::new(NoFrames)), other)
+    }
+
+    fn client(of: &UnixListener) -> UnixStream {
+        UnixStream::connect_addr(&of.local_addr().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_crowd_at_the_socket_keeps_nobody_for_more_than_a_turn() {
+        let (mut server, listener) = server();
+        let crowd: Vec<_> = (0..40).map(|_| client(&listener)).collect();
+        server.accept();
+        let mut left = 0;
+        while listener.accept().is_ok() {
+            left += 1;
+        }
+        assert_eq!(crowd.len() - left, ACCEPT_BUDGET);
+    }
+
+    #[test]
+    fn a_frontend_that_has_spoken_is_not_pushed_out_by_those_that_are_silent() {
+        let (mut server, listener) = server();
+        let mut frontend = client(&listener);
+        io::Write::write_all(&mut frontend, &[1]).unwrap();
+        let _crowd: Vec<_> = (0..=MOST_SILENT).map(|_| client(&listener)).collect();
+        server.accept();
+        server.sort();
+        assert!(server.current.is_some(), "it is served");
+        assert_eq!(server.silent.len(), MOST_SILENT, "and the rest is bounded");
+    }
 
     #[test]
     fn who_makes_a_crowd_makes_room() {

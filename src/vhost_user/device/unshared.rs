@@ -10,9 +10,11 @@
 
 use std::sync::atomic::Ordering;
 
+use log::Level;
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::{Device, RX, Rings, TX};
+use crate::vhost_user::complaints;
 use crate::vhost_user::filter::UNSHARED;
 use crate::vhost_user::vring::GuestMemory;
 
@@ -38,7 +40,8 @@ impl Device {
         } else if (is_blank(rings.memory) || both.iter().any(|ring| ring.is_kicked_on()))
             && !self.is_memory_known.swap(true, Ordering::Relaxed)
         {
-            log::error!("the guest kicks but its ring stays empty here: {UNSHARED}");
+            let kind = "the guest kicks but its ring stays empty here: ";
+            complaints::log(Level::Error, kind, format_args!("{UNSHARED}"));
         }
     }
 }

@@ -1,16 +1,16 @@
 //! One virtqueue, lent to the data path for the length of a wake-up.
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::PoisonError;
 use std::sync::atomic::{Ordering, fence};
 
+use log::Level;
 use vhost_user_backend::VringStateMutGuard;
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::{FAULT, MemoryGuard, Own, RingError, SharedMemory, UNCHECKED, Vring};
-use crate::sys::clock;
+use crate::vhost_user::complaints;
 
 /// Kicks after which a ring that is still untouched makes one suspect memory that is not shared.
 const SUSPICIOUS_KICKS: u32 = 3;
@@ -47,9 +47,8 @@ impl Ring<'_> {
     /// descriptor and says why, once, and not too often a minute. It runs again after the frontend has reset it.
     pub fn stop_with_error(&mut self, why: &RingError) {
         if self.own.fail() {
-            let mut quiet = self.own.quiet.lock().unwrap_or_else(PoisonError::into_inner);
-            let level = quiet.level(clock::mono());
-            log::log!(level, "a ring is stopped until the guest resets it: {why}");
+            let kind = "a ring is stopped until the guest resets it: ";
+            complaints::log(Level::Warn, kind, format_args!("{why}"));
         }
     }
 

@@ -12,7 +12,8 @@ use vnet::security::sadb::{Config, FRESH, Inbound, Keyring, Output, Sadb, sender
 use vnet::security::{Level, Suite};
 use vnet::time::{Instant, Now};
 use vnet::wire::VnetId;
-use vnet::wire::handshake::{HEADER_LEN, Header, Kind, MAC_LEN, Message};
+use vnet::wire::handshake::{Header, Kind, MAC_LEN, Message};
+use vnet::wire::name::{Name, Realm};
 
 use super::Input;
 
@@ -69,7 +70,7 @@ pub(crate) fn run(data: &[u8]) {
             3 | 4 => world.deliver(n.into()),
             5 => drop(world.take(n.into())),
             6 => world.repeat(n.into(), to, input.u8()),
-            7 => world.alter(n.into(), input.u8(), input.u8()),
+            7 => world.alter(n.into(), input.u16(), input.u8()),
             8 => {
                 let Some(bytes) = input.chunk() else { return };
                 world.offer(to, from(1 - to, n), bytes);
@@ -111,7 +112,7 @@ impl World {
     fn new() -> Self {
         let host = |n: usize| {
             let seed = Secret::new([if n == 0 { 3 } else { 4 }; 32]);
-            let mut sadb = Sadb::new(Config::default(), ip(n), seed);
+            let mut sadb = Sadb::new(Config::default(), Name::host(Realm(0), ip(n)), seed);
             let now = Now { mono: Instant::ZERO, wall_ms: EPOCH_MS };
             sadb.set_vnet(vnet(), Some(keyring(&[&KEYS[0]])), now);
             Host { sadb, ahead: 0, inbound: BTreeMap::new() }
@@ -180,7 +181,7 @@ impl World {
 
     /// A recorded message comes with a byte changed. Nothing is made of it, unless the byte is of the
     /// second MAC, which says only that cookies are received.
-    fn alter(&mut self, n: usize, at: u8, change: u8) {
+    fn alter(&mut self, n: usize, at: u16, change: u8) {
         let Some((to, mut bytes)) = self.recorded.get(n % self.recorded.len().max(1)).cloned()
         else {
             return;
@@ -203,13 +204,19 @@ impl World {
         let known = sessions.get(usize::from(input.u8())).map(|(number, _)| *number);
         let receiver = known.unwrap_or_else(|| input.u16().into());
         let (vnet, key_id, sender) = (vnet(), keys.id.0, input.u16().into());
-        let header = Header { kind, vnet, key_id, sender, receiver };
-        let mut bytes = header.emit().to_vec();
-        bytes.extend_from_slice(input.take(kind.body_len()));
-        bytes.resize(HEADER_LEN + kind.body_len(), 0);
+        let header = Header { vnet, key_id, sender, receiver };
+        let mut bytes = header.emit(kind).to_vec();
+        let (min, max) = kind.message_lens().into_inner();
+        let macs = if kind == Kind::Init { 2 * MAC_LEN } else { MAC_LEN };
+        if kind == Kind::Init {
+            // From the host that it names, or from elsewhere.
+            Name::host(Realm(u32::from(input.u8() % 2)), ip(1 - to)).emit(&mut bytes);
+        }
+        bytes.extend_from_slice(input.take(max - macs - bytes.len()));
+        bytes.resize(bytes.len().max(min - macs), 0);
         let mac = keys.first_mac.sign(&[&bytes]);
         bytes.extend(mac);
-        bytes.resize(kind.message_len(), 0);
+        bytes.resize(if kind == Kind::Init { max } else { bytes.len() }, 0);
         let before = self.hosts[to].sadb.sessions(vnet).len();
         self.offer(to, ip(1 - to), &bytes);
         let after = self.hosts[to].sadb.sessions(vnet).len();

@@ -15,13 +15,15 @@
 //! key; under load, the second MAC, which nobody makes who does not receive at its address; the
 //! sealed time of an INIT, which recorded ones fail. Only then Diffie-Hellman keys are computed and
 //! anything is kept.
+//!
+//! Keys and messages are bound to the two hosts' names, the vnet, its policy and the initiator's number: they are
+//! Noise's prologue. INIT, RESPONSE and CONFIRM have room for a [`Credential`], which nobody sends yet. A host can
+//! require one of a kind; one that requires none takes a message whatever credential is in it.
 
 mod cookies;
 #[cfg(test)]
 mod tests;
 pub mod token;
-
-use std::net::IpAddr;
 
 use snow::HandshakeState;
 use zeroize::Zeroize;
@@ -32,19 +34,43 @@ use super::Suite;
 use super::keys::{MAC_LEN, MacKey, MemberKeys, Secret};
 use super::noise::{Entropy, PATTERN, Resolver};
 use super::{Level, has_aes};
-use crate::wire::VnetId;
-use crate::wire::handshake::{
-    FLAG_AES, Header, INIT_NOISE_LEN, INIT_PAYLOAD_LEN, Kind, Message, RESPONSE_NOISE_LEN,
-    RESPONSE_PAYLOAD_LEN,
-};
+use crate::wire::handshake::payload::{self, Additions, Credential, FLAG_AES, INIT_PAYLOAD_LEN};
+use crate::wire::handshake::{Body, Header, INIT_NOISE_LEN, Kind, MAX_LEN, Message};
+use crate::wire::name::Name;
+use crate::wire::{ParseError, VnetId};
 
-/// The message is not what it should be.
+/// Why a message is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forged;
+pub enum Refused {
+    /// It was not made with this key, for these parties, or as an answer to this message.
+    Forged,
+    /// A member made it, but what it seals is malformed, or has a critical extension that is not known.
+    Malformed,
+    /// It has no credential of the kind that is required.
+    Credential,
+}
 
-impl From<snow::Error> for Forged {
+impl From<snow::Error> for Refused {
     fn from(_: snow::Error) -> Self {
-        Self
+        Self::Forged
+    }
+}
+
+impl From<ParseError> for Refused {
+    fn from(_: ParseError) -> Self {
+        Self::Malformed
+    }
+}
+
+/// The kind of credential that a host requires of others, if it does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Required(pub Option<u8>);
+
+impl Required {
+    /// Whether it is satisfied with a credential.
+    fn check(self, credential: Credential<'_>) -> Result<(), Refused> {
+        let is_enough = self.0.is_none_or(|kind| kind == credential.kind());
+        if is_enough { Ok(()) } else { Err(Refused::Credential) }
     }
 }
 
@@ -55,27 +81,23 @@ pub struct Parties {
     pub vnet: VnetId,
     /// Its policy.
     pub level: Level,
-    /// The initiator's address.
-    pub initiator: IpAddr,
-    /// The responder's address.
-    pub responder: IpAddr,
+    /// The initiator.
+    pub initiator: Name,
+    /// The responder.
+    pub responder: Name,
 }
 
 impl Parties {
     /// What both must agree on for any message to be understood.
     fn prologue(&self, key_id: u32, number: u32) -> Vec<u8> {
-        let octets = |ip: IpAddr| match ip {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-            IpAddr::V6(ip) => ip.octets(),
-        };
         [
-            &b"vnet handshake 1"[..],
+            &b"vnet handshake 2"[..],
             &self.vnet.get().to_be_bytes(),
             &[self.level.code()],
             &key_id.to_be_bytes(),
             &number.to_be_bytes(),
-            &octets(self.initiator),
-            &octets(self.responder),
+            &self.initiator.to_bytes(),
+            &self.responder.to_bytes(),
         ]
         .concat()
     }
@@ -84,7 +106,7 @@ impl Parties {
         entropy: &Entropy,
         keys: &'a MemberKeys,
         prologue: &'a [u8],
-    ) -> Result<snow::Builder<'a>, Forged> {
+    ) -> Result<snow::Builder<'a>, Refused> {
         let params = PATTERN.parse()?;
         let resolver = Box::new(Resolver(entropy.clone()));
         Ok(snow::Builder::with_resolver(params, resolver)
@@ -113,8 +135,8 @@ impl Agreed {
         state: &mut HandshakeState,
         is_initiator: bool,
         level: Level,
-        peer: (u32, bool),
-    ) -> Result<Self, Forged> {
+        peer: Peer,
+    ) -> Result<Self, Refused> {
         let (mut up, mut down) = state.dangerously_get_raw_split();
         let [to_responder, to_initiator] = [Secret::new(up), Secret::new(down)];
         up.zeroize();
@@ -125,9 +147,8 @@ impl Agreed {
             true => (to_responder, to_initiator),
             false => (to_initiator, to_responder),
         };
-        let (peer_number, peer_has_aes) = peer;
-        let suite = Suite::choose(level, has_aes() && peer_has_aes).ok_or(Forged)?;
-        Ok(Self { peer_number, send, receive, suite, confirm, ack })
+        let suite = Suite::choose(level, has_aes() && peer.has_aes).ok_or(Refused::Forged)?;
+        Ok(Self { peer_number: peer.number, send, receive, suite, confirm, ack })
     }
 
     /// A session of a host with itself, which nobody has to be asked for.
@@ -143,36 +164,73 @@ impl Agreed {
         })
     }
 
-    /// A CONFIRM or ACK of this session.
-    pub fn short_message(&self, kind: Kind, keys: &MemberKeys, vnet: VnetId, own: u32) -> Vec<u8> {
-        let header =
-            Header { kind, vnet, key_id: keys.id.0, sender: own, receiver: self.peer_number };
-        let head = header.emit();
-        let mac = self.short_key(kind).sign(&[&head]);
-        finish(&header, &mac, &keys.first_mac)
+    /// The CONFIRM of this session; `own` is this side's number.
+    pub fn confirm(
+        &self,
+        additions: &Additions<'_>,
+        keys: &MemberKeys,
+        vnet: VnetId,
+        own: u32,
+    ) -> Vec<u8> {
+        let header = self.header(keys, vnet, own);
+        let mut covered = header.emit(Kind::Confirm).to_vec();
+        additions.emit(&mut covered);
+        let mac = self.confirm.sign(&[&covered]);
+        finish(&header, &Body::Confirm { additions: *additions, mac: &mac }, &keys.first_mac)
     }
 
-    /// Whether it is the CONFIRM or ACK of this session, made by its other side.
-    pub fn accepts(&self, message: &Message<'_>) -> bool {
-        let head = message.header.emit();
-        message
-            .body
-            .first_chunk::<MAC_LEN>()
-            .is_some_and(|mac| self.short_key(message.header.kind).verify(&[&head], mac))
+    /// The ACK of this session; `own` is this side's number.
+    pub fn ack(&self, keys: &MemberKeys, vnet: VnetId, own: u32) -> Vec<u8> {
+        let header = self.header(keys, vnet, own);
+        let mac = self.ack.sign(&[&header.emit(Kind::Ack)]);
+        finish(&header, &Body::Ack { mac: &mac }, &keys.first_mac)
     }
 
-    fn short_key(&self, kind: Kind) -> &MacKey {
-        if kind == Kind::Confirm { &self.confirm } else { &self.ack }
+    const fn header(&self, keys: &MemberKeys, vnet: VnetId, own: u32) -> Header {
+        Header { vnet, key_id: keys.id.0, sender: own, receiver: self.peer_number }
+    }
+
+    /// Takes the CONFIRM of this session.
+    ///
+    /// # Errors
+    /// The initiator did not make it, or has not the credential that is required.
+    pub fn take_confirm(&self, message: &Message<'_>, required: Required) -> Result<(), Refused> {
+        let Body::Confirm { additions, mac } = message.body else { return Err(Refused::Forged) };
+        verify(&self.confirm, message, mac)?;
+        required.check(additions.credential)
+    }
+
+    /// Takes the ACK of this session.
+    ///
+    /// # Errors
+    /// The responder did not make it.
+    pub fn take_ack(&self, message: &Message<'_>) -> Result<(), Refused> {
+        let Body::Ack { mac } = message.body else { return Err(Refused::Forged) };
+        verify(&self.ack, message, mac)
     }
 }
 
+/// Whether a body ends with the MAC of all before it.
+fn verify(key: &MacKey, message: &Message<'_>, mac: &[u8; MAC_LEN]) -> Result<(), Refused> {
+    let (before, _) = message.covered.split_last_chunk::<MAC_LEN>().ok_or(Refused::Forged)?;
+    if key.verify(&[before], mac) { Ok(()) } else { Err(Refused::Forged) }
+}
+
 /// A message with its first MAC.
-fn finish(header: &Header, body: &[u8], first_mac: &MacKey) -> Vec<u8> {
-    let mut bytes = header.emit().to_vec();
-    bytes.extend_from_slice(body);
+fn finish(header: &Header, body: &Body<'_>, first_mac: &MacKey) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(MAX_LEN);
+    bytes.extend_from_slice(&header.emit(body.kind()));
+    body.emit(&mut bytes);
     let mac = first_mac.sign(&[&bytes]);
     bytes.extend_from_slice(&mac);
     bytes
+}
+
+/// What a side says of itself in what it seals.
+#[derive(Clone, Copy, Debug)]
+struct Peer {
+    number: u32,
+    has_aes: bool,
 }
 
 /// The side that began, while it waits for the answer.
@@ -185,7 +243,7 @@ pub struct Initiator {
     /// With which key.
     pub key_id: u32,
     header: Header,
-    noise: [u8; INIT_NOISE_LEN],
+    noise: Box<[u8; INIT_NOISE_LEN]>,
     first_mac: MacKey,
     /// The INIT without its second MAC.
     init: Vec<u8>,
@@ -194,27 +252,39 @@ pub struct Initiator {
 
 impl Initiator {
     /// Begins. `time_ms` grows from one handshake with this peer to the next.
+    ///
+    /// # Errors
+    /// The primitives fail.
     pub fn new(
         parties: Parties,
         keys: &MemberKeys,
         number: u32,
         time_ms: u64,
+        additions: &Additions<'_>,
         entropy: &Entropy,
-    ) -> Result<Self, Forged> {
+    ) -> Result<Self, Refused> {
         let prologue = parties.prologue(keys.id.0, number);
         let mut state = Parties::builder(entropy, keys, &prologue)?.build_initiator()?;
-        let mut payload = [0; INIT_PAYLOAD_LEN];
-        let fields = [&time_ms.to_be_bytes()[..], &number.to_be_bytes(), &own_flags()].concat();
-        payload.copy_from_slice(&fields);
-        let mut noise = [0; INIT_NOISE_LEN];
-        if state.write_message(&payload, &mut noise)? != noise.len() {
-            return Err(Forged);
+        let payload =
+            payload::Init { time_ms, number, flags: own_flags(), additions: *additions }.emit();
+        let mut noise = Box::new([0; INIT_NOISE_LEN]);
+        if state.write_message(&payload, &mut noise[..])? != noise.len() {
+            return Err(Refused::Forged);
         }
         let (vnet, key_id) = (parties.vnet, keys.id.0);
-        let header = Header { kind: Kind::Init, vnet, key_id, sender: number, receiver: 0 };
+        let header = Header { vnet, key_id, sender: number, receiver: 0 };
         let first_mac = keys.first_mac.clone();
-        let init = finish(&header, &noise, &first_mac);
-        Ok(Self { state, parties, number, key_id, header, noise, first_mac, init, cookie: None })
+        let (init, cookie) = (Vec::new(), None);
+        let mut initiator =
+            Self { state, parties, number, key_id, header, noise, first_mac, init, cookie };
+        initiator.finish();
+        Ok(initiator)
+    }
+
+    /// Makes the INIT, but for its second MAC.
+    fn finish(&mut self) {
+        let body = Body::Init { name: self.parties.initiator, noise: &self.noise };
+        self.init = finish(&self.header, &body, &self.first_mac);
     }
 
     /// The INIT, as it is to be sent now.
@@ -231,14 +301,12 @@ impl Initiator {
     /// Takes a COOKIE, whose first MAC was checked: the INIT has a second MAC from now on, and the
     /// token that came with the cookie. False if it answers another INIT.
     pub fn handle_cookie(&mut self, message: &Message<'_>) -> bool {
-        let Some((cookie, echo)) = message.body.split_first_chunk::<MAC_LEN>() else {
-            return false;
-        };
-        let is_ours = self.init.ends_with(echo) && message.header.receiver == self.number;
+        let Body::Cookie { cookie, init_mac } = message.body else { return false };
+        let is_ours = self.init.ends_with(init_mac) && message.header.receiver == self.number;
         if is_ours {
             self.cookie = Some(*cookie);
             self.header.receiver = message.header.sender;
-            self.init = finish(&self.header, &self.noise, &self.first_mac);
+            self.finish();
         }
         is_ours
     }
@@ -246,16 +314,22 @@ impl Initiator {
     /// Takes a RESPONSE, whose first MAC was checked. A forged one changes nothing.
     ///
     /// # Errors
-    /// It is not the answer to this INIT.
-    pub fn handle_response(&mut self, message: &Message<'_>) -> Result<Agreed, Forged> {
-        let mut payload = [0; RESPONSE_PAYLOAD_LEN];
-        self.state.read_message(message.body, &mut payload)?;
-        let [n0, n1, n2, n3, flags @ ..] = payload;
-        let peer_number = u32::from_be_bytes([n0, n1, n2, n3]);
-        if peer_number != message.header.sender {
-            return Err(Forged);
+    /// It is not the answer to this INIT, or not one that is accepted.
+    pub fn handle_response(
+        &mut self,
+        message: &Message<'_>,
+        required: Required,
+    ) -> Result<Agreed, Refused> {
+        let Body::Response { noise } = message.body else { return Err(Refused::Forged) };
+        let mut opened = [0; MAX_LEN];
+        let len = self.state.read_message(noise, &mut opened)?;
+        let opened = payload::Response::parse(opened.get(..len).unwrap_or_default())?;
+        if opened.number != message.header.sender {
+            return Err(Refused::Forged);
         }
-        Agreed::new(&mut self.state, true, self.parties.level, (peer_number, has_aes_flag(flags)))
+        required.check(opened.additions.credential)?;
+        let peer = Peer { number: opened.number, has_aes: opened.flags & FLAG_AES != 0 };
+        Agreed::new(&mut self.state, true, self.parties.level, peer)
     }
 }
 
@@ -266,53 +340,55 @@ pub struct Opened {
     parties: Parties,
     /// The initiator's clock, milliseconds since 1970.
     pub time_ms: u64,
-    /// The initiator's number of the session.
-    pub peer_number: u32,
-    peer_has_aes: bool,
+    peer: Peer,
 }
 
 impl Opened {
     /// Opens an INIT, whose first MAC was checked. Computes no Diffie-Hellman keys.
     ///
     /// # Errors
-    /// It was not made with this key, or not for these parties.
+    /// It was not made with this key, or not for these parties, or is not accepted.
     pub fn new(
         parties: Parties,
         keys: &MemberKeys,
         message: &Message<'_>,
+        required: Required,
         entropy: &Entropy,
-    ) -> Result<Self, Forged> {
+    ) -> Result<Self, Refused> {
+        let Body::Init { noise, .. } = message.body else { return Err(Refused::Forged) };
         let number = message.header.sender;
         let prologue = parties.prologue(keys.id.0, number);
         let mut state = Parties::builder(entropy, keys, &prologue)?.build_responder()?;
-        let mut payload = [0; INIT_PAYLOAD_LEN];
-        state.read_message(message.body, &mut payload)?;
-        let [t0, t1, t2, t3, t4, t5, t6, t7, n0, n1, n2, n3, flags @ ..] = payload;
-        if u32::from_be_bytes([n0, n1, n2, n3]) != number {
-            return Err(Forged);
+        let mut opened = [0; INIT_PAYLOAD_LEN];
+        state.read_message(noise, &mut opened)?;
+        let opened = payload::Init::parse(&opened)?;
+        if opened.number != number {
+            return Err(Refused::Forged);
         }
-        let time_ms = u64::from_be_bytes([t0, t1, t2, t3, t4, t5, t6, t7]);
-        let peer_has_aes = has_aes_flag(flags);
-        Ok(Self { state, parties, time_ms, peer_number: number, peer_has_aes })
+        required.check(opened.additions.credential)?;
+        let peer = Peer { number, has_aes: opened.flags & FLAG_AES != 0 };
+        Ok(Self { state, parties, time_ms: opened.time_ms, peer })
     }
 
     /// Answers: what is agreed on, and the RESPONSE. `number` is this side's of the session.
     ///
     /// # Errors
     /// The initiator's ephemeral key is none.
-    pub fn respond(mut self, keys: &MemberKeys, number: u32) -> Result<(Agreed, Vec<u8>), Forged> {
-        let mut payload = [0; RESPONSE_PAYLOAD_LEN];
-        payload.copy_from_slice(&[&number.to_be_bytes()[..], &own_flags()].concat());
-        let mut noise = [0; RESPONSE_NOISE_LEN];
-        if self.state.write_message(&payload, &mut noise)? != noise.len() {
-            return Err(Forged);
-        }
+    pub fn respond(
+        mut self,
+        keys: &MemberKeys,
+        number: u32,
+        additions: &Additions<'_>,
+    ) -> Result<(Agreed, Vec<u8>), Refused> {
+        let payload =
+            payload::Response { number, flags: own_flags(), additions: *additions }.emit();
+        let mut noise = [0; MAX_LEN];
+        let len = self.state.write_message(&payload, &mut noise)?;
+        let body = Body::Response { noise: noise.get(..len).unwrap_or_default() };
         let (vnet, key_id) = (self.parties.vnet, keys.id.0);
-        let (kind, receiver) = (Kind::Response, self.peer_number);
-        let header = Header { kind, vnet, key_id, sender: number, receiver };
-        let peer = (self.peer_number, self.peer_has_aes);
-        let agreed = Agreed::new(&mut self.state, false, self.parties.level, peer)?;
-        Ok((agreed, finish(&header, &noise, &keys.first_mac)))
+        let header = Header { vnet, key_id, sender: number, receiver: self.peer.number };
+        let agreed = Agreed::new(&mut self.state, false, self.parties.level, self.peer)?;
+        Ok((agreed, finish(&header, &body, &keys.first_mac)))
     }
 }
 
@@ -321,10 +397,6 @@ pub fn is_of_member(message: &Message<'_>, keys: &MemberKeys) -> bool {
     keys.first_mac.verify(&[message.covered], message.first_mac)
 }
 
-fn own_flags() -> [u8; 4] {
-    (if has_aes() { FLAG_AES } else { 0 }).to_be_bytes()
-}
-
-fn has_aes_flag(flags: [u8; 4]) -> bool {
-    u32::from_be_bytes(flags) & FLAG_AES != 0
+fn own_flags() -> u32 {
+    if has_aes() { FLAG_AES } else { 0 }
 }

@@ -56,7 +56,7 @@ use std::time::Duration;
 
 use super::Level;
 use super::handshake::token::TokenKey;
-use super::handshake::{Agreed, Cookies, Parties};
+use super::handshake::{Agreed, Cookies, Parties, Required};
 use super::keys::{KeyId, MemberKeys, Secret};
 use super::noise::Entropy;
 use crate::limiter::TokenBucket;
@@ -64,6 +64,7 @@ use crate::metrics::counters;
 use crate::time::{Instant, Now};
 use crate::wire::VnetId;
 use crate::wire::esp::{INDICES, SESSIONS, Spi};
+use crate::wire::name::Name;
 
 pub use output::{Inbound, Lifetime, Outbound, Output, sender_key};
 
@@ -115,9 +116,12 @@ counters! {
         handshake_tx = "handshake messages sent",
         handshake_rx = "handshake messages received",
         handshake_cookies = "of handshake_tx, cookies: too many INITs arrived, or varpd started less than three minutes ago",
-        handshake_drop_malformed = "malformed handshake messages",
+        handshake_drop_malformed = "handshake messages that are malformed, or have an unknown critical extension",
+        handshake_drop_version = "handshake messages of hosts with another version of the format",
         handshake_drop_vnet = "handshake messages for a vnet or with a key that this host does not have",
         handshake_drop_forged = "handshake messages that no holder of the key made for this host",
+        handshake_drop_name = "INITs whose sender names another address than they come from (NAT), or another realm",
+        handshake_drop_credential = "handshake messages without a credential of the required kind",
         handshake_drop_stale = "INITs that are old, or of a host whose clock is wrong by more than 90 s",
         handshake_drop_unasked = "handshake messages that answer no message of this host",
         handshake_drop_crossed = "INITs that crossed an INIT of this host, which takes precedence",
@@ -130,6 +134,8 @@ counters! {
 pub struct Config {
     /// Age at which a session is replaced. It ends at twice that, if it could not be replaced.
     pub rekey: Duration,
+    /// What other hosts have to show beside holding the vnet's key.
+    pub required: Required,
 }
 
 /// No key ends by itself sooner than that: a varpd that is away for a day cuts nobody off.
@@ -145,7 +151,7 @@ impl Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { rekey: Duration::from_secs(3600) }
+        Self { rekey: Duration::from_secs(3600), required: Required::default() }
     }
 }
 
@@ -163,7 +169,7 @@ type Link = (VnetId, IpAddr);
 #[derive(Debug)]
 pub struct Sadb {
     config: Config,
-    own: IpAddr,
+    own: Name,
     entropy: Entropy,
     cookies: Cookies,
     cookies_turn: Instant,
@@ -184,12 +190,12 @@ pub struct Sadb {
 }
 
 impl Sadb {
-    /// Without vnets; `own` is this host's VARP address, `seed` is secret randomness.
-    pub fn new(config: Config, own: IpAddr, seed: Secret) -> Self {
+    /// Without vnets; `own` is this host's name, by its VARP address, `seed` is secret randomness.
+    pub fn new(config: Config, own: Name, seed: Secret) -> Self {
         let entropy = Entropy::new(seed);
         Self {
             config,
-            own: own.to_canonical(),
+            own,
             cookies: Cookies::new(&entropy),
             cookies_turn: Instant::ZERO,
             start: None,
@@ -315,7 +321,7 @@ impl Sadb {
         }
         *next += count;
         let is_worn = *next + SPARE_INDICES > INDICES;
-        let receiver = receiver_key(&session.agreed.send, canonical(to));
+        let receiver = receiver_key(&session.agreed.send, Name::vif(self.own.realm(), to));
         let spi = |index| Spi::of(session.agreed.peer_number, index);
         let keys = (first..first + count).map(|i| (spi(i), sender_key(&receiver, i))).collect();
         let lifetime = session.lifetime(&self.config, now.mono);
@@ -335,7 +341,7 @@ impl Sadb {
         if !session.handed.insert(own.port()) {
             return None;
         }
-        let receiver = receiver_key(&session.agreed.receive, canonical(own));
+        let receiver = receiver_key(&session.agreed.receive, Name::vif(self.own.realm(), own));
         let suite = session.agreed.suite;
         let lifetime = session.lifetime(&self.config, now.mono);
         Some(Inbound { number, suite, receiver, lifetime })
@@ -417,7 +423,13 @@ impl Sadb {
         self.vnets.get(&vnet)?.keys.iter().find(|keys| keys.id == id)
     }
 
+    /// The name of a host of this realm.
+    pub const fn name_of(&self, host: IpAddr) -> Name {
+        Name::host(self.own.realm(), host)
+    }
+
     fn parties(&self, (vnet, peer): Link, level: Level, we_begin: bool) -> Parties {
+        let peer = self.name_of(peer);
         let (initiator, responder) = if we_begin { (self.own, peer) } else { (peer, self.own) };
         Parties { vnet, level, initiator, responder }
     }
@@ -479,9 +491,4 @@ impl Sadb {
             self.outputs.push_back(Output::Ended { vnet, number });
         }
     }
-}
-
-/// An address as it is in keys: without scope and flow label.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -7,7 +7,7 @@
 //!  handshake  RESPONSE, CONFIRM, ACK, COOKIE;                 who knows the format
 //!             INIT with the token of its address              who receives at that address
 //!  question   VARP: request, and an announcement from a relay who knows the format
-//!  newcomer   other INITs                                     who knows the format
+//!  newcomer   other INITs; handshakes of another version      who knows the format
 //!  (none)     all else: wrong magic, version, type, length    anybody; dropped by the kernel
 //! ```
 //!
@@ -35,7 +35,7 @@ pub enum Class {
     Handshake,
     /// VARP that asks.
     Question,
-    /// A handshake's first message.
+    /// A handshake's first message, and any of another version.
     Newcomer,
 }
 
@@ -70,6 +70,7 @@ const X_FROM_A: u16 = 0x07;
 const XOR_X: u16 = 0xac;
 const MULTIPLY: u16 = 0x24;
 const SHIFT_RIGHT: u16 = 0x74;
+const JUMP_ABOVE: u16 = 0x25;
 const JUMP_AT_LEAST: u16 = 0x35;
 const JUMP_EQUAL: u16 = 0x15;
 const JUMP_EQUAL_X: u16 = 0x1d;
@@ -90,8 +91,12 @@ pub fn program(address: IpAddr, key: TokenKey) -> Vec<Instruction> {
     ];
     program.extend(varp);
     program.extend(require(magic(handshake::MAGIC)));
-    program.push((LOAD_B, 0, 0, 2));
-    program.extend(require(handshake::VERSION.into()));
+    // A message of another version waits with newcomers: its sender is to be named.
+    program.extend([
+        (LOAD_B, 0, 0, handshake::VERSION_OFFSET as u32),
+        (JUMP_EQUAL, 1, 0, handshake::VERSION.into()),
+        (RETURN, 0, 0, Class::Newcomer.place()),
+    ]);
     program.extend(handshake_part(address, key));
     program
 }
@@ -117,22 +122,25 @@ fn varp_part() -> Vec<Instruction> {
     part
 }
 
-/// Handshakes: each type has one length; an INIT is looked at more closely.
+/// Handshakes: the lengths that each type can have; an INIT is looked at more closely.
 fn handshake_part(address: IpAddr, key: TokenKey) -> Vec<Instruction> {
     let mut part = Vec::new();
     for kind in handshake::Kind::ALL.into_iter().filter(|kind| *kind != handshake::Kind::Init) {
+        let lens = kind.message_lens();
         part.extend([
             (LOAD_B, 0, 0, handshake::KIND_OFFSET as u32),
-            (JUMP_EQUAL, 0, 4, kind.code().into()),
+            (JUMP_EQUAL, 0, 5, kind.code().into()),
             (LOAD_LEN, 0, 0, 0),
+            (JUMP_AT_LEAST, 0, 2, *lens.start() as u32),
+            (JUMP_ABOVE, 1, 0, *lens.end() as u32),
+            (RETURN, 0, 0, Class::Handshake.place()),
+            (RETURN, 0, 0, NONE),
         ]);
-        part.extend(choose(kind.message_len() as u32, Class::Handshake.place()));
-        part.push((RETURN, 0, 0, NONE));
     }
     part.push((LOAD_B, 0, 0, handshake::KIND_OFFSET as u32));
     part.extend(require(handshake::Kind::Init.code().into()));
     part.push((LOAD_LEN, 0, 0, 0));
-    part.extend(require(handshake::Kind::Init.message_len() as u32));
+    part.extend(require(handshake::MAX_LEN as u32));
     part.push((LOAD_W, 0, 0, handshake::TOKEN_OFFSET as u32));
     part.extend(choose(0, Class::Newcomer.place()));
     part.extend(token_part(address, key.mixing()));

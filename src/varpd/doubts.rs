@@ -1,4 +1,5 @@
-//! Hosts that are not heard because they see a vnet otherwise than this one: with another policy, or another key.
+//! Hosts that are not heard because they see a vnet otherwise than this one, with another policy, another key or in
+//! another realm, or speak another version of the format.
 //!
 //! Such a host is not found, and finds nobody, without an error anywhere. So varpd names it, once a minute. What it
 //! says is as true as the address that the message came from: outsiders can make it say more, within a bound.
@@ -12,8 +13,10 @@ use crate::quiet::Quiet;
 use crate::security::keys::KeyId;
 use crate::security::membership::{Refusal, author};
 use crate::time::{Instant, Now};
+use crate::wire::handshake::Body;
+use crate::wire::name::Name;
 use crate::wire::varp::Message;
-use crate::wire::{VnetId, handshake};
+use crate::wire::{ParseError, VnetId, handshake};
 
 use super::daemon::Daemon;
 
@@ -33,12 +36,16 @@ enum Doubt {
     Tagged,
     /// With a key that is not known.
     Key,
+    /// With another name for its host than it has here.
+    Name,
+    /// In another version of the format, about whatever vnet.
+    Version,
 }
 
 /// Who was named of late.
 #[derive(Debug)]
 pub(super) struct Doubts {
-    named: BTreeMap<(VnetId, IpAddr, Doubt), Instant>,
+    named: BTreeMap<(Option<VnetId>, IpAddr, Doubt), Instant>,
     quiet: Quiet,
 }
 
@@ -50,7 +57,7 @@ impl Default for Doubts {
 
 impl Doubts {
     /// Whether a host is to be named.
-    fn is_new(&mut self, what: (VnetId, IpAddr, Doubt), now: Instant) -> bool {
+    fn is_new(&mut self, what: (Option<VnetId>, IpAddr, Doubt), now: Instant) -> bool {
         if self.named.get(&what).is_some_and(|at| now < *at + PAUSE) {
             return false;
         }
@@ -101,18 +108,55 @@ impl Daemon {
         None
     }
 
-    /// Names the sender of a handshake message for a vnet of this host whose key is not known here.
+    /// Names the sender of a handshake message that can't be understood here, whoever made it.
     pub(super) fn doubt_handshake(&mut self, from: IpAddr, bytes: &[u8], now: Now) {
-        let Ok(message) = handshake::Message::parse(bytes) else { return };
+        let from = from.to_canonical();
+        let message = match handshake::Message::parse(bytes) {
+            Ok(message) => message,
+            Err(ParseError::Version) => {
+                let version = bytes.get(handshake::VERSION_OFFSET).copied();
+                return self.doubt_version(from, version.unwrap_or_default(), now);
+            }
+            Err(_) => return,
+        };
         let (vnet, key) = (message.header.vnet, KeyId(message.header.key_id));
         if !self.security.sadb.knows(vnet, key) {
-            self.doubt(vnet, from.to_canonical(), Doubt::Key, now);
+            self.doubt(vnet, from, Doubt::Key, now);
+        } else if let Body::Init { name, .. } = message.body {
+            self.doubt_name(vnet, from, name, now);
         }
+    }
+
+    /// Names a host that calls itself otherwise than this one calls it.
+    fn doubt_name(&mut self, vnet: VnetId, host: IpAddr, name: Name, now: Now) {
+        let here = self.security.sadb.name_of(host);
+        if name == here || !self.security.doubts.is_new((Some(vnet), host, Doubt::Name), now.mono) {
+            return;
+        }
+        log::warn!(
+            "vnet {vnet}: host {host} calls itself {name}, here it is {here}: the two hosts agree on no keys \
+             (all hosts need the same realm, and no address translation between them)"
+        );
+    }
+
+    /// Names a host that speaks another version, and says which of the two is to be upgraded.
+    pub(super) fn doubt_version(&mut self, host: IpAddr, version: u8, now: Now) {
+        if !self.security.doubts.is_new((None, host, Doubt::Version), now.mono) {
+            return;
+        }
+        let here = handshake::VERSION;
+        let old = if version < here { "that host" } else { "this host" };
+        log::warn!(
+            "host {host} speaks version {version} of the format, this host version {here}: they do not \
+             understand each other. Upgrade vnet on {old}"
+        );
     }
 
     /// Names a host, if this one has vifs on the vnet.
     fn doubt(&mut self, vnet: VnetId, host: IpAddr, doubt: Doubt, now: Now) {
-        if !self.varp.hears(vnet) || !self.security.doubts.is_new((vnet, host, doubt), now.mono) {
+        if !self.varp.hears(vnet)
+            || !self.security.doubts.is_new((Some(vnet), host, doubt), now.mono)
+        {
             return;
         }
         let policy = self.config.policy(vnet);
@@ -120,6 +164,7 @@ impl Daemon {
             Doubt::Untagged => "without a tag, so policy none there",
             Doubt::Tagged => "with a tag, so a policy with keys there",
             Doubt::Key => "with a key that is unknown here: another key, or another policy",
+            Doubt::Name | Doubt::Version => return,
         };
         log::warn!(
             "vnet {vnet}: host {host} sends {what}; the policy here is {policy}, so messages of {host} are dropped: \
@@ -134,7 +179,7 @@ mod tests {
 
     #[test]
     fn each_host_is_named_once_a_minute_and_few_at_all() {
-        let vnet = VnetId::new(42).unwrap();
+        let vnet = VnetId::new(42);
         let host = |n: u32| IpAddr::V4((0x0a00_0000 + n).into());
         let at = Instant::from_millis;
         let mut doubts = Doubts::default();

@@ -26,6 +26,7 @@ use crate::sys::process;
 use crate::sys::secret_file::{self, Version};
 use crate::time::{Instant, Now};
 use crate::wire::control::{Event, MAX_INBOUND};
+use crate::wire::name::{Name, Realm};
 use crate::wire::varp::Message;
 use crate::wire::{CareOf, Mac, VnetId};
 
@@ -100,6 +101,7 @@ pub(super) struct Heard {
 #[derive(Debug)]
 pub(super) struct Security {
     pub(super) sadb: Sadb,
+    realm: Realm,
     membership: Membership,
     census: Census,
     pub(super) doubts: Doubts,
@@ -122,9 +124,13 @@ impl Security {
     /// Without vnets. `seed` is secret randomness, `own` the VARP address.
     pub(super) fn new(config: &Config, own: IpAddr, seed: [u8; 32]) -> Self {
         let seed = Secret::new(seed);
-        let timers = sadb::Config { rekey: config.security.rekey.duration() };
+        let rekey = config.security.rekey.duration();
+        let sadb_config = sadb::Config { rekey, ..sadb::Config::default() };
+        let realm = Realm::default();
+        let name = Name::host(realm, own);
         Self {
-            sadb: Sadb::new(timers, own, seed.derive("sadb", &[])),
+            sadb: Sadb::new(sadb_config, name, seed.derive("sadb", &[])),
+            realm,
             membership: Membership::new(own),
             census: Census::default(),
             doubts: Doubts::default(),
@@ -166,7 +172,7 @@ impl Security {
 
     /// The host has another address: all sessions are over.
     pub(super) fn move_to(&mut self, own: IpAddr, now: Now) {
-        self.sadb.move_to(own, now);
+        self.sadb.move_to(Name::host(self.realm, own), now);
         self.membership.move_to(own);
         self.gates.clear();
     }

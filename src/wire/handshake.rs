@@ -7,7 +7,7 @@
 //!  0                   1                   2                   3
 //!  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
 //! +---------------+---------------+---------------+---------------+
-//! |   'V' 0x56    |   'K' 0x4B    |  version = 1  |     type      |  0
+//! |   'V' 0x56    |   'K' 0x4B    |  version = 2  |     type      |  0
 //! +---------------+---------------+---------------+---------------+
 //! |                          vnet id (32)                         |  4
 //! +---------------------------------------------------------------+
@@ -25,10 +25,10 @@
 //! +---------------------------------------------------------------+
 //!
 //! type  name      from       body (bytes)
-//!    1  INIT      initiator  ephemeral key (32), sealed {time ms (64), number (32), flags (32)},
-//!                            tag (16)
-//!    2  RESPONSE  responder  ephemeral key (32), sealed {number (32), flags (32)}, tag (16)
-//!    3  CONFIRM   initiator  MAC with a key of the session (16)
+//!    1  INIT      initiator  initiator's name (22), 0 (2), ephemeral key (32),
+//!                            sealed {time ms (8), number (4), flags (4), additions, zeros: 660}, tag (16)
+//!    2  RESPONSE  responder  ephemeral key (32), sealed {number (4), flags (4), additions}, tag (16)
+//!    3  CONFIRM   initiator  additions, MAC with a key of the session (16)
 //!    4  ACK       responder  MAC with a key of the session (16)
 //!    5  COOKIE    responder  cookie (16), first MAC of the INIT that it answers (16)
 //!
@@ -36,39 +36,52 @@
 //! flags: 1 the sender has instructions for AES; all others are ignored
 //! ```
 //!
-//! Each type has one length, and no answer is longer than an INIT, so that nobody's traffic is
-//! multiplied. Flags that are not known are how later versions add things.
+//! The name ([`super::name`]) is a host's, with port 0. What is sealed, and the additions, which hold a
+//! credential and extensions, are in [`payload`]. The MAC in CONFIRM and ACK covers all before it.
+//!
+//! An INIT is always as long as the longest message, so that no answer is longer than what it answers, and
+//! nobody's traffic is multiplied.
 
+pub mod payload;
+#[cfg(test)]
+mod tests;
+
+use std::ops::RangeInclusive;
+
+use self::payload::{
+    Additions, INIT_PAYLOAD_LEN, MAX_ADDITIONS_LEN, MIN_ADDITIONS_LEN, RESPONSE_FIXED_LEN,
+};
+use super::name::{self, Name};
+use super::reader::Reader;
 use super::{ParseError, VnetId};
 
 /// The first two bytes.
 pub const MAGIC: [u8; 2] = *b"VK";
 /// Version of the format.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Length of what all begin with, in bytes.
 pub const HEADER_LEN: usize = 20;
 /// Length of a MAC, in bytes.
 pub const MAC_LEN: usize = 16;
 /// Length of an ephemeral public key, in bytes.
 pub const EPHEMERAL_LEN: usize = 32;
-/// Length of what an INIT seals, in bytes.
-pub const INIT_PAYLOAD_LEN: usize = 16;
-/// Length of what a RESPONSE seals, in bytes.
-pub const RESPONSE_PAYLOAD_LEN: usize = 8;
+/// Length of the tag behind what is sealed, in bytes.
+const TAG_LEN: usize = 16;
+/// Length of the name in an INIT with the zeros behind it, in bytes.
+const NAME_LEN: usize = name::LEN.next_multiple_of(4);
 /// Length of an INIT's Noise message, in bytes.
-pub const INIT_NOISE_LEN: usize = EPHEMERAL_LEN + INIT_PAYLOAD_LEN + 16;
-/// Length of a RESPONSE's Noise message, in bytes.
-pub const RESPONSE_NOISE_LEN: usize = EPHEMERAL_LEN + RESPONSE_PAYLOAD_LEN + 16;
+pub const INIT_NOISE_LEN: usize = EPHEMERAL_LEN + INIT_PAYLOAD_LEN + TAG_LEN;
+/// Length of a RESPONSE's Noise message without additions, in bytes.
+const RESPONSE_NOISE_LEN: usize = EPHEMERAL_LEN + RESPONSE_FIXED_LEN + TAG_LEN;
 /// The longest message, in bytes: an INIT.
-pub const MAX_LEN: usize = HEADER_LEN + INIT_NOISE_LEN + 2 * MAC_LEN;
+pub const MAX_LEN: usize = HEADER_LEN + NAME_LEN + INIT_NOISE_LEN + 2 * MAC_LEN;
 
+/// Where a kernel filter finds the version (one byte).
+pub const VERSION_OFFSET: usize = 2;
 /// Where a kernel filter finds the type (one byte).
 pub const KIND_OFFSET: usize = 3;
 /// Where a kernel filter finds an INIT's token (four bytes).
 pub const TOKEN_OFFSET: usize = 16;
-
-/// Flag: the sender has instructions for AES.
-pub const FLAG_AES: u32 = 1;
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,28 +113,33 @@ impl Kind {
         }
     }
 
-    /// Length of its body, in bytes.
-    pub const fn body_len(self) -> usize {
+    /// Lengths that its body can have, in bytes.
+    const fn body_lens(self) -> RangeInclusive<usize> {
+        let (min, max) = (MIN_ADDITIONS_LEN, MAX_ADDITIONS_LEN);
         match self {
-            Self::Init => INIT_NOISE_LEN,
-            Self::Response => RESPONSE_NOISE_LEN,
-            Self::Confirm | Self::Ack => MAC_LEN,
-            Self::Cookie => 2 * MAC_LEN,
+            Self::Init => NAME_LEN + INIT_NOISE_LEN..=NAME_LEN + INIT_NOISE_LEN,
+            Self::Response => RESPONSE_NOISE_LEN + min..=RESPONSE_NOISE_LEN + max,
+            Self::Confirm => MAC_LEN + min..=MAC_LEN + max,
+            Self::Ack => MAC_LEN..=MAC_LEN,
+            Self::Cookie => 2 * MAC_LEN..=2 * MAC_LEN,
         }
     }
 
-    /// Length of the message, in bytes.
-    pub const fn message_len(self) -> usize {
-        let macs = if matches!(self, Self::Init) { 2 } else { 1 };
-        HEADER_LEN + self.body_len() + macs * MAC_LEN
+    /// Length of the MACs behind its body, in bytes.
+    const fn macs_len(self) -> usize {
+        if matches!(self, Self::Init) { 2 * MAC_LEN } else { MAC_LEN }
+    }
+
+    /// Lengths that the message can have, in bytes.
+    pub const fn message_lens(self) -> RangeInclusive<usize> {
+        let (body, others) = (self.body_lens(), HEADER_LEN + self.macs_len());
+        *body.start() + others..=*body.end() + others
     }
 }
 
-/// What all messages begin with.
+/// What all messages begin with, beside their type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What the message is.
-    pub kind: Kind,
     /// For which vnet.
     pub vnet: VnetId,
     /// Which of the vnet's keys.
@@ -133,10 +151,10 @@ pub struct Header {
 }
 
 impl Header {
-    /// The bytes.
-    pub fn emit(&self) -> [u8; HEADER_LEN] {
+    /// The bytes, in a message of this type.
+    pub fn emit(&self, kind: Kind) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
-        let start = u32::from_be_bytes([MAGIC[0], MAGIC[1], VERSION, self.kind.code()]);
+        let start = u32::from_be_bytes([MAGIC[0], MAGIC[1], VERSION, kind.code()]);
         let words = [start, self.vnet.get(), self.key_id, self.sender, self.receiver];
         for (place, word) in bytes.chunks_exact_mut(4).zip(words) {
             place.copy_from_slice(&word.to_be_bytes());
@@ -145,15 +163,107 @@ impl Header {
     }
 }
 
+/// What a message says, by type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body<'a> {
+    /// See [`Kind::Init`].
+    Init {
+        /// The initiator.
+        name: Name,
+        /// Noise's first message; it seals a [`payload::Init`].
+        noise: &'a [u8; INIT_NOISE_LEN],
+    },
+    /// See [`Kind::Response`].
+    Response {
+        /// Noise's second message; it seals a [`payload::Response`].
+        noise: &'a [u8],
+    },
+    /// See [`Kind::Confirm`].
+    Confirm {
+        /// The initiator's.
+        additions: Additions<'a>,
+        /// Of all before it, with a key of the session.
+        mac: &'a [u8; MAC_LEN],
+    },
+    /// See [`Kind::Ack`].
+    Ack {
+        /// Of all before it, with a key of the session.
+        mac: &'a [u8; MAC_LEN],
+    },
+    /// See [`Kind::Cookie`].
+    Cookie {
+        /// The cookie.
+        cookie: &'a [u8; MAC_LEN],
+        /// The first MAC of the INIT that it answers.
+        init_mac: &'a [u8; MAC_LEN],
+    },
+}
+
+impl<'a> Body<'a> {
+    /// The type of the message.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Init { .. } => Kind::Init,
+            Self::Response { .. } => Kind::Response,
+            Self::Confirm { .. } => Kind::Confirm,
+            Self::Ack { .. } => Kind::Ack,
+            Self::Cookie { .. } => Kind::Cookie,
+        }
+    }
+
+    /// Appends the bytes.
+    pub fn emit(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Init { name, noise } => {
+                name.emit(out);
+                out.extend_from_slice(&[0; NAME_LEN - name::LEN]);
+                out.extend_from_slice(*noise);
+            }
+            Self::Response { noise } => out.extend_from_slice(noise),
+            Self::Confirm { additions, mac } => {
+                additions.emit(out);
+                out.extend_from_slice(*mac);
+            }
+            Self::Ack { mac } => out.extend_from_slice(*mac),
+            Self::Cookie { cookie, init_mac } => {
+                out.extend_from_slice(*cookie);
+                out.extend_from_slice(*init_mac);
+            }
+        }
+    }
+
+    fn parse(kind: Kind, bytes: &'a [u8]) -> Result<Self, ParseError> {
+        let mut reader = Reader::new(bytes);
+        let body = match kind {
+            Kind::Init => {
+                let name = reader.name()?;
+                if name.port() != 0 {
+                    return Err(ParseError::Value);
+                }
+                reader.zero::<{ NAME_LEN - name::LEN }>()?;
+                Self::Init { name, noise: reader.chunk()? }
+            }
+            Kind::Response => return Ok(Self::Response { noise: bytes }),
+            Kind::Confirm => {
+                Self::Confirm { additions: Additions::read(&mut reader)?, mac: reader.chunk()? }
+            }
+            Kind::Ack => Self::Ack { mac: reader.chunk()? },
+            Kind::Cookie => Self::Cookie { cookie: reader.chunk()?, init_mac: reader.chunk()? },
+        };
+        reader.end()?;
+        Ok(body)
+    }
+}
+
 /// A checked view of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message<'a> {
     /// The header.
     pub header: Header,
+    /// What it says.
+    pub body: Body<'a>,
     /// What the first MAC covers.
     pub covered: &'a [u8],
-    /// By type.
-    pub body: &'a [u8],
     /// The first MAC.
     pub first_mac: &'a [u8; MAC_LEN],
     /// The second MAC, in an INIT.
@@ -169,99 +279,34 @@ impl<'a> Message<'a> {
     /// Views a datagram.
     ///
     /// # Errors
-    /// What is wrong; a message has exactly the length of its type.
+    /// What is wrong.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
-        let (header, _) = bytes.split_first_chunk::<HEADER_LEN>().ok_or(ParseError::Truncated)?;
-        let [m0, m1, version, code, words @ ..] = *header;
-        if [m0, m1] != MAGIC {
-            return Err(ParseError::Magic);
-        }
-        if version != VERSION {
-            return Err(ParseError::Version);
-        }
-        let kind =
-            Kind::ALL.into_iter().find(|kind| kind.code() == code).ok_or(ParseError::Type)?;
+        let (kind, header) = parse_header(bytes)?;
+        let lens = kind.message_lens();
         match bytes.len() {
-            len if len < kind.message_len() => return Err(ParseError::Truncated),
-            len if len > kind.message_len() => return Err(ParseError::Trailing),
+            len if len < *lens.start() => return Err(ParseError::Truncated),
+            len if len > *lens.end() => return Err(ParseError::Trailing),
             _ => {}
         }
-        let mut words = words
-            .chunks_exact(4)
-            .map(|word| word.iter().fold(0_u32, |number, byte| number << 8 | u32::from(*byte)));
-        let mut next = || words.next().ok_or(ParseError::Truncated);
-        let vnet = VnetId::new(next()?).ok_or(ParseError::Value)?;
-        let header = Header { kind, vnet, key_id: next()?, sender: next()?, receiver: next()? };
-        let covered = bytes.get(..HEADER_LEN + kind.body_len()).ok_or(ParseError::Truncated)?;
-        let body = covered.get(HEADER_LEN..).ok_or(ParseError::Truncated)?;
-        let macs = bytes.get(covered.len()..).ok_or(ParseError::Truncated)?;
+        let end = bytes.len() - kind.macs_len();
+        let (covered, macs) = bytes.split_at_checked(end).ok_or(ParseError::Truncated)?;
+        let body = Body::parse(kind, covered.get(HEADER_LEN..).unwrap_or_default())?;
         let (first_mac, rest) = macs.split_first_chunk().ok_or(ParseError::Truncated)?;
-        Ok(Self { header, covered, body, first_mac, second_mac: rest.first_chunk() })
+        Ok(Self { header, body, covered, first_mac, second_mac: rest.first_chunk() })
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn header(kind: Kind) -> Header {
-        let vnet = VnetId::new(42).unwrap();
-        Header { kind, vnet, key_id: 0x0102_0304, sender: 5, receiver: 6 }
+fn parse_header(bytes: &[u8]) -> Result<(Kind, Header), ParseError> {
+    let mut reader = Reader::new(bytes);
+    if reader.array()? != MAGIC {
+        return Err(ParseError::Magic);
     }
-
-    fn message(kind: Kind) -> Vec<u8> {
-        let mut bytes = header(kind).emit().to_vec();
-        bytes.resize(kind.message_len(), 9);
-        bytes
+    if reader.u8()? != VERSION {
+        return Err(ParseError::Version);
     }
-
-    #[test]
-    fn committed_vector() {
-        let bytes = [86, 75, 1, 3, 0, 0, 0, 42, 1, 2, 3, 4, 0, 0, 0, 5, 0, 0, 0, 6];
-        assert_eq!(header(Kind::Confirm).emit(), bytes);
-        for kind in Kind::ALL {
-            let bytes = message(kind);
-            let parsed = Message::parse(&bytes).unwrap();
-            assert_eq!(parsed.header, header(kind));
-            assert_eq!(parsed.body.len(), kind.body_len());
-            assert_eq!(parsed.second_mac.is_some(), kind == Kind::Init);
-            assert!(Message::is_one(&bytes));
-        }
-    }
-
-    #[test]
-    fn no_answer_is_longer_than_what_it_answers() {
-        assert!(Kind::ALL.iter().all(|kind| kind.message_len() <= Kind::Init.message_len()));
-        assert_eq!(Kind::Init.message_len(), MAX_LEN);
-        assert!(Kind::Ack.message_len() <= Kind::Confirm.message_len());
-    }
-
-    #[test]
-    fn lengths_are_exact_and_faults_named() {
-        for kind in Kind::ALL {
-            let bytes = message(kind);
-            for len in 0..bytes.len() {
-                assert_eq!(Message::parse(&bytes[..len]), Err(ParseError::Truncated));
-            }
-            let longer = [&bytes[..], &[0]].concat();
-            assert_eq!(Message::parse(&longer), Err(ParseError::Trailing));
-        }
-        let with = |at: usize, value| {
-            let mut bytes = message(Kind::Ack);
-            bytes[at] = value;
-            Message::parse(&bytes).unwrap_err()
-        };
-        assert_eq!(with(1, 0x41), ParseError::Magic);
-        assert_eq!(with(2, 2), ParseError::Version);
-        assert_eq!(with(3, 6), ParseError::Type);
-        assert_eq!(with(7, 0), ParseError::Value);
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Message::parse(&[&MAGIC[..], &[VERSION], &bytes].concat());
-        }
-    }
+    let code = reader.u8()?;
+    let kind = Kind::ALL.into_iter().find(|kind| kind.code() == code).ok_or(ParseError::Type)?;
+    let vnet = VnetId::new(reader.u32()?).ok_or(ParseError::Value)?;
+    let (key_id, sender, receiver) = (reader.u32()?, reader.u32()?, reader.u32()?);
+    Ok((kind, Header { vnet, key_id, sender, receiver }))
 }

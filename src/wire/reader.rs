@@ -17,10 +17,14 @@ impl<'a> Reader<'a> {
         Ok(bytes)
     }
 
-    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], ParseError> {
+    pub(super) fn chunk<const N: usize>(&mut self) -> Result<&'a [u8; N], ParseError> {
         let (head, tail) = self.0.split_first_chunk::<N>().ok_or(ParseError::Truncated)?;
         self.0 = tail;
-        Ok(*head)
+        Ok(head)
+    }
+
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], ParseError> {
+        self.chunk().copied()
     }
 
     pub(super) fn zero<const N: usize>(&mut self) -> Result<(), ParseError> {

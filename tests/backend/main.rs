@@ -18,6 +18,7 @@
 
 #[path = "../support/abuse.rs"]
 mod abuse;
+mod clocks;
 mod confined;
 mod disguises;
 mod disturbances;

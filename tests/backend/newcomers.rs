@@ -10,7 +10,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -26,7 +26,9 @@ use vnet::sys::clock;
 use vnet::sys::seqpacket::Connection;
 use vnet::time::{Instant, Now};
 use vnet::wire::control::{Event, MAX_LEN, Request};
+use vnet::wire::handshake::payload::Additions;
 use vnet::wire::handshake::{self, Kind};
+use vnet::wire::name::{Name, Realm};
 use vnet::wire::varp::{self, GROUP, PORT};
 use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, VifKey, VnetId};
 
@@ -95,7 +97,7 @@ impl Newcomer {
         let mut membership = Membership::new(own.ip());
         membership.set_vnet(vnet42(), vec![(keys.id, keys.varp.clone())]);
         let seed = Secret::new([number.wrapping_add(now.mono.as_micros() as u8); 32]);
-        let mut sadb = Sadb::new(sadb::Config::default(), own.ip(), seed);
+        let mut sadb = Sadb::new(sadb::Config::default(), Name::host(Realm(0), own.ip()), seed);
         sadb.set_vnet(vnet42(), Some(Keyring { keys: vec![keys] }), now);
         let mapper = Mapper::new(mapper::Config::default(), [number; 16], own);
         let key = VifKey { vnet: vnet42(), mac: Mac([0x52, 0x54, 0, 1, round, number]) };
@@ -285,11 +287,12 @@ fn newcomers(net: &Net, round: u8, asker: &Asker) -> Came {
 
 /// An INIT for vnet 42 to host a, as it was when it was recorded.
 fn recorded_init(byte: u8) -> Vec<u8> {
-    let initiator = IpAddr::from([192, 0, 2, 250]);
-    let parties = Parties { vnet: vnet42(), level: Level::Conf, initiator, responder: A.into() };
+    let initiator = Name::host(Realm(0), [192, 0, 2, 250].into());
+    let responder = Name::host(Realm(0), A.into());
+    let parties = Parties { vnet: vnet42(), level: Level::Conf, initiator, responder };
     let entropy = Entropy::new(Secret::new([7; 32]));
     let time = clock::now().wall_ms;
-    Initiator::new(parties, &member(byte), 5, time, &entropy).unwrap().message()
+    Initiator::new(parties, &member(byte), 5, time, &Additions::NONE, &entropy).unwrap().message()
 }
 
 /// A question to the vnet, as it was when it was recorded.
@@ -377,8 +380,8 @@ fn hosts_come_through_floods_at_full_speed() {
     let mut cookie = recorded_init(RIGHT);
     let len = cookie.len();
     cookie[len - 16..].fill(7);
-    let mut response = vec![0; Kind::Response.message_len()];
-    response[..8].copy_from_slice(&[b'V', b'K', 1, 2, 0, 0, 0, 42]);
+    let mut response = vec![0; *Kind::Response.message_lens().start()];
+    response[..8].copy_from_slice(&[b'V', b'K', handshake::VERSION, 2, 0, 0, 0, 42]);
     let mut reply = recorded_request();
     reply[varp::OPCODE_OFFSET] = varp::REPLY;
     let floods = [

@@ -12,6 +12,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use vnet::metrics::VifCounter;
 use vnet::sys::clock;
 
 use crate::Net;
@@ -105,12 +106,20 @@ impl World {
         wait_passes(&mut self.two, &mut four, mac(4));
     }
 
+    /// Keys derive from names: had a frame been sealed with a key of an old one, the receiver would say so.
+    fn assert_sealed_anew(&self) {
+        for (host, nic) in [(0, &self.one), (1, &self.two)] {
+            let refused = self.net.counters(host, nic.vif).get(VifCounter::rx_drop_auth);
+            assert_eq!(refused, 0, "guest {}", nic.vif.mac);
+        }
+    }
+
     /// Backends and varpd have run all the time.
     fn assert_whole(mut self) {
         for nic in [&mut self.one, &mut self.two, &mut self.three] {
             nic.backend.process.assert_running();
             let counters = nic.counters(&self.net.varpds[usize::from(nic.vif.mac == 2)]);
-            assert_eq!(counters.get(vnet::metrics::VifCounter::guest_connects), 1);
+            assert_eq!(counters.get(VifCounter::guest_connects), 1);
         }
         self.net.varpds.iter_mut().for_each(|varpd| varpd.process.assert_running());
     }
@@ -151,6 +160,7 @@ fn on_each_policy(what: &str, test: impl Fn(&mut World)) {
         let Some(mut world) = World::new(what, policy) else { return };
         test(&mut world);
         world.flow();
+        world.assert_sealed_anew();
         world.take_newcomer();
         world.assert_whole();
     }

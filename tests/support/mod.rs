@@ -4,6 +4,7 @@
 //! Everything that is made here is removed again when it is dropped, also when a test panics. A
 //! test that fails prints the logs of all its processes.
 
+pub(crate) mod clocks;
 pub(crate) mod guest;
 pub(crate) mod netns;
 pub(crate) mod process;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use super::wait_until;
+use super::{clocks, wait_until};
 
 /// How much of a log is shown when a test fails, in lines.
 const SHOWN_LINES: usize = 40;
@@ -37,6 +37,7 @@ impl Process {
         let log = directory.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log).expect("a log file");
         let other = file.try_clone().expect("a second handle of the log file");
+        clocks::give(command, name, directory);
         let child = command
             .stdin(input)
             .stdout(file)

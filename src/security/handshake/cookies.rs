@@ -6,7 +6,7 @@ use super::finish;
 use super::token::TokenKey;
 use crate::security::keys::{MAC_LEN, MacKey, MemberKeys, Secret};
 use crate::security::noise::Entropy;
-use crate::wire::handshake::{Header, Kind, Message};
+use crate::wire::handshake::{Body, Header, Message};
 
 /// Makes cookies: what only somebody who receives at an address can know for a while. Needs no
 /// memory of whom one was given to.
@@ -73,8 +73,9 @@ impl Cookies {
     pub fn message(&self, from: IpAddr, init: &Message<'_>, keys: &MemberKeys) -> Vec<u8> {
         let Header { vnet, key_id, sender, .. } = init.header;
         let token = self.now.token.token(from);
-        let header = Header { kind: Kind::Cookie, vnet, key_id, sender: token, receiver: sender };
-        let body = [self.now.cookie(from), *init.first_mac].concat();
+        let header = Header { vnet, key_id, sender: token, receiver: sender };
+        let cookie = self.now.cookie(from);
+        let body = Body::Cookie { cookie: &cookie, init_mac: init.first_mac };
         finish(&header, &body, &keys.first_mac)
     }
 }

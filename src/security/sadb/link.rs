@@ -12,7 +12,8 @@ use super::{
 use crate::limiter::TokenBucket;
 use crate::security::handshake::Initiator;
 use crate::time::{Instant, Now};
-use crate::wire::handshake::{EPHEMERAL_LEN, Kind};
+use crate::wire::handshake::EPHEMERAL_LEN;
+use crate::wire::handshake::payload::Additions;
 
 /// Keys agreed on.
 #[derive(Debug)]
@@ -305,11 +306,12 @@ impl Sadb {
         };
         let parties = self.parties(link, keys.level, true);
         let Some(number) = self.new_number(link) else { return false };
-        if host == self.own {
+        if host == self.own.ip() {
             return self.begin_with_self(link, number, &keys, now);
         }
         let time = self.next_time(now.wall_ms);
-        let initiator = Initiator::new(parties, &keys, number, time, &self.entropy);
+        let initiator =
+            Initiator::new(parties, &keys, number, time, &Additions::NONE, &self.entropy);
         match (initiator, self.peers.get_mut(&link)) {
             (Ok(initiator), Some(peer)) => {
                 peer.attempt = Some(Attempt::asking(initiator, now.mono));
@@ -362,19 +364,22 @@ impl Sadb {
             }
             Stage::Confirming(number) => {
                 let number = *number;
-                self.send_short(link, number, Kind::Confirm);
+                self.send_short(link, number);
             }
         }
     }
 
-    /// Sends a CONFIRM or ACK of a session.
-    pub(super) fn send_short(&mut self, link: Link, number: u32, kind: Kind) {
+    /// Sends the CONFIRM of a session that this side began, or the ACK of another.
+    pub(super) fn send_short(&mut self, link: Link, number: u32) {
         let (vnet, _) = link;
         let Some(session) = self.peers.get(&link).and_then(|peer| peer.session(number)) else {
             return;
         };
         let Some(keys) = self.keys(vnet, session.key_id) else { return };
-        let bytes = session.agreed.short_message(kind, keys, vnet, number);
+        let bytes = match session.is_initiator {
+            true => session.agreed.confirm(&Additions::NONE, keys, vnet, number),
+            false => session.agreed.ack(keys, vnet, number),
+        };
         self.send(link, bytes);
     }
 

@@ -1,6 +1,6 @@
 //! What the state machine asks for, and the keys that it gives away.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 #[cfg(doc)]
@@ -9,6 +9,7 @@ use crate::security::Suite;
 use crate::security::keys::{SaKey, Secret};
 use crate::wire::VnetId;
 use crate::wire::esp::Spi;
+use crate::wire::name::Name;
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,10 +116,9 @@ pub struct Inbound {
     pub lifetime: Lifetime,
 }
 
-/// The key of the receiver at a care-of address, of a session's direction.
-pub(super) fn receiver_key(direction: &Secret, receiver: SocketAddr) -> Secret {
-    let port = receiver.port().to_be_bytes();
-    direction.derive("receiver", &[receiver.ip().to_string().as_bytes(), &[0], &port])
+/// The key of a receiver, by its vif's name, of a session's direction.
+pub(super) fn receiver_key(direction: &Secret, receiver: Name) -> Secret {
+    direction.derive("receiver", &[&receiver.to_bytes()])
 }
 
 /// The key of the sender with a number, of a receiver.

@@ -5,10 +5,32 @@ use std::time::Duration;
 
 use super::link::{Attempt, HalfOpen, Peer, Stage};
 use super::{CLOCK_TOLERANCE, HALF_OPEN, HALF_OPEN_YIELDS, Link, Output, Sadb, SadbCounter};
-use crate::security::handshake::{Opened, is_of_member};
+use crate::security::handshake::{Opened, Refused, is_of_member};
 use crate::security::keys::{KeyId, MemberKeys};
 use crate::time::Now;
-use crate::wire::handshake::{Kind, Message};
+use crate::wire::ParseError;
+use crate::wire::handshake::payload::Additions;
+use crate::wire::handshake::{Body, EPHEMERAL_LEN, Message};
+use crate::wire::name::Name;
+
+impl From<Refused> for SadbCounter {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Forged => Self::handshake_drop_forged,
+            Refused::Malformed => Self::handshake_drop_malformed,
+            Refused::Credential => Self::handshake_drop_credential,
+        }
+    }
+}
+
+impl From<ParseError> for SadbCounter {
+    fn from(error: ParseError) -> Self {
+        match error {
+            ParseError::Version => Self::handshake_drop_version,
+            _ => Self::handshake_drop_malformed,
+        }
+    }
+}
 
 impl Sadb {
     /// Takes in a datagram that came from a host.
@@ -27,28 +49,40 @@ impl Sadb {
     }
 
     fn receive(&mut self, from: IpAddr, bytes: &[u8], now: Now) -> Result<(), SadbCounter> {
-        let message = Message::parse(bytes).map_err(|_| SadbCounter::handshake_drop_malformed)?;
+        let message = Message::parse(bytes)?;
         let (vnet, key_id) = (message.header.vnet, KeyId(message.header.key_id));
         let keys = self.keys(vnet, key_id).ok_or(SadbCounter::handshake_drop_vnet)?;
-        if from == self.own || !is_of_member(&message, keys) {
+        if from == self.own.ip() || !is_of_member(&message, keys) {
             return Err(SadbCounter::handshake_drop_forged);
         }
         let link = (vnet, from);
-        match message.header.kind {
-            Kind::Init => self.on_init(link, &message, now),
-            Kind::Response => self.on_response(link, &message, now),
-            Kind::Confirm => self.on_confirm(link, &message, now),
-            Kind::Ack => self.on_ack(link, &message),
-            Kind::Cookie => self.on_cookie(link, &message),
+        match message.body {
+            Body::Init { name, noise } => {
+                let ephemeral = noise.first_chunk().copied().unwrap_or_default();
+                self.on_init(link, &message, (name, ephemeral), now)
+            }
+            Body::Response { .. } => self.on_response(link, &message, now),
+            Body::Confirm { .. } => self.on_confirm(link, &message, now),
+            Body::Ack { .. } => self.on_ack(link, &message),
+            Body::Cookie { .. } => self.on_cookie(link, &message),
         }?;
         self.advance(link, now);
         Ok(())
     }
 
-    fn on_init(&mut self, link: Link, message: &Message<'_>, now: Now) -> Result<(), SadbCounter> {
+    fn on_init(
+        &mut self,
+        link: Link,
+        message: &Message<'_>,
+        (name, ephemeral): (Name, [u8; EPHEMERAL_LEN]),
+        now: Now,
+    ) -> Result<(), SadbCounter> {
         let (vnet, from) = link;
         let keys = self.keys(vnet, KeyId(message.header.key_id));
         let keys = keys.ok_or(SadbCounter::handshake_drop_vnet)?.clone();
+        if name != self.name_of(from) {
+            return Err(SadbCounter::handshake_drop_name);
+        }
         if !self.cookies.accepts(from, message)
             && (self.is_fresh(now) || !self.inits.take(now.mono))
         {
@@ -59,30 +93,29 @@ impl Sadb {
         }
         let known = self.peers.get(&link);
         if let Some(half) = known.and_then(|peer| peer.half_open.as_ref())
-            && message.body.starts_with(&half.ephemeral)
+            && half.ephemeral == ephemeral
         {
             let response = half.response.clone();
             self.send(link, response);
             return Ok(());
         }
-        if self.own > from && known.is_some_and(Peer::is_asking) {
+        if self.own > name && known.is_some_and(Peer::is_asking) {
             return Err(SadbCounter::handshake_drop_crossed);
         }
         let parties = self.parties(link, keys.level, false);
-        let opened = Opened::new(parties, &keys, message, &self.entropy)
-            .map_err(|_| SadbCounter::handshake_drop_forged)?;
+        let opened = Opened::new(parties, &keys, message, self.config.required, &self.entropy)?;
         let apart = Duration::from_millis(opened.time_ms.abs_diff(now.wall_ms));
         if apart > CLOCK_TOLERANCE || known.is_some_and(|peer| opened.time_ms <= peer.newest_init) {
             return Err(SadbCounter::handshake_drop_stale);
         }
-        self.answer(link, message, opened, &keys, now)
+        self.answer(link, ephemeral, opened, &keys, now)
     }
 
     /// Answers an INIT that is authentic and new.
     fn answer(
         &mut self,
         link: Link,
-        message: &Message<'_>,
+        ephemeral: [u8; EPHEMERAL_LEN],
         opened: Opened,
         keys: &MemberKeys,
         now: Now,
@@ -94,12 +127,11 @@ impl Sadb {
         }
         let number = self.new_number(link).ok_or(full)?;
         let time = opened.time_ms;
-        let Ok((agreed, response)) = opened.respond(keys, number) else {
+        let Ok((agreed, response)) = opened.respond(keys, number, &Additions::NONE) else {
             self.numbers.remove(&number);
             return Err(SadbCounter::handshake_drop_forged);
         };
         let session = self.new_session(number, keys.id, agreed, false, now);
-        let ephemeral = message.body.first_chunk().copied().unwrap_or_default();
         let peer = self.peers.entry(link).or_default();
         (peer.newest_init, peer.newest_init_at) = (time, now.mono);
         let dropped = [peer.drop_asking(), peer.drop_half_open()];
@@ -125,6 +157,7 @@ impl Sadb {
         let unasked = SadbCounter::handshake_drop_unasked;
         let (vnet, peer_address) = link;
         let keys = self.keys(vnet, KeyId(message.header.key_id)).ok_or(unasked)?.clone();
+        let required = self.config.required;
         let peer = self.peers.get_mut(&link).ok_or(unasked)?;
         let Some(Attempt { stage: Stage::Asking(initiator), .. }) = &mut peer.attempt else {
             // The confirmation of this one was lost, or is under way.
@@ -133,8 +166,7 @@ impl Sadb {
         if initiator.number != message.header.receiver || initiator.key_id != keys.id.0 {
             return Err(unasked);
         }
-        let agreed =
-            initiator.handle_response(message).map_err(|_| SadbCounter::handshake_drop_forged)?;
+        let agreed = initiator.handle_response(message, required)?;
         let number = initiator.number;
         let session = self.new_session(number, keys.id, agreed, true, now);
         let peer = self.peers.get_mut(&link).ok_or(unasked)?;
@@ -154,11 +186,13 @@ impl Sadb {
     ) -> Result<(), SadbCounter> {
         let number = message.header.receiver;
         let unasked = SadbCounter::handshake_drop_unasked;
+        let required = self.config.required;
         let peer = self.peers.get_mut(&link).ok_or(unasked)?;
         let session = peer.session_mut(number).ok_or(unasked)?;
-        if session.is_initiator || !session.agreed.accepts(message) {
+        if session.is_initiator {
             return Err(SadbCounter::handshake_drop_forged);
         }
+        session.agreed.take_confirm(message, required)?;
         if peer.half_open.as_ref().is_some_and(|half| half.session.number == number)
             && let Some(half) = peer.half_open.take()
         {
@@ -170,7 +204,7 @@ impl Sadb {
                 self.release(asking);
             }
         }
-        self.send_short(link, number, Kind::Ack);
+        self.send_short(link, number);
         Ok(())
     }
 
@@ -179,9 +213,10 @@ impl Sadb {
         let unasked = SadbCounter::handshake_drop_unasked;
         let peer = self.peers.get_mut(&link).ok_or(unasked)?;
         let session = peer.session_mut(number).ok_or(unasked)?;
-        if !session.is_initiator || !session.agreed.accepts(message) {
+        if !session.is_initiator {
             return Err(SadbCounter::handshake_drop_forged);
         }
+        session.agreed.take_ack(message)?;
         if peer.is_confirming(number) {
             peer.attempt = None;
         }

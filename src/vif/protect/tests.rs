@@ -45,7 +45,8 @@ pub(in crate::vif) fn pair_with(
     one.outbound.insert(to, spi, suite, &key, hour, Instant::ZERO);
     two.inbound.insert(7, suite, secret, hour, Instant::ZERO);
     let group = Secret::new([6; 32]);
-    one.outbound.set_group(group.clone(), suite, vnet(), from, Salt { spi: 9, random: 7 });
+    let salt = Salt { spi: 9, random: 7 };
+    one.outbound.set_group(group.clone(), suite, vnet(), from, salt);
     two.inbound.set_group(vec![(suite, group)]);
     for protection in [&mut one, &mut two] {
         protection.set_clock(Now { mono: Instant::ZERO, wall_ms: NOW });
@@ -214,6 +215,25 @@ fn the_wall_clock_goes_on_between_looks_at_it() {
     assert_eq!(one.wall_ms(Instant::from_millis(7000)), NOW + 2000);
     one.set_clock(Now { mono: Instant::from_millis(8000), wall_ms: NOW - 9000 });
     assert_eq!(one.wall_ms(Instant::from_millis(8001)), NOW - 8999, "set back");
+}
+
+#[test]
+fn after_a_move_nothing_is_sealed_with_a_key_of_the_old_name() {
+    let (mut one, two) = pair();
+    let datagram = [0x40; encap::LEN + 99];
+    assert!(one.seal_one(at(2), &datagram).is_some());
+    one.move_away();
+    assert_eq!(one.seal_one(at(2), &datagram), None);
+    let to_group = one.seal_one_to_group(&datagram, Instant::ZERO);
+    assert_eq!(to_group, Err(VifCounter::tx_drop_no_key));
+    // The group's key is told anew, for the new name: it counts from there alone.
+    let salt = Salt { spi: 10, random: 8 };
+    one.outbound.set_group(Secret::new([6; 32]), Suite::AesGcm, vnet(), at(3), salt);
+    let packet = one.seal_one_to_group(&datagram, Instant::ZERO).unwrap();
+    let opening = two.opening(Instant::ZERO);
+    let from = |host| opening.open(Port::Group, at(host), &mut packet.clone());
+    assert_eq!(from(1), Err(VifCounter::rx_drop_auth));
+    assert!(from(3).is_ok());
 }
 
 #[test]

@@ -12,9 +12,9 @@ fn entropy() -> Entropy {
 
 fn handshake(kind: Kind, token: u32) -> Vec<u8> {
     let vnet = vnet(42);
-    let header = handshake::Header { kind, vnet, key_id: 1, sender: 2, receiver: token };
-    let mut bytes = header.emit().to_vec();
-    bytes.resize(kind.message_len(), 0);
+    let header = handshake::Header { vnet, key_id: 1, sender: 2, receiver: token };
+    let mut bytes = header.emit(kind).to_vec();
+    bytes.resize(*kind.message_lens().end(), 0);
     bytes
 }
 
@@ -26,7 +26,7 @@ fn varp(opcode: u8, len: usize) -> Vec<u8> {
 
 /// Which class's socket has something to read, if any; it is read.
 fn take_class(sockets: &VarpSockets) -> Option<Class> {
-    let mut buffer = [0; 256];
+    let mut buffer = [0; 1024];
     let has = |class: &Class| sockets.of(*class).unwrap().recv_from(&mut buffer).is_ok();
     let found: Vec<Class> = Class::ALL.into_iter().filter(has).collect();
     assert!(found.len() < 2, "{found:?}");
@@ -60,10 +60,16 @@ fn each_class_has_a_socket_of_its_own() {
             }
         }
         for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Init) {
-            let bytes = handshake(kind, 0);
-            assert_eq!(class_of(&bytes), Some(Class::Handshake), "{kind:?}");
-            assert_eq!(class_of(&bytes[..bytes.len() - 1]), None, "{kind:?}");
+            let (longest, lens) = (handshake(kind, 0), kind.message_lens());
+            for len in [*lens.start(), *lens.end()] {
+                assert_eq!(class_of(&longest[..len]), Some(Class::Handshake), "{kind:?}");
+            }
+            assert_eq!(class_of(&longest[..lens.start() - 1]), None, "{kind:?}");
+            assert_eq!(class_of(&[&longest[..], &[0]].concat()), None, "{kind:?}");
         }
+        let mut older = handshake(Kind::Ack, 0);
+        older[handshake::VERSION_OFFSET] = 1;
+        assert_eq!(class_of(&older), Some(Class::Newcomer));
         for _ in 0..20 {
             let right = key.token(address);
             assert_eq!(class_of(&handshake(Kind::Init, 0)), Some(Class::Newcomer));
@@ -86,7 +92,7 @@ fn what_is_of_no_class_is_dropped_and_counted() {
         let mut junk: Vec<Vec<u8>> = vec![
             Vec::new(),
             b"V".to_vec(),
-            b"VK\x01\x01".to_vec(),
+            b"VK\x02\x01".to_vec(),
             [0; 84].to_vec(),
             varp(0, varp::LEN),
             varp(6, varp::LEN),
@@ -96,7 +102,10 @@ fn what_is_of_no_class_is_dropped_and_counted() {
         for at in [0, 1, 2, 3] {
             for mut wrong in [varp(varp::REQUEST, varp::LEN), handshake(Kind::Init, 0)] {
                 wrong[at] ^= 0x80;
-                junk.push(wrong);
+                // A handshake of another version is of a class.
+                if at != handshake::VERSION_OFFSET || !wrong.starts_with(&handshake::MAGIC) {
+                    junk.push(wrong);
+                }
             }
         }
         let mut long = handshake(Kind::Init, 0);
@@ -125,7 +134,7 @@ fn a_class_that_is_flooded_takes_no_room_from_others() {
     for bytes in [varp(varp::REPLY, varp::LEN), handshake(Kind::Response, 7)] {
         sender.send_to(&bytes, to).unwrap();
     }
-    let mut buffer = [0; 256];
+    let mut buffer = [0; 1024];
     for class in [Class::Answer, Class::Handshake] {
         assert!(sockets.of(class).unwrap().recv_from(&mut buffer).is_ok(), "{class:?}");
     }

@@ -3,12 +3,17 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use vnet::sys::clock;
+
 use super::rough::{Rough, Trouble};
 use super::world::World;
 use crate::support::netns::Family;
+use crate::support::wait_until;
 
 /// MTU of the underlay when it is narrow, in bytes.
 const NARROW: u32 = 1400;
+/// Longer than varpd waits after a change of an interface before it looks.
+const SETTLED: Duration = Duration::from_millis(500);
 /// The longest time for which a cable is bad, in milliseconds.
 const BAD: u64 = 2500;
 
@@ -48,6 +53,26 @@ impl World {
         if restarts {
             self.net.varpds[number].start_again();
         }
+        self.wait_settled(number);
+    }
+
+    /// Waits until the host's vifs are at its address and stay where they are: an address that was away for a
+    /// moment is followed twice, and frames on their way to the care-of addresses before are lost.
+    fn wait_settled(&self, number: usize) {
+        let address = self.addresses[number].to_string();
+        let (mut before, mut since) = (None, clock::mono());
+        wait_until("vifs are at the host's address", Duration::from_secs(10), || {
+            let rows = self.net.varpds[number].show("vifs");
+            let places: Vec<String> = rows
+                .as_array()
+                .map(|rows| rows.iter().map(|row| row["coa"].to_string()).collect())
+                .unwrap_or_default();
+            let are_there = places.iter().all(|place| place.contains(&address));
+            if !are_there || before.as_ref() != Some(&places) {
+                (before, since) = (Some(places), clock::mono());
+            }
+            are_there && clock::mono() - since >= SETTLED
+        });
     }
 
     fn give_another_address(&mut self, number: usize) {

@@ -218,7 +218,7 @@ pub enum AdoptError {
     Count {
         /// That came.
         got: usize,
-        /// See [`count`].
+        /// What the queue pairs and groups ask for.
         want: usize,
     },
     /// Not a socket, or not for UDP on this underlay.

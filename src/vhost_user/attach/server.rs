@@ -107,7 +107,11 @@ pub(super) struct Server {
     pause: Option<Duration>,
     /// The next pause between attempts to connect.
     backoff: Duration,
-    /// Limits lines about each kind of faulty connection: QEMU retries each second.
+    /// The logged reason for which the loop closed the last faulty connection.
+    refused: String,
+    /// Limits repeats of that line: QEMU retries each second.
+    quiet_about_the_same: Quiet,
+    /// Limits lines about each kind of faulty connection: reasons carry numbers, of which a frontend has plenty.
     quiet_about_refusals: QuietEach<EndKind>,
     /// Limits lines about frontends that connect.
     quiet_about_connects: Quiet,
@@ -135,7 +139,9 @@ impl Server {
             kept: None,
             pause: None,
             backoff: FIRST_PAUSE,
-            quiet_about_refusals: QuietEach::new(5),
+            refused: String::new(),
+            quiet_about_the_same: Quiet::new(2),
+            quiet_about_refusals: QuietEach::new(10),
             quiet_about_connects: Quiet::new(20),
             quiet_about_ends: Quiet::new(20),
             quiet_about_leaving: Quiet::new(5),
@@ -379,8 +385,7 @@ impl Server {
                 self.backoff = FIRST_PAUSE;
             }
         } else {
-            let level = as_error(self.quiet_about_refusals.level(end.kind(), clock::mono()));
-            log::log!(level, "{end}");
+            self.say_refused(&end);
         }
         if let Source::Peer(_) = self.source {
             self.back_off();
@@ -403,6 +408,20 @@ impl Server {
             false => Level::Debug,
         };
         log::log!(level, "{who} {what}");
+    }
+
+    fn say_refused(&mut self, end: &End) {
+        let (why, now) = (end.to_string(), clock::mono());
+        let is_repeated = why == self.refused;
+        let mut level = Level::Warn;
+        if is_repeated {
+            level = self.quiet_about_the_same.level(now);
+        }
+        if level == Level::Warn {
+            level = self.quiet_about_refusals.level(end.kind(), now);
+        }
+        log::log!(as_error(level), "{why}");
+        self.refused = why;
     }
 }
 

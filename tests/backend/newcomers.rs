@@ -136,7 +136,7 @@ impl Newcomer {
 
     /// One turn of its loop.
     fn turn(&mut self) {
-        let mut buffer = [0; 512];
+        let mut buffer = [0; 2048];
         while let Ok((len, from)) = self.socket.recv_from(&mut buffer) {
             self.hear(from, &buffer[..len], false);
         }
@@ -246,7 +246,7 @@ fn come(net: &Net, round: u8, asker: &Asker) -> Came {
     let group = group_socket(net.underlay.host(2).ipv4);
     let mut hosts: Vec<Newcomer> = (1..=HOSTS).map(|n| Newcomer::new(round, n)).collect();
     let begin = clock::mono();
-    let (mut come, mut buffer) = (0, [0; 512]);
+    let (mut come, mut buffer) = (0, [0; 2048]);
     let end = INTERVAL * u32::from(HOSTS) + LIMIT;
     while clock::mono() - begin < end && !hosts.iter().all(Newcomer::is_through) {
         let now = clock::now();

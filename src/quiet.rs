@@ -25,7 +25,7 @@ impl Default for Quiet {
 }
 
 impl Quiet {
-    /// At most so many a minute.
+    /// At most `most` messages a minute.
     pub(crate) const fn new(most: u32) -> Self {
         Self { most, said: 0, window_ends: Instant::ZERO }
     }
@@ -66,7 +66,7 @@ pub(crate) struct QuietEach<K> {
 }
 
 impl<K: PartialEq> QuietEach<K> {
-    /// At most so many a minute for each subject.
+    /// At most `most` messages a minute on each subject.
     pub(crate) const fn new(most: u32) -> Self {
         Self { most, subjects: Vec::new(), others: Quiet::new(most) }
     }

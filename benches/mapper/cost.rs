@@ -144,7 +144,7 @@ fn entries(sizes: &[usize]) -> String {
         "page of 512 rows, us",
         "bytes per entry",
     ];
-    format!("One mapper with so many entries on {VNETS} vnets:\n\n{}", table(&head, &rows))
+    format!("One mapper, by its number of entries on {VNETS} vnets:\n\n{}", table(&head, &rows))
 }
 
 /// Lets the lifetimes of all entries end: those of one moment end in the order of their keys.
@@ -193,7 +193,7 @@ fn local(sizes: &[usize]) -> String {
         ]);
     }
     let head = ["vifs", "claim, ns", "its six later announcements, ns", "bytes per vif"];
-    format!("One mapper with so many vifs of its own, 100 to a vnet:\n\n{}", table(&head, &rows))
+    format!("One mapper, by its number of own vifs, 100 to a vnet:\n\n{}", table(&head, &rows))
 }
 
 /// Bytes per entry or vif, by the resident memory of a process that does nothing else.
@@ -248,7 +248,7 @@ fn peers() -> String {
     }
     let head = ["peers", "runs of 32 frames, ns per frame", "each to another peer, ns per frame"];
     format!(
-        "The table of a backend with so many peers (in brackets: more than with one):\n\n{}",
+        "The table of a backend, by its number of peers (in brackets: more than with one):\n\n{}",
         table(&head, &rows)
     )
 }

@@ -67,7 +67,7 @@ pub struct Backend {
     #[arg(long)]
     pub no_receive_offloads: bool,
 
-    /// Let the guest be a bridge: allow up to N MAC addresses besides its own as source, at most 256.
+    /// Let the guest be a bridge: allow up to N other source MAC addresses, at most 256.
     ///
     /// Other hosts resolve each as if it had a NIC of its own. An address that is not used for 300 seconds is
     /// forgotten. An address that appears behind another NIC moves there.

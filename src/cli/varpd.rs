@@ -40,7 +40,7 @@ pub struct Args {
     /// Everybody who can connect there is an operator, but cannot register vifs there. Its mode is 0660.
     #[arg(long, value_name = "PATH")]
     pub operator_socket: Option<PathBuf>,
-    /// Group, by name or number, whose members are operators, besides root; the operators' socket belongs to
+    /// Group, by name or number, whose members are operators, as root always is; the operators' socket belongs to
     /// it [default: varpd's own group]
     #[arg(long, value_name = "GROUP")]
     pub operator_group: Option<String>,

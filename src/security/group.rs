@@ -42,7 +42,7 @@ mod starts;
 #[cfg(test)]
 mod tests;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use self::candidates::STRANGERS_PER_SECOND;
@@ -50,6 +50,7 @@ pub use self::receiver::{GroupError, GroupReceiver, MAX_SENDERS};
 pub use self::sender::GroupSender;
 use super::keys::{SaKey, Secret};
 use crate::wire::esp::{Head, Spi, Start};
+use crate::wire::name::mapped;
 
 /// How long a sender uses one start.
 pub const RESTART: Duration = Duration::from_secs(30);
@@ -97,12 +98,8 @@ impl StartId {
     /// The key of its packets.
     fn key(self, group: &Secret) -> SaKey {
         let SenderId { at, spi, random } = self.sender;
-        let ip = match at.ip() {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-            IpAddr::V6(ip) => ip,
-        };
         let context = [
-            &ip.octets()[..],
+            &mapped(at.ip()).octets()[..],
             &at.port().to_be_bytes(),
             &spi.0.to_be_bytes(),
             &self.second.to_be_bytes(),

@@ -19,6 +19,7 @@ use super::policy::Policy;
 use crate::limiter::TokenBucket;
 use crate::time::Now;
 use crate::wire::VnetId;
+use crate::wire::name::mapped;
 use crate::wire::varp::{Body, Message, TAG_LEN, TAGGED_LEN, Tag};
 
 /// How far a message's time may be from this host's clock.
@@ -220,10 +221,7 @@ impl Membership {
 
 /// What comes first under the tag.
 fn author_bytes(author: IpAddr) -> [u8; 16] {
-    match author.to_canonical() {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-        IpAddr::V6(ip) => ip.octets(),
-    }
+    mapped(author).octets()
 }
 
 /// The bytes of the message under the tag.

@@ -39,7 +39,7 @@ impl Stranger {
     }
 }
 
-/// The line for the log. `learns` is the number of MACs that the guest may have besides its NIC's.
+/// The line for the log. `learns` is the number of other MACs that the guest may have.
 pub fn complaint(seen: Mac, own: Mac, learns: usize) -> String {
     match learns {
         0 => format!(

@@ -149,7 +149,7 @@ pub fn emit(extensions: &[Extension<'_>]) -> Vec<u8> {
 }
 
 impl<'a> Reader<'a> {
-    /// A list of so many words, none of whose types is known.
+    /// A list of this many words; the reader knows none of the types.
     pub(super) fn extensions(&mut self, words: u8) -> Result<Extensions<'a>, ParseError> {
         Extensions::parse(self.bytes(usize::from(words) * WORD)?, &[])
     }

@@ -418,10 +418,7 @@ impl Hello<'_> {
         for number in [self.digest, self.nonce, self.answer] {
             out.extend_from_slice(&number.to_be_bytes());
         }
-        let group = self.group.map_or(Ipv6Addr::UNSPECIFIED, |group| match group.ip() {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-            IpAddr::V6(v6) => v6,
-        });
+        let group = self.group.map_or(Ipv6Addr::UNSPECIFIED, |group| name::mapped(group.ip()));
         out.extend_from_slice(&group.octets());
         out.extend_from_slice(&self.group.map_or(0, |group| group.port()).to_be_bytes());
         out.extend_from_slice(&[0; 2]);

@@ -80,11 +80,7 @@ impl Name {
     }
 
     const fn new(realm: Realm, ip: IpAddr, port: u16) -> Self {
-        let ip = match ip {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-            IpAddr::V6(v6) => v6,
-        };
-        Self { realm, ip, port }
+        Self { realm, ip: mapped(ip), port }
     }
 
     /// The realm.
@@ -149,6 +145,14 @@ impl fmt::Display for Name {
             0 => f.pad(&format!("{realm}{}", self.ip())),
             _ => f.pad(&format!("{realm}{}", self.addr())),
         }
+    }
+}
+
+/// An address as it is on the wire and in keys: an IPv4 address is mapped into IPv6.
+pub const fn mapped(ip: IpAddr) -> Ipv6Addr {
+    match ip {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
     }
 }
 

@@ -43,11 +43,11 @@
 //! the address of a configured relay. A host that believes no relay drops and counts each message with
 //! flag L.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr};
 
 use super::ParseError;
 use super::extension::Extensions;
-use super::name::is_host;
+use super::name::{is_host, mapped};
 use super::reader::Reader;
 #[cfg(doc)]
 use crate::security::segment::Segment;
@@ -134,10 +134,7 @@ impl<'a> Trailer<'a> {
         let words = u8::try_from(self.extensions.words());
         assert!(words.is_ok(), "extensions of {:?} words", self.extensions.words());
         let addr = self.locator.map(|locator| locator.addr);
-        let ip = addr.map_or(Ipv6Addr::UNSPECIFIED, |addr| match addr.ip() {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-            IpAddr::V6(v6) => v6,
-        });
+        let ip = addr.map_or(Ipv6Addr::UNSPECIFIED, |addr| mapped(addr.ip()));
         let control_port = self.locator.map_or(0, |locator| locator.control_port);
         out.extend_from_slice(&addr.map_or(0, |addr| addr.port()).to_be_bytes());
         out.extend_from_slice(&[self.key_number, self.hops]);
@@ -166,6 +163,8 @@ pub fn covered(datagram: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::IpAddr;
+
     use crate::wire::extension::{self, Extension};
     use crate::wire::vectors::{self, unhex};
     use proptest::prelude::*;

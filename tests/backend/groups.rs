@@ -11,14 +11,12 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::nic::{BROADCAST, Nic, mac, number, vif};
-use crate::rollout::{reconfigure, wait_rounds, wait_vifs};
+use crate::rollout::{FRAMES, reconfigure, send_round, wait_rounds, wait_vifs};
 use crate::secured::{assert_no_drops, wait_passes};
 use crate::support::netns::Host;
 use crate::support::{pause, step};
 use crate::{Net, SOON};
 
-/// Frames that each sends to each in a round.
-const FRAMES: u32 = 8;
 /// The group of VARP, and of frames unless hosts are told otherwise.
 const ONE: Ipv4Addr = Ipv4Addr::new(224, 10, 0, 1);
 
@@ -43,20 +41,12 @@ fn joined(host: &Host) -> BTreeSet<Ipv4Addr> {
     groups.filter(|group| *group == ONE || group.octets()[0] == 239).collect()
 }
 
-/// A round: each NIC sends frames to each other one and to all; all must arrive, once. Frames to all may overtake
-/// each other where their sender changes the group.
+/// A round, of which all must arrive, once. Frames to all may overtake each other where their sender changes the
+/// group.
 fn round(nics: &mut [Nic], sent: u32) {
-    let macs: Vec<[u8; 6]> = nics.iter().map(Nic::mac).collect();
-    for n in sent..sent + FRAMES {
-        for nic in &mut *nics {
-            let own = nic.mac();
-            let others = macs.iter().filter(|to| **to != own);
-            others.chain([&BROADCAST]).for_each(|to| nic.send(*to, n));
-        }
-    }
+    let expected = send_round(nics, sent);
     for nic in nics {
         let mut arrived = BTreeSet::new();
-        let expected = 2 * (macs.len() - 1) * FRAMES as usize;
         while arrived.len() < expected {
             let Some(frame) = nic.next_frame(SOON) else {
                 panic!("{:?}: {} of {expected} arrived: {arrived:?}", nic.vif, arrived.len())

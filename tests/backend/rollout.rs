@@ -25,7 +25,7 @@ use crate::support::{pause, step, wait_until};
 use crate::{Net, SOON};
 
 /// Frames that each sends to each in a round.
-const FRAMES: u32 = 8;
+pub(crate) const FRAMES: u32 = 8;
 /// Rounds that pass between two hosts' steps.
 const ROUNDS: u32 = 20;
 /// How long a change may take to be over, with a session for each pair of hosts.
@@ -51,8 +51,8 @@ pub(crate) fn wait_vifs(varpd: &Varpd, state: &str) {
     });
 }
 
-/// A round: each NIC sends frames to each other one and to all; all must arrive, once and in order.
-fn round(nics: &mut [Nic], sent: u32) {
+/// Each NIC sends frames to each other one and to all. Returns how many each then receives.
+pub(crate) fn send_round(nics: &mut [Nic], sent: u32) -> usize {
     let macs: Vec<[u8; 6]> = nics.iter().map(Nic::mac).collect();
     for n in sent..sent + FRAMES {
         for nic in &mut *nics {
@@ -61,10 +61,15 @@ fn round(nics: &mut [Nic], sent: u32) {
             others.chain([&BROADCAST]).for_each(|to| nic.send(*to, n));
         }
     }
+    2 * (macs.len() - 1) * FRAMES as usize
+}
+
+/// A round, of which all must arrive, once and in order.
+fn round(nics: &mut [Nic], sent: u32) {
+    let expected = send_round(nics, sent);
     for nic in nics {
         // What was received last, by sender and destination.
         let mut next = BTreeMap::new();
-        let expected = 2 * (macs.len() - 1) * FRAMES as usize;
         for arrived in 0..expected {
             let Some(frame) = nic.next_frame(SOON) else {
                 panic!("{:?}: {arrived} of {expected} arrived, of each: {next:?}", nic.vif)
@@ -77,7 +82,7 @@ fn round(nics: &mut [Nic], sent: u32) {
     }
 }
 
-/// Waits until so many more rounds have passed.
+/// Waits until [`ROUNDS`] more have passed.
 pub(crate) fn wait_rounds(rounds: &AtomicU32) {
     let until = rounds.load(Ordering::Relaxed) + ROUNDS;
     wait_until("rounds of frames pass", SETTLED, || rounds.load(Ordering::Relaxed) >= until);

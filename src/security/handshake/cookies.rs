@@ -7,6 +7,7 @@ use super::token::TokenKey;
 use crate::security::keys::{MAC_LEN, MacKey, MemberKeys, Secret};
 use crate::security::noise::Entropy;
 use crate::wire::handshake::{Body, Header, Message};
+use crate::wire::name::mapped;
 
 /// Makes cookies: what only somebody who receives at an address can know for a while. Needs no
 /// memory of whom one was given to.
@@ -30,10 +31,7 @@ impl Secrets {
 
     /// What goes to an address in a COOKIE.
     fn cookie(&self, from: IpAddr) -> [u8; MAC_LEN] {
-        match from.to_canonical() {
-            IpAddr::V4(ip) => self.cookie.sign(&[&ip.to_ipv6_mapped().octets()]),
-            IpAddr::V6(ip) => self.cookie.sign(&[&ip.octets()]),
-        }
+        self.cookie.sign(&[&mapped(from).octets()])
     }
 }
 

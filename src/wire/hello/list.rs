@@ -177,7 +177,7 @@ impl<'a> Entries<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// So many entries.
+    /// A list of `count` entries.
     pub(super) fn entries(&mut self, count: u16) -> Result<Entries<'a>, ParseError> {
         let (all, mut last) = (self.rest(), None);
         for _ in 0..count {

@@ -61,7 +61,7 @@ impl Host {
         self.start_sender();
     }
 
-    /// The backend is started anew, or is told of other keys.
+    /// The backend restarts, or gets other keys.
     fn start_sender(&mut self) {
         let salt = Salt { spi: self.next_spi, random: self.source.number() & self.bits.random };
         self.next_spi = self.next_spi.wrapping_add(1);
@@ -92,7 +92,7 @@ impl Host {
     }
 }
 
-/// How many packets had key and nonce of another one, in histories of so many events.
+/// Counts the packets that had key and nonce of another one.
 fn recurrences(bits: Bits, histories: u16) -> usize {
     let recur = |seed| {
         let mut host = Host::new(seed, bits);

@@ -4,7 +4,7 @@ use vnet::wire::control::Request;
 
 use super::peer::{ACTIVE, Backend, INACTIVE, frame, take};
 use super::support::wait_until;
-use super::{BOTH, Net, SOON, key, mac};
+use super::{BOTH, Net, SOON, Varpd, key, mac};
 
 #[test]
 fn a_guest_that_moves_to_another_host_is_followed() {
@@ -59,6 +59,12 @@ fn a_guest_that_moves_within_the_host_keeps_its_old_backend_until_it_has_moved()
     }
 }
 
+/// The guest stops, and its varpd knows: one that starts elsewhere before is a second guest with its MAC.
+fn stop(source: &Backend, varpd: &Varpd) {
+    source.peer.send(&Request::SetActive { active: false });
+    wait_until("the guest has stopped", SOON, || varpd.show("vifs")[0]["state"] == "registered");
+}
+
 /// What arrived at the sockets of a guest that went elsewhere is old when the guest comes back.
 #[test]
 fn a_guest_that_comes_back_finds_no_late_frames() {
@@ -69,7 +75,7 @@ fn a_guest_that_comes_back_finds_no_late_frames() {
         let user = Backend::register(&b.socket, key(2), ACTIVE);
         source.peer.claimed();
         let old = source.coa;
-        source.peer.send(&Request::SetActive { active: false });
+        stop(&source, &a);
         let target = Backend::register(&b.socket, key(1), ACTIVE);
         assert_eq!(source.peer.lost().1, target.coa);
         user.unicast().send_to(&frame(42, "late"), old.addr).unwrap();
@@ -104,7 +110,7 @@ fn the_senders_of_late_frames_are_told_also_when_the_backend_has_ended() {
         let sender = Backend::register(&b.socket, key(2), ACTIVE);
         source.peer.claimed();
         let old = source.coa;
-        source.peer.send(&Request::SetActive { active: false });
+        stop(&source, &a);
         let target = Backend::register(&b.socket, key(1), ACTIVE);
         assert_eq!(source.peer.lost().1, target.coa);
         // While it lives it reports them.

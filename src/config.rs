@@ -89,6 +89,8 @@ pub struct Config {
     pub address: Option<IpAddr>,
     /// Prefer an IPv6 address of the underlay's interface.
     pub ipv6: bool,
+    /// The realm of this host: tells private networks with equal addresses apart.
+    pub realm: u32,
     /// Multicast group of VARP, and of the vnets without one of their own.
     pub group: Option<Group>,
     /// The groups of vnets' frames: sent to the first, listened for at all.
@@ -124,6 +126,7 @@ impl Default for Config {
             underlay: None,
             address: None,
             ipv6: false,
+            realm: 0,
             group: None,
             groups: Choices::default(),
             port: Port(DEFAULT_PORT),

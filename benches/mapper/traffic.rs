@@ -196,7 +196,7 @@ impl Network {
             }
             Notice::Unresolved { mac, hold } => table.handle_unresolved(mac, hold, at),
             Notice::Invalidate { mac } => table.handle_invalidate(mac),
-            Notice::Claimed { .. } | Notice::Lost { .. } => {}
+            Notice::Claimed { .. } | Notice::Lost { .. } | Notice::Refused { .. } => {}
         }
     }
 

@@ -4,8 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use vnet::mapper::{Config, LocalVif, Mapper, Output};
 use vnet::time::{Instant, Now};
-use vnet::wire::varp::{Body, Claim, Message};
-use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, Stamp, VifKey, VnetId};
+use vnet::wire::name::Realm;
+use vnet::wire::varp::{Author, Body, Claim, Message, PORT};
+use vnet::wire::{Capabilities, CareOf, EncapKinds, Longest, Mac, Stamp, VifKey, VnetId};
 
 /// The wall clock when everything begins: 2026-01-01T00:00Z, in milliseconds.
 pub(crate) const WALL: u64 = 1_767_225_600_000;
@@ -17,7 +18,7 @@ pub(crate) fn now(micros: u64) -> Now {
 
 /// Where host `number` answers VARP.
 pub(crate) fn varp(number: usize) -> SocketAddr {
-    SocketAddr::from((ip(number), vnet::wire::varp::PORT))
+    SocketAddr::from((ip(number), PORT))
 }
 
 fn ip(number: usize) -> Ipv4Addr {
@@ -36,7 +37,12 @@ pub(crate) fn host_at(addr: SocketAddr) -> usize {
 pub(crate) fn coa(host: usize, port: usize) -> CareOf {
     let port = u16::try_from(1024 + port % 60_000).expect("a port");
     let addr = SocketAddr::from((ip(host), port));
-    CareOf { addr, kinds: EncapKinds::UDP, capabilities: Capabilities::NONE }
+    CareOf {
+        addr,
+        kinds: EncapKinds::UDP,
+        capabilities: Capabilities::NONE,
+        longest: Longest::UNKNOWN,
+    }
 }
 
 /// The `mac`th MAC on the `vnet`th vnet.
@@ -80,14 +86,25 @@ pub(crate) fn drain(mapper: &mut Mapper) -> Option<u64> {
     nonce
 }
 
+/// The host at a care-of address.
+fn author(coa: CareOf) -> Author {
+    Author { realm: Realm(0), addr: SocketAddr::new(coa.addr.ip(), PORT) }
+}
+
 /// The owner's reply.
 pub(crate) fn reply(key: VifKey, nonce: u64, coa: CareOf) -> Message {
-    let body = Body::Reply { claim: Claim { stamp: Stamp(WALL), coa }, lifetime_ms: 30_000 };
-    Message { key, nonce, wide: false, relayed: false, body, tag: None }
+    let body = Body::Reply {
+        claim: Claim { stamp: Stamp(WALL), coa, realm: Realm(0), behind: None },
+        lifetime_ms: 30_000,
+    };
+    Message { key, author: author(coa), nonce, wide: false, relayed: false, body, tag: None }
 }
 
 /// The owner's announcement.
 pub(crate) fn announce(key: VifKey, coa: CareOf, stamp: u64) -> Message {
-    let body = Body::Announce { claim: Claim { stamp: Stamp(stamp), coa }, lifetime_ms: 30_000 };
-    Message { key, nonce: 7, wide: true, relayed: false, body, tag: None }
+    let body = Body::Announce {
+        claim: Claim { stamp: Stamp(stamp), coa, realm: Realm(0), behind: None },
+        lifetime_ms: 30_000,
+    };
+    Message { key, author: author(coa), nonce: 7, wide: true, relayed: false, body, tag: None }
 }

@@ -33,7 +33,7 @@ use vnet::vif::rx::Receiver;
 use vnet::vif::tx::SourceMac;
 use vnet::vif::worker::{Place, Worker};
 use vnet::wire::esp::Spi;
-use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, VifKey, VnetId};
+use vnet::wire::{Capabilities, CareOf, EncapKinds, Longest, Mac, VifKey, VnetId};
 
 use ring::{Driver, VIRTIO_LEN};
 
@@ -95,7 +95,12 @@ fn worker(own: Mac, peer: Mac, underlay: Loop) -> (Worker<Loop>, Arc<VifCounters
     let counters = Arc::new(VifCounters::default());
     let mut worker = Worker::new(place, SourceMac::Stamp, counters.clone(), underlay);
     worker.set_features(HeaderLayout { len: VIRTIO_LEN, mergeable: true }, Offloads::ALL);
-    let coa = CareOf { addr: addr(2), kinds: EncapKinds::UDP, capabilities: CAPABLE };
+    let coa = CareOf {
+        addr: addr(2),
+        kinds: EncapKinds::UDP,
+        capabilities: CAPABLE,
+        longest: Longest::UNKNOWN,
+    };
     let lifetime = Duration::from_secs(1 << 20);
     worker.handle_mapping(peer, coa, lifetime, Instant::ZERO);
     (worker, counters)

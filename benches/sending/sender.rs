@@ -13,7 +13,7 @@ use vnet::sys::iovec::{self, IoVec};
 use vnet::sys::mmsg::{self, BATCH, Message};
 use vnet::sys::{clock, sockopt};
 use vnet::vif::outgoing::{Batch, Outgoing, Route, Stager, Step};
-use vnet::wire::{Capabilities, VnetId};
+use vnet::wire::{Capabilities, Longest, VnetId};
 
 /// As a vif's socket.
 const BUFFER: i32 = 16 << 20;
@@ -85,7 +85,8 @@ impl<'a> Sender<'a> {
         let mut stager = Stager::new(vnet);
         stager.scatter_from(scatter_from);
         let capabilities = Capabilities::PARTIAL_CHECKSUM;
-        let route = Route { to, is_group: false, is_redirected: false, capabilities };
+        let longest = Longest::UNKNOWN;
+        let route = Route { to, is_group: false, is_redirected: false, capabilities, longest };
         let request = Request::Segment { layout, size };
         Ok(Self { socket, route, memory, at: 0, headers, request, stager })
     }

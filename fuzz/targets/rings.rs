@@ -20,7 +20,7 @@ use vnet::vif::guest::HeaderLayout;
 use vnet::vif::rx::Receiver;
 use vnet::vif::tx::SourceMac;
 use vnet::vif::worker::{Place, Worker};
-use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, VifKey, VnetId};
+use vnet::wire::{Capabilities, CareOf, EncapKinds, Longest, Mac, VifKey, VnetId};
 
 use super::Input;
 
@@ -115,7 +115,12 @@ fn address(port: u16) -> SocketAddr {
 }
 
 fn coa() -> CareOf {
-    CareOf { addr: address(5000), kinds: EncapKinds::UDP, capabilities: Capabilities::NONE }
+    CareOf {
+        addr: address(5000),
+        kinds: EncapKinds::UDP,
+        capabilities: Capabilities::NONE,
+        longest: Longest::UNKNOWN,
+    }
 }
 
 fn worker(underlay: Changing<'_>) -> Worker<Changing<'_>> {

@@ -12,9 +12,10 @@ use std::time::Duration;
 use super::config::Limits;
 use super::interest::Interest;
 use super::moves::Moves;
+use super::rivals::Rival;
 use crate::time::Instant;
 use crate::wire::varp::Claim;
-use crate::wire::{Mac, VifKey, VnetId};
+use crate::wire::{Mac, Stamp, VifKey, VnetId};
 
 /// What is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +36,7 @@ pub(super) enum Known {
 /// One entry.
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// An owner stays one until the entry is taken out.
+    /// An owner stays one until the entry is taken out; changed by [`Cache::set_known`] only.
     pub(super) known: Known,
     /// Since when this is known.
     pub(super) since: Instant,
@@ -51,6 +52,14 @@ pub(super) struct Entry {
     pub(super) overdue: Option<Instant>,
     /// When a host with an older claim was last corrected.
     pub(super) corrected: Option<Instant>,
+    /// When the owner changed last.
+    pub(super) moved_at: Option<Instant>,
+    /// A learnt claim, while an own one holds.
+    pub(super) rival: Option<Rival>,
+    /// The stamp of the own claim that was given up for the learnt one which holds.
+    pub(super) disclaimed: Option<Stamp>,
+    /// When the owner's host was last asked because somebody contradicted.
+    pub(super) doubted: Option<Instant>,
 }
 
 impl Entry {
@@ -64,6 +73,10 @@ impl Entry {
             told: now,
             overdue: None,
             corrected: None,
+            moved_at: None,
+            rival: None,
+            disclaimed: None,
+            doubted: None,
         }
     }
 
@@ -95,6 +108,8 @@ pub(super) struct Cache {
     by_vnet: BTreeMap<VnetId, BTreeSet<(Instant, Mac)>>,
     /// How many entries of each vnet name an owner.
     known: BTreeMap<VnetId, usize>,
+    /// The MACs that are behind each vif.
+    behind: BTreeSet<(VifKey, Mac)>,
 }
 
 impl Cache {
@@ -152,6 +167,7 @@ impl Cache {
         if entry.claim().is_some() {
             *self.known.entry(key.vnet).or_default() += 1;
         }
+        self.behind.extend(bridge(key.vnet, &entry).map(|bridge| (bridge, key.mac)));
         self.entries.insert(key, entry);
         evicted.map_or(Stored::Free, |(key, entry)| Stored::Evicted(key, Box::new(entry)))
     }
@@ -173,6 +189,9 @@ impl Cache {
     /// Takes an entry out.
     pub(super) fn remove(&mut self, key: &VifKey) -> Option<Entry> {
         let entry = self.entries.remove(key)?;
+        if let Some(bridge) = bridge(key.vnet, &entry) {
+            self.behind.remove(&(bridge, key.mac));
+        }
         if entry.claim().is_some()
             && let Some(known) = self.known.get_mut(&key.vnet)
         {
@@ -190,6 +209,22 @@ impl Cache {
         Some(entry)
     }
 
+    /// Changes what is known of an owner. Who was nobody can't become one.
+    pub(super) fn set_known(&mut self, key: &VifKey, known: Known) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        if let Some(bridge) = bridge(key.vnet, entry) {
+            self.behind.remove(&(bridge, key.mac));
+        }
+        entry.known = known;
+        self.behind.extend(bridge(key.vnet, entry).map(|bridge| (bridge, key.mac)));
+    }
+
+    /// The MACs that are behind a vif.
+    pub(super) fn behind(&self, bridge: VifKey) -> Vec<VifKey> {
+        let all = (bridge, Mac([0; 6]))..=(bridge, Mac([0xff; 6]));
+        self.behind.range(all).map(|(_, mac)| VifKey { mac: *mac, ..bridge }).collect()
+    }
+
     /// Moves the end of an entry.
     pub(super) fn extend(&mut self, key: &VifKey, expires: Instant) {
         let Some(entry) = self.entries.get_mut(key) else { return };
@@ -201,10 +236,16 @@ impl Cache {
     }
 }
 
+/// The vif that an entry's MAC is behind, if its claim is a learnt one.
+fn bridge(vnet: VnetId, entry: &Entry) -> Option<VifKey> {
+    Some(VifKey { vnet, mac: entry.claim()?.behind? })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Capabilities, CareOf, EncapKinds, Stamp};
+    use crate::wire::name::Realm;
+    use crate::wire::{Capabilities, CareOf, EncapKinds, Longest, Stamp};
 
     fn key(vnet: u32, mac: u8) -> VifKey {
         VifKey { vnet: VnetId::new(vnet).unwrap(), mac: Mac([2, 0, 0, 0, 0, mac]) }
@@ -215,8 +256,9 @@ mod tests {
             addr: "192.0.2.1:5".parse().unwrap(),
             kinds: EncapKinds::UDP,
             capabilities: Capabilities::NONE,
+            longest: Longest::UNKNOWN,
         };
-        let claim = Claim { stamp: Stamp(1), coa };
+        let claim = Claim { stamp: Stamp(1), coa, realm: Realm(0), behind: None };
         let lifetime = Duration::from_millis(expires_ms);
         let known = Known::At { claim, nonce: 1, lifetime };
         Entry::new(known, Instant::ZERO, lifetime, Interest::default())

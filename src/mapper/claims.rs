@@ -1,6 +1,5 @@
 //! Claims of local vifs: made, announced, contended, lost.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::clock::Clock;
@@ -38,31 +37,43 @@ impl Mapper {
         }
         let Some(started) = self.vifs.get_mut(vif).filter(|v| !v.active) else { return };
         started.active = true;
+        let is_learnt = started.behind.is_some();
         let prior = prior.filter(|&stamp| stamp != Stamp(0));
         let stamp = match prior {
             Some(prior) => self.clock.resume(prior, now.wall_ms),
             None => self.clock.tick(now.wall_ms),
         };
-        let why = if prior.is_some() { Why::Resumed } else { Why::Arrived };
-        self.claim_key(vif, stamp, why, now);
+        match prior {
+            Some(_) => self.claim_key(vif, stamp, Why::Resumed, now),
+            None if is_learnt => self.claim_learnt(vif, stamp, now),
+            None => self.claim_key(vif, stamp, Why::Arrived, now),
+        }
     }
 
     /// The guest says that it is here (SEND_RARP, gratuitous ARP): its claim is announced again.
-    /// A vif that runs but has lost its key takes it back, unless that happens too often.
+    /// A vif that runs but has lost its key takes it back, unless that happens too often. One behind
+    /// a vif was seen again, and is claimed now or soon.
     pub fn announce(&mut self, vif: LocalVif, now: Now) {
         let Some(present) = self.vifs.get(vif).filter(|v| v.active) else { return };
+        let is_learnt = present.behind.is_some();
         if present.own.is_some() {
             self.restart_series(vif, now);
+        } else if is_learnt {
+            let stamp = self.clock.tick(now.wall_ms);
+            self.claim_learnt(vif, stamp, now);
         } else if self.may_reclaim(vif, now.mono) {
             let stamp = self.clock.tick(now.wall_ms);
             self.claim_key(vif, stamp, Why::Again, now);
         }
     }
 
-    /// Counts a claim of a vif that was not away meanwhile.
+    /// Counts a claim of a vif that was not away meanwhile. MACs behind vifs move as they like.
     fn may_reclaim(&mut self, vif: LocalVif, now: Instant) -> bool {
         let (limit, window) = (self.config.damping_moves, self.config.damping_window);
         let Some(state) = self.vifs.get_mut(vif) else { return false };
+        if state.behind.is_some() {
+            return true;
+        }
         let key = state.key;
         let damped = state.moves.damped(now, limit, window);
         if damped {
@@ -77,19 +88,27 @@ impl Mapper {
     /// Makes the vif the owner of its key, unless a newer claim is known.
     pub(super) fn claim_key(&mut self, vif: LocalVif, stamp: Stamp, why: Why, now: Now) {
         let Some(state) = self.vifs.get(vif) else { return };
-        let (key, coa) = (state.key, state.coa);
-        let mut claim = Claim { stamp, coa };
+        let (key, claim) = (state.key, state.claim_at(stamp));
+        let mut stamp = stamp;
         let rival = self.vifs.owner_claim(&key);
         let known = rival.map(|(_, theirs)| theirs).or_else(|| self.cached_claim(&key));
         if let Some(theirs) = known.filter(|theirs| outranks(theirs, &claim, now.wall_ms)) {
             if !theirs.same_owner(&claim) {
                 self.count(MapperCounter::losses);
-                self.notify(vif, Notice::Lost { stamp: theirs.stamp, coa: theirs.coa });
+                self.tell_lost(vif, theirs);
                 self.watch(vif, now.mono + self.config.lifetime);
                 return;
             }
-            claim.stamp = self.clock.tick(now.wall_ms);
+            stamp = self.clock.tick(now.wall_ms);
         }
+        self.own_key(vif, stamp, why, now);
+    }
+
+    /// Makes the vif the owner of its key, whatever else is known.
+    pub(super) fn own_key(&mut self, vif: LocalVif, stamp: Stamp, why: Why, now: Now) {
+        let Some(state) = self.vifs.get(vif) else { return };
+        let (key, claim) = (state.key, state.claim_at(stamp));
+        let rival = self.vifs.owner_claim(&key);
         let mut interest = match rival {
             Some((rival, ours)) => {
                 let own = self.end_own(rival);
@@ -113,7 +132,21 @@ impl Mapper {
         let nonce = self.nonces.next();
         self.unwatch(vif);
         self.vifs.set_owner(vif, Own { interest, ..Own::new(claim.stamp, nonce, now.mono, why) });
+        if claim.is_own() {
+            self.owner_is_there(key);
+        }
+        self.carry_along(key, claim, now);
         self.restart_series(vif, now);
+    }
+
+    /// A vif's claim was beaten. A MAC behind a vif that is another's own is behind it no more.
+    fn tell_lost(&mut self, vif: LocalVif, theirs: Claim) {
+        let is_learnt = self.vifs.get(vif).is_some_and(|state| state.behind.is_some());
+        if is_learnt && theirs.is_own() {
+            self.refuse(vif);
+        } else {
+            self.notify(vif, Notice::Lost { stamp: theirs.stamp, coa: theirs.coa });
+        }
     }
 
     /// The rings stopped: the vif owns nothing, and whoever asks its host is told so.
@@ -123,6 +156,7 @@ impl Mapper {
         state.moves = super::Moves::default();
         let (key, claim) = (state.key, state.claim());
         self.unwatch(vif);
+        self.unwant(vif);
         let (Some(ours), Some(own)) = (claim, self.end_own(vif)) else { return };
         self.note(key, ours, None, now.mono);
         self.notify_all(key, &own.interest, Notice::Invalidate { mac: key.mac });
@@ -147,7 +181,7 @@ impl Mapper {
             self.event(Event::Conflict { key, ours, theirs, ours_wins: false });
         }
         self.event(Event::Lost { key, ours, theirs });
-        self.notify(vif, Notice::Lost { stamp: theirs.stamp, coa: theirs.coa });
+        self.tell_lost(vif, theirs);
         self.note(key, ours, Some(theirs), now.mono);
         self.watch(vif, now.mono + self.config.lifetime);
     }
@@ -231,6 +265,11 @@ impl Mapper {
         now: Now,
     ) -> Option<Claim> {
         let (vif, ours) = self.vifs.owner_claim(&key)?;
+        if ours.is_own() && !theirs.is_own() {
+            self.defend(vif, confirmed.is_some(), now);
+            self.contested(vif, key, ours, theirs, now.mono);
+            return Some(ours).filter(|_| confirmed.is_none());
+        }
         if !outranks(&theirs, &ours, now.wall_ms) {
             // A copy of our own claim is no news, nor is one that our clock says can't be.
             let older = ours.beats(&theirs) && !ours.same_owner(&theirs);
@@ -248,8 +287,12 @@ impl Mapper {
         }
         let state = self.vifs.get(vif)?;
         let own = state.own.as_ref()?;
-        let until = own.since + self.config.reclaim_grace;
-        if own.why == Why::Arrived && !state.in_doubt && confirmed.is_some_and(|at| at <= until) {
+        let is_of_a_kind = ours.is_own() == theirs.is_own();
+        // A MAC behind a vif may have moved on since: only a claim from before ours is due to a clock.
+        let grace = if ours.is_own() { self.config.reclaim_grace } else { Duration::ZERO };
+        let until = own.since + grace;
+        let is_fresh = own.why == Why::Arrived && !state.in_doubt && is_of_a_kind;
+        if is_fresh && confirmed.is_some_and(|at| at <= until) {
             self.reclaim(vif, now);
             return None;
         }
@@ -297,7 +340,7 @@ impl Mapper {
 
     /// A vif that runs here has lost its key to `theirs`, which was announced just now: its host is told
     /// of our claim, which it beats, since nobody else would tell it that there are two.
-    pub(super) fn contest(&mut self, to: SocketAddr, heard: &Message, theirs: Claim, now: Instant) {
+    pub(super) fn contest(&mut self, heard: &Message, theirs: Claim, now: Instant) {
         let key = heard.key;
         let runs = |vif: LocalVif| self.vifs.get(vif).is_some_and(Vif::runs);
         if !self.vifs.with_key(key).any(runs) {
@@ -317,11 +360,12 @@ impl Mapper {
             return;
         }
         let body = Body::Correction { claim: ours, lifetime_ms: self.lifetime_ms() };
-        self.send(Destination::Unicast(to), key, heard.nonce, false, body);
+        let to = Destination::Unicast(heard.author.addr);
+        self.send(to, key, heard.nonce, false, body);
     }
 
     /// Claims again, above all stamps seen.
-    fn reclaim(&mut self, vif: LocalVif, now: Now) {
+    pub(super) fn reclaim(&mut self, vif: LocalVif, now: Now) {
         self.count(MapperCounter::reclaims);
         let stamp = self.clock.tick(now.wall_ms);
         self.claim_key(vif, stamp, Why::Again, now);
@@ -332,15 +376,19 @@ impl Mapper {
         let Some((ours, moved)) = self.notes.get(&key).map(|note| (note.ours, note.moved)) else {
             return;
         };
-        let last = moved.unwrap_or(ours);
-        if !outranks(&theirs, &last, now.wall_ms) || theirs.same_owner(&ours) {
+        // Whoever has left makes room for any newer claim, also for a learnt one.
+        let is_newer = match moved {
+            Some(last) => outranks(&theirs, &last, now.wall_ms),
+            None => theirs.stamp > ours.stamp && Clock::plausible(theirs.stamp, now.wall_ms),
+        };
+        if !is_newer || theirs.same_owner(&ours) {
             return;
         }
         self.note(key, ours, Some(theirs), now.mono);
         self.event(Event::Lost { key, ours, theirs });
         let left: Vec<LocalVif> = self.vifs.with_key(key).collect();
         for vif in left {
-            self.notify(vif, Notice::Lost { stamp: theirs.stamp, coa: theirs.coa });
+            self.tell_lost(vif, theirs);
         }
     }
 
@@ -398,7 +446,7 @@ impl Mapper {
     /// make its vif do so, and every host of the segment hears it. Early repeats leave nearly all of what
     /// is possible at once to MACs that are announced for the first time.
     fn may_announce(&mut self, vif: LocalVif, is_early_repeat: bool, now: Instant) -> bool {
-        let payer = self.vifs.get(vif).and_then(|v| v.behind).unwrap_or(vif);
+        let payer = self.vifs.get(vif).and_then(|v| v.behind).map_or(vif, |bridge| bridge.vif);
         let may = self.vifs.get_mut(payer).is_some_and(|payer| match is_early_repeat {
             true => payer.announcing.take_if_idle(now),
             false => payer.announcing.take(now),
@@ -432,8 +480,12 @@ impl Mapper {
     }
 }
 
-/// Whether `a` wins over `b`: an implausible claim never beats a plausible one; see [`Clock`].
+/// Whether `a` wins over `b`: own claims above learnt ones, and among those of a kind an implausible claim
+/// never beats a plausible one; see [`Clock`].
 pub(super) fn outranks(a: &Claim, b: &Claim, wall_ms: u64) -> bool {
+    if a.is_own() != b.is_own() {
+        return a.is_own();
+    }
     let plausible = |claim: &Claim| Clock::plausible(claim.stamp, wall_ms);
     match (plausible(a), plausible(b)) {
         (true, false) => true,

@@ -3,12 +3,15 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::wire::name::Realm;
 use crate::wire::varp;
 
 /// Timers and bounds; the defaults serve without any configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// UDP port on which every host answers VARP by unicast.
+    /// The realm of this host.
+    pub realm: Realm,
+    /// UDP port on which every host sends VARP, and answers it by unicast.
     pub port: u16,
     /// How long one try of a resolution waits.
     pub reply_timeout: Duration,
@@ -46,8 +49,7 @@ pub struct Config {
     pub damping_window: Duration,
     /// How often the users of a damped mapping are told that it moved.
     pub damped_interval: Duration,
-    /// Hosts that may send for others: relays between segments, for which flags W and L are reserved.
-    /// varpd has none.
+    /// Hosts that may send for others (flag L): relays between segments. varpd has none.
     pub relays: Vec<IpAddr>,
     /// Bounds.
     pub limits: Limits,
@@ -111,6 +113,7 @@ impl Default for Config {
     fn default() -> Self {
         let millis = |list: &[u64]| list.iter().map(|&ms| Duration::from_millis(ms)).collect();
         Self {
+            realm: Realm::default(),
             port: varp::PORT,
             reply_timeout: Duration::from_secs(3),
             tries: 5,

@@ -43,6 +43,9 @@ impl Mapper {
         if let Some(at) = entry.overdue {
             self.timers.cancel(at, Timer::Damped(*key));
         }
+        if let Some(rival) = &entry.rival {
+            self.timers.cancel(rival.ask_at, Timer::Rival(*key));
+        }
     }
 
     /// Puts in an entry for a key that has none.
@@ -105,7 +108,7 @@ impl Mapper {
     /// hear so, and drop what is for it.
     pub(super) fn judge_place(&mut self, key: VifKey, claim: Claim) {
         let is_new = self.cached_claim(&key).is_none_or(|known| known.coa != claim.coa);
-        if let Some(why) = claim.coa.usable_from(self.own.ip()).err().filter(|_| is_new) {
+        if let Some(why) = claim.coa.usable_from(self.own.addr.ip()).err().filter(|_| is_new) {
             self.count(MapperCounter::rx_unusable);
             self.event(Event::Unusable { key, claim, why });
         }
@@ -135,13 +138,22 @@ impl Mapper {
         lifetime: Duration,
         now: Now,
     ) {
+        let Some(Known::At { claim: old, nonce, .. }) = self.cache.get(&key).map(|e| e.known)
+        else {
+            return;
+        };
+        let known = Known::At { claim, nonce: answered.unwrap_or(nonce), lifetime };
+        self.cache.set_known(&key, known);
         let Some(entry) = self.cache.get_mut(&key) else { return };
-        let Known::At { claim: old, nonce, .. } = entry.known else { return };
-        entry.known = Known::At { claim, nonce: answered.unwrap_or(nonce), lifetime };
         entry.since = now.mono;
+        entry.disclaimed = entry.disclaimed.filter(|_| !claim.is_own());
         let moved = old.coa != claim.coa;
         if moved {
+            entry.moved_at = Some(now.mono);
             entry.moves.record(now.mono, self.config.damping_moves);
+        }
+        if claim.is_own() {
+            self.owner_is_there(key);
         }
         self.set_expiry(key, now.mono + lifetime);
         if moved {
@@ -165,7 +177,8 @@ impl Mapper {
         let interval = self.config.damped_interval;
         let Some(entry) = self.cache.get_mut(&key) else { return };
         let early = now.saturating_since(entry.told) < interval;
-        if entry.moves.damped(now, limit, window) && early {
+        let is_own = entry.claim().is_some_and(|claim| claim.is_own());
+        if is_own && entry.moves.damped(now, limit, window) && early {
             if entry.overdue.is_none() {
                 let at = entry.told + interval;
                 entry.overdue = Some(at);
@@ -212,7 +225,7 @@ impl Mapper {
             self.drop_note(&oldest);
         }
         let until = now + self.config.lifetime;
-        self.notes.insert(key, Note::new(ours, moved, until));
+        self.notes.insert(key, Note::new(ours, moved, now, until));
         self.timers.set(until, Timer::Note(key));
     }
 

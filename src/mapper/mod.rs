@@ -44,8 +44,10 @@
 //! does not.
 //!
 //! **MACs behind a vif** ([`Mapper::add_learnt`]) are vifs at its care-of address, claimed when they
-//! are first seen. One that was lost is claimed again only when it is seen again: it moves as those
-//! behind bridges do, which is no conflict.
+//! are first seen, by *learnt* claims (flag K). Own claims beat learnt ones, whatever the stamps; `rivals.rs`
+//! says how hosts find out whether an owner is still there. Among learnt claims the newest holds, and claimants
+//! take their time (`learnt.rs`): one that was lost is claimed again only when it is seen again. It moves as those
+//! behind bridges do, which is no conflict. When a vif moves, the MACs behind it follow.
 //!
 //! **Conflicts.** A claim of another host to a vif whose rings run here is shown by both hosts,
 //! whoever wins: two guests have one MAC, or a network that was split is whole again. The host that has
@@ -53,8 +55,8 @@
 //!
 //! **Who is believed** on a vnet without keys: hosts of the segment are. Everybody else should not
 //! be able to do harm by sending packets from afar, so: a reply must repeat a 64-bit nonce that
-//! only the asked could know; an announcement must come through the group; both must come from
-//! the address that they name as care-of address, unless relayed (flag L); a correction must
+//! only the asked could know; an announcement must come through the group; all must come from their
+//! author's address and from VARP's port, and claim for no other host; a correction must
 //! repeat a nonce, or come from the host that it disclaims for. A correction to an owner that does
 //! neither is not believed but answered with an announcement, which its true cause will correct.
 //! A message with a tag is dropped: no key here could check it, and a host that tags messages for
@@ -62,7 +64,7 @@
 //! Nothing is learnt from requests, so nobody can place a mapping by asking; that of an owner in doubt is
 //! believed where an announcement of it would be.
 //!
-//! **Damping.** A guest that migrates stops in one place before it starts in another. A vif that
+//! **Damping** is for own claims. A guest that migrates stops in one place before it starts in another. A vif that
 //! takes its key back while its rings ran all the time shares its MAC with another; after five
 //! times in 180 s it is refused. Elsewhere, users of a mapping that moved as often are told of
 //! further moves at most once a second.
@@ -79,6 +81,8 @@
 //! |---|---|
 //! | `vifs` | the local vifs: which there are, which of them own their key |
 //! | `claims` | claims of local vifs: made, announced, contended, lost |
+//! | `learnt` | claims of MACs behind local vifs; how they follow the vif |
+//! | `rivals` | learnt claims against own ones |
 //! | `clock` | the hybrid logical clock that claims are stamped with |
 //! | `resolve`, `pending` | questions of local vifs, and those under way |
 //! | `receive` | messages of other hosts: who is believed what |
@@ -100,6 +104,7 @@ mod clock;
 mod config;
 mod counters;
 mod interest;
+mod learnt;
 mod mappings;
 mod moved;
 mod moves;
@@ -109,6 +114,7 @@ mod output;
 mod pending;
 mod receive;
 mod resolve;
+mod rivals;
 mod rows;
 mod timers;
 mod vifs;
@@ -125,6 +131,7 @@ pub use config::{Config, Limits};
 pub use counters::{MapperCounter, MapperCounters};
 pub use output::{Destination, Event, Notice, Output};
 pub use rows::{Row, State};
+pub use vifs::Bridge;
 
 use cache::Cache;
 use clock::Clock;
@@ -140,7 +147,7 @@ use crate::limiter::TokenBucket;
 use crate::time::{Instant, Now};
 #[cfg(doc)]
 use crate::wire::Stamp;
-use crate::wire::varp::{Body, Claim, Message};
+use crate::wire::varp::{Author, Body, Claim, Message};
 use crate::wire::{CareOf, VifKey};
 
 /// Timers handled at once.
@@ -171,8 +178,8 @@ pub enum AddError {
 #[derive(Debug)]
 pub struct Mapper {
     config: Config,
-    /// Where VARP messages are sent from and replies come to.
-    own: SocketAddr,
+    /// This host: where VARP messages are sent from and replies come to.
+    own: Author,
     clock: Clock,
     nonces: Nonces,
     vifs: Vifs,
@@ -192,8 +199,8 @@ impl Mapper {
         let per_second = config.limits.corrections_per_second;
         Self {
             corrections: TokenBucket::new(per_second, per_second),
+            own: Author { realm: config.realm, addr: receive::canonical(own) },
             config,
-            own: receive::canonical(own),
             clock: Clock::default(),
             nonces: Nonces::new(seed),
             vifs: Vifs::default(),
@@ -213,14 +220,14 @@ impl Mapper {
         self.add(vif, key, coa, None, room)
     }
 
-    /// Registers a MAC `behind` a vif with that care-of address: a bridge or router in the guest sends
-    /// from it. It is a vif of its own, except that it is told only of its own claim, announced at
+    /// Registers a MAC `behind` a vif, at that one's care-of address. It is a vif of its own, except that its
+    /// claim is a learnt one, that it is told only of that claim, announced at
     /// the cost of the vif, and does not claim its key again by itself once it was lost, but by
     /// [`Mapper::announce`].
     pub fn add_learnt(
         &mut self,
         vif: LocalVif,
-        behind: LocalVif,
+        behind: Bridge,
         key: VifKey,
         coa: CareOf,
     ) -> Result<(), AddError> {
@@ -233,7 +240,7 @@ impl Mapper {
         vif: LocalVif,
         key: VifKey,
         coa: CareOf,
-        behind: Option<LocalVif>,
+        behind: Option<Bridge>,
         room: bool,
     ) -> Result<(), AddError> {
         if self.vifs.get(vif).is_some() {
@@ -252,10 +259,12 @@ impl Mapper {
         let new = Vif {
             key,
             coa,
+            realm: self.own.realm,
             behind,
             active: false,
             in_doubt: false,
             own: None,
+            wanted: None,
             watch: None,
             asking: 0,
             bucket: TokenBucket::new(limits.requests_per_second, limits.request_burst),
@@ -294,6 +303,8 @@ impl Mapper {
                 Timer::Watch(vif) => self.watch_due(vif, now),
                 Timer::Expire(key) => self.expire(key),
                 Timer::Damped(key) => self.tell_late(key, now),
+                Timer::Rival(key) => self.rival_due(key, now),
+                Timer::Claim(vif) => self.claim_due(vif, now),
                 Timer::Note(key) => drop(self.notes.remove(&key)),
             }
         }
@@ -370,7 +381,8 @@ impl Mapper {
             Body::Correction { .. } => MapperCounter::tx_corrections,
             Body::Absent => MapperCounter::tx_absents,
         });
-        let message = Message { key, nonce, wide, relayed: false, body, tag: None };
+        let author = self.own;
+        let message = Message { key, author, nonce, wide, relayed: false, body, tag: None };
         self.outputs.push_back(Output::Send { to, message });
     }
 

@@ -15,7 +15,7 @@ const MOST_GREETED: usize = 256;
 impl Mapper {
     /// From now on messages are sent from `own` and replies come to it. The vifs are to be moved, too.
     pub fn move_to(&mut self, own: SocketAddr) {
-        self.own = receive::canonical(own);
+        self.own.addr = receive::canonical(own);
     }
 
     /// A vif, or a MAC behind one, has another care-of address: if it owns its key it claims it anew.
@@ -40,11 +40,7 @@ impl Mapper {
             .filter(|(_, claim)| hosts.len() < MOST_GREETED && hosts.insert(claim.coa.addr.ip()))
             .collect();
         for (key, claim) in known {
-            let asker = self.vifs.on_vnet(key.vnet).find_map(|vif| {
-                let state = self.vifs.get(vif).filter(|state| state.runs())?;
-                Some((vif, state.coa))
-            });
-            if let Some((vif, coa)) = asker {
+            if let Some((vif, coa)) = self.any_asker(key.vnet) {
                 self.confirm(vif, key, coa, claim, now);
             }
         }

@@ -7,8 +7,8 @@ use std::ops::RangeBounds;
 
 use crate::limiter::repeat;
 use crate::time::Instant;
-use crate::wire::VifKey;
 use crate::wire::varp::Claim;
+use crate::wire::{Mac, VifKey};
 
 /// What is remembered of one vif.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub(super) struct Note {
     pub(super) ours: Claim,
     /// The newer claim, once it is known: a guest stops here before it starts elsewhere.
     pub(super) moved: Option<Claim>,
+    /// When that became known.
+    pub(super) moved_at: Option<Instant>,
     /// The end of the note.
     pub(super) until: Instant,
     /// When the host of the newer claim was last told that the vif runs here, too.
@@ -29,8 +31,9 @@ pub(super) struct Note {
 const MOST_TOLD: usize = 32;
 
 impl Note {
-    pub(super) fn new(ours: Claim, moved: Option<Claim>, until: Instant) -> Self {
-        Self { ours, moved, until, contested: None, told: Vec::new() }
+    pub(super) fn new(ours: Claim, moved: Option<Claim>, now: Instant, until: Instant) -> Self {
+        let moved_at = moved.map(|_| now);
+        Self { ours, moved, moved_at, until, contested: None, told: Vec::new() }
     }
 
     /// Whether a host is to be told now: at once, soon again, since any message may be lost, and then
@@ -84,6 +87,13 @@ impl Notes {
         keys: impl RangeBounds<VifKey>,
     ) -> impl Iterator<Item = (&VifKey, &Note)> {
         self.0.range(keys)
+    }
+
+    /// Those of MACs that were behind this vif.
+    pub(super) fn behind(&self, bridge: VifKey) -> impl Iterator<Item = (&VifKey, &Note)> {
+        let key = |mac| VifKey { mac, ..bridge };
+        let on_vnet = self.range(key(Mac([0; 6]))..=key(Mac([0xff; 6])));
+        on_vnet.filter(move |(_, note)| note.ours.behind == Some(bridge.mac))
     }
 
     pub(super) fn len(&self) -> usize {

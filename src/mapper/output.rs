@@ -69,6 +69,11 @@ pub enum Notice {
         /// The stamp of the claim.
         stamp: Stamp,
     },
+    /// The MAC is behind the vif no more: it is another vif's own.
+    Refused {
+        /// How long not to claim it again.
+        hold: Duration,
+    },
     /// The vif is owned elsewhere from now on.
     Lost {
         /// The stamp of the newer claim.
@@ -90,6 +95,7 @@ impl Notice {
             }
             Self::Unresolved { mac, hold } => Event::Unresolved { mac, hold_ms: millis(hold) },
             Self::Invalidate { mac } => Event::Invalidate { mac },
+            Self::Refused { hold } => Event::Refused { mac: own, hold_ms: millis(hold) },
             Self::Claimed { stamp } => Event::Claimed { mac: own, stamp },
             Self::Lost { stamp, coa } => {
                 Event::Lost { mac: own, stamp, coa, lifetime_ms: millis(lifetime) }
@@ -254,6 +260,17 @@ impl Event {
     /// What an alarm means and what to do about it.
     fn explain(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Conflict { ours, theirs, .. } if !theirs.is_own() => {
+                let there = theirs.coa;
+                write!(
+                    f,
+                    ": a guest at {there} sends from this MAC, which is that of a guest's NIC here at {}",
+                    ours.coa
+                )?;
+                f.write_str(
+                    "; frames go to the NIC. Give that guest, or what is behind it, another MAC",
+                )
+            }
             Self::Conflict { ours, theirs, ours_wins, .. } => {
                 let (here, there) = (ours.coa, theirs.coa);
                 let winner = if *ours_wins { here } else { there };

@@ -1,6 +1,6 @@
 //! Messages of other hosts: who is believed what.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::cache::Known;
@@ -8,7 +8,7 @@ use super::claims::outranks;
 use super::pending::Stage;
 use super::{Destination, Event, Mapper, MapperCounter, millis};
 use crate::time::{Instant, Now};
-use crate::wire::varp::{Body, Claim, Message};
+use crate::wire::varp::{Author, Body, Claim, Message};
 use crate::wire::{CareOf, VifKey};
 
 /// The least time between two corrections of one cached mapping: those who announce repeat
@@ -49,27 +49,27 @@ impl Mapper {
         }
         let (key, nonce) = (message.key, message.nonce);
         match message.body {
-            Body::Request { asker, reply_to, refresh } => {
-                if self.is_owners_question(from, via_group, asker, reply_to) {
+            Body::Request { asker, refresh } => {
+                if self.is_owners_question(via_group, message, asker) {
                     self.take_back(key, asker, now);
                 }
-                self.answer(key, nonce, reply_to, refresh && !via_group);
+                self.answer(key, nonce, message.author, refresh && !via_group);
             }
             Body::Reply { claim, lifetime_ms } => {
-                self.on_reply(from, message, claim, lifetime_ms, now);
+                self.on_reply(message, claim, lifetime_ms, now);
             }
             Body::Announce { claim, lifetime_ms } => {
                 let lifetime = self.config.believed(lifetime_ms);
                 match self.learn(key, claim, lifetime, Heard::Announced, now) {
-                    Some(known) => self.correct_sender(from, message, claim, known, now),
-                    None => self.contest(from, message, claim, now.mono),
+                    Some(known) => self.correct_author(message, known, now),
+                    None => self.contest(message, claim, now.mono),
                 }
             }
             Body::Correction { claim, lifetime_ms } => {
-                self.on_correction(from, message, claim, lifetime_ms, now);
+                self.on_correction(message, claim, lifetime_ms, now);
             }
             Body::Absent => {
-                if !self.disclaimed(key, from, nonce, now) {
+                if !self.disclaimed(key, message.author, nonce, now) {
                     self.count(MapperCounter::rx_drop_unasked);
                 }
             }
@@ -83,32 +83,30 @@ impl Mapper {
         via_group: bool,
         message: &Message,
     ) -> Result<(), MapperCounter> {
-        let own = self.own;
-        let relay = self.config.relays.contains(&from.ip());
-        // A relayed message is believed if it came through the group, where only hosts of the
-        // segment can send, or from a known relay.
-        let relayed = relay || (message.relayed && via_group);
-        let speaks_for = |ip: IpAddr| relayed || ip.to_canonical() == from.ip();
-        if from == own {
+        let author = message.author;
+        let is_relay = self.config.relays.contains(&from.ip());
+        if from == self.own.addr || author.name() == self.own.name() {
             return Err(MapperCounter::rx_drop_own);
         }
         if message.tag.is_some() {
             return Err(MapperCounter::rx_drop_tagged);
         }
+        if message.relayed && !is_relay {
+            return Err(MapperCounter::rx_drop_relayed);
+        }
+        if !is_relay && from.port() != self.config.port {
+            return Err(MapperCounter::rx_drop_port);
+        }
+        if !is_relay && author.addr != from {
+            return Err(MapperCounter::rx_drop_source);
+        }
+        let is_authors = |claim: Claim| claim.owner().of_host() == author.name();
         match message.body {
-            Body::Request { reply_to, .. } if reply_to == own => Err(MapperCounter::rx_drop_own),
-            Body::Request { reply_to, .. } if !speaks_for(reply_to.ip()) => {
-                Err(MapperCounter::rx_drop_reply_to)
-            }
-            Body::Announce { .. } if !via_group && !relay => Err(MapperCounter::rx_drop_cast),
-            Body::Announce { claim, .. } if !speaks_for(claim.coa.addr.ip()) => {
-                Err(MapperCounter::rx_drop_source)
-            }
+            Body::Announce { .. } if !via_group && !is_relay => Err(MapperCounter::rx_drop_cast),
             Body::Reply { .. } | Body::Correction { .. } | Body::Absent if via_group => {
                 Err(MapperCounter::rx_drop_cast)
             }
-            // A relayed reply proves itself by its nonce.
-            Body::Reply { claim, .. } if !message.relayed && !speaks_for(claim.coa.addr.ip()) => {
+            Body::Announce { claim, .. } | Body::Reply { claim, .. } if !is_authors(claim) => {
                 Err(MapperCounter::rx_drop_source)
             }
             _ => Ok(()),
@@ -117,16 +115,9 @@ impl Mapper {
 
     /// Whether a question may say that its asker's claim is in doubt: as with an announcement, whoever is
     /// not of the segment, or has not the address that it names, is not believed.
-    fn is_owners_question(
-        &self,
-        from: SocketAddr,
-        via_group: bool,
-        asker: CareOf,
-        reply_to: SocketAddr,
-    ) -> bool {
-        let is_heard = via_group || self.config.relays.contains(&from.ip());
-        // That of the answer was compared with the sender's.
-        is_heard && asker.addr.ip().to_canonical() == reply_to.ip().to_canonical()
+    fn is_owners_question(&self, via_group: bool, message: &Message, asker: CareOf) -> bool {
+        let is_heard = via_group || message.relayed;
+        is_heard && asker.addr.ip() == message.author.addr.ip()
     }
 
     /// Who owns a key asks who has it: its backend has ended ([`Mapper::doubt`]). A vif here that runs,
@@ -139,8 +130,8 @@ impl Mapper {
     }
 
     /// Only the owner's host answers, except where it was asked alone.
-    fn answer(&mut self, key: VifKey, nonce: u64, reply_to: SocketAddr, alone: bool) {
-        let moved = self.notes.get(&key).and_then(|note| note.moved);
+    fn answer(&mut self, key: VifKey, nonce: u64, asker: Author, alone: bool) {
+        let moved = self.forwarding(key).filter(|claim| self.may_tell(claim, asker));
         let lifetime_ms = self.lifetime_ms();
         let body = match (self.vifs.owner_claim(&key), moved) {
             (Some((_, claim)), _) => Body::Reply { claim, lifetime_ms },
@@ -148,18 +139,11 @@ impl Mapper {
             (None, Some(claim)) => Body::Correction { claim, lifetime_ms },
             (None, None) => Body::Absent,
         };
-        self.send(Destination::Unicast(reply_to), key, nonce, false, body);
+        self.send(Destination::Unicast(asker.addr), key, nonce, false, body);
     }
 
     /// An answer to a question that is open, or was answered by somebody else before.
-    fn on_reply(
-        &mut self,
-        from: SocketAddr,
-        message: &Message,
-        claim: Claim,
-        lifetime_ms: u32,
-        now: Now,
-    ) {
+    fn on_reply(&mut self, message: &Message, claim: Claim, lifetime_ms: u32, now: Now) {
         let (key, nonce) = (message.key, message.nonce);
         let lifetime = self.config.believed(lifetime_ms);
         let open = self.pending.get(&key).is_some_and(|p| p.nonce == nonce);
@@ -176,7 +160,7 @@ impl Mapper {
             }
         };
         if let Some(known) = known {
-            self.correct_sender(from, message, claim, known, now);
+            self.correct_author(message, known, now);
         }
     }
 
@@ -190,7 +174,16 @@ impl Mapper {
         now: Now,
     ) -> Option<Claim> {
         self.observe(key, claim, now);
+        self.carry_along(key, claim, now);
         match self.cached_claim(&key) {
+            Some(known) if known.is_own() && !claim.is_own() => {
+                let is_asked_all = self.pending.get(&key).is_some_and(|p| p.stage == Stage::Ask);
+                // The owner's host says so itself, or does not answer.
+                if is_asked_all || claim.owner().of_host() == known.owner().of_host() {
+                    self.give_up_own(key, claim, lifetime, now);
+                }
+                None
+            }
             Some(known) if outranks(&known, &claim, now.wall_ms) => {
                 self.count(MapperCounter::rx_stale);
                 Some(known)
@@ -211,25 +204,26 @@ impl Mapper {
     }
 
     /// A third host says that there is a newer claim.
-    fn on_correction(
-        &mut self,
-        from: SocketAddr,
-        message: &Message,
-        claim: Claim,
-        lifetime_ms: u32,
-        now: Now,
-    ) {
-        let (key, nonce) = (message.key, message.nonce);
+    fn on_correction(&mut self, message: &Message, claim: Claim, lifetime_ms: u32, now: Now) {
+        let (key, nonce, author) = (message.key, message.nonce, message.author);
         let owner = self.vifs.owner(&key);
+        // Two networks may use one address: what is where in another realm only its owner can say.
+        let is_foreign = author.realm != self.own.realm;
+        if is_foreign {
+            self.count(MapperCounter::rx_foreign_realm);
+        }
         if let Some(vif) = owner {
             let own = self.vifs.get(vif).and_then(|v| v.own.as_ref());
-            if own.is_none_or(|own| own.nonce != nonce) {
+            if is_foreign || own.is_none_or(|own| own.nonce != nonce) {
                 self.count(MapperCounter::rx_drop_unasked);
                 self.challenge(vif, now.mono);
                 return;
             }
-        } else if !self.may_correct(key, nonce, from) {
+        } else if !self.may_correct(key, nonce, author) {
             self.count(MapperCounter::rx_drop_unasked);
+            return;
+        } else if is_foreign {
+            self.doubt_mapping(key, now);
             return;
         }
         let lifetime = self.config.believed(lifetime_ms);
@@ -238,18 +232,18 @@ impl Mapper {
         let confirmed = Instant::from_micros(now.mono.as_micros().saturating_sub(age_us));
         let known = self.learn(key, claim, lifetime, Heard::Corrected(confirmed), now);
         // A vif that we have won still runs at its host: who else would say so?
-        let is_rivals = from.ip() == claim.coa.addr.ip().to_canonical();
+        let is_rivals = claim.owner().of_host() == author.name();
         if let (Some(ours), Some(vif), true) = (known, owner, is_rivals) {
             self.show_rival(vif, key, ours, claim, now.mono);
         }
     }
 
     /// Whether a correction answers our question, or comes from the host that it disclaims for.
-    fn may_correct(&self, key: VifKey, nonce: u64, from: SocketAddr) -> bool {
-        let asked = |stage| matches!(stage, Stage::Confirm(host) if host.ip() == from.ip());
+    fn may_correct(&self, key: VifKey, nonce: u64, author: Author) -> bool {
+        let ip = author.addr.ip();
+        let asked = |stage| matches!(stage, Stage::Confirm(host) if host.ip() == ip);
         let open = self.pending.get(&key).is_some_and(|p| p.nonce == nonce && asked(p.stage));
-        let source = self.cached_claim(&key).map(|claim| claim.coa.addr.ip());
-        open || source.is_some_and(|ip| ip == from.ip())
+        open || self.cached_claim(&key).is_some_and(|claim| claim.coa.addr.ip() == ip)
     }
 
     /// Takes a claim's stamp into the clock.
@@ -281,7 +275,22 @@ impl Mapper {
         if !self.vifs.hosts(key.vnet) {
             return None;
         }
+        self.carry_along(key, claim, now);
         match self.cached_claim(&key) {
+            Some(known) if known.is_own() && !claim.is_own() => {
+                match heard {
+                    // By the owner's host.
+                    Heard::Corrected(_) => self.give_up_own(key, claim, lifetime, now),
+                    Heard::Announced | Heard::Late => {
+                        self.hear_rival(key, claim, lifetime, now.mono);
+                    }
+                }
+                None
+            }
+            Some(known) if heard == Heard::Announced && self.is_disclaimed(&key, &claim) => {
+                self.count(MapperCounter::rx_stale);
+                Some(known)
+            }
             Some(known) if outranks(&claim, &known, now.wall_ms) => {
                 self.found(key, claim, lifetime, now);
                 None
@@ -306,15 +315,16 @@ impl Mapper {
         }
     }
 
-    /// Tells a host with an older claim about the newer one.
-    fn correct_sender(
-        &mut self,
-        from: SocketAddr,
-        message: &Message,
-        stale: Claim,
-        newer: Claim,
-        now: Now,
-    ) {
+    /// Whether a host may be told of somebody's claim: a message is of one realm, and so are corrections.
+    fn may_tell(&self, claim: &Claim, host: Author) -> bool {
+        claim.realm == self.own.realm && host.realm == self.own.realm
+    }
+
+    /// Tells the author of an older claim about the newer one.
+    fn correct_author(&mut self, message: &Message, newer: Claim, now: Now) {
+        if !self.may_tell(&newer, message.author) {
+            return;
+        }
         let mut lifetime_ms = self.lifetime_ms();
         if let Some(entry) = self.cache.get_mut(&message.key) {
             let lately = |at| now.mono.saturating_since(at) < CORRECTION_INTERVAL;
@@ -328,9 +338,7 @@ impl Mapper {
             self.count(MapperCounter::limit_corrections);
             return;
         }
-        let relayed = message.relayed || from.ip() != stale.coa.addr.ip();
-        let to = if relayed { self.varp_address(stale.coa.addr.ip()) } else { from };
-        let body = Body::Correction { claim: newer, lifetime_ms };
+        let (to, body) = (message.author.addr, Body::Correction { claim: newer, lifetime_ms });
         self.send(Destination::Unicast(to), message.key, message.nonce, false, body);
     }
 
@@ -342,7 +350,7 @@ impl Mapper {
         let Some(claim) = self.forwarding(key).filter(|_| self.vifs.owner(&key).is_none()) else {
             return;
         };
-        let note = self.notes.get_mut(&key).filter(|_| host != self.own.ip());
+        let note = self.notes.get_mut(&key).filter(|_| host != self.own.addr.ip());
         if !note.is_some_and(|note| note.tell(host, now.mono)) {
             return;
         }

@@ -1,16 +1,15 @@
 //! Where is this MAC? Questions of local vifs, and the requests that answer them.
 
-use std::net::SocketAddr;
-
 use super::cache::{Entry, Known};
 use super::interest::Interest;
 use super::mappings::mapping;
 use super::pending::{Pending, Stage};
+use super::rivals::{INTERVAL, QUESTIONS};
 use super::timers::Timer;
 use super::{Destination, Event, LocalVif, Mapper, MapperCounter, Notice};
 use crate::time::Now;
-use crate::wire::varp::{Body, Claim};
-use crate::wire::{CareOf, Mac, VifKey};
+use crate::wire::varp::{Author, Body, Claim};
+use crate::wire::{CareOf, Mac, VifKey, VnetId};
 
 impl Mapper {
     /// A local vif asks for a MAC on its vnet. It is told [`Notice::Mapping`] or
@@ -109,6 +108,28 @@ impl Mapper {
         may
     }
 
+    /// Somebody who can't be believed says that a cached mapping is wrong: its owner's host is asked to
+    /// confirm it, at most once a second. False if it is not asked.
+    pub(super) fn doubt_mapping(&mut self, key: VifKey, now: Now) -> bool {
+        let Some((vif, asker)) = self.any_asker(key.vnet) else { return false };
+        let Some(entry) = self.cache.get_mut(&key) else { return false };
+        let Some(claim) = entry.claim() else { return false };
+        let lately = |at| now.mono.saturating_since(at) < INTERVAL;
+        if entry.doubted.is_some_and(lately) {
+            return self.pending.get(&key).is_some();
+        }
+        entry.doubted = Some(now.mono);
+        self.confirm(vif, key, asker, claim, now)
+    }
+
+    /// A vif of the vnet that runs, to ask on its behalf.
+    pub(super) fn any_asker(&self, vnet: VnetId) -> Option<(LocalVif, CareOf)> {
+        self.vifs.on_vnet(vnet).find_map(|vif| {
+            let state = self.vifs.get(vif).filter(|state| state.runs())?;
+            Some((vif, state.coa))
+        })
+    }
+
     /// Whether there is room for another resolution: of all, of the vnet, of the vif.
     pub(super) fn may_ask(&self, vif: LocalVif, key: VifKey) -> bool {
         let limits = &self.config.limits;
@@ -156,11 +177,13 @@ impl Mapper {
     /// Sends the next request of a resolution, or goes on to its next stage, or gives it up. Its
     /// timer is not set.
     pub(super) fn request_due(&mut self, key: VifKey, now: Now) {
+        let is_contested = self.is_contested(&key);
         let Some(pending) = self.pending.get_mut(&key) else { return };
         pending.sent += 1;
         let (wait, to, wide) = match pending.stage {
             Stage::Confirm(host) => {
-                let wait = self.config.unicast_wait(pending.sent);
+                let is_over = is_contested && pending.sent > QUESTIONS;
+                let wait = self.config.unicast_wait(pending.sent).filter(|_| !is_over);
                 (wait, Destination::Unicast(host), false)
             }
             Stage::Ask => {
@@ -174,12 +197,14 @@ impl Mapper {
                 self.timers.set(pending.due, Timer::Request(key));
                 let refresh = matches!(stage, Stage::Confirm(_));
                 let (asker, nonce) = (pending.asker, pending.nonce);
-                let body = Body::Request { asker, reply_to: self.own, refresh };
+                let body = Body::Request { asker, refresh };
                 self.send(to, key, nonce, wide, body);
             }
             (None, Stage::Confirm(_)) => {
                 self.count(MapperCounter::refresh_failed);
-                self.ask_everybody(key, now);
+                if !self.yield_to_rival(key, now) {
+                    self.ask_everybody(key, now);
+                }
             }
             (None, Stage::Ask) => self.give_up(key, now),
         }
@@ -196,15 +221,19 @@ impl Mapper {
 
     /// The host that was asked to confirm says that the vif is not there. What is known is void at
     /// once; frames sent there would be lost.
-    pub(super) fn disclaimed(&mut self, key: VifKey, by: SocketAddr, nonce: u64, now: Now) -> bool {
+    pub(super) fn disclaimed(&mut self, key: VifKey, by: Author, nonce: u64, now: Now) -> bool {
+        let ip = by.addr.ip();
         let asked = |p: &&mut Pending| {
-            p.nonce == nonce && matches!(p.stage, Stage::Confirm(host) if host.ip() == by.ip())
+            p.nonce == nonce && matches!(p.stage, Stage::Confirm(host) if host.ip() == ip)
         };
         let Some(due) = self.pending.get_mut(&key).filter(asked).map(|p| p.due) else {
             return false;
         };
         self.timers.cancel(due, Timer::Request(key));
         self.count(MapperCounter::refresh_failed);
+        if self.yield_to_rival(key, now) {
+            return true;
+        }
         if let Some(entry) = self.forget(&key) {
             self.notify_all(key, &entry.interest, Notice::Invalidate { mac: key.mac });
             let bound = self.config.limits.interest;
@@ -223,7 +252,7 @@ impl Mapper {
             self.end_pending(&key);
             return;
         }
-        if self.abandoned(key, now) {
+        if self.abandoned(key, now) || self.yield_to_rival(key, now) {
             return;
         }
         let Some(pending) = self.end_pending(&key) else { return };

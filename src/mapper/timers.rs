@@ -21,6 +21,10 @@ pub(super) enum Timer {
     Expire(VifKey),
     /// Users of a damped mapping are told about its last move.
     Damped(VifKey),
+    /// The owner of a mapping is asked whether a learnt claim to its MAC is right.
+    Rival(VifKey),
+    /// A MAC behind a local vif is claimed.
+    Claim(LocalVif),
     /// The end of a forwarding note.
     Note(VifKey),
     /// A local vif that has lost its key asks whether anybody has it. The last, so that a mapping

@@ -8,23 +8,48 @@ use super::interest::Interest;
 use super::moves::Moves;
 use crate::limiter::TokenBucket;
 use crate::time::Instant;
+use crate::wire::name::Realm;
 use crate::wire::varp::Claim;
 use crate::wire::{CareOf, Mac, Stamp, VifKey, VnetId};
+
+/// A claim of a MAC behind a vif that is still to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// Of the guest's frame.
+    pub(super) stamp: Stamp,
+    /// When it is made, or everything is looked at anew.
+    pub(super) due: Instant,
+    /// The MAC is another vif's own: its host is being asked.
+    pub(super) asks_owner: bool,
+}
+
+/// The vif that a MAC is behind: a bridge or router in its guest sends from the MAC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bridge {
+    /// The vif.
+    pub vif: LocalVif,
+    /// Its own MAC.
+    pub mac: Mac,
+}
 
 /// A local vif.
 #[derive(Debug)]
 pub(super) struct Vif {
     pub(super) key: VifKey,
     pub(super) coa: CareOf,
+    /// This host's.
+    pub(super) realm: Realm,
     /// The vif that this is a MAC behind, if it is: nobody runs under it here, so it is taken back
     /// only when it is seen.
-    pub(super) behind: Option<LocalVif>,
+    pub(super) behind: Option<Bridge>,
     /// Its rings run.
     pub(super) active: bool,
     /// Its backend has ended: see [`Mapper::doubt`](super::Mapper::doubt).
     pub(super) in_doubt: bool,
     /// Its claim, while that is the newest known. An active vif without one has lost it.
     pub(super) own: Option<Own>,
+    /// Of a MAC behind a vif: its claim that is still to be made.
+    pub(super) wanted: Option<Wanted>,
     /// When it will ask who has its key, if it runs and has lost it.
     pub(super) watch: Option<Instant>,
     /// Resolutions under way that it began.
@@ -46,7 +71,13 @@ impl Vif {
 
     /// The claim it owns its key by.
     pub(super) fn claim(&self) -> Option<Claim> {
-        self.own.as_ref().map(|own| Claim { stamp: own.stamp, coa: self.coa })
+        self.own.as_ref().map(|own| self.claim_at(own.stamp))
+    }
+
+    /// The claim that it would own its key by, with this stamp.
+    pub(super) fn claim_at(&self, stamp: Stamp) -> Claim {
+        let behind = self.behind.map(|bridge| bridge.mac);
+        Claim { stamp, coa: self.coa, realm: self.realm, behind }
     }
 }
 

@@ -1,16 +1,15 @@
 //! Tags of VARP messages: on a secured vnet only members are heard.
 //!
-//! A tag is a MAC of the whole message and of the address that it is sent from, with the id of the key
+//! A tag is a MAC of the whole message, its author's name among it, with the id of the key
 //! and the time at which the message was made. Freshness is of two kinds. What answers a question repeats its nonce, as on any vnet. And
 //! no message is taken twice: its time must be within [`TOLERANCE`] of this host's clock, and one
-//! that its sender has not used before, of which the last [`REMEMBERED`] are kept. So nothing that
-//! was recorded keeps a mapping alive, or moves one, after its time. Without the address under the tag
-//! a recorded message would be new once from each address that it can be sent from.
+//! that its author has not used before, of which the last [`REMEMBERED`] are kept. So nothing that
+//! was recorded keeps a mapping alive, or moves one, after its time, whatever address it is sent from.
 //!
 //! A message says that *a member* made it, not which one: members trust each other.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Level;
@@ -19,15 +18,15 @@ use super::policy::Policy;
 use crate::limiter::TokenBucket;
 use crate::time::Now;
 use crate::wire::VnetId;
-use crate::wire::name::mapped;
-use crate::wire::varp::{Body, Message, TAG_LEN, TAGGED_LEN, Tag};
+use crate::wire::name::Name;
+use crate::wire::varp::{self, Message, TAG_LEN, Tag};
 
 /// How far a message's time may be from this host's clock.
 pub const TOLERANCE: Duration = Duration::from_secs(90);
-/// Times of a sender that are kept: so far may a message be overtaken by later ones.
+/// Times of an author that are kept: so far may a message be overtaken by later ones.
 pub const REMEMBERED: usize = 64;
-/// Senders that are kept apart, of all vnets.
-const MAX_SENDERS: usize = 16_384;
+/// Authors that are kept apart, of all vnets.
+const MAX_AUTHORS: usize = 16_384;
 /// Messages made per second on a vnet at most, since no two have the same millisecond: with more their
 /// times would run ahead of the clock, until nobody believed them.
 const MESSAGES_PER_SECOND: u32 = 900;
@@ -69,11 +68,11 @@ pub enum Refusal {
     Stale,
     /// It was heard before, or is too late to tell.
     Replayed,
-    /// Too many senders.
+    /// Too many authors.
     Full,
 }
 
-/// The times of one sender, ascending.
+/// The times of one author, ascending.
 #[derive(Debug, Default)]
 struct Seen(VecDeque<u64>);
 
@@ -98,11 +97,10 @@ impl Seen {
 }
 
 /// The keys of VARP on secured vnets, and who was heard with them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Membership {
-    own: IpAddr,
     vnets: BTreeMap<VnetId, Vnet>,
-    heard: BTreeMap<(VnetId, IpAddr), Seen>,
+    heard: BTreeMap<(VnetId, Name), Seen>,
 }
 
 /// What messages of a vnet are tagged and checked with.
@@ -119,16 +117,6 @@ struct Vnet {
 }
 
 impl Membership {
-    /// Without vnets, of the host that sends VARP from this address.
-    pub fn new(own: IpAddr) -> Self {
-        Self { own, vnets: BTreeMap::new(), heard: BTreeMap::new() }
-    }
-
-    /// From now on this host sends VARP from this address.
-    pub fn move_to(&mut self, own: IpAddr) {
-        self.own = own;
-    }
-
     /// The keys of a vnet, the used one first; none if it is not secured.
     pub fn set_vnet(&mut self, vnet: VnetId, keys: Vec<(KeyId, MacKey)>) {
         if keys.is_empty() {
@@ -151,7 +139,8 @@ impl Membership {
 
     /// Whether a host was heard on a vnet with a tag.
     pub fn has_heard(&self, vnet: VnetId, host: IpAddr) -> bool {
-        self.heard.contains_key(&(vnet, host.to_canonical()))
+        let host = host.to_canonical();
+        self.heard.keys().any(|(of, name)| *of == vnet && name.ip() == host)
     }
 
     /// Puts a tag on a message for a secured vnet; on others it stays as it is. False if too many were
@@ -171,20 +160,21 @@ impl Membership {
         // After a clock was far ahead nobody has believed its times, and it can go back.
         let is_believed = Duration::from_millis(last.saturating_sub(wall_ms)) <= TOLERANCE;
         *last = if is_believed { wall_ms.max(*last + 1) } else { wall_ms };
-        message.tag = Some(Tag { key_id: id.0, time_ms: *last, tag: [0; TAG_LEN] });
-        let tag = key.sign(&[&author_bytes(self.own), &covered(message)]);
-        message.tag = Some(Tag { key_id: id.0, time_ms: *last, tag });
+        let tag = Tag { key_id: id.0, time_ms: *last, tag: [0; TAG_LEN] };
+        message.tag = Some(tag);
+        let covered = varp::covered(&message.to_bytes()).unwrap_or_default();
+        message.tag = Some(Tag { tag: key.sign(&[&covered]), ..tag });
         true
     }
 
-    /// Checks a message that came `from` there, and takes its tag off. On a vnet that is not
+    /// Checks a message that came as these bytes, and takes its tag off. On a vnet that is not
     /// secured messages stay as they are.
     ///
     /// # Errors
     /// Why it is not to be heard.
     pub fn check(
         &mut self,
-        from: SocketAddr,
+        bytes: &[u8],
         message: Message,
         wall_ms: u64,
     ) -> Result<Message, Refusal> {
@@ -197,51 +187,26 @@ impl Membership {
         };
         let key = keys.iter().find(|(id, _)| id.0 == tag.key_id);
         let (_, key) = key.ok_or(Refusal::Key)?;
-        let author = author(from, &message);
-        if !key.verify(&[&author_bytes(author), &covered(&message)], &tag.tag) {
+        let covered = varp::covered(bytes).ok_or(Refusal::Forged)?;
+        if !key.verify(&[&covered], &tag.tag) {
             return Err(Refusal::Forged);
         }
         if Duration::from_millis(tag.time_ms.abs_diff(wall_ms)) > TOLERANCE {
             return Err(Refusal::Stale);
         }
-        let sender = (vnet, author);
-        if !self.heard.contains_key(&sender) && self.heard.len() >= MAX_SENDERS {
+        let author = (vnet, message.author.name());
+        if !self.heard.contains_key(&author) && self.heard.len() >= MAX_AUTHORS {
             let oldest = wall_ms.saturating_sub(u64::try_from(TOLERANCE.as_millis()).unwrap_or(0));
             self.heard.retain(|_, seen| seen.newest() >= oldest);
-            if self.heard.len() >= MAX_SENDERS {
+            if self.heard.len() >= MAX_AUTHORS {
                 return Err(Refusal::Full);
             }
         }
-        if !self.heard.entry(sender).or_default().take(tag.time_ms) {
+        if !self.heard.entry(author).or_default().take(tag.time_ms) {
             return Err(Refusal::Replayed);
         }
         Ok(Message { tag: None, ..message })
     }
-}
-
-/// What comes first under the tag.
-fn author_bytes(author: IpAddr) -> [u8; 16] {
-    mapped(author).octets()
-}
-
-/// The bytes of the message under the tag.
-fn covered(message: &Message) -> Vec<u8> {
-    let mut bytes = Message { relayed: false, ..*message }.to_bytes();
-    bytes.truncate(TAGGED_LEN - TAG_LEN);
-    bytes
-}
-
-/// Who made the message, and whose clock its time: many senders would come through one relay, and only
-/// what names its sender can.
-pub fn author(from: SocketAddr, message: &Message) -> IpAddr {
-    let named = match message.body {
-        Body::Request { reply_to, .. } if message.relayed => Some(reply_to.ip()),
-        Body::Reply { claim, .. } | Body::Announce { claim, .. } if message.relayed => {
-            Some(claim.coa.addr.ip())
-        }
-        _ => None,
-    };
-    named.unwrap_or(from.ip()).to_canonical()
 }
 
 #[cfg(test)]
@@ -249,9 +214,10 @@ mod tests {
     use super::*;
     use crate::security::keys::Secret;
     use crate::time::Instant;
-    use crate::wire::varp::Claim;
-    use crate::wire::{Capabilities, CareOf, EncapKinds, Mac, Stamp, VifKey};
-    use std::net::Ipv4Addr;
+    use crate::wire::name::Realm;
+    use crate::wire::varp::{Author, Body, Claim};
+    use crate::wire::{Capabilities, CareOf, EncapKinds, Longest, Mac, Stamp, VifKey};
+    use std::net::SocketAddr;
 
     const NOW: u64 = 1_767_225_600_000;
 
@@ -264,22 +230,32 @@ mod tests {
     }
 
     fn member(keys: &[u8]) -> Membership {
-        let mut member = Membership::new(from().ip());
+        let mut member = Membership::default();
         member.set_vnet(vnet(42), keys.iter().map(|byte| key(*byte)).collect());
         member
     }
 
-    fn from() -> SocketAddr {
-        ([192, 0, 2, 1], 1798).into()
+    fn author() -> Author {
+        Author { realm: Realm(0), addr: ([192, 0, 2, 1], 1798).into() }
+    }
+
+    /// What a host says of a message that comes as it is.
+    fn hear(host: &mut Membership, message: Message, wall_ms: u64) -> Result<Message, Refusal> {
+        host.check(&message.to_bytes(), message, wall_ms)
     }
 
     fn announce(on: u32) -> Message {
         let kinds = EncapKinds::UDP;
-        let coa =
-            CareOf { addr: ([192, 0, 2, 1], 4000).into(), kinds, capabilities: Capabilities(3) };
-        let claim = Claim { stamp: Stamp(NOW), coa };
+        let coa = CareOf {
+            addr: ([192, 0, 2, 1], 4000).into(),
+            kinds,
+            capabilities: Capabilities(3),
+            longest: Longest::UNKNOWN,
+        };
+        let claim = Claim { stamp: Stamp(NOW), coa, realm: Realm(0), behind: None };
         Message {
             key: VifKey { vnet: vnet(on), mac: Mac([2, 0, 0, 0, 0, 1]) },
+            author: author(),
             nonce: 7,
             wide: true,
             relayed: false,
@@ -302,44 +278,87 @@ mod tests {
     fn members_are_heard_once() {
         let (mut a, mut b) = (member(&[1]), member(&[1]));
         let message = tagged(&mut a, NOW);
-        assert_eq!(b.check(from(), message, NOW), Ok(announce(42)));
-        assert_eq!(b.check(from(), message, NOW), Err(Refusal::Replayed));
+        assert_eq!(hear(&mut b, message, NOW), Ok(announce(42)));
+        assert_eq!(hear(&mut b, message, NOW), Err(Refusal::Replayed));
         let again = tagged(&mut a, NOW);
-        assert_eq!(b.check(from(), again, NOW + 1), Ok(announce(42)), "said again, not replayed");
+        assert_eq!(hear(&mut b, again, NOW + 1), Ok(announce(42)), "said again, not replayed");
     }
 
-    /// Each address would be a sender of its own, and a recorded message new from each.
+    /// Each name would be an author of its own, and a recorded message new from each.
     #[test]
-    fn recorded_messages_are_not_heard_from_other_addresses() {
+    fn recorded_messages_are_not_heard_under_other_names() {
         let mut b = member(&[1]);
         let message = tagged(&mut member(&[1]), NOW);
-        for host in 0..u32::try_from(MAX_SENDERS).unwrap() {
-            let elsewhere = SocketAddr::new(Ipv4Addr::from(host | 0x0a00_0000).into(), 1798);
-            assert_eq!(b.check(elsewhere, message, NOW), Err(Refusal::Forged));
-            // A relay's are those of the host that they name.
-            let mut relayed = Message { relayed: true, ..message };
-            assert_eq!(b.check(elsewhere, relayed, NOW).is_ok(), host == 0);
-            if let Body::Announce { claim, .. } = &mut relayed.body {
-                claim.coa.addr.set_ip(elsewhere.ip());
+        for n in 0..u32::try_from(MAX_AUTHORS).unwrap() {
+            let addr = SocketAddr::from((n.to_be_bytes().map(|octet| octet | 1), 1798));
+            let author = match n % 3 {
+                0 => Author { addr, ..message.author },
+                1 => Author { realm: Realm(n), ..message.author },
+                _ => Author { addr: (message.author.addr.ip(), 1799).into(), ..message.author },
+            };
+            let mut elsewhere = Message { author, ..message };
+            if let Body::Announce { claim, .. } = &mut elsewhere.body {
+                claim.realm = author.realm;
             }
-            assert_eq!(b.check(elsewhere, relayed, NOW), Err(Refusal::Forged));
+            if elsewhere != message {
+                assert_eq!(hear(&mut b, elsewhere, NOW), Err(Refusal::Forged));
+            }
         }
-        assert_eq!(b.heard.len(), 1, "and take nobody's place");
-        assert_eq!(b.check(from(), message, NOW), Err(Refusal::Replayed));
-        let mapped = SocketAddr::new(Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().into(), 1798);
-        let again = tagged(&mut member(&[1]), NOW + 1);
-        assert!(b.check(mapped, again, NOW).is_ok(), "as a dual-stack socket shows it");
+        assert_eq!(b.heard.len(), 0, "and take nobody's place");
+        let relayed = Message { relayed: true, ..message };
+        assert!(hear(&mut b, relayed, NOW).is_ok(), "flag L is a relay's");
+        assert_eq!(hear(&mut b, message, NOW), Err(Refusal::Replayed));
+    }
+
+    /// Two private networks that have one address have two hosts.
+    #[test]
+    fn the_hosts_of_two_realms_with_one_address_have_windows_of_their_own() {
+        let (mut a, mut other, mut b) = (member(&[1]), member(&[1]), member(&[1]));
+        for n in 0..2 * REMEMBERED as u64 {
+            assert!(hear(&mut b, tagged(&mut a, NOW + 1000 + n), NOW).is_ok());
+        }
+        let mut message = announce(42);
+        message.author.realm = Realm(7);
+        if let Body::Announce { claim, .. } = &mut message.body {
+            claim.realm = Realm(7);
+        }
+        assert!(other.tag(&mut message, at(NOW)));
+        assert!(hear(&mut b, message, NOW).is_ok(), "its clock is behind the other's");
+        assert_eq!(b.heard.len(), 2);
+    }
+
+    /// What a later version adds is under the tag as well, though it is skipped here.
+    #[test]
+    fn flags_and_extensions_that_are_ignored_are_covered() {
+        let (_, mac_key) = key(1);
+        let mut bytes = tagged(&mut member(&[1]), NOW).to_bytes();
+        bytes[varp::FLAGS_OFFSET] = 0x0a;
+        bytes[7] = 1;
+        bytes.splice(varp::LEN..varp::LEN, [0, 1, 0, 0]);
+        let signed = mac_key.sign(&[&varp::covered(&bytes).unwrap()]);
+        let start = bytes.len() - TAG_LEN;
+        bytes[start..].copy_from_slice(&signed);
+        let check = |bytes: &[u8]| {
+            let message = Message::parse(bytes).unwrap();
+            member(&[1]).check(bytes, message, NOW)
+        };
+        assert_eq!(check(&bytes), Ok(announce(42)));
+        for (at, value) in [(varp::FLAGS_OFFSET, 0x02), (varp::LEN + 1, 2)] {
+            let mut wrong = bytes.clone();
+            wrong[at] = value;
+            assert_eq!(check(&wrong), Err(Refusal::Forged), "octet {at}");
+        }
     }
 
     #[test]
     fn others_are_not() {
         let mut b = member(&[1]);
-        assert_eq!(b.check(from(), announce(42), NOW), Err(Refusal::Untagged));
-        assert_eq!(b.check(from(), tagged(&mut member(&[2]), NOW), NOW), Err(Refusal::Key));
+        assert_eq!(hear(&mut b, announce(42), NOW), Err(Refusal::Untagged));
+        assert_eq!(hear(&mut b, tagged(&mut member(&[2]), NOW), NOW), Err(Refusal::Key));
         let stale = tagged(&mut member(&[1]), NOW - 91_000);
-        assert_eq!(b.check(from(), stale, NOW), Err(Refusal::Stale));
+        assert_eq!(hear(&mut b, stale, NOW), Err(Refusal::Stale));
         let early = tagged(&mut member(&[1]), NOW + 91_000);
-        assert_eq!(b.check(from(), early, NOW), Err(Refusal::Stale));
+        assert_eq!(hear(&mut b, early, NOW), Err(Refusal::Stale));
         assert!(b.heard.is_empty(), "they leave nothing behind");
     }
 
@@ -349,10 +368,10 @@ mod tests {
         let mut message = announce(43);
         assert!(b.tag(&mut message, at(NOW)));
         assert_eq!(message, announce(43));
-        assert_eq!(b.check(from(), message, NOW), Ok(message));
+        assert_eq!(hear(&mut b, message, NOW), Ok(message));
         let foreign = tagged(&mut member(&[1]), NOW);
-        let mut none = Membership::new(from().ip());
-        assert_eq!(none.check(from(), foreign, NOW), Ok(foreign), "the mapper drops it");
+        let mut none = Membership::default();
+        assert_eq!(hear(&mut none, foreign, NOW), Ok(foreign), "the mapper drops it");
     }
 
     #[test]
@@ -367,7 +386,7 @@ mod tests {
             if message.key.vnet != vnet(42) {
                 continue;
             }
-            match member(&[1]).check(from(), message, NOW) {
+            match member(&[1]).check(&wrong, message, NOW) {
                 Ok(heard) => {
                     assert!(heard.relayed);
                     relayed += 1;
@@ -383,11 +402,11 @@ mod tests {
         let (mut a, mut b) = (member(&[1]), member(&[1]));
         let messages: Vec<Message> = (0..200).map(|n| tagged(&mut a, NOW + n)).collect();
         for pair in messages.chunks(2) {
-            assert!(b.check(from(), pair[1], NOW).is_ok());
-            assert!(b.check(from(), pair[0], NOW).is_ok());
+            assert!(hear(&mut b, pair[1], NOW).is_ok());
+            assert!(hear(&mut b, pair[0], NOW).is_ok());
         }
         for message in &messages {
-            assert_eq!(b.check(from(), *message, NOW), Err(Refusal::Replayed));
+            assert_eq!(hear(&mut b, *message, NOW), Err(Refusal::Replayed));
         }
     }
 
@@ -403,7 +422,7 @@ mod tests {
                 let mut message = announce(42);
                 if a.tag(&mut message, at(ms)) {
                     made += 1;
-                    assert!(b.check(from(), message, ms).is_ok(), "{} ms", ms - NOW);
+                    assert!(hear(&mut b, message, ms).is_ok(), "{} ms", ms - NOW);
                 }
             }
             ms += 1;
@@ -420,7 +439,7 @@ mod tests {
         let (mut a, mut b, mut other) = (member(&[1]), member(&[1]), member(&[2]));
         let recorded: Vec<Message> =
             (0..REMEMBERED as u64).map(|n| tagged(&mut a, NOW + n)).collect();
-        assert!(recorded.iter().all(|message| b.check(from(), *message, NOW).is_ok()));
+        assert!(recorded.iter().all(|message| hear(&mut b, *message, NOW).is_ok()));
         let (mut heard, mut forged) = (0, 0);
         for n in 0..1_000_000_u64 {
             if n % 10_000 == 0 {
@@ -440,7 +459,7 @@ mod tests {
                     _ => {}
                 }
             }
-            match b.check(from(), message, NOW) {
+            match hear(&mut b, message, NOW) {
                 Ok(_) => heard += 1,
                 Err(Refusal::Forged) => forged += 1,
                 Err(refusal) => assert_eq!(refusal, Refusal::Replayed),
@@ -462,13 +481,13 @@ mod tests {
         let mut one = steps.pop_front().unwrap();
         for (n, mut other) in (1..).zip(steps) {
             let message = tagged(&mut one, NOW + 10 * n);
-            assert!(other.check(from(), message, NOW).is_ok(), "step {n}, forward");
+            assert!(hear(&mut other, message, NOW).is_ok(), "step {n}, forward");
             let message = tagged(&mut other, NOW + 10 * n + 5);
-            assert!(one.check(from(), message, NOW).is_ok(), "step {n}, backward");
+            assert!(hear(&mut one, message, NOW).is_ok(), "step {n}, backward");
             one = other;
         }
-        assert!(one.has_heard(vnet(42), from().ip()));
-        assert_eq!(one.check(from(), announce(42), NOW), Err(Refusal::Untagged));
+        assert!(one.has_heard(vnet(42), author().addr.ip()));
+        assert_eq!(hear(&mut one, announce(42), NOW), Err(Refusal::Untagged));
     }
 
     #[test]
@@ -477,10 +496,10 @@ mod tests {
         for pair in steps.windows(2) {
             for (sender, receiver) in [(pair[0], pair[1]), (pair[1], pair[0])] {
                 let message = tagged(&mut member(sender), NOW);
-                assert!(member(receiver).check(from(), message, NOW).is_ok());
+                assert!(hear(&mut member(receiver), message, NOW).is_ok());
             }
         }
         let old = tagged(&mut member(&[1]), NOW);
-        assert_eq!(member(&[2]).check(from(), old, NOW), Err(Refusal::Key));
+        assert_eq!(hear(&mut member(&[2]), old, NOW), Err(Refusal::Key));
     }
 }

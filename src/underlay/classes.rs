@@ -6,7 +6,7 @@
 //!  answer     VARP: reply, correction, absent                 who knows the format
 //!  handshake  RESPONSE, CONFIRM, ACK, COOKIE;                 who knows the format
 //!             INIT with the token of its address              who receives at that address
-//!  question   VARP: request, and an announcement from a relay who knows the format
+//!  question   VARP: request, announcement, another version    who knows the format
 //!  newcomer   other INITs; handshakes of another version      who knows the format
 //!  (none)     all else: wrong magic, version, type, length    anybody; dropped by the kernel
 //! ```
@@ -33,7 +33,7 @@ pub enum Class {
     Answer,
     /// Of a handshake with a host that is known to receive at its address, or says to be.
     Handshake,
-    /// VARP that asks.
+    /// VARP that asks, and VARP of another version.
     Question,
     /// A handshake's first message, and any of another version.
     Newcomer,
@@ -101,14 +101,18 @@ pub fn program(address: IpAddr, key: TokenKey) -> Vec<Instruction> {
     program
 }
 
-/// VARP: the version, the two lengths, the opcode.
+/// VARP: the version, the length, the opcode. Messages of other versions wait with questions: their sender
+/// is to be named.
 fn varp_part() -> Vec<Instruction> {
-    let mut part = vec![(LOAD_B, 0, 0, 2)];
-    part.extend(require(varp::VERSION.into()));
+    let mut part = vec![
+        (LOAD_B, 0, 0, varp::VERSION_OFFSET as u32),
+        (JUMP_EQUAL, 1, 0, varp::VERSION.into()),
+        (RETURN, 0, 0, Class::Question.place()),
+    ];
     part.extend([
         (LOAD_LEN, 0, 0, 0),
-        (JUMP_EQUAL, 2, 0, varp::LEN as u32),
-        (JUMP_EQUAL, 1, 0, varp::TAGGED_LEN as u32),
+        (JUMP_ABOVE, 1, 0, varp::MAX_LEN as u32),
+        (JUMP_AT_LEAST, 1, 0, varp::LEN as u32),
         (RETURN, 0, 0, NONE),
         (LOAD_B, 0, 0, varp::OPCODE_OFFSET as u32),
     ]);

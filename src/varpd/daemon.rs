@@ -20,8 +20,9 @@ use crate::sys::{clock, link, process};
 use crate::time::{Instant, Now};
 use crate::underlay::opener::{MOST_BYTES, Privileged};
 use crate::underlay::sockets::{Opener, VifSockets};
-use crate::wire::varp::Message;
-use crate::wire::{VnetId, handshake};
+use crate::wire::name::Realm;
+use crate::wire::varp::{self, Message};
+use crate::wire::{ParseError, VnetId, handshake};
 
 use super::admission::{Admission, Operators, Unknown};
 use super::awake::Sleep;
@@ -336,15 +337,27 @@ impl Daemon {
         }
         let message = match Message::parse(bytes) {
             Ok(message) => message,
-            Err(e) => {
-                log::trace!("VARP from {from}: {e}");
-                return self.counters.inc(VarpdCounter::varp_rx_malformed);
-            }
+            Err(e) => return self.refuse_malformed(from, bytes, e, now),
         };
         log::trace!("VARP from {from}: {message:?}");
         let from = SocketAddr::new(from.ip(), from.port());
-        if let Some(message) = self.check(from, message, now) {
+        if let Some(message) = self.check(from, bytes, message, now) {
             self.mapper.handle_message(from, is_group, &message, now);
+        }
+    }
+
+    /// Counts a message that can't be read; a host that speaks another version is named.
+    fn refuse_malformed(&mut self, from: SocketAddr, bytes: &[u8], error: ParseError, now: Now) {
+        log::trace!("VARP from {from}: {error}");
+        self.counters.inc(match error {
+            ParseError::Version => VarpdCounter::varp_rx_version,
+            ParseError::TagKind => VarpdCounter::varp_rx_tag_kind,
+            ParseError::Critical => VarpdCounter::varp_rx_critical,
+            _ => VarpdCounter::varp_rx_malformed,
+        });
+        let version = bytes.get(varp::VERSION_OFFSET).filter(|_| error == ParseError::Version);
+        if let Some(version) = version {
+            self.doubt_version(from.ip().to_canonical(), *version, now);
         }
     }
 
@@ -430,7 +443,10 @@ impl Daemon {
                 let line = format_args!("vif {} has moved to {coa}", vif.key);
                 self.comings.log(vif.peer.uid, line, now.mono);
             }
-            Notice::Mapping { .. } | Notice::Unresolved { .. } | Notice::Invalidate { .. } => {}
+            Notice::Mapping { .. }
+            | Notice::Unresolved { .. }
+            | Notice::Invalidate { .. }
+            | Notice::Refused { .. } => {}
         }
         if vif.state() != before {
             vif.since_ms = now.wall_ms;
@@ -548,6 +564,7 @@ fn mapper_config(config: &Config) -> mapper::Config {
     let limits = &config.limits;
     let defaults = mapper::Config::default();
     mapper::Config {
+        realm: Realm(config.realm),
         port: config.port.0,
         reply_timeout: reply_timeout.duration(),
         tries: *tries,

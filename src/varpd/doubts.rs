@@ -11,15 +11,17 @@ use std::time::Duration;
 use crate::metrics::VarpdCounter;
 use crate::quiet::Quiet;
 use crate::security::keys::KeyId;
-use crate::security::membership::{Refusal, author};
+use crate::security::membership::Refusal;
 use crate::time::{Instant, Now};
 use crate::wire::handshake::Body;
 use crate::wire::name::Name;
-use crate::wire::varp::Message;
+use crate::wire::varp::{Message, VERSION};
 use crate::wire::{ParseError, VnetId, handshake};
 
 use super::daemon::Daemon;
 
+// One number for both formats that a host may speak in another version: a host is named once for both.
+const _: () = assert!(handshake::VERSION == VERSION);
 /// How long nothing more is said of the same.
 const PAUSE: Duration = Duration::from_secs(60);
 /// Hosts that are remembered for having been named.
@@ -38,7 +40,7 @@ enum Doubt {
     Key,
     /// With another name for its host than it has here.
     Name,
-    /// In another version of the format, about whatever vnet.
+    /// In another version of VARP or of the handshake, about whatever vnet.
     Version,
 }
 
@@ -73,15 +75,17 @@ impl Doubts {
 }
 
 impl Daemon {
-    /// Checks a message of another host and takes its tag off; what is refused is counted.
+    /// Checks a message of another host, which came as these bytes, and takes its tag off; what is refused
+    /// is counted.
     pub(super) fn check(
         &mut self,
         from: SocketAddr,
+        bytes: &[u8],
         message: Message,
         now: Now,
     ) -> Option<Message> {
-        let (vnet, host) = (message.key.vnet, author(from, &message));
-        let refusal = match self.security.check(from, message, now) {
+        let (vnet, host) = (message.key.vnet, from.ip().to_canonical());
+        let refusal = match self.security.check(bytes, message, now) {
             Ok(heard) => {
                 if heard.is_other {
                     self.counters.inc(VarpdCounter::varp_other_policy);
@@ -139,16 +143,16 @@ impl Daemon {
         );
     }
 
-    /// Names a host that speaks another version, and says which of the two is to be upgraded.
+    /// Names a host that speaks another version, of VARP or of the handshake, and says which of the two is to be
+    /// upgraded.
     pub(super) fn doubt_version(&mut self, host: IpAddr, version: u8, now: Now) {
         if !self.security.doubts.is_new((None, host, Doubt::Version), now.mono) {
             return;
         }
-        let here = handshake::VERSION;
-        let old = if version < here { "that host" } else { "this host" };
+        let old = if version < VERSION { "that host" } else { "this host" };
         log::warn!(
-            "host {host} speaks version {version} of the format, this host version {here}: they do not \
-             understand each other. Upgrade vnet on {old}"
+            "host {host} speaks version {version} of the format, this host version {VERSION}: neither finds \
+             the other's vifs. Upgrade vnet on {old}"
         );
     }
 

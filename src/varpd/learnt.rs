@@ -2,13 +2,13 @@
 //! router, sends from. To the mapper each is a vif of its own at the same care-of address.
 //!
 //! varpd holds them as long as the vif's rings run. One that a newer claim says to be elsewhere is
-//! remembered for a while: when its guest sends from it again, the vif takes it back, and may do so
-//! only a few times (damping), since two guests seem to have the same MAC.
+//! remembered for a while: when its guest sends from it again, it is claimed again. One that is the own MAC
+//! of another vif is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::mapper::{LocalVif, Notice};
+use crate::mapper::{Bridge, LocalVif, Notice};
 use crate::metrics::VarpdCounter;
 use crate::time::{Instant, Now};
 use crate::wire::control::Event;
@@ -19,7 +19,7 @@ use super::registry::Owner;
 
 /// How long a backend is told not to ask again for a MAC that is refused.
 const HOLD_MS: u32 = 30_000;
-/// How long one that is elsewhere is remembered: as long as its moves count for damping.
+/// How long one that is elsewhere is remembered.
 const MEMORY: Duration = Duration::from_secs(180);
 
 /// A MAC behind a vif.
@@ -118,10 +118,10 @@ impl Daemon {
 
     fn learn_one(&mut self, id: LocalVif, mac: Mac, stamp: Option<Stamp>, now: Now) -> bool {
         let Some(vif) = self.registry.get(id).filter(|vif| vif.active) else { return false };
-        let (key, coa, peer) = (VifKey { mac, ..vif.key }, vif.coa, vif.peer);
+        let (key, coa, peer, own) = (VifKey { mac, ..vif.key }, vif.coa, vif.peer, vif.key.mac);
         let stamp = stamp.filter(|_| !vif.is_new);
         // A vif's own MAC is nobody else's on this host, as far as this host can tell.
-        if mac == vif.key.mac
+        if mac == own
             || self.registry.is_active(key)
             || self.registry.check(key, peer, now.mono).is_err()
         {
@@ -132,7 +132,7 @@ impl Daemon {
             if self.mapper.claim(known).is_none() {
                 self.mapper.announce(known, now);
             }
-            return self.mapper.claim(known).is_some();
+            return true;
         }
         let (count, most) = (self.learnt.of(id).count(), self.most_learnt(id));
         if count >= most {
@@ -146,7 +146,8 @@ impl Daemon {
             }
         }
         let alias = self.registry.next_id();
-        if self.mapper.add_learnt(alias, id, key, coa).is_err() {
+        let bridge = Bridge { vif: id, mac: own };
+        if self.mapper.add_learnt(alias, bridge, key, coa).is_err() {
             return false;
         }
         let since_ms = now.wall_ms;
@@ -216,11 +217,17 @@ impl Daemon {
 
     /// The mapper says something about a MAC behind a vif.
     pub(super) fn notify_learnt(&mut self, id: LocalVif, notice: Notice, now: Now) {
+        if let Notice::Refused { .. } = notice {
+            return self.refuse_learnt(id, notice, now);
+        }
         let changed = match notice {
             Notice::Claimed { stamp } => self.learnt.change(id, Some(stamp), None, now),
             Notice::Lost { .. } => self.learnt.change(id, None, Some(now.mono + MEMORY), now),
             // About other MACs: the vif hears it itself.
-            Notice::Mapping { .. } | Notice::Unresolved { .. } | Notice::Invalidate { .. } => None,
+            Notice::Mapping { .. }
+            | Notice::Unresolved { .. }
+            | Notice::Invalidate { .. }
+            | Notice::Refused { .. } => None,
         };
         let Some((vif, mac)) = changed else { return };
         if let Notice::Lost { coa, .. } = notice {
@@ -228,6 +235,15 @@ impl Daemon {
         }
         let event = notice.event(mac, self.config.timers.lifetime.duration());
         self.tell_vif(vif, &event, now);
+    }
+
+    /// It is the own MAC of another vif: its backend keeps its frames to itself for a while.
+    fn refuse_learnt(&mut self, id: LocalVif, notice: Notice, now: Now) {
+        let Some(Learnt { vif, mac, .. }) = self.learnt.macs.get(&id).copied() else { return };
+        self.drop_learnt(id, now);
+        self.counters.inc(VarpdCounter::macs_refused);
+        let lifetime = self.config.timers.lifetime.duration();
+        self.tell_vif(vif, &notice.event(mac, lifetime), now);
     }
 
     fn tell_vif(&mut self, vif: LocalVif, event: &Event, now: Now) {

@@ -314,7 +314,7 @@ impl Daemon {
             AdoptError::Io(_) => Failure::fatal(ErrorCode::Failed, e.to_string()),
             _ => invalid(e.to_string()),
         })?;
-        self.registry.check_care_of(wanted.key, care_of(wanted, &adopted.sockets))?;
+        self.registry.check_care_of(wanted.key, self.care_of(wanted, &adopted.sockets))?;
         Ok(adopted)
     }
 
@@ -331,8 +331,9 @@ impl Daemon {
         if let Some(Err(e)) = self.registry.get(kept).map(|vif| self.opener.widen(&vif.sockets)) {
             log::debug!("can't widen the sockets of vif {}: {e}", wanted.key);
         }
+        let longest = self.longest_datagram();
         if let Some(vif) = self.registry.get_mut(kept)
-            && vif.coa.capabilities == wanted.capabilities
+            && (vif.coa.capabilities, vif.coa.longest) == (wanted.capabilities, longest)
         {
             vif.owner = Owner::Live(client);
             vif.peer = peer;
@@ -351,6 +352,12 @@ impl Daemon {
         }
     }
 
+    fn care_of(&self, wanted: &Registration, sockets: &VifSockets) -> CareOf {
+        let (addr, capabilities) = (sockets.address(), wanted.capabilities);
+        let longest = self.longest_datagram();
+        CareOf { addr, kinds: EncapKinds::UDP, capabilities, longest }
+    }
+
     /// A new vif; a kept one of the same key has had its time.
     fn enter(
         &mut self,
@@ -363,7 +370,7 @@ impl Daemon {
         if let Some((kept, _)) = self.registry.kept(wanted.key) {
             self.forget_vif(kept, now);
         }
-        let (key, coa) = (wanted.key, care_of(wanted, &sockets));
+        let (key, coa) = (wanted.key, self.care_of(wanted, &sockets));
         let id = self.registry.insert(Vif {
             key,
             coa,
@@ -400,8 +407,4 @@ impl From<Refusal> for Failure {
 
 fn invalid(text: impl Into<String>) -> Failure {
     Failure::fatal(ErrorCode::Invalid, text)
-}
-
-fn care_of(wanted: &Registration, sockets: &VifSockets) -> CareOf {
-    CareOf { addr: sockets.address(), kinds: EncapKinds::UDP, capabilities: wanted.capabilities }
 }

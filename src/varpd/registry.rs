@@ -251,7 +251,7 @@ pub(super) fn may_take(peer: Peer, before: Peer) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Capabilities, EncapKinds, Mac, VnetId};
+    use crate::wire::{Capabilities, EncapKinds, Longest, Mac, VnetId};
 
     const NOW: Now = Now { mono: Instant::ZERO, wall_ms: 7 };
 
@@ -268,6 +268,7 @@ mod tests {
             addr: ([192, 0, 2, 1], port).into(),
             kinds: EncapKinds::UDP,
             capabilities: Capabilities::NONE,
+            longest: Longest::UNKNOWN,
         }
     }
 

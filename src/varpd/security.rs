@@ -18,7 +18,7 @@ use crate::quiet::Lasting;
 use crate::security::census::Census;
 use crate::security::keyfile::{self, KeyFile};
 use crate::security::keys::{KeyId, MemberKeys, Secret, fingerprint};
-use crate::security::membership::{Membership, Refusal, author};
+use crate::security::membership::{Membership, Refusal};
 use crate::security::policy::Policy;
 use crate::security::sadb::{self, Keyring, Lifetime, Outbound, Output, Sadb};
 use crate::security::{Level, Suite};
@@ -126,12 +126,12 @@ impl Security {
         let seed = Secret::new(seed);
         let rekey = config.security.rekey.duration();
         let sadb_config = sadb::Config { rekey, ..sadb::Config::default() };
-        let realm = Realm::default();
+        let realm = Realm(config.realm);
         let name = Name::host(realm, own);
         Self {
             sadb: Sadb::new(sadb_config, name, seed.derive("sadb", &[])),
             realm,
-            membership: Membership::new(own),
+            membership: Membership::default(),
             census: Census::default(),
             doubts: Doubts::default(),
             vnets: BTreeMap::new(),
@@ -173,7 +173,6 @@ impl Security {
     /// The host has another address: all sessions are over.
     pub(super) fn move_to(&mut self, own: IpAddr, now: Now) {
         self.sadb.move_to(Name::host(self.realm, own), now);
-        self.membership.move_to(own);
         self.gates.clear();
     }
 
@@ -238,20 +237,20 @@ impl Security {
         self.membership.tag(message, now)
     }
 
-    /// Checks a message of another host and takes its tag off.
+    /// Checks a message of another host, which came as these bytes, and takes its tag off.
     pub(super) fn check(
         &mut self,
-        from: SocketAddr,
+        bytes: &[u8],
         message: Message,
         now: Now,
     ) -> Result<Heard, Refusal> {
         let (vnet, tag) = (message.key.vnet, message.tag);
-        let checked = self.membership.check(from, message, now.wall_ms)?;
+        let checked = self.membership.check(bytes, message, now.wall_ms)?;
         let Some(secured) = self.vnets.get(&vnet) else {
             return Ok(Heard { message: checked, is_other: false });
         };
         let key = tag.map(|tag| KeyId(tag.key_id));
-        self.census.note(vnet, author(from, &message), key, now.mono);
+        self.census.note(vnet, message.author.addr.ip(), key, now.mono);
         Ok(Heard { message: checked, is_other: key != secured.sent() })
     }
 
@@ -437,7 +436,7 @@ impl Daemon {
                 self.send_on(id, vif.key.mac, coa, now);
                 false
             }
-            Notice::Claimed { .. } => false,
+            Notice::Claimed { .. } | Notice::Refused { .. } => false,
         }
     }
 

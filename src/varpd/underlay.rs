@@ -15,7 +15,7 @@ use crate::metrics::VarpdCounter;
 use crate::sys::event::Interest;
 use crate::sys::link;
 use crate::time::Now;
-use crate::wire::CareOf;
+use crate::wire::{CareOf, Longest};
 
 use super::clients::ClientId;
 use super::daemon::{Daemon, Source};
@@ -104,6 +104,11 @@ impl Daemon {
         }
     }
 
+    /// The longest datagram that vifs of this host are sent.
+    pub(super) fn longest_datagram(&self) -> Longest {
+        self.mtu.map_or(Longest::UNKNOWN, |mtu| Longest::of_mtu(mtu, self.place.address))
+    }
+
     /// The address is on another interface, or on one that was made anew.
     fn rejoin(&mut self, place: &Place, now: Now) -> io::Result<()> {
         let before = self.opener.site().interface;
@@ -133,8 +138,22 @@ impl Daemon {
         for (id, client) in self.live_vifs() {
             self.tell_place(id, client, mtu, Handed::Nothing, now);
         }
+        self.tell_longest(now);
         self.mapper.greet(now);
         Ok(())
+    }
+
+    /// Others send this host's vifs no longer datagrams than it takes now.
+    fn tell_longest(&mut self, now: Now) {
+        let longest = self.longest_datagram();
+        let vifs: Vec<LocalVif> = self.registry.iter().map(|(id, _)| id).collect();
+        for id in vifs {
+            let Some(vif) = self.registry.get_mut(id) else { continue };
+            vif.coa.longest = longest;
+            let coa = vif.coa;
+            self.mapper.move_vif(id, coa, now);
+            self.move_learnt(id, coa, now);
+        }
     }
 
     fn be_at(&mut self, place: &Place, mtu: u32) {
@@ -206,11 +225,12 @@ impl Daemon {
     fn move_vif(&mut self, id: LocalVif, mtu: u32, now: Now) -> io::Result<()> {
         let Some(vif) = self.registry.get(id) else { return Ok(()) };
         let sockets = self.sockets_for(vif.key.vnet, vif.queue_pairs)?;
+        let longest = self.longest_datagram();
         // Nothing comes late to the old ones any more.
         self.unwatch_late(id);
         self.close_lanes_of(id, now);
         let Some(vif) = self.registry.get_mut(id) else { return Ok(()) };
-        let coa = CareOf { addr: sockets.address(), ..vif.coa };
+        let coa = CareOf { addr: sockets.address(), longest, ..vif.coa };
         log::info!("vif {} at {coa}, before at {}", vif.key, vif.coa);
         (vif.coa, vif.sockets, vif.is_new) = (coa, sockets, true);
         match vif.owner {

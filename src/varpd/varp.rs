@@ -20,13 +20,13 @@ use crate::time::Instant;
 use crate::underlay::classes::Class;
 use crate::underlay::sockets::{self, Opener, VarpSockets};
 use crate::wire::varp::Message;
-use crate::wire::{VnetId, handshake};
+use crate::wire::{VnetId, handshake, varp};
 
 use super::{VarpdError, failed};
 
 /// Room for a message, in bytes: longer than any, so that one that is too long is seen to be.
-const ROOM: usize = 1024;
-const _: () = assert!(ROOM > handshake::MAX_LEN);
+const ROOM: usize = 1280;
+const _: () = assert!(ROOM > varp::MAX_LEN && ROOM > handshake::MAX_LEN);
 /// Messages taken from one socket in a turn: a flood must not starve the clients.
 const BUDGET: usize = 64;
 /// Between two looks at what the kernel has dropped.

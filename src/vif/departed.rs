@@ -175,7 +175,7 @@ impl Departures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Capabilities, EncapKinds};
+    use crate::wire::{Capabilities, EncapKinds, Longest};
 
     const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
     const OTHER: Mac = Mac([2, 0, 0, 0, 0, 2]);
@@ -187,7 +187,12 @@ mod tests {
     }
 
     fn coa(host: u8) -> CareOf {
-        CareOf { addr: addr(host), kinds: EncapKinds::UDP, capabilities: Capabilities::NONE }
+        CareOf {
+            addr: addr(host),
+            kinds: EncapKinds::UDP,
+            capabilities: Capabilities::NONE,
+            longest: Longest::UNKNOWN,
+        }
     }
 
     fn at(ms: u64) -> Instant {

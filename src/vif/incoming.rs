@@ -346,7 +346,7 @@ impl Unpack<'_, '_> {
         }
         match addressee {
             Addressee::Vif => Ok(Some(false)),
-            Addressee::Other(mac) if learnt.has(mac) => Ok(Some(false)),
+            Addressee::Other(_) if learnt.most() > 0 => Ok(Some(false)),
             _ => Err(VifCounter::rx_drop_destination),
         }
     }

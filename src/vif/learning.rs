@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::learnt::MAX_LEARNT;
+use super::learnt::{FULL_HOLD, MAX_LEARNT};
 use super::nic::{Lent, Nic};
 use crate::metrics::VifCounter;
 use crate::time::Instant;
@@ -20,8 +20,6 @@ use crate::wire::{Mac, Stamp};
 const AGE: Duration = Duration::from_secs(300);
 /// How often that is looked at.
 const SWEEP: Duration = Duration::from_secs(10);
-/// How long a MAC is not asked for again for which there is no room.
-const FULL_HOLD: Duration = Duration::from_secs(1);
 
 /// The MACs behind a vif.
 #[derive(Debug, Default)]

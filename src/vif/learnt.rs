@@ -17,6 +17,8 @@ use crate::wire::Mac;
 pub const MAX_LEARNT: usize = 256;
 /// Limit on remembered refused MACs; beyond it, the backend asks for them again.
 const MAX_REFUSED: usize = 1024;
+/// How long a MAC is not requested again if there is no room for it.
+pub const FULL_HOLD: Duration = Duration::from_secs(1);
 /// Precision of the time of last use.
 const PRECISION: Duration = Duration::from_secs(1);
 
@@ -54,6 +56,9 @@ impl Learnt {
             *used = now;
         } else if !self.may_take(mac, now) {
             return false;
+        } else if self.macs.len() >= self.most {
+            self.refuse_beyond(mac, now);
+            return false;
         } else {
             self.macs.insert(mac, now);
             self.news.push(mac);
@@ -62,8 +67,19 @@ impl Learnt {
         true
     }
 
+    /// There is no room for a MAC: that is told once in a while, and counted then.
+    fn refuse_beyond(&mut self, mac: Mac, now: Instant) {
+        if self.refused.len() >= MAX_REFUSED {
+            self.refused.retain(|_, until| now < *until);
+        }
+        if self.refused.len() < MAX_REFUSED {
+            self.refused.insert(mac, now + FULL_HOLD);
+            self.news.push(mac);
+        }
+    }
+
     fn may_take(&mut self, mac: Mac, now: Instant) -> bool {
-        if self.macs.len() >= self.most || !mac.is_individual() {
+        if self.most == 0 || !mac.is_individual() {
             return false;
         }
         match self.refused.get(&mac) {
@@ -140,12 +156,30 @@ mod tests {
         assert!(learnt.sees(mac(1), at(0)) && learnt.sees(mac(2), at(0)));
         assert!(!learnt.sees(mac(3), at(0)), "no room");
         assert!(learnt.sees(mac(1), at(5)));
-        assert_eq!(learnt.news().collect::<Vec<_>>(), [mac(1), mac(2)]);
+        assert_eq!(learnt.news().collect::<Vec<_>>(), [mac(1), mac(2), mac(3)]);
         assert!(!learnt.has_news());
         learnt.remove(mac(1));
         assert!(!learnt.has(mac(1)));
-        assert!(learnt.sees(mac(3), at(6)));
+        assert!(learnt.sees(mac(3), at(1000)), "there is room now");
         assert!(learnt.has_news());
+    }
+
+    /// Otherwise nobody would know that a guest shows more MACs than its backend may learn.
+    #[test]
+    fn what_is_beyond_the_bound_is_told_once_in_a_while() {
+        let mut learnt = Learnt::new(1);
+        assert!(learnt.sees(mac(1), at(0)));
+        for ms in 0..999 {
+            assert!(!learnt.sees(mac(2), at(ms)));
+        }
+        assert_eq!(learnt.news().collect::<Vec<_>>(), [mac(1), mac(2)]);
+        assert!(!learnt.sees(mac(2), at(1000)));
+        assert_eq!(learnt.news().collect::<Vec<_>>(), [mac(2)]);
+        for n in 0..100_000_u32 {
+            let [a, b, c, d] = n.to_be_bytes();
+            learnt.sees(Mac([2, 9, a, b, c, d]), at(1500));
+        }
+        assert!(learnt.news().count() <= MAX_REFUSED, "a guest that sprays MACs");
     }
 
     #[test]

@@ -280,7 +280,7 @@ impl Neighbors {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Capabilities, EncapKinds};
+    use crate::wire::{Capabilities, EncapKinds, Longest};
 
     const LIFETIME: Duration = Duration::from_secs(30);
     const OWN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 9));
@@ -295,6 +295,7 @@ mod tests {
             addr: ([192, 0, 2, 1], port).into(),
             kinds: EncapKinds::UDP,
             capabilities: Capabilities::NONE,
+            longest: Longest::UNKNOWN,
         }
     }
 

@@ -10,6 +10,10 @@
 //! leaves in pieces instead. So a path that has grown again is used within that time after the kernel has
 //! noticed.
 //!
+//! Where no router is on the way, nobody sends such a message: a packet that is longer than the MTU of the other
+//! host's interface on the same link is lost without a word. So each host says how long a packet it takes
+//! ([`Longest`]), and a path starts at the lesser of both ends.
+//!
 //! A forged ICMP message (the kernel takes only those that quote an open port's datagram) can make
 //! packets short, down to the floors below, and nothing else.
 
@@ -20,7 +24,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::time::Instant;
-use crate::wire::encap;
+use crate::wire::{Longest, encap};
 
 /// Hosts that are remembered at most. Only what was sent to can be in the table.
 pub const MAX_ENTRIES: usize = 1024;
@@ -98,6 +102,11 @@ pub fn guess(to: IpAddr, len: usize) -> Option<u32> {
     USUAL.into_iter().filter(|mtu| *mtu >= least).find(|mtu| payload(to, *mtu) < len)
 }
 
+/// The longest datagram (UDP payload) that a host takes, by what it says.
+pub fn room(to: IpAddr, longest: Longest) -> usize {
+    longest.known().map_or(usize::MAX, |len| payload(to, len))
+}
+
 /// What a packet has room for behind IP and UDP headers.
 fn payload(to: IpAddr, mtu: u32) -> usize {
     usize::try_from(mtu).unwrap_or(usize::MAX).saturating_sub(encap::outer_len(to))
@@ -141,6 +150,15 @@ mod tests {
         assert_eq!(paths.learn(host(1), 1400, Source::Kernel, AT + LIFETIME * 3), None, "no news");
         let later = AT + LIFETIME * 9;
         assert_eq!(paths.learn(host(1), 1450, Source::Router, later), Some(1450), "has grown");
+    }
+
+    #[test]
+    fn a_host_that_says_nothing_takes_what_the_link_takes() {
+        let v6: IpAddr = "2001:db8::1".parse().unwrap();
+        assert_eq!(room(host(1), Longest::UNKNOWN), usize::MAX);
+        assert_eq!(room(host(1), Longest::of_mtu(1500, host(1))), LINK);
+        assert_eq!(room(v6, Longest::of_mtu(1500, v6)), 1452);
+        assert_eq!(room(v6, Longest::of_mtu(500, v6)), usize::MAX, "no host of IPv6 says so");
     }
 
     #[test]

@@ -112,7 +112,7 @@ fn stamped(source: Mac, destination: Mac) -> AddressBytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Capabilities, EncapKinds, VnetId};
+    use crate::wire::{Capabilities, EncapKinds, Longest, VnetId};
     use std::time::Duration;
 
     const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
@@ -156,6 +156,7 @@ mod tests {
             addr: ([192, 0, 2, 9], 4000).into(),
             kinds: EncapKinds::UDP,
             capabilities: Capabilities::NONE,
+            longest: Longest::UNKNOWN,
         };
         let lead = lead(PEER, OWN, 0x800);
         let learnt = &mut Learnt::default();

@@ -73,6 +73,8 @@
 //! +---------------+---------------+-------------------------------+
 //! |    kinds      | reserved, MBZ |       capabilities (16)       |
 //! +---------------+---------------+-------------------------------+
+//! |     longest datagram (16)     |      reserved, MBZ (16)       |
+//! +-------------------------------+-------------------------------+
 //! |  then an address                                              |
 //!
 //! address
@@ -112,7 +114,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Version of this protocol.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Longest message, in bytes.
 pub const MAX_LEN: usize = 16 * 1024;
 /// Length of the header, in bytes.

@@ -70,9 +70,9 @@
 
 use std::net::Ipv4Addr;
 
-use super::ParseError;
 use super::name::{self, Name};
 use super::reader::Reader;
+use super::{Longest, ParseError};
 #[cfg(doc)]
 use crate::security::segment::Segment;
 
@@ -162,9 +162,7 @@ impl Message {
         let (longest, question_len) = (rest.u16()?, rest.u16()?);
         let (nonce, asked_us) = (rest.u64()?, rest.u64()?);
         let (arrived_us, answered_us) = (rest.u64()?, rest.u64()?);
-        if nonce == 0
-            || (longest != 0 && longest < super::least_longest(Ipv4Addr::LOCALHOST.into()))
-        {
+        if nonce == 0 || (longest != 0 && longest < Longest::least(Ipv4Addr::LOCALHOST.into())) {
             return Err(ParseError::Value);
         }
         let proof = match key_number {

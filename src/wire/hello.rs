@@ -145,7 +145,7 @@ pub use self::list::{Entries, Entry, Proof};
 use super::extension::Extensions;
 use super::name::{self, Name};
 use super::reader::Reader;
-use super::{ParseError, VnetId, least_longest};
+use super::{Longest, ParseError, VnetId};
 #[cfg(doc)]
 use crate::security::segment::Segment;
 
@@ -337,7 +337,7 @@ impl<'a> Message<'a> {
                 let hello = rest.hello(count)?;
                 (Body::Hello(hello), hello.nonce == 0)
             }
-            LIST => (Body::List(rest.list(count, least_longest(sender.ip()))?), false),
+            LIST => (Body::List(rest.list(count, Longest::least(sender.ip()))?), false),
             _ => return Err(ParseError::Type),
         };
         flags.check(code, is_to_group)?;

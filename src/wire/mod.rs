@@ -73,6 +73,9 @@ pub enum ParseError {
     /// A flag is set that is not defined, or a must-be-zero field is not zero.
     #[error("reserved bits set")]
     Reserved,
+    /// A tag of a kind that is not known.
+    #[error("unknown kind of tag")]
+    TagKind,
     /// A field holds a value that its definition excludes.
     #[error("invalid value")]
     Value,
@@ -240,6 +243,47 @@ impl Capabilities {
     }
 }
 
+/// The longest IP packet that a host takes at a care-of address, in bytes with the IP header.
+///
+/// Where two hosts on one link have interfaces of different MTU, nothing on the way says that a packet
+/// is too long; so each host tells its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Longest(u16);
+
+impl Longest {
+    /// The host did not say.
+    pub const UNKNOWN: Self = Self(0);
+
+    /// What every host at such an address takes: Linux's own floor of IPv4 paths, and the least MTU of IPv6
+    /// (RFC 8200, section 5).
+    pub const fn least(ip: IpAddr) -> u16 {
+        match ip {
+            IpAddr::V4(_) => 552,
+            IpAddr::V6(_) => 1280,
+        }
+    }
+
+    /// From the field of a message about a host at `ip`; `None` for less than every host takes.
+    pub const fn new(number: u16, ip: IpAddr) -> Option<Self> {
+        if number != 0 && number < Self::least(ip) { None } else { Some(Self(number)) }
+    }
+
+    /// Of a host at `ip`, whose interface has this MTU.
+    pub fn of_mtu(mtu: u32, ip: IpAddr) -> Self {
+        Self::new(u16::try_from(mtu).unwrap_or(u16::MAX), ip).unwrap_or(Self::UNKNOWN)
+    }
+
+    /// The field of a message.
+    pub const fn number(self) -> u16 {
+        self.0
+    }
+
+    /// The length, if the host said it.
+    pub fn known(self) -> Option<u32> {
+        Some(self.0.into()).filter(|len| *len != 0)
+    }
+}
+
 /// A care-of address: where a vif is reached on the underlay, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CareOf {
@@ -250,6 +294,8 @@ pub struct CareOf {
     pub kinds: EncapKinds,
     /// What the vif's receiver understands.
     pub capabilities: Capabilities,
+    /// The longest packet that the vif's host takes.
+    pub longest: Longest,
 }
 
 /// Why no frame can be sent to a care-of address.
@@ -297,15 +343,6 @@ impl CareOf {
 impl fmt::Display for CareOf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.addr.to_string())
-    }
-}
-
-/// The least that a host with such an address can say of the longest IP packet that it takes: what Linux takes as the
-/// shortest path MTU of IPv4, and that of IPv6 (RFC 8200, section 5).
-pub const fn least_longest(ip: IpAddr) -> u16 {
-    match ip {
-        IpAddr::V4(_) => 552,
-        IpAddr::V6(_) => 1280,
     }
 }
 

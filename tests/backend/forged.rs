@@ -17,8 +17,9 @@ use vnet::security::keys::{MemberKeys, Secret};
 use vnet::security::membership::Membership;
 use vnet::security::{Level, Suite};
 use vnet::sys::clock;
-use vnet::wire::varp::{Body, Claim, GROUP, Message, PORT, TAG_LEN, Tag};
-use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, Stamp, VifKey, VnetId};
+use vnet::wire::name::Realm;
+use vnet::wire::varp::{Author, Body, Claim, GROUP, Message, PORT, TAG_LEN, Tag};
+use vnet::wire::{Capabilities, CareOf, EncapKinds, Longest, Mac, Stamp, VifKey, VnetId};
 
 use crate::nic::{Nic, mac, vif};
 use crate::offpath::{OffPath, during};
@@ -49,9 +50,9 @@ fn member_keys(byte: u8, id: u32) -> MemberKeys {
     MemberKeys::new(&Secret::new(key(byte)), vnet(id), Level::Conf, suite)
 }
 
-/// Who tags messages as members with this key at this address do.
-fn member(ip: Ipv4Addr, keys: &MemberKeys, id: u32) -> Membership {
-    let mut member = Membership::new(ip.into());
+/// Who tags messages as members with this key do.
+fn member(keys: &MemberKeys, id: u32) -> Membership {
+    let mut member = Membership::default();
     member.set_vnet(vnet(id), vec![(keys.id, keys.varp.clone())]);
     member
 }
@@ -61,15 +62,22 @@ fn care_of(ip: Ipv4Addr, port: u16) -> CareOf {
         addr: SocketAddr::from((ip, port)),
         kinds: EncapKinds::UDP,
         capabilities: Capabilities::NONE,
+        longest: Longest::UNKNOWN,
     }
 }
 
 /// That a vif is at an address, as of now.
 fn claim(on: u32, last: u8, ip: Ipv4Addr, n: u64, make: fn(Claim, u32) -> Body) -> Message {
     let stamp = Stamp(clock::now().wall_ms + 1000 + n % 1000);
-    let claim = Claim { stamp, coa: care_of(ip, 40_000 + (n % 1000) as u16) };
+    let claim = Claim {
+        stamp,
+        coa: care_of(ip, 40_000 + (n % 1000) as u16),
+        realm: Realm(0),
+        behind: None,
+    };
     Message {
         key: VifKey { vnet: vnet(on), mac: Mac(mac(last)) },
+        author: Author { realm: Realm(0), addr: (ip, PORT).into() },
         nonce: n + 1,
         wide: false,
         relayed: false,
@@ -127,7 +135,7 @@ fn of_neighbour(socket: &OffPath, n: u64, key_id: u32, keys: &[MemberKeys; 2]) -
     let own = Ipv4Addr::new(192, 0, 2, 4);
     let ip = [own, B][n as usize / 4 % 2];
     let mut message = claim(42, 1 + (n / 8 % 2) as u8, ip, n, MAKE[n as usize % 3]);
-    assert!(member(ip, &keys[n as usize % 2], 42).tag(&mut message, clock::now()));
+    assert!(member(&keys[n as usize % 2], 42).tag(&mut message, clock::now()));
     if n % 4 >= 2 {
         message.tag.as_mut().unwrap().key_id = key_id;
     }
@@ -345,7 +353,7 @@ fn forged_answers_and_announcements_change_nothing() {
     step("the same message with the right tag is believed");
     let ip = Ipv4Addr::new(192, 0, 2, 3);
     let mut honest = claim(42, 2, ip, 1, MAKE[0]);
-    assert!(member(ip, &member_keys(0xa1, 42), 42).tag(&mut honest, clock::now()));
+    assert!(member(&member_keys(0xa1, 42), 42).tag(&mut honest, clock::now()));
     let send_once = |socket: &OffPath, n| n == 0 && send(socket, ip, &honest);
     during(net.underlay.host(2), send_once, |_| {
         wait_until("host a believes it", SOON, || varpd_counter(&net.varpds[0], "moved") > 0);

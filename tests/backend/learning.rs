@@ -69,6 +69,27 @@ fn who_is_behind_a_bridge_is_reached_there_and_followed_to_another() {
     step("two bridges, one MAC behind them, which was followed from one to the other");
 }
 
+/// One frame with another guest's source address would take that guest's frames, on other hosts, too.
+#[test]
+fn a_guests_own_mac_is_not_taken_by_a_frame_of_a_guest_that_learns() {
+    let Some(net) = Net::new("another guest's own MAC behind a bridge", 3) else { return };
+    let mut bridge = bridge("g1", 1, &net.varpds[0]);
+    let mut victim = Nic::start("g2", vif(42, 2), &net.varpds[1]);
+    let mut user = Nic::start("g3", vif(42, 3), &net.varpds[2]);
+    victim.introduce(&mut user);
+    for n in 1..100 {
+        bridge.send_frame(&frame(BROADCAST, mac(2), n, LEN));
+        user.send(mac(2), 1000 + n);
+        // What the forger sends to all arrives as well, in whatever order.
+        let numbers = std::iter::from_fn(|| victim.next_frame(SOON));
+        let is_users = |frame: &Vec<u8>| frame[6..12] == mac(3);
+        let own = numbers.into_iter().find(is_users).expect("the user's frame");
+        assert_eq!(number(&own, mac(3)), 1000 + n);
+    }
+    let own = [&net.varpds[1], &net.varpds[2]].map(|varpd| is_shown(varpd, mac(2), "lost"));
+    assert_eq!(own, [false, false]);
+}
+
 #[test]
 fn no_more_than_the_bound_is_learnt() {
     let Some(net) = Net::new("the bound of MACs behind a bridge", 1) else { return };
@@ -82,7 +103,11 @@ fn no_more_than_the_bound_is_learnt() {
         bridge.send_frame(&frame(BROADCAST, mac((n % 90) as u8 + 110), n, LEN));
         assert_eq!(user.receive(mac(1)), n, "stamped");
     }
-    let counters = bridge.counters(&net.varpds[0]);
+    let counters = || bridge.counters(&net.varpds[0]);
+    wait_until("the MACs beyond the bound are counted", SOON, || {
+        counters().get(VifCounter::macs_refused) >= 90
+    });
+    let counters = counters();
     assert_eq!(counters.get(VifCounter::macs_learnt), 2);
     assert_eq!(counters.get(VifCounter::tx_stamped), 1000);
     let rows = net.varpds[0].show("vifs");

@@ -66,6 +66,7 @@ mod support;
 mod trains;
 mod underneath;
 mod view;
+mod widths;
 
 use std::collections::BTreeMap;
 use std::path::Path;

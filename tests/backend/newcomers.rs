@@ -30,7 +30,7 @@ use vnet::wire::handshake::payload::Additions;
 use vnet::wire::handshake::{self, Kind};
 use vnet::wire::name::{Name, Realm};
 use vnet::wire::varp::{self, GROUP, PORT};
-use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, VifKey, VnetId};
+use vnet::wire::{Capabilities, CareOf, EncapKinds, Longest, Mac, VifKey, VnetId};
 
 use crate::Net;
 use crate::nic::{Nic, mac, vif};
@@ -94,7 +94,7 @@ impl Newcomer {
         SockRef::from(&socket).set_multicast_if_v4(v4.ip()).unwrap();
         let now = clock::now();
         let keys = member(RIGHT);
-        let mut membership = Membership::new(own.ip());
+        let mut membership = Membership::default();
         membership.set_vnet(vnet42(), vec![(keys.id, keys.varp.clone())]);
         let seed = Secret::new([number.wrapping_add(now.mono.as_micros() as u8); 32]);
         let mut sadb = Sadb::new(sadb::Config::default(), Name::host(Realm(0), own.ip()), seed);
@@ -108,7 +108,12 @@ impl Newcomer {
     /// Its guest starts, and looks for guest 1 or is looked for.
     fn come(&mut self, asker: &Asker, now: Now) {
         let addr = SocketAddr::new(self.socket.local_addr().unwrap().ip(), 4000);
-        let coa = CareOf { addr, kinds: EncapKinds::UDP, capabilities: Capabilities::NONE };
+        let coa = CareOf {
+            addr,
+            kinds: EncapKinds::UDP,
+            capabilities: Capabilities::NONE,
+            longest: Longest::UNKNOWN,
+        };
         self.mapper.add_vif(LocalVif(1), self.key, coa).unwrap();
         self.mapper.set_active(LocalVif(1), true, None, now);
         if self.looks {
@@ -124,7 +129,7 @@ impl Newcomer {
         if !via_group && handshake::Message::is_one(bytes) {
             self.sadb.handle_message(from.ip(), bytes, now);
         } else if let Ok(message) = varp::Message::parse(bytes)
-            && let Ok(message) = self.membership.check(from, message, now.wall_ms)
+            && let Ok(message) = self.membership.check(bytes, message, now.wall_ms)
         {
             self.mapper.handle_message(from, via_group, &message, now);
         }
@@ -300,10 +305,15 @@ fn recorded_request() -> Vec<u8> {
     let own = SocketAddr::from(([192, 0, 2, 250], PORT));
     let now = clock::now();
     let keys = member(RIGHT);
-    let mut membership = Membership::new(own.ip());
+    let mut membership = Membership::default();
     membership.set_vnet(vnet42(), vec![(keys.id, keys.varp)]);
     let mut mapper = Mapper::new(mapper::Config::default(), [9; 16], own);
-    let coa = CareOf { addr: own, kinds: EncapKinds::UDP, capabilities: Capabilities::NONE };
+    let coa = CareOf {
+        addr: own,
+        kinds: EncapKinds::UDP,
+        capabilities: Capabilities::NONE,
+        longest: Longest::UNKNOWN,
+    };
     let key = VifKey { vnet: vnet42(), mac: Mac(mac(250)) };
     mapper.add_vif(LocalVif(1), key, coa).unwrap();
     mapper.resolve(LocalVif(1), Mac(mac(1)), false, now);

@@ -15,8 +15,9 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use etherparse::{IpNumber, PacketBuilder};
 use vnet::metrics::VifCounter;
 use vnet::sys::clock;
-use vnet::wire::varp::{Body, Claim, Message};
-use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, Stamp, VifKey, VnetId};
+use vnet::wire::name::Realm;
+use vnet::wire::varp::{Author, Body, Claim, Message, PORT};
+use vnet::wire::{Capabilities, CareOf, EncapKinds, Longest, Mac, Stamp, VifKey, VnetId};
 
 use crate::nic::{BROADCAST, Nic, frame, mac, vif};
 use crate::support::vnet::Varpd;
@@ -55,18 +56,25 @@ fn counter(varpd: &Varpd, name: &str) -> u64 {
 }
 
 /// What is no message of VARP.
-const JUNK: &[u8] = b"VA\x01\x01 not quite a message";
+const JUNK: &[u8] = b"VA\x02\x01 not quite a message";
 
 /// What would lead guest 3's frames astray, if varpd heard it.
 fn claim() -> Vec<u8> {
     let addr = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), LISTENER));
-    let coa = CareOf { addr, kinds: EncapKinds::UDP, capabilities: Capabilities::NONE };
+    let coa = CareOf {
+        addr,
+        kinds: EncapKinds::UDP,
+        capabilities: Capabilities::NONE,
+        longest: Longest::UNKNOWN,
+    };
     let key = VifKey { vnet: VnetId::new(42).unwrap(), mac: Mac(mac(3)) };
     // Newer than guest 3's own, and no more so than clocks may differ.
-    let claim = Claim { stamp: Stamp(clock::now().wall_ms + 1000), coa };
+    let claim =
+        Claim { stamp: Stamp(clock::now().wall_ms + 1000), coa, realm: Realm(0), behind: None };
     let body = Body::Announce { claim, lifetime_ms: 30_000 };
     let (nonce, wide, relayed, tag) = (1, false, false, None);
-    Message { key, nonce, wide, relayed, body, tag }.to_bytes()
+    let author = Author { realm: Realm(0), addr: (Ipv4Addr::new(192, 0, 2, 1), PORT).into() };
+    Message { key, author, nonce, wide, relayed, body, tag }.to_bytes()
 }
 
 /// What would be a frame for guest 3 at its care-of address.

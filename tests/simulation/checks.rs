@@ -155,5 +155,7 @@ fn count(world: &mut World, host: usize) {
     totals.claims += get(MapperCounter::claims);
     totals.reclaims += get(MapperCounter::reclaims);
     totals.damped += get(MapperCounter::damped_claims);
+    totals.refused += get(MapperCounter::refused_learnt);
+    totals.deferred += get(MapperCounter::deferred_claims);
     totals.corrections += get(MapperCounter::tx_corrections);
 }

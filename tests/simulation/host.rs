@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use vnet::mapper::{Config, Limits, Mapper};
 use vnet::time::{Instant, Now};
-use vnet::wire::{Capabilities, CareOf, EncapKinds};
+use vnet::wire::{Capabilities, CareOf, EncapKinds, Longest};
 
 use crate::random::Random;
 
@@ -72,7 +72,12 @@ impl Host {
     pub(crate) fn coa(number: usize, instance: usize) -> CareOf {
         let port = u16::try_from(FIRST_PORT + instance).expect("few instances");
         let addr = SocketAddr::new(Self::ip(number), port);
-        CareOf { addr, kinds: EncapKinds::UDP, capabilities: Capabilities::NONE }
+        CareOf {
+            addr,
+            kinds: EncapKinds::UDP,
+            capabilities: Capabilities::NONE,
+            longest: Longest::UNKNOWN,
+        }
     }
 
     /// The instance behind a care-of address.

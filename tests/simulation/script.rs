@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vnet::mapper::LocalVif;
+use vnet::mapper::{Bridge, LocalVif};
 use vnet::wire::{Mac, Stamp, VifKey, VnetId};
 
 use crate::host::Host;
@@ -56,6 +56,8 @@ pub(crate) enum Action {
     Migrate { key: VifKey, clean: bool },
     /// Somebody behind a bridge moves behind one on another host.
     Wander(VifKey),
+    /// A guest that is a bridge on a host sends from another guest's own MAC.
+    Steal(VifKey, usize),
     /// Somebody behind a bridge sends a frame, which the bridge's backend sees; and again later.
     Seen(VifKey),
     /// A backend is killed; its guest is started again on one host, or on two at once, of which one is
@@ -130,17 +132,23 @@ fn populate(world: &mut World) {
     }
 }
 
-/// Somebody behind a bridge, who will move some times: fewer than would be damped.
+/// Somebody behind a bridge, who will move some times: more often than guests' own MACs may.
 fn wanderer(world: &mut World, key: VifKey) {
     let moves = match world.scenario {
         Scenario::Quiet => 0,
-        _ => world.random.range(0, 5),
+        _ => world.random.range(0, 20),
     };
     for n in 0..=moves {
         let at = if n == 0 { 0 } else { world.random.range(SECOND, 60 * SECOND) };
         world.after(at, Event::Act(Action::Wander(key)));
     }
     world.after(SECOND, Event::Act(Action::Seen(key)));
+}
+
+/// The bridge that an instance is behind; it is not simulated itself.
+fn bridge(instance: usize) -> Bridge {
+    let [.., high, low] = instance.to_be_bytes();
+    Bridge { vif: LocalVif(instance as u64), mac: Mac([2, 1, 0, 0, high, low]) }
 }
 
 /// MACs from here on are behind bridges.
@@ -185,6 +193,12 @@ fn storm(world: &mut World) {
             _ => Action::Migrate { key, clean: false },
         };
         world.after(at, Event::Act(action));
+    }
+    for _ in 0..world.random.range(0, 40) {
+        let at = world.random.range(SECOND, 65 * SECOND);
+        let host = world.random.index(world.hosts.len());
+        let key = world.any_key();
+        world.after(at, Event::Act(Action::Steal(key, host)));
     }
     match world.scenario {
         Scenario::Spray => {
@@ -251,12 +265,23 @@ impl World {
             instance
         });
         self.intended.insert(key, instance);
-        self.see(key);
+        self.see(key, instance);
+    }
+
+    /// A guest that is a bridge sends from another guest's own MAC.
+    fn steal(&mut self, key: VifKey, host: usize) {
+        let known = |user: &User| user.key == key && user.host == host && user.learnt;
+        let instance = self.users.iter().position(known).unwrap_or_else(|| {
+            let instance = self.users.len();
+            self.users.push(User::new(key, host, Host::coa(host, instance), true));
+            instance
+        });
+        self.totals.thefts += 1;
+        self.see(key, instance);
     }
 
     /// As a backend and its varpd do: what is not known to be here is claimed.
-    fn see(&mut self, key: VifKey) {
-        let instance = self.intended[&key];
+    fn see(&mut self, key: VifKey, instance: usize) {
         let (coa, host, vif) = {
             let user = &mut self.users[instance];
             if user.active {
@@ -266,13 +291,14 @@ impl World {
             user.departures.remove(key.mac);
             (user.coa, user.host, LocalVif(instance as u64))
         };
+        let bridge = bridge(instance);
         let mut refused = false;
         self.with_mapper(host, |mapper, now| {
-            match mapper.add_learnt(vif, vif, key, coa) {
+            match mapper.add_learnt(vif, bridge, key, coa) {
                 Ok(()) => mapper.set_active(vif, true, None, now),
                 Err(_) => mapper.announce(vif, now),
             }
-            refused = mapper.claim(vif).is_none();
+            refused = !mapper.is_claiming(vif);
         });
         if refused {
             self.totals.refused += 1;
@@ -312,8 +338,9 @@ impl World {
                 });
             }
             Action::Wander(key) => self.wander(key),
+            Action::Steal(key, host) => self.steal(key, host),
             Action::Seen(key) => {
-                self.see(key);
+                self.see(key, self.intended[&key]);
                 self.after(SECOND, Event::Act(Action::Seen(key)));
             }
             Action::Migrate { key, clean } => self.migrate(key, clean),
@@ -379,7 +406,8 @@ impl World {
         self.die(source);
         let start = self.random.range(0, SECOND);
         let mut over = start;
-        for n in 0..if self.random.per_mille(500) { 1 } else { 2 } {
+        let places = if self.random.per_mille(500) { 1 } else { 2 };
+        for n in 0..places {
             let host = self.random.index(self.hosts.len());
             let dest = self.create(key, host);
             let starts = start + self.random.range(0, 20 * MILLI);
@@ -391,8 +419,8 @@ impl World {
                 over = ends;
             }
         }
-        // To two places, whose claims may cross so that the first makes another, and back.
-        let moves = self.count_moves(key, 4);
+        // To two places, whose claims may cross so that each makes another, and back.
+        let moves = self.count_moves(key, if places == 1 { 1 } else { 5 });
         if self.scenario == Scenario::Migrations && moves <= UNDAMPED {
             // A question, an announcement, a correction and an announcement, each at most 2 ms.
             self.after(over + 9 * MILLI, Event::Act(Action::Found(key)));
@@ -411,7 +439,7 @@ impl World {
         (user.present, user.active) = (false, false);
         let (key, host) = (user.key, user.host);
         // The last one to be created: an earlier one is the source of a migration, and about to stop.
-        let runs = |user: &User| user.key == key && user.active;
+        let runs = |user: &User| user.key == key && user.active && !user.learnt;
         if let Some(other) = self.users.iter().rposition(runs)
             && self.intended[&key] == instance
         {
@@ -424,7 +452,9 @@ impl World {
 
     fn migrate(&mut self, key: VifKey, clean: bool) {
         let Some(&source) = self.intended.get(&key) else { return };
-        if !self.users[source].active {
+        let runs = |user: &&User| user.key == key && user.active && !user.learnt;
+        // While a guest is started in two places at once, there is no telling which of them migrates.
+        if !self.users[source].active || self.users.iter().filter(runs).count() > 1 {
             return;
         }
         self.totals.migrations += 1;
@@ -496,7 +526,7 @@ impl World {
         let User { key, coa, host, .. } = self.users[instance];
         let vif = LocalVif(instance as u64);
         self.with_mapper(host, |mapper, now| {
-            mapper.add_learnt(vif, vif, key, coa).expect("a new one");
+            mapper.add_learnt(vif, bridge(instance), key, coa).expect("a new one");
             mapper.set_active(vif, true, stamp, now);
         });
     }

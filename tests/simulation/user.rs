@@ -103,6 +103,8 @@ impl User {
                 self.stamp = Some(stamp);
                 self.departures.remove(self.key.mac);
             }
+            // It is another guest's own.
+            Notice::Refused { .. } => (self.active, self.stamp) = (false, None),
             Notice::Lost { coa, .. } => {
                 let until = now + config().lifetime;
                 let own = self.coa.addr.ip();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use vnet::mapper::{Destination, LocalVif, Mapper, Notice, Output};
 use vnet::time::{Instant, Now};
 use vnet::vif::departed::{LateSender, Verdict};
+use vnet::wire::name::Realm;
 use vnet::wire::varp::{Claim, Message};
 use vnet::wire::{CareOf, Mac, VifKey};
 
@@ -44,8 +45,12 @@ pub(crate) struct Totals {
     pub(crate) migrations: u64,
     /// Moves from behind one bridge to behind another.
     pub(crate) wanders: u64,
-    /// Times that such a one was refused.
+    /// Times that a bridge's guest sent from another guest's own MAC.
+    pub(crate) thefts: u64,
+    /// Times that such a one, or one behind a bridge, was refused.
     pub(crate) refused: u64,
+    /// Claims of MACs behind bridges that were put off.
+    pub(crate) deferred: u64,
     /// Backends that were killed.
     pub(crate) crashes: u64,
     pub(crate) restarts: u64,
@@ -67,7 +72,9 @@ impl Totals {
         self.longest_way = self.longest_way.max(other.longest_way);
         self.migrations += other.migrations;
         self.wanders += other.wanders;
+        self.thefts += other.thefts;
         self.refused += other.refused;
+        self.deferred += other.deferred;
         self.crashes += other.crashes;
         self.restarts += other.restarts;
         self.partitions += other.partitions;
@@ -85,6 +92,9 @@ impl Totals {
             self.forwarded,
             self.migrations,
             self.wanders,
+            self.thefts,
+            self.refused,
+            self.deferred,
             self.crashes,
             self.restarts,
             self.partitions,
@@ -264,7 +274,8 @@ impl World {
                     return;
                 }
                 if let Notice::Claimed { stamp } = notice {
-                    let claim = Claim { stamp, coa: user.coa };
+                    let behind = user.learnt.then_some(Mac([2, 1, 0, 0, 0, 0]));
+                    let claim = Claim { stamp, coa: user.coa, realm: Realm(0), behind };
                     let highest = self.highest.entry(user.key).or_insert(claim);
                     if claim.beats(highest) {
                         *highest = claim;

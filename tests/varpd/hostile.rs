@@ -35,10 +35,10 @@ fn nonsense_is_answered_and_ends_the_connection() {
         assert_eq!(code, ErrorCode::Invalid, "{text}");
         text
     };
-    assert_eq!(said(&[9, 1]), "control protocol version 9 is not spoken here, only 1");
+    assert_eq!(said(&[9, 1]), "control protocol version 9 is not spoken here, only 2");
     assert_eq!(said(b"\x01"), "malformed message: truncated");
-    assert_eq!(said(&[1, 99, 0, 0, 0, 0, 0, 0]), "malformed message: unknown type");
-    assert_eq!(said(&vec![1; MAX_LEN + 1]), "message too long");
+    assert_eq!(said(&[2, 99, 0, 0, 0, 0, 0, 0]), "malformed message: unknown type");
+    assert_eq!(said(&vec![2; MAX_LEN + 1]), "message too long");
     assert_eq!(said(&Event::End.emit()), "malformed message: unknown type");
     for stray in [
         Request::Announce,

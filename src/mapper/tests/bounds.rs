@@ -212,7 +212,8 @@ fn early_repeats_take_nothing_from_first_announcements() {
     for n in 0..255_u8 {
         let behind = LocalVif(100 + u64::from(n));
         let key = VifKey { mac: Mac([2, 9, 0, 0, 0, n]), ..key(7, 1) };
-        bench.mapper.add_learnt(behind, VIF, key, coa(1, port(VIF))).unwrap();
+        let bridge = Bridge { vif: VIF, mac: mac(1) };
+        bench.mapper.add_learnt(behind, bridge, key, coa(1, port(VIF))).unwrap();
         bench.mapper.set_active(behind, true, None, bench.now);
         first += bench.sent().len();
         bench.pass(Duration::from_micros(100));

@@ -20,7 +20,10 @@ fn a_vif_claims_when_its_rings_start_and_announces_seven_times() {
     assert_eq!(bench.outputs(), [], "nor when asked to announce");
     bench.mapper.set_active(VIF, true, None, bench.now);
     let (stamp, start) = (Stamp(bench.now.wall_ms), bench.now.mono);
-    assert_eq!(bench.mapper.claim(VIF), Some(Claim { stamp, coa: coa(1, port(VIF)) }));
+    assert_eq!(
+        bench.mapper.claim(VIF),
+        Some(Claim { stamp, coa: coa(1, port(VIF)), realm: Realm(0), behind: None })
+    );
     let mut times = Vec::new();
     loop {
         for claim in announcements(&mut bench) {
@@ -280,7 +283,7 @@ fn an_older_claim_is_answered_with_ours() {
 fn equal_stamps_have_one_winner_on_every_host() {
     let mut bench = Bench::hosting();
     let ours = bench.mapper.claim(VIF).unwrap();
-    let higher = Claim { stamp: ours.stamp, coa: coa(2, 1) };
+    let higher = Claim { stamp: ours.stamp, coa: coa(2, 1), realm: Realm(0), behind: None };
     bench.hear_announce(key(7, 1), higher);
     assert_eq!(bench.mapper.claim(VIF), None, "192.0.2.2 is above 192.0.2.1");
 }
@@ -290,7 +293,8 @@ fn a_claim_of_our_own_earlier_life_is_outdone_and_not_obeyed() {
     let mut bench = Bench::new();
     bench.activate(VIF, key(7, 1));
     let nonce = bench.sent()[0].1.nonce;
-    let earlier = Claim { stamp: Stamp(WALL + HOUR), coa: coa(1, port(VIF)) };
+    let earlier =
+        Claim { stamp: Stamp(WALL + HOUR), coa: coa(1, port(VIF)), realm: Realm(0), behind: None };
     bench.hear(3, false, message(key(7, 1), nonce, correction(earlier)));
     let now = bench.mapper.claim(VIF).expect("still ours");
     assert_eq!(now.stamp, Stamp(WALL + HOUR + 1));

@@ -7,14 +7,16 @@ mod learning;
 mod moved;
 mod moving;
 mod resolving;
+mod rivals;
 mod scale;
 mod trust;
 
 use std::time::Duration;
 
 use super::*;
+use crate::wire::name::Realm;
 use crate::wire::varp::{self, Tag};
-use crate::wire::{Capabilities, EncapKinds, Mac, Stamp, VnetId};
+use crate::wire::{Capabilities, EncapKinds, Longest, Mac, Stamp, VnetId};
 
 /// The wall clock at the start of every test.
 const WALL: u64 = 1_767_225_600_000;
@@ -67,8 +69,10 @@ impl Bench {
         self.mapper.resolve(vif, key(7, mac).mac, true, self.now);
     }
 
-    /// Takes in a message of host `host`.
+    /// Takes in a message of host `host`, which is its author unless it says something else.
     fn hear(&mut self, host: u8, via_group: bool, message: Message) {
+        let author = if message.author == author(1) { author(host) } else { message.author };
+        let message = Message { author, ..message };
         self.mapper.handle_message(varp_of(host), via_group, &message, self.now);
     }
 
@@ -154,7 +158,12 @@ fn varp_of(host: u8) -> SocketAddr {
 
 fn coa(host: u8, port: u16) -> CareOf {
     let addr = SocketAddr::from(([192, 0, 2, host], port));
-    CareOf { addr, kinds: EncapKinds::UDP, capabilities: Capabilities::BUNDLE }
+    CareOf {
+        addr,
+        kinds: EncapKinds::UDP,
+        capabilities: Capabilities::BUNDLE,
+        longest: Longest::UNKNOWN,
+    }
 }
 
 /// The port of a local vif.
@@ -164,7 +173,7 @@ fn port(vif: LocalVif) -> u16 {
 
 /// A claim of host `host`, made `ms` after the tests' start.
 fn claim(host: u8, ms: u64) -> Claim {
-    Claim { stamp: Stamp(WALL + ms), coa: coa(host, 6000) }
+    Claim { stamp: Stamp(WALL + ms), coa: coa(host, 6000), realm: Realm(0), behind: None }
 }
 
 fn host_of(coa: CareOf) -> u8 {
@@ -174,12 +183,34 @@ fn host_of(coa: CareOf) -> u8 {
     }
 }
 
+fn author(host: u8) -> Author {
+    Author { realm: Realm(0), addr: varp_of(host) }
+}
+
+/// A message of the mapper that is tested; [`Bench::hear`] makes it one of another host.
 fn message(key: VifKey, nonce: u64, body: Body) -> Message {
-    Message { key, nonce, wide: false, relayed: false, body, tag: None }
+    Message { key, author: author(1), nonce, wide: false, relayed: false, body, tag: None }
+}
+
+/// A message whose author is host `host`, whoever sends it.
+fn by(host: u8, message: Message) -> Message {
+    Message { author: author(host), ..message }
+}
+
+/// The message of a host of realm 7.
+fn of_realm7(host: u8, message: Message) -> Message {
+    let (mut body, realm) = (message.body, Realm(7));
+    if let Body::Reply { claim, .. }
+    | Body::Announce { claim, .. }
+    | Body::Correction { claim, .. } = &mut body
+    {
+        claim.realm = realm;
+    }
+    Message { author: Author { realm, ..author(host) }, body, ..message }
 }
 
 fn request(host: u8, refresh: bool) -> Body {
-    Body::Request { asker: coa(host, 6000), reply_to: varp_of(host), refresh }
+    Body::Request { asker: coa(host, 6000), refresh }
 }
 
 fn reply(claim: Claim) -> Body {

@@ -44,11 +44,12 @@ fn questions_name_the_new_address() {
     bench.mapper.move_vif(VIF, coa(9, 7000), bench.now);
     bench.outputs();
     bench.pass_ms(60);
-    let body = Body::Request { asker: coa(9, 7000), reply_to: varp_of(9), refresh: false };
-    let asks = |(_, message): &(Destination, Message)| message.body == body;
+    let body = Body::Request { asker: coa(9, 7000), refresh: false };
+    let asks =
+        |(_, message): &(Destination, Message)| message.body == body && message.author == author(9);
     assert!(bench.sent().iter().any(asks), "also one that was under way");
     // What came from the host itself does, under its new address.
-    bench.hear(9, true, message(key(7, 1), 5, request(9, false)));
+    bench.hear(9, true, by(9, message(key(7, 1), 5, request(9, false))));
     assert_eq!(bench.count(MapperCounter::rx_drop_own), 1);
 }
 

@@ -10,7 +10,8 @@ fn a_request_is_multicast_and_its_answer_reaches_the_asker() {
     let [(Destination::Group, asked)] = sent.as_slice() else { panic!("{sent:?}") };
     assert_eq!(asked.key, key(7, 2));
     let asker = coa(1, port(VIF));
-    assert_eq!(asked.body, Body::Request { asker, reply_to: varp_of(1), refresh: false });
+    assert_eq!(asked.body, Body::Request { asker, refresh: false });
+    assert_eq!(asked.author, author(1));
     assert!(!asked.wide, "local first");
     bench.hear(2, false, message(key(7, 2), asked.nonce, reply(claim(2, 0))));
     assert_eq!(bench.told(), [(VIF, mapping_of(2, claim(2, 0), 30_000))]);

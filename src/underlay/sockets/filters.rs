@@ -29,16 +29,17 @@ pub(super) fn nothing_filter() -> [Instruction; 1] {
     [(RETURN, 0, 0, NOTHING)]
 }
 
-/// Passes VARP of this version: requests about these vnets, or about all if they are too many, and
-/// all else. Whoever has no vif on a vnet has no answer to a request that was sent to all.
+/// Passes VARP: requests about these vnets, or about all if they are too many, and all else. Whoever has no
+/// vif on a vnet has no answer to a request that was sent to all. Messages of other versions pass, so that
+/// varpd can name their sender.
 pub(super) fn varp_filter(vnets: &[VnetId]) -> Vec<Instruction> {
-    let [v, a] = varp::MAGIC;
-    let start = u32::from_be_bytes([v, a, varp::VERSION, 0]);
     let mut filter = vec![
-        (LOAD_W, 0, 0, PAYLOAD),
-        (AND, 0, 0, 0xffff_ff00),
-        (JUMP_EQUAL, 1, 0, start),
+        (LOAD_H, 0, 0, PAYLOAD),
+        (JUMP_EQUAL, 1, 0, u16::from_be_bytes(varp::MAGIC).into()),
         (RETURN, 0, 0, NOTHING),
+        (LOAD_B, 0, 0, PAYLOAD + varp::VERSION_OFFSET as u32),
+        (JUMP_EQUAL, 1, 0, varp::VERSION.into()),
+        (RETURN, 0, 0, WHOLE),
     ];
     if let Some(count) = u8::try_from(vnets.len()).ok().filter(|count| *count <= MOST_VNETS) {
         filter.extend([

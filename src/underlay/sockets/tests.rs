@@ -10,6 +10,7 @@ use super::*;
 use crate::security::keys::Secret;
 use crate::security::noise::Entropy;
 use crate::sys::rtnetlink::Rtnetlink;
+use crate::wire::varp;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -106,7 +107,7 @@ fn filters_are_locked_and_fragmentation_is_off() {
     }
 }
 
-/// All VARP of this version, but of questions those about vnets of this host.
+/// All VARP, but of questions those about vnets of this host.
 #[test]
 fn questions_are_heard_about_own_vnets() {
     let [(opener, group), _] = sites();
@@ -122,19 +123,27 @@ fn questions_are_heard_about_own_vnets() {
         let mut buffer = [0; 100];
         varp.recv_from(&mut buffer).is_ok_and(|(n, _)| buffer[..n] == *bytes)
     };
-    assert!(!heard(&message(1, 1, 42)) && heard(&message(1, 3, 42)), "there are none yet");
+    assert!(
+        !heard(&message(varp::VERSION, 1, 42)) && heard(&message(varp::VERSION, 3, 42)),
+        "there are none yet"
+    );
     for count in [1, 2, 100, u32::from(MOST_VNETS), u32::from(MOST_VNETS) + 1, 4096] {
         let vnets = (0..count).map(|n| vnet(42 + 2 * n)).collect();
         hear_questions(&varp, &vnets).unwrap();
         for n in [0, count / 2, count - 1] {
-            assert!(heard(&message(1, 1, 42 + 2 * n)), "{n} of {count}");
-            assert_eq!(heard(&message(1, 1, 43 + 2 * n)), count > MOST_VNETS.into(), "{count}");
+            assert!(heard(&message(varp::VERSION, 1, 42 + 2 * n)), "{n} of {count}");
+            assert_eq!(
+                heard(&message(varp::VERSION, 1, 43 + 2 * n)),
+                count > MOST_VNETS.into(),
+                "{count}"
+            );
         }
         for opcode in 2..=5 {
-            assert!(heard(&message(1, opcode, 43)), "others are heard about all");
+            assert!(heard(&message(varp::VERSION, opcode, 43)), "others are heard about all");
         }
-        assert!(!heard(&message(2, 3, 42)) && !heard(b"VK\x01\x01") && !heard(b"VA\x01"));
-        assert!(count > MOST_VNETS.into() || !heard(&message(1, 1, 42)[..11]));
+        assert!(heard(&message(1, 1, 43)), "whoever speaks another version is to be named");
+        assert!(!heard(b"VK\x01\x01") && !heard(b"VA"));
+        assert!(count > MOST_VNETS.into() || !heard(&message(varp::VERSION, 1, 42)[..11]));
     }
 }
 

@@ -9,7 +9,7 @@ use crate::vif::departed::Departures;
 use crate::vif::learnt::Learnt;
 use crate::vif::neighbors::Neighbors;
 use crate::vif::rx::Receiver;
-use crate::wire::{Capabilities, CareOf, EncapKinds, Mac, VifKey, VnetId};
+use crate::wire::{Capabilities, CareOf, EncapKinds, Longest, Mac, VifKey, VnetId};
 
 const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const BEHIND: Mac = Mac([2, 0, 0, 0, 0, 7]);
@@ -44,7 +44,12 @@ fn foresee_for(
     let now = Instant::from_millis(0);
     learnt.iter().for_each(|mac| behind.insert(*mac, now));
     let (kinds, capabilities) = (EncapKinds::UDP, Capabilities::NONE);
-    let coa = CareOf { addr: ([192, 0, 2, 2], 4000).into(), kinds, capabilities };
+    let coa = CareOf {
+        addr: ([192, 0, 2, 2], 4000).into(),
+        kinds,
+        capabilities,
+        longest: Longest::UNKNOWN,
+    };
     for mac in departed {
         departures.insert(*mac, coa, coa.addr.ip(), Instant::from_millis(30_000));
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::offload::LEAD_LEN;
 use crate::offload::header::Request;
 use crate::sys::iovec::{self, Gather, IoVec};
-use crate::wire::{Capabilities, frame};
+use crate::wire::{Capabilities, Longest, frame};
 
 /// Destination and source of a frame, as they leave.
 pub type AddressBytes = [u8; frame::ADDRESSES_LEN];
@@ -22,6 +22,8 @@ pub struct Route {
     pub is_redirected: bool,
     /// What all receivers there understand.
     pub capabilities: Capabilities,
+    /// The longest packet that the host there takes.
+    pub longest: Longest,
 }
 
 /// A frame on its way out.
@@ -51,6 +53,7 @@ impl Outgoing {
             is_group: false,
             is_redirected: false,
             capabilities: Capabilities::NONE,
+            longest: Longest::UNKNOWN,
         },
         addresses: [0; frame::ADDRESSES_LEN],
         request: Request::Plain,

@@ -8,9 +8,9 @@ use crate::sys::iovec::IoVec;
 use crate::sys::mmsg::{MAX_MESSAGE_LEN, MAX_SEGMENTS};
 use crate::vif::outgoing::{Batch, Route, Staged, Step};
 use crate::vif::rx::Payload;
-use crate::wire::Capabilities;
 use crate::wire::encap::{self, Header};
 use crate::wire::esp::{Spi, payload_room};
+use crate::wire::{Capabilities, Longest};
 use proptest::prelude::*;
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ fn pair() -> (Protection, Protection) {
 }
 
 fn route(to: SocketAddr, is_group: bool, capabilities: Capabilities) -> Route {
-    Route { to, is_group, is_redirected: false, capabilities }
+    Route { to, is_group, is_redirected: false, capabilities, longest: Longest::UNKNOWN }
 }
 
 fn batch(frames: &[Vec<u8>], route: Route) -> Batch<'_> {

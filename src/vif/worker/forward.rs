@@ -96,6 +96,6 @@ fn request(frame: &[u8], is_partial: bool) -> Option<Request> {
 }
 
 fn redirected(coa: CareOf) -> Route {
-    let (to, capabilities) = (coa.addr, coa.capabilities);
-    Route { to, is_group: false, is_redirected: true, capabilities }
+    let CareOf { addr: to, capabilities, longest, .. } = coa;
+    Route { to, is_group: false, is_redirected: true, capabilities, longest }
 }

@@ -61,7 +61,9 @@ impl<U: Underlay> Worker<U> {
 
     /// The longest datagram that the path to a destination takes, as it leaves, in bytes.
     fn path_room(&self, route: &Route, now: Instant) -> usize {
-        self.paths.max_datagram(route.to.ip(), self.place.max_datagram, now)
+        let to = route.to.ip();
+        let link = self.place.max_datagram.min(paths::room(to, route.longest));
+        self.paths.max_datagram(to, link, now)
     }
 
     /// The socket that frames leave from polls as in error.

@@ -25,7 +25,7 @@ use crate::sys::mmsg::RECEIVE_BATCH;
 use crate::underlay::memory::MemoryUnderlay;
 use crate::vhost_user::vring::GuestMemory;
 use crate::vif::too_big::told_mtu;
-use crate::wire::{Capabilities, EncapKinds, VifKey, VnetId};
+use crate::wire::{Capabilities, EncapKinds, Longest, VifKey, VnetId};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -126,7 +126,12 @@ fn addr(port: u16) -> SocketAddr {
 }
 
 fn coa(port: u16) -> CareOf {
-    CareOf { addr: addr(port), kinds: EncapKinds::UDP, capabilities: Capabilities::NONE }
+    CareOf {
+        addr: addr(port),
+        kinds: EncapKinds::UDP,
+        capabilities: Capabilities::NONE,
+        longest: Longest::UNKNOWN,
+    }
 }
 
 fn frame(to: [u8; 6], from: [u8; 6], payload: &[u8]) -> Vec<u8> {

@@ -22,7 +22,7 @@ use crate::vif::stranger;
 use crate::vif::throttle::{Allowance, Cost, Direction};
 use crate::vif::tx::{self, SourceMac, Verdict};
 use crate::wire::frame::Addresses;
-use crate::wire::{Capabilities, CareOf, encap, frame};
+use crate::wire::{Capabilities, CareOf, Longest, encap, frame};
 
 /// Frames of one batch at most, and bytes after which it is large enough.
 pub(super) const BATCH_FRAMES: usize = 256;
@@ -237,8 +237,13 @@ impl<U: Underlay> Worker<U> {
     }
 
     fn to_group(&self) -> Route {
-        let capabilities = Capabilities::NONE;
-        Route { to: self.place.group, is_group: true, is_redirected: false, capabilities }
+        Route {
+            to: self.place.group,
+            is_group: true,
+            is_redirected: false,
+            capabilities: Capabilities::NONE,
+            longest: Longest::UNKNOWN,
+        }
     }
 
     /// The same as [`Worker::prepare`] for a frame that goes as it is, and whose checksum is left to
@@ -377,6 +382,6 @@ fn parked(frame: &TransmitFrame, addresses: AddressBytes, batch: &Batch<'_>) -> 
 }
 
 fn to_vif(coa: CareOf) -> Route {
-    let (to, capabilities) = (coa.addr, coa.capabilities);
-    Route { to, is_group: false, is_redirected: false, capabilities }
+    let CareOf { addr: to, capabilities, longest, .. } = coa;
+    Route { to, is_group: false, is_redirected: false, capabilities, longest }
 }

@@ -13,7 +13,9 @@ use super::{
     MAX_VALUES, Request, Table, VERSION,
 };
 use crate::wire::reader::Reader;
-use crate::wire::{Capabilities, CareOf, EncapKinds, Mac, ParseError, Stamp, VifKey, VnetId};
+use crate::wire::{
+    Capabilities, CareOf, EncapKinds, Longest, Mac, ParseError, Stamp, VifKey, VnetId,
+};
 
 /// Bit A of REGISTER.
 const REGISTER_ACTIVE: u8 = 1;
@@ -427,7 +429,11 @@ impl Reader<'_> {
         let kinds = EncapKinds(self.u8()?);
         self.zero::<1>()?;
         let capabilities = Capabilities(self.u16()?);
-        Ok(CareOf { addr: self.addr()?, kinds, capabilities })
+        let longest = self.u16()?;
+        self.zero::<2>()?;
+        let addr = self.addr()?;
+        let longest = Longest::new(longest, addr.ip()).ok_or(ParseError::Value)?;
+        Ok(CareOf { addr, kinds, capabilities, longest })
     }
 }
 
@@ -488,7 +494,8 @@ impl Writer {
     }
 
     fn care_of(&mut self, coa: &CareOf) -> &mut Self {
-        self.u8(coa.kinds.0).u8(0).u16(coa.capabilities.0).addr(&coa.addr)
+        self.u8(coa.kinds.0).u8(0).u16(coa.capabilities.0);
+        self.u16(coa.longest.number()).u16(0).addr(&coa.addr)
     }
 
     fn done(&mut self) -> Vec<u8> {

@@ -9,7 +9,7 @@ use crate::security::Level;
 use crate::security::keys::SaKey;
 use crate::security::sadb::Lifetime;
 use crate::wire::esp::Spi;
-use crate::wire::{Capabilities, EncapKinds, ParseError, VnetId};
+use crate::wire::{Capabilities, EncapKinds, Longest, ParseError, VnetId};
 use std::time::Duration;
 
 const MAC: Mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
@@ -19,6 +19,7 @@ fn v4() -> CareOf {
         addr: "192.0.2.1:40000".parse().unwrap(),
         kinds: EncapKinds::UDP,
         capabilities: Capabilities::BUNDLE,
+        longest: Longest::of_mtu(1500, Ipv4Addr::LOCALHOST.into()),
     }
 }
 
@@ -27,6 +28,7 @@ fn v6() -> CareOf {
         addr: "[2001:db8::1]:1798".parse().unwrap(),
         kinds: EncapKinds::ETHERIP,
         capabilities: Capabilities::NONE,
+        longest: Longest::UNKNOWN,
     }
 }
 
@@ -44,7 +46,7 @@ fn requests() -> Vec<(Request, &'static str)> {
                 learn: Some(16),
                 floor: Floor { least: Level::Auth, had: Level::Conf },
             },
-            "01 01 0000 00000000 0000002a 525400123456 02 03 4003 0010 0102030405060708 01 02 0000",
+            "02 01 0000 00000000 0000002a 525400123456 02 03 4003 0010 0102030405060708 01 02 0000",
         ),
         (
             Request::Register {
@@ -56,41 +58,41 @@ fn requests() -> Vec<(Request, &'static str)> {
                 learn: None,
                 floor: Floor::default(),
             },
-            "01 01 0000 00000000 0000002a 525400123456 01 00 0000 0000 0000000000000000 00 00 0000",
+            "02 01 0000 00000000 0000002a 525400123456 01 00 0000 0000 0000000000000000 00 00 0000",
         ),
-        (Request::SetActive { active: true }, "01 02 0000 00000000 01"),
-        (Request::Announce, "01 03 0000 00000000"),
+        (Request::SetActive { active: true }, "02 02 0000 00000000 01"),
+        (Request::Announce, "02 03 0000 00000000"),
         (
             Request::SaNeeded { address: "192.0.2.1:40000".parse().unwrap() },
-            "01 20 0000 00000000 04 00 9c40 c0000201000000000000000000000000",
+            "02 20 0000 00000000 04 00 9c40 c0000201000000000000000000000000",
         ),
-        (Request::SaReady { number: 3 }, "01 21 0000 00000000 00000003"),
-        (Request::Resolve { mac: MAC, refresh: true }, "01 04 0000 00000000 525400123456 01"),
+        (Request::SaReady { number: 3 }, "02 21 0000 00000000 00000003"),
+        (Request::Resolve { mac: MAC, refresh: true }, "02 04 0000 00000000 525400123456 01"),
         (
             Request::Stats { xid: 7, values: vec![("rx".into(), 1), ("tx_é".into(), u64::MAX)] },
-            "01 05 0000 00000007 0002 0002 7278 0000000000000001 0005 74785fc3a9 ffffffffffffffff",
+            "02 05 0000 00000007 0002 0002 7278 0000000000000001 0005 74785fc3a9 ffffffffffffffff",
         ),
-        (Request::Show { table: Table::Varp }, "01 06 0000 00000000 03"),
+        (Request::Show { table: Table::Varp }, "02 06 0000 00000000 03"),
         (
             Request::Flush { vnet: VnetId::new(42), mac: Some(MAC) },
-            "01 07 0000 00000000 03 00 525400123456 0000002a",
+            "02 07 0000 00000000 03 00 525400123456 0000002a",
         ),
         (
             Request::Flush { vnet: None, mac: None },
-            "01 07 0000 00000000 00 00 000000000000 00000000",
+            "02 07 0000 00000000 00 00 000000000000 00000000",
         ),
         (
             Request::Learn { macs: vec![(MAC, None), (MAC, Some(Stamp(7)))] },
-            "01 09 0000 00000000 0002 525400123456 00 0000000000000000 \
+            "02 09 0000 00000000 0002 525400123456 00 0000000000000000 \
              525400123456 01 0000000000000007",
         ),
-        (Request::Monitor, "01 0b 0000 00000000"),
-        (Request::Forget { macs: vec![MAC] }, "01 0a 0000 00000000 0001 525400123456"),
+        (Request::Monitor, "02 0b 0000 00000000"),
+        (Request::Forget { macs: vec![MAC] }, "02 0a 0000 00000000 0001 525400123456"),
         (
             Request::Late { mac: MAC, sender: v4().addr },
-            "01 08 0000 00000000 525400123456 04 00 9c40 c0000201000000000000000000000000",
+            "02 08 0000 00000000 525400123456 04 00 9c40 c0000201000000000000000000000000",
         ),
-        (Request::LaneClosed { lane: 0x0102_0304 }, "01 0c 0000 00000000 01020304"),
+        (Request::LaneClosed { lane: 0x0102_0304 }, "02 0c 0000 00000000 01020304"),
     ]
 }
 
@@ -104,7 +106,7 @@ fn events() -> Vec<(Event, &'static str)> {
                 underlay_mtu: 1500,
                 policy: Policy::new(&[Level::Conf, Level::None]).unwrap(),
             },
-            "01 81 0000 00000000 01 00 0002 04 00 9c40 c0000201000000000000000000000000 \
+            "02 81 0000 00000000 01 00 0002 05dc 0000 04 00 9c40 c0000201000000000000000000000000 \
              04 00 0706 e00a0001000000000000000000000000 000005dc 02 05 0000",
         ),
         (
@@ -116,7 +118,7 @@ fn events() -> Vec<(Event, &'static str)> {
                     (Suite::AesGmac, Secret::new([0xa2; 32])),
                 ],
             },
-            "01 a0 0000 00000000 0506 00015181 0002 01 00 \
+            "02 a0 0000 00000000 0506 00015181 0002 01 00 \
              a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1 02 00 \
              a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2",
         ),
@@ -135,7 +137,7 @@ fn events() -> Vec<(Event, &'static str)> {
                     },
                 },
             },
-            "01 a1 0000 00000000 04 00 9c40 c0000201000000000000000000000000 03 00 00007530 00015180 0001 \
+            "02 a1 0000 00000000 04 00 9c40 c0000201000000000000000000000000 03 00 00007530 00015180 0001 \
              80003005 a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3a3 01020304",
         ),
         (
@@ -150,51 +152,51 @@ fn events() -> Vec<(Event, &'static str)> {
                     },
                 }],
             },
-            "01 a2 0000 00000000 0001 02 00 00000003 00007530 00015180 \
+            "02 a2 0000 00000000 0001 02 00 00000003 00007530 00015180 \
              a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4a4",
         ),
-        (Event::SaEnd { number: 3 }, "01 a3 0000 00000000 00000003"),
+        (Event::SaEnd { number: 3 }, "02 a3 0000 00000000 00000003"),
         (
             Event::Claimed { mac: MAC, stamp: Stamp(9) },
-            "01 82 0000 00000000 525400123456 0000000000000009",
+            "02 82 0000 00000000 525400123456 0000000000000009",
         ),
         (
             Event::Lost { mac: MAC, stamp: Stamp(10), coa: v6(), lifetime_ms: 30_000 },
-            "01 83 0000 00000000 525400123456 000000000000000a \
-             02 00 0000 06 00 0706 20010db8000000000000000000000001 00007530",
+            "02 83 0000 00000000 525400123456 000000000000000a \
+             02 00 0000 0000 0000 06 00 0706 20010db8000000000000000000000001 00007530",
         ),
         (
             Event::Mapping { mac: MAC, coa: v4(), stamp: Stamp(11), lifetime_ms: 30_000 },
-            "01 84 0000 00000000 525400123456 \
-             01 00 0002 04 00 9c40 c0000201000000000000000000000000 000000000000000b 00007530",
+            "02 84 0000 00000000 525400123456 \
+             01 00 0002 05dc 0000 04 00 9c40 c0000201000000000000000000000000 000000000000000b 00007530",
         ),
         (
             Event::Unresolved { mac: MAC, hold_ms: 1000 },
-            "01 85 0000 00000000 525400123456 000003e8",
+            "02 85 0000 00000000 525400123456 000003e8",
         ),
-        (Event::Refused { mac: MAC, hold_ms: 1000 }, "01 8b 0000 00000000 525400123456 000003e8"),
-        (Event::Invalidate { mac: MAC }, "01 86 0000 00000000 525400123456"),
-        (Event::StatsRequest { xid: 0xdead_beef }, "01 87 0000 deadbeef"),
+        (Event::Refused { mac: MAC, hold_ms: 1000 }, "02 8b 0000 00000000 525400123456 000003e8"),
+        (Event::Invalidate { mac: MAC }, "02 86 0000 00000000 525400123456"),
+        (Event::StatsRequest { xid: 0xdead_beef }, "02 87 0000 deadbeef"),
         (
             Event::Row { cells: vec!["a".into(), String::new(), "bc".into()] },
-            "01 88 0000 00000000 0003 0001 61 0000 0002 6263",
+            "02 88 0000 00000000 0003 0001 61 0000 0002 6263",
         ),
-        (Event::End, "01 89 0000 00000000"),
+        (Event::End, "02 89 0000 00000000"),
         (
             Event::Error { code: ErrorCode::Denied, text: "no".into() },
-            "01 8a 0000 00000000 02 0002 6e6f",
+            "02 8a 0000 00000000 02 0002 6e6f",
         ),
         (
             Event::Lane { lane: 5, pair: 15, is_read: true, mac: MAC, addr: v4().addr },
-            "01 8c 0000 00000000 00000005 0f 01 525400123456 \
+            "02 8c 0000 00000000 00000005 0f 01 525400123456 \
              04 00 9c40 c0000201000000000000000000000000",
         ),
         (
             Event::Lane { lane: u32::MAX, pair: 0, is_read: false, mac: MAC, addr: v6().addr },
-            "01 8c 0000 00000000 ffffffff 00 00 525400123456 \
+            "02 8c 0000 00000000 ffffffff 00 00 525400123456 \
              06 00 0706 20010db8000000000000000000000001",
         ),
-        (Event::CloseLane { lane: 5 }, "01 8d 0000 00000000 00000005"),
+        (Event::CloseLane { lane: 5 }, "02 8d 0000 00000000 00000005"),
     ]
 }
 
@@ -265,13 +267,14 @@ fn every_mutated_byte_is_refused_or_emitted_as_it_was() {
 
 #[test]
 fn each_fault_has_its_name() {
-    let show = unhex("01 06 0000 00000000 01");
+    let show = unhex("02 06 0000 00000000 01");
     let with = |at: usize, value: u8| {
         let mut bytes = show.clone();
         bytes[at] = value;
         Request::parse(&bytes)
     };
-    assert_eq!(with(0, 2), Err(ParseError::Version));
+    assert_eq!(with(0, 1), Err(ParseError::Version));
+    assert_eq!(with(0, 3), Err(ParseError::Version));
     assert_eq!(with(1, 0x81), Err(ParseError::Type));
     assert_eq!(with(2, 1), Err(ParseError::Reserved));
     assert_eq!(with(7, 1), Err(ParseError::Reserved));
@@ -279,18 +282,18 @@ fn each_fault_has_its_name() {
     assert_eq!(with(8, 6), Err(ParseError::Value));
     assert_eq!(Request::parse(&[]), Err(ParseError::Truncated));
     // A newer version may have another layout: it's named before anything else is looked at.
-    assert_eq!(Request::parse(&[2, 0]), Err(ParseError::Version));
+    assert_eq!(Request::parse(&[3, 0]), Err(ParseError::Version));
     let vnet_0 =
-        "01 01 0000 00000000 00000000 525400123456 01 00 0000 0000 0000000000000000 00 00 0000";
+        "02 01 0000 00000000 00000000 525400123456 01 00 0000 0000 0000000000000000 00 00 0000";
     assert_eq!(Request::parse(&unhex(vnet_0)), Err(ParseError::Value));
     let no_queue =
-        "01 01 0000 00000000 0000002a 525400123456 00 00 0000 0000 0000000000000000 00 00 0000";
+        "02 01 0000 00000000 0000002a 525400123456 00 00 0000 0000 0000000000000000 00 00 0000";
     assert_eq!(Request::parse(&unhex(no_queue)), Err(ParseError::Value));
     let no_level =
-        "01 01 0000 00000000 0000002a 525400123456 01 00 0000 0000 0000000000000000 03 00 0000";
+        "02 01 0000 00000000 0000002a 525400123456 01 00 0000 0000 0000000000000000 03 00 0000";
     assert_eq!(Request::parse(&unhex(no_level)), Err(ParseError::Value));
     let reserved =
-        "01 01 0000 00000000 0000002a 525400123456 01 00 0000 0000 0000000000000000 00 00 0001";
+        "02 01 0000 00000000 0000002a 525400123456 01 00 0000 0000 0000000000000000 00 00 0001";
     assert_eq!(Request::parse(&unhex(reserved)), Err(ParseError::Reserved));
 }
 
@@ -333,11 +336,14 @@ fn addr() -> impl Strategy<Value = SocketAddr> {
 }
 
 fn coa() -> impl Strategy<Value = CareOf> {
-    (addr(), any::<u8>(), any::<u16>()).prop_map(|(addr, kinds, capabilities)| CareOf {
-        addr,
-        kinds: EncapKinds(kinds),
-        capabilities: Capabilities(capabilities),
-    })
+    (addr(), any::<u8>(), any::<u16>(), any::<u32>()).prop_map(
+        |(addr, kinds, capabilities, mtu)| CareOf {
+            addr,
+            kinds: EncapKinds(kinds),
+            capabilities: Capabilities(capabilities),
+            longest: Longest::of_mtu(mtu % 70_000, addr.ip()),
+        },
+    )
 }
 
 fn text() -> impl Strategy<Value = String> {

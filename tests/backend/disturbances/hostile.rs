@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use vnet::config::Config;
 use vnet::sys::clock;
-use vnet::wire::varp::{Body, Claim, Message, PORT, TAG_LEN, Tag};
-use vnet::wire::{Capabilities, CareOf, EncapKinds, Mac, Stamp, VifKey, VnetId, handshake};
+use vnet::wire::name::Realm;
+use vnet::wire::varp::{Author, Body, Claim, Message, PORT, TAG_LEN, Tag};
+use vnet::wire::{
+    Capabilities, CareOf, EncapKinds, Longest, Mac, Stamp, VifKey, VnetId, handshake,
+};
 
 use super::frames;
 use super::observer::{Datagram, FORGER};
@@ -198,9 +201,11 @@ fn claim(vnet: u32, mac: [u8; 6], own: IpAddr, random: &mut Random) -> Vec<u8> {
         addr: SocketAddr::new(own, FORGER),
         kinds: EncapKinds::UDP,
         capabilities: Capabilities::NONE,
+        longest: Longest::UNKNOWN,
     };
     let now_ms = clock::now().wall_ms;
-    let claim = Claim { stamp: Stamp(now_ms + random.range(0, 1000)), coa };
+    let claim =
+        Claim { stamp: Stamp(now_ms + random.range(0, 1000)), coa, realm: Realm(0), behind: None };
     let lifetime_ms = 30_000;
     let body = match random.range(0, 3) {
         0 => Body::Announce { claim, lifetime_ms },
@@ -214,5 +219,6 @@ fn claim(vnet: u32, mac: [u8; 6], own: IpAddr, random: &mut Random) -> Vec<u8> {
     });
     let key = VifKey { vnet: VnetId::new(vnet).unwrap(), mac: Mac(mac) };
     let nonce = random.next();
-    Message { key, nonce, wide: false, relayed: false, body, tag }.to_bytes()
+    let author = Author { realm: Realm(0), addr: SocketAddr::new(own, PORT) };
+    Message { key, author, nonce, wide: false, relayed: false, body, tag }.to_bytes()
 }

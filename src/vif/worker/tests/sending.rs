@@ -320,7 +320,8 @@ fn a_real_kernels_refusal_costs_no_datagram() {
     let mut worker = Worker::new(place, SourceMac::Stamp, counters.clone(), underlay);
     worker.set_features(MERGEABLE, Offloads::ALL);
     let addr = receiver.local_addr().unwrap();
-    let peer = CareOf { addr, kinds: EncapKinds::UDP, capabilities: CAPABLE };
+    let peer =
+        CareOf { addr, kinds: EncapKinds::UDP, capabilities: CAPABLE, longest: Longest::UNKNOWN };
     let lifetime = Duration::from_secs(30);
     worker.handle_mapping(Mac(PEER), peer, lifetime, Instant::ZERO);
     let (large, mut driver) = (tcp_frame(20_000), Driver::new());

@@ -235,6 +235,30 @@ impl Backend {
     }
 }
 
+/// A test that fails says what its vifs counted: most losses have a name.
+impl Drop for Backend {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let counted = self.counted().unwrap_or_default();
+            println!("--- what {} counted: {}", self.name, counted.join(", "));
+        }
+    }
+}
+
+impl Backend {
+    /// Its counters that are not zero, if its varpd still says them.
+    fn counted(&self) -> Option<Vec<String>> {
+        let socket = self.arguments.iter().skip_while(|argument| *argument != "--varpd").nth(1)?;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vnet"));
+        let output = command.arg("--socket").arg(socket).args(["-j", "show", "stats"]).output();
+        let rows: Value = serde_json::from_slice(&output.ok()?.stdout).ok()?;
+        let scope = format!("{}/{}", self.vif.vnet, self.vif.mac());
+        let own = |row: &&Value| row["scope"] == scope && row["value"] != 0;
+        let own = rows.as_array()?.iter().filter(own);
+        Some(own.map(|row| format!("{} {}", row["counter"], row["value"])).collect())
+    }
+}
+
 fn spawn_backend(name: &str, arguments: &[OsString], directory: &Path) -> Process {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-vnet"));
     command.args(arguments);

@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use super::support::guest::{Guest, Running};
 
+/// Prints what has gone wrong with packets in a guest since it booted.
+const UNUSED: &str = "grep -E '(Fails|Errors|Discards|NoRoutes|Timeout|OutOfMem) *[1-9]' /proc/net/snmp6; \
+                      cat /proc/net/snmp; ip -s neigh show";
+
 /// Pings that are under way.
 pub(crate) struct Pings {
     count: u64,
@@ -38,7 +42,12 @@ impl Pings {
     /// Waits for the end; panics unless all have been answered.
     pub(crate) fn assert_all_answered(self, guest: &mut Guest) {
         let count = self.count;
-        assert_eq!(self.finish(guest), count, "pings that were answered");
+        let answered = self.finish(guest);
+        assert!(
+            answered == count,
+            "{answered} of {count} pings were answered; what the guest's kernel could not use or send:\n{}",
+            guest.run(UNUSED),
+        );
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
 use vnet::metrics::VifCounter;
+use vnet::sys::clock;
 
 use crate::driver::Driver;
 use crate::nic::{BROADCAST, ETHER_TYPE, Nic, mac, number, vif};
@@ -67,12 +68,14 @@ pub(crate) fn send_round(nics: &mut [Nic], sent: u32) -> usize {
 /// A round, of which all must arrive, once and in order.
 fn round(nics: &mut [Nic], sent: u32) {
     let expected = send_round(nics, sent);
+    let begin = clock::mono();
     for nic in nics {
         // What was received last, by sender and destination.
         let mut next = BTreeMap::new();
         for arrived in 0..expected {
             let Some(frame) = nic.next_frame(SOON) else {
-                panic!("{:?}: {arrived} of {expected} arrived, of each: {next:?}", nic.vif)
+                let after = clock::mono() - begin;
+                panic!("{:?}: {arrived} of {expected} after {after:?}, of each: {next:?}", nic.vif)
             };
             let [to, from] = [0, 6].map(|at| <[u8; 6]>::try_from(&frame[at..at + 6]).unwrap());
             let want = next.entry((from, to)).or_insert(sent);

@@ -62,8 +62,16 @@ pub fn readable(fd: &impl AsRawFd, timeout: Duration) -> bool {
     let epoll = Epoll::new().expect("an epoll descriptor");
     let interest = EpollEvent::new(EventSet::IN, 0);
     epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), interest).expect("a descriptor to wait for");
-    let timeout = timeout.as_micros().div_ceil(1000).try_into().expect("a timeout in i32");
-    epoll.wait(timeout, &mut [EpollEvent::default()]).is_ok_and(|n| n > 0)
+    let deadline = clock::mono() + timeout;
+    loop {
+        let left = deadline - clock::mono();
+        let left = left.as_micros().div_ceil(1000).try_into().expect("a timeout in i32");
+        match epoll.wait(left, &mut [EpollEvent::default()]) {
+            // A process that was stopped and goes on is told so (epoll_wait(2)).
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome.is_ok_and(|n| n > 0),
+        }
+    }
 }
 
 /// Guest memory. Offsets count from [`GUEST_BASE`].

@@ -4,6 +4,9 @@
 //! varpd holds them as long as the vif's rings run. One that a newer claim says to be elsewhere is
 //! remembered for a while: when its guest sends from it again, it is claimed again. One that is the own MAC
 //! of another vif is refused.
+//!
+//! All users share the room for them. Where it is full, a user who has fewer than another gets room from the one
+//! who has most: nobody can take it from others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -28,6 +31,8 @@ pub(super) struct Learnt {
     /// The vif.
     pub(super) vif: LocalVif,
     pub(super) mac: Mac,
+    /// Whose backend serves the vif.
+    pub(super) uid: u32,
     /// Of its claim, if it is here.
     pub(super) stamp: Option<Stamp>,
     /// Until when it is remembered, if it is elsewhere.
@@ -41,6 +46,8 @@ pub(super) struct Learnt {
 pub(super) struct LearntTable {
     macs: BTreeMap<LocalVif, Learnt>,
     by_vif: BTreeMap<(LocalVif, Mac), LocalVif>,
+    /// By the user of the vif; the oldest first.
+    by_user: BTreeMap<u32, BTreeSet<LocalVif>>,
     /// Those that are elsewhere, by when they are forgotten.
     ends: BTreeSet<(Instant, LocalVif)>,
 }
@@ -54,12 +61,19 @@ impl LearntTable {
 
     fn insert(&mut self, id: LocalVif, learnt: Learnt) {
         self.by_vif.insert((learnt.vif, learnt.mac), id);
+        self.by_user.entry(learnt.uid).or_default().insert(id);
         self.macs.insert(id, learnt);
     }
 
     fn remove(&mut self, id: LocalVif) -> Option<Learnt> {
         let learnt = self.macs.remove(&id)?;
         self.by_vif.remove(&(learnt.vif, learnt.mac));
+        if let Some(all) = self.by_user.get_mut(&learnt.uid) {
+            all.remove(&id);
+            if all.is_empty() {
+                self.by_user.remove(&learnt.uid);
+            }
+        }
         if let Some(until) = learnt.until {
             self.ends.remove(&(until, id));
         }
@@ -91,6 +105,14 @@ impl LearntTable {
     fn oldest_lost(&self, vif: LocalVif) -> Option<LocalVif> {
         let lost = self.of(vif).filter_map(|(id, learnt)| Some((learnt.until?, id)));
         lost.min().map(|(_, id)| id)
+    }
+
+    /// One that has to go so that this user gets room: the oldest of the user who has most, if that one is
+    /// left with no fewer.
+    fn beyond_share(&self, uid: u32) -> Option<LocalVif> {
+        let own = self.by_user.get(&uid).map_or(0, BTreeSet::len);
+        let most = self.by_user.values().max_by_key(|all| all.len())?;
+        most.first().copied().filter(|_| most.len() > own + 1)
     }
 
     /// When the first is forgotten that is elsewhere.
@@ -145,17 +167,33 @@ impl Daemon {
                 }
             }
         }
+        if !self.make_room_for(peer.uid, now) {
+            return false;
+        }
         let alias = self.registry.next_id();
         let bridge = Bridge { vif: id, mac: own };
         if self.mapper.add_learnt(alias, bridge, key, coa).is_err() {
             return false;
         }
         let since_ms = now.wall_ms;
-        let learnt = Learnt { vif: id, mac, stamp: None, until: None, since_ms };
+        let learnt = Learnt { vif: id, mac, uid: peer.uid, stamp: None, until: None, since_ms };
         self.learnt.insert(alias, learnt);
         self.counters.inc(VarpdCounter::macs_learnt);
         log::debug!("{key} is behind vif {id:?} at {coa}");
         self.mapper.set_active(alias, true, stamp, now);
+        true
+    }
+
+    /// Whether there is room for another one of this user: from a user with more, if need be.
+    fn make_room_for(&mut self, uid: u32, now: Now) -> bool {
+        if self.learnt.macs.len() < self.config.limits.learnt {
+            return true;
+        }
+        let Some(id) = self.learnt.beyond_share(uid) else { return false };
+        let Some(&Learnt { vif, mac, .. }) = self.learnt.macs.get(&id) else { return false };
+        self.drop_learnt(id, now);
+        self.counters.inc(VarpdCounter::macs_refused);
+        self.tell_vif(vif, &Event::Refused { mac, hold_ms: HOLD_MS }, now);
         true
     }
 
@@ -251,5 +289,50 @@ impl Daemon {
             let sent = self.clients.send(client, event, &[]);
             self.drop_if_stalled(client, sent, now);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOT: u32 = 0;
+    const A: u32 = 1000;
+    const B: u32 = 1001;
+
+    fn enter(table: &mut LearntTable, id: u64, uid: u32) {
+        let mac = Mac([2, 0, 0, 0, 0, u8::try_from(id).unwrap()]);
+        let learnt = Learnt {
+            vif: LocalVif(u64::from(uid)),
+            mac,
+            uid,
+            stamp: None,
+            until: None,
+            since_ms: 0,
+        };
+        table.insert(LocalVif(id), learnt);
+    }
+
+    #[test]
+    fn who_has_most_gives_up_its_oldest_to_who_has_fewer() {
+        let mut table = LearntTable::default();
+        assert_eq!(table.beyond_share(A), None, "nobody has any");
+        (1..=4).for_each(|id| enter(&mut table, id, A));
+        assert_eq!(table.beyond_share(A), None, "nobody has more than A");
+        for (id, oldest) in [(5, 1), (6, 2)] {
+            assert_eq!(table.beyond_share(B), Some(LocalVif(oldest)));
+            table.remove(LocalVif(oldest));
+            enter(&mut table, id, B);
+        }
+        // Two each.
+        assert_eq!([A, B].map(|uid| table.beyond_share(uid)), [None; 2]);
+        assert_eq!(table.beyond_share(ROOT), Some(LocalVif(5)), "a third has none");
+        // One more or less makes no difference: it would go to and fro.
+        table.remove(LocalVif(5));
+        assert_eq!(table.beyond_share(B), None);
+        for id in [3, 4, 6] {
+            table.remove(LocalVif(id));
+        }
+        assert!(table.by_user.is_empty(), "nothing is left of users who have none");
     }
 }

@@ -19,10 +19,10 @@ use super::{Net, SOON, Varpd, key, mac};
 
 /// On every system; 65534 is nobody's.
 const DAEMON: u32 = 1;
-const NOBODY: u32 = 65534;
+pub(crate) const NOBODY: u32 = 65534;
 
 /// The backend where every user can run it, and a directory where every user can have its socket.
-fn program(net: &Net) -> PathBuf {
+pub(crate) fn program(net: &Net) -> PathBuf {
     let program = net.path("vhost-user-vnet");
     fs::copy(env!("CARGO_BIN_EXE_vhost-user-vnet"), &program).unwrap();
     fs::create_dir(net.path("sockets")).unwrap();
@@ -80,7 +80,7 @@ fn a_vnet_is_open_to_the_users_on_its_list() {
 }
 
 /// A connection of this process in another user's name: only a thread becomes that user.
-fn connect_as(uid: u32, socket: &Path) -> Peer {
+pub(crate) fn connect_as(uid: u32, socket: &Path) -> Peer {
     let connect = || {
         // SAFETY: changes the credentials of this thread, which ends with this function.
         let status = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };

@@ -3,7 +3,8 @@
 use vnet::wire::control::{Event, Request};
 use vnet::wire::{Mac, Stamp};
 
-use super::peer::{ACTIVE, Backend, INACTIVE, Peer, Way};
+use super::admission::{NOBODY, connect_as, program};
+use super::peer::{ACTIVE, Backend, INACTIVE, Peer, Way, register};
 use super::support::wait_until;
 use super::{BOTH, Net, SOON, key, mac};
 
@@ -163,6 +164,36 @@ fn a_backend_learns_no_more_than_it_said() {
     let successor = Backend::register(&a.socket, key(2), none);
     successor.peer.claimed();
     assert_eq!(behind(), 3);
+}
+
+/// Of the room for MACs behind vifs nobody takes what is another user's share.
+#[test]
+fn users_share_the_room_for_macs_behind_vifs() {
+    let Some(net) = Net::new("varpd: MACs behind the vifs of two users") else { return };
+    program(&net);
+    let [family, _] = BOTH;
+    let a = net.varpd(net.a(), family, "[limits]\nlearnt = 4\n");
+    let one = Backend::register(&a.socket, key(1), ACTIVE);
+    learn(&one, &[mac(11), mac(12), mac(13), mac(14), mac(15)]);
+    claimed(&one.peer, mac(14));
+    assert_eq!(refused(&one.peer), mac(15), "there is room for four");
+    let other = connect_as(NOBODY, &a.socket);
+    other.send(&register(key(2), ACTIVE));
+    other.claimed();
+    let learn_too = |last| other.send(&Request::Learn { macs: vec![(mac(last), None)] });
+    for (last, oldest) in [(21, 11), (22, 12)] {
+        learn_too(last);
+        claimed(&other, mac(last));
+        assert_eq!(refused(&one.peer), mac(oldest));
+    }
+    learn_too(23);
+    assert_eq!(refused(&other), mac(23), "each has two");
+    learn(&one, &[mac(16)]);
+    assert_eq!(refused(&one.peer), mac(16));
+    let rows = a.show("vifs");
+    let learnt = rows.iter().filter(|row| row["state"] == "learnt").map(|row| &row["mac"]);
+    let want = [13, 14, 21, 22].map(|last| mac(last).to_string());
+    assert!(learnt.eq(want.iter()), "{rows:?}");
 }
 
 #[test]

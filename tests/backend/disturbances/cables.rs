@@ -87,6 +87,16 @@ impl World {
         host.ip(&format!("address delete {old}/{prefix} dev eth0"));
         self.addresses[number] = new;
         self.address(number);
+        self.forget_neighbors();
+    }
+
+    /// An address can come back on an interface that was made anew. Kernels that remember its former link-layer
+    /// address go on using that for eight seconds, unless they are told, as network managers do (gratuitous
+    /// ARP, unsolicited neighbour advertisements).
+    fn forget_neighbors(&self) {
+        for number in 0..self.addresses.len() {
+            self.net.underlay.host(number).ip("neigh flush dev eth0");
+        }
     }
 
     /// Gives its interface the address that the host has.

@@ -40,6 +40,9 @@ pub const fn columns(table: Table) -> &'static [Column] {
     }
 }
 
+/// What follows a number of hosts beyond which varpd has counted none.
+pub const AT_LEAST: &str = "+";
+
 const VNETS: &[Column] = &[
     number("vnet"),
     number("vifs"),
@@ -49,6 +52,7 @@ const VNETS: &[Column] = &[
     text("policy"),
     text("key"),
     number("others"),
+    number("untagged"),
 ];
 const VIFS: &[Column] = &[
     number("vnet"),

@@ -81,9 +81,20 @@ fn in_the_way(used: &str, vnets: &[Vec<String>], peers: &[Vec<String>]) -> Optio
             ));
         }
         let others = cell(Table::Vnets, row, "others");
+        let untagged = cell(Table::Vnets, row, "untagged");
+        let counted = others.strip_suffix(show::AT_LEAST);
+        if let Some(counted) = counted {
+            return Some(format!(
+                "on vnet {vnet} varpd has heard more hosts than it can count, at least {counted} with another key or policy"
+            ));
+        }
         if others != "0" {
+            let unproved = match untagged.as_str() {
+                "0" => String::new(),
+                _ => format!(", {untagged} of them without a key, as anybody on the underlay can"),
+            };
             let text = "hosts were last heard with another key or policy";
-            return Some(format!("on vnet {vnet} {others} {text}"));
+            return Some(format!("on vnet {vnet} {others} {text}{unproved}"));
         }
     }
     None
@@ -163,8 +174,11 @@ mod tests {
                 |name: &str| cells.iter().find(|(of, _)| *of == name).map_or("-", |(_, text)| text);
             show::columns(table).iter().map(|column| cell(column.name).to_owned()).collect()
         };
-        let vnet =
-            |id, key, others| row(Table::Vnets, &[("vnet", id), ("key", key), ("others", others)]);
+        let heard = |id, key, others, untagged| {
+            let cells = [("vnet", id), ("key", key), ("others", others), ("untagged", untagged)];
+            row(Table::Vnets, &cells)
+        };
+        let vnet = |id, key, others| heard(id, key, others, "0");
         let peer = |id, host, key| row(Table::Peers, &[("vnet", id), ("peer", host), ("key", key)]);
         let why = |vnets: &[Vec<String>], peers: &[Vec<String>]| in_the_way("new", vnets, peers);
         assert_eq!(why(&[vnet("42", "new", "0")], &[peer("42", "192.0.2.2", "use")]), None);
@@ -175,6 +189,13 @@ mod tests {
         let said = why(&[vnet("42", "new", "0")], &[peer("42", "192.0.2.2", "other")]).unwrap();
         assert!(said.contains("vnet 42") && said.contains("192.0.2.2"), "{said}");
         let said = why(&[vnet("42", "new", "1")], &[]).unwrap();
-        assert!(said.contains("vnet 42 1 host"), "{said}");
+        assert!(said.contains("vnet 42 1 host") && !said.contains("without a key"), "{said}");
+        let said = why(&[heard("42", "new", "3", "2")], &[]).unwrap();
+        assert!(
+            said.contains("vnet 42 3 host") && said.contains("2 of them without a key"),
+            "{said}"
+        );
+        let said = why(&[vnet("42", "new", "0+")], &[]).unwrap();
+        assert!(said.contains("vnet 42") && said.contains("can count"), "a full table: {said}");
     }
 }

@@ -25,7 +25,7 @@ use crate::wire::varp::{self, Message, TAG_LEN, Tag};
 pub const TOLERANCE: Duration = Duration::from_secs(90);
 /// Times of an author that are kept: so far may a message be overtaken by later ones.
 pub const REMEMBERED: usize = 64;
-/// Authors that are kept apart, of all vnets.
+/// Authors that are kept apart on a vnet: members of one take no place from those of another.
 const MAX_AUTHORS: usize = 16_384;
 /// Messages made per second on a vnet at most, since no two have the same millisecond: with more their
 /// times would run ahead of the clock, until nobody believed them.
@@ -100,7 +100,6 @@ impl Seen {
 #[derive(Debug, Default)]
 pub struct Membership {
     vnets: BTreeMap<VnetId, Vnet>,
-    heard: BTreeMap<(VnetId, Name), Seen>,
 }
 
 /// What messages of a vnet are tagged and checked with.
@@ -109,6 +108,7 @@ struct Vnet {
     /// The used one first.
     keys: Vec<(KeyId, MacKey)>,
     untagged: Untagged,
+    heard: BTreeMap<Name, Seen>,
     /// The time of the last message made here. Each vnet has its own: what one's guests cause does not
     /// make those of others run ahead.
     last: u64,
@@ -121,11 +121,11 @@ impl Membership {
     pub fn set_vnet(&mut self, vnet: VnetId, keys: Vec<(KeyId, MacKey)>) {
         if keys.is_empty() {
             self.vnets.remove(&vnet);
-            self.heard.retain(|(of, _), _| *of != vnet);
         } else {
             let room = || TokenBucket::new(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE);
             let untagged = Untagged::Refused;
-            let new = || Vnet { keys: Vec::new(), untagged, last: 0, room: room() };
+            let heard = BTreeMap::new;
+            let new = || Vnet { keys: Vec::new(), untagged, heard: heard(), last: 0, room: room() };
             self.vnets.entry(vnet).or_insert_with(new).keys = keys;
         }
     }
@@ -140,7 +140,8 @@ impl Membership {
     /// Whether a host was heard on a vnet with a tag.
     pub fn has_heard(&self, vnet: VnetId, host: IpAddr) -> bool {
         let host = host.to_canonical();
-        self.heard.keys().any(|(of, name)| *of == vnet && name.ip() == host)
+        let heard = self.vnets.get(&vnet).map(|vnet| vnet.heard.keys());
+        heard.into_iter().flatten().any(|name| name.ip() == host)
     }
 
     /// Puts a tag on a message for a secured vnet; on others it stays as it is. False if too many were
@@ -148,7 +149,7 @@ impl Membership {
     #[must_use]
     pub fn tag(&mut self, message: &mut Message, now: Now) -> bool {
         let Some(vnet) = self.vnets.get_mut(&message.key.vnet) else { return true };
-        let Vnet { keys, untagged, last, room } = vnet;
+        let Vnet { keys, untagged, last, room, .. } = vnet;
         if *untagged == Untagged::Sent {
             return true;
         }
@@ -179,7 +180,9 @@ impl Membership {
         wall_ms: u64,
     ) -> Result<Message, Refusal> {
         let vnet = message.key.vnet;
-        let Some(Vnet { keys, untagged, .. }) = self.vnets.get(&vnet) else { return Ok(message) };
+        let Some(Vnet { keys, untagged, heard, .. }) = self.vnets.get_mut(&vnet) else {
+            return Ok(message);
+        };
         let tag = match message.tag {
             Some(tag) => tag,
             None if *untagged == Untagged::Refused => return Err(Refusal::Untagged),
@@ -194,15 +197,15 @@ impl Membership {
         if Duration::from_millis(tag.time_ms.abs_diff(wall_ms)) > TOLERANCE {
             return Err(Refusal::Stale);
         }
-        let author = (vnet, message.author.name());
-        if !self.heard.contains_key(&author) && self.heard.len() >= MAX_AUTHORS {
+        let author = message.author.name();
+        if !heard.contains_key(&author) && heard.len() >= MAX_AUTHORS {
             let oldest = wall_ms.saturating_sub(u64::try_from(TOLERANCE.as_millis()).unwrap_or(0));
-            self.heard.retain(|_, seen| seen.newest() >= oldest);
-            if self.heard.len() >= MAX_AUTHORS {
+            heard.retain(|_, seen| seen.newest() >= oldest);
+            if heard.len() >= MAX_AUTHORS {
                 return Err(Refusal::Full);
             }
         }
-        if !self.heard.entry(author).or_default().take(tag.time_ms) {
+        if !heard.entry(author).or_default().take(tag.time_ms) {
             return Err(Refusal::Replayed);
         }
         Ok(Message { tag: None, ..message })
@@ -237,6 +240,10 @@ mod tests {
 
     fn author() -> Author {
         Author { realm: Realm(0), addr: ([192, 0, 2, 1], 1798).into() }
+    }
+
+    fn authors(host: &Membership, of: u32) -> usize {
+        host.vnets.get(&vnet(of)).map_or(0, |vnet| vnet.heard.len())
     }
 
     /// What a host says of a message that comes as it is.
@@ -304,7 +311,7 @@ mod tests {
                 assert_eq!(hear(&mut b, elsewhere, NOW), Err(Refusal::Forged));
             }
         }
-        assert_eq!(b.heard.len(), 0, "and take nobody's place");
+        assert_eq!(authors(&b, 42), 0, "and take nobody's place");
         let relayed = Message { relayed: true, ..message };
         assert!(hear(&mut b, relayed, NOW).is_ok(), "flag L is a relay's");
         assert_eq!(hear(&mut b, message, NOW), Err(Refusal::Replayed));
@@ -324,7 +331,7 @@ mod tests {
         }
         assert!(other.tag(&mut message, at(NOW)));
         assert!(hear(&mut b, message, NOW).is_ok(), "its clock is behind the other's");
-        assert_eq!(b.heard.len(), 2);
+        assert_eq!(authors(&b, 42), 2);
     }
 
     /// What a later version adds is under the tag as well, though it is skipped here.
@@ -359,7 +366,7 @@ mod tests {
         assert_eq!(hear(&mut b, stale, NOW), Err(Refusal::Stale));
         let early = tagged(&mut member(&[1]), NOW + 91_000);
         assert_eq!(hear(&mut b, early, NOW), Err(Refusal::Stale));
-        assert!(b.heard.is_empty(), "they leave nothing behind");
+        assert_eq!(authors(&b, 42), 0, "they leave nothing behind");
     }
 
     #[test]
@@ -466,6 +473,27 @@ mod tests {
             }
         }
         assert_eq!((heard, forged), (0, 750_000));
+    }
+
+    #[test]
+    fn a_member_that_makes_up_authors_silences_nobody_on_other_vnets() {
+        let (mut a, mut b) = (member(&[1]), member(&[1]));
+        let mut other = Membership::default();
+        for host in [&mut other, &mut b] {
+            host.set_vnet(vnet(43), vec![key(2)]);
+        }
+        for n in 0..=u32::try_from(MAX_AUTHORS).unwrap() {
+            let mut message = announce(43);
+            message.author.realm = Realm(n);
+            if let Body::Announce { claim, .. } = &mut message.body {
+                claim.realm = Realm(n);
+            }
+            assert!(other.tag(&mut message, at(NOW + u64::from(n) * 2)));
+            let heard = hear(&mut b, message, NOW + 32_000);
+            assert_eq!(heard.is_ok(), (n as usize) < MAX_AUTHORS, "{n}");
+        }
+        assert!(hear(&mut b, tagged(&mut a, NOW + 32_000), NOW + 32_000).is_ok());
+        assert!(authors(&b, 43) <= MAX_AUTHORS);
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl Daemon {
         now: Now,
     ) -> Option<Message> {
         let (vnet, host) = (message.key.vnet, from.ip().to_canonical());
-        let refusal = match self.security.check(bytes, message, now) {
+        let refusal = match self.security.check(from, bytes, message, now) {
             Ok(heard) => {
                 if heard.is_other {
                     self.counters.inc(VarpdCounter::varp_other_policy);

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::mapper::{LocalVif, Notice};
 use crate::metrics::{VarpdCounter, VarpdCounters};
 use crate::quiet::Lasting;
-use crate::security::census::Census;
+use crate::security::census::{Census, Others};
 use crate::security::keyfile::{self, KeyFile};
 use crate::security::keys::{KeyId, MemberKeys, Secret, fingerprint};
 use crate::security::membership::{Membership, Refusal};
@@ -237,9 +237,10 @@ impl Security {
         self.membership.tag(message, now)
     }
 
-    /// Checks a message of another host, which came as these bytes, and takes its tag off.
+    /// Checks a message of another host, which came `from` there as these bytes, and takes its tag off.
     pub(super) fn check(
         &mut self,
+        from: SocketAddr,
         bytes: &[u8],
         message: Message,
         now: Now,
@@ -250,14 +251,20 @@ impl Security {
             return Ok(Heard { message: checked, is_other: false });
         };
         let key = tag.map(|tag| KeyId(tag.key_id));
-        self.census.note(vnet, message.author.addr.ip(), key, now.mono);
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        let is_direct = !message.relayed && message.author.addr == from;
+        // Whose message it is nothing but its tag says, or else its address.
+        if key.is_some() || is_direct {
+            self.census.note(vnet, message.author.name(), key, now.mono);
+        }
         Ok(Heard { message: checked, is_other: key != secured.sent() })
     }
 
-    /// How many hosts were heard of late on a vnet that use another key or policy than is sent with here.
-    pub(super) fn others(&self, vnet: VnetId, now: Now) -> usize {
+    /// The hosts heard of late on a vnet that use another key or policy than this one sends with.
+    pub(super) fn others(&self, vnet: VnetId, now: Now) -> Others {
         let secured = self.vnets.get(&vnet);
-        secured.map_or(0, |secured| self.census.others(vnet, secured.sent(), now.mono).count())
+        let others = secured.map(|secured| self.census.others(vnet, secured.sent(), now.mono));
+        others.unwrap_or_default()
     }
 
     /// The fingerprint of the key that a vnet uses.

@@ -37,6 +37,8 @@ impl Daemon {
             sums.active += usize::from(vif.state() == "active");
         }
         let row = |(vnet, sums): (VnetId, Sums)| {
+            let others = self.security.others(vnet, now);
+            let at_least = if others.is_full { show::AT_LEAST } else { "" };
             vec![
                 vnet.to_string(),
                 sums.vifs.to_string(),
@@ -45,7 +47,8 @@ impl Daemon {
                 self.groups_of(vnet).to_string(),
                 self.config.policy(vnet).to_string(),
                 self.security.fingerprint(vnet).unwrap_or(NONE).to_owned(),
-                self.security.others(vnet, now).to_string(),
+                format!("{}{at_least}", others.tagged + others.untagged),
+                others.untagged.to_string(),
             ]
         };
         vnets.into_iter().map(row).collect()

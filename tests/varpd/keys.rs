@@ -1,13 +1,20 @@
 //! Key files: whose they are, and who reads them.
 
 use std::fs::{self, Permissions};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use vnet::wire::name::Realm;
+use vnet::wire::varp::{Author, Body, Claim, Message};
+use vnet::wire::{Capabilities, CareOf, EncapKinds, Longest, Stamp};
+
+use super::peer::{ACTIVE, Backend};
+use super::support::netns::Family;
 use super::support::process::Process;
 use super::support::wait_until;
-use super::{Net, SOON, vnet};
+use super::{Net, SOON, key, vnet};
 
 /// Of a varpd that is not root's.
 const DAEMON: u32 = 1;
@@ -74,6 +81,55 @@ fn unprivileged(net: &Net, keys: &Keys) -> (Command, PathBuf) {
     command.args(["--reuid=1", "--regid=1", "--clear-groups", "--"]).arg(program);
     command.arg("--config").arg(config);
     (command, socket)
+}
+
+/// The last step of a change waits for hosts that send without tags. On its own an outsider is one.
+#[test]
+fn a_message_without_a_tag_counts_as_that_of_its_sender_only() {
+    let Some(net) = Net::new("varpd: messages without tags are counted") else { return };
+    let keys = Keys::new(&net);
+    let config = keys.config("").replace("'conf'", "['conf', 'none']");
+    let varpd = net.varpd(net.a(), Family::V4, &config);
+    let _backend = Backend::register(&varpd.socket, key(1), ACTIVE);
+    let socket = std::thread::scope(|scope| {
+        let open = || {
+            net.b().enter();
+            UdpSocket::bind("192.0.2.2:1798").unwrap()
+        };
+        scope.spawn(open).join().unwrap()
+    });
+    let announce = |author: [u8; 4], relayed: bool| {
+        let addr = SocketAddr::from((author, 1798));
+        let coa = CareOf {
+            addr: (author, 4000).into(),
+            kinds: EncapKinds::UDP,
+            capabilities: Capabilities::NONE,
+            longest: Longest::UNKNOWN,
+        };
+        let claim = Claim { stamp: Stamp(1), coa, realm: Realm(0), behind: None };
+        let message = Message {
+            key: key(9),
+            author: Author { realm: Realm(0), addr },
+            nonce: 1,
+            wide: true,
+            relayed,
+            body: Body::Announce { claim, lifetime_ms: 30_000 },
+            tag: None,
+        };
+        socket.send_to(&message.to_bytes(), "192.0.2.1:1798").unwrap();
+    };
+    let shown = || {
+        let row = &varpd.show("vnets")[0];
+        (row["others"].as_u64().unwrap(), row["untagged"].as_u64().unwrap())
+    };
+    for n in 3..40 {
+        announce([192, 0, 2, n], n % 2 == 0);
+    }
+    announce([192, 0, 2, 2], true);
+    wait_until("varpd has heard them", SOON, || varpd.counter("varp_other_policy") == 38);
+    assert_eq!(shown(), (0, 0), "in the names of others, and as if through a relay");
+    announce([192, 0, 2, 2], false);
+    wait_until("the sender itself counts", SOON, || shown() == (1, 1));
 }
 
 /// Root makes and exchanges keys; varpd, whose directory it is, can read what root has written.

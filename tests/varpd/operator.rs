@@ -21,13 +21,13 @@ fn tables_are_shown_as_text_and_json() {
     assert_eq!(code, 0);
     assert_eq!(
         text,
-        "VNET  VIFS  ACTIVE  CACHED  GROUP       POLICY  KEY  OTHERS\n  42     1       1       0  224.10.0.1  none    -         0\n"
+        "VNET  VIFS  ACTIVE  CACHED  GROUP       POLICY  KEY  OTHERS  UNTAGGED\n  42     1       1       0  224.10.0.1  none    -         0         0\n"
     );
     let (code, text) = run(&["-j", "show", "vnets"]);
     let json: Value = serde_json::from_str(&text).unwrap();
     let want = serde_json::json!(
         [{"vnet": 42, "vifs": 1, "active": 1, "cached": 0, "group": "224.10.0.1", "policy": "none",
-          "key": "-", "others": 0}]
+          "key": "-", "others": 0, "untagged": 0}]
     );
     assert_eq!((code, json), (0, want));
     let (code, text) = run(&["show", "vifs", "--vnet", "0x2a", "--mac", "52:54:00:00:00:01"]);

@@ -6,8 +6,9 @@
 //!
 //! * Of a sender that is known, by care-of address, SPI and random number, the next start is expected when its clock, as
 //!   far as is known from its last ones, shows it: in half a minute around now. For each second of that the
-//!   key is derived once at most, and kept as a candidate. Forged packets in the name of a known sender then cost no more than
-//!   those in the name of a start that has been proved, and take nothing from the genuine ones.
+//!   key is derived once, and kept as a candidate until its second is over. So a budget of one key for each second is enough,
+//!   however many packets an attacker makes up. Each sender has its own candidates and its own budget: packets in the name of one
+//!   take nothing from another.
 //! * All others share a budget ([`STRANGERS_PER_SECOND`]). A flood exhausts it, and then new senders are heard
 //!   late, but nobody who is known.
 
@@ -15,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{RESTART, SenderId, StartId, tolerance};
 use crate::limiter::TokenBucket;
-use crate::security::esp::Opener;
+use crate::security::keys::SaKey;
 use crate::time::Instant;
 
 /// Packets a second of senders that are not known for which keys are derived, and at once.
@@ -28,8 +29,6 @@ const STARTS_AT_ONCE: u32 = 40;
 /// behind it: its last start may have been heard late.
 const BEFORE: i64 = 2;
 const BEHIND: i64 = RESTART.as_secs().cast_signed() + 2;
-/// Candidates of all senders at most.
-const MOST: usize = 2048;
 
 /// What is known of a sender.
 #[derive(Debug)]
@@ -40,13 +39,21 @@ struct Known {
     ahead: i64,
     /// Starts for which keys are derived.
     budget: TokenBucket,
+    /// The keys of starts that are expected, by second: those of the vnet's group keys in their order. As many as the
+    /// window has seconds.
+    candidates: BTreeMap<u32, Vec<SaKey>>,
 }
 
 impl Known {
     /// Whether its clock may show this start now.
     fn expects(&self, start: u32, wall: u32) -> bool {
-        (-BEFORE..=BEHIND).contains(&(i64::from(start) - i64::from(wall) - self.ahead))
+        is_expected(start, wall, self.ahead)
     }
+}
+
+/// Whether a clock that is `ahead` of this host's may show this start now.
+fn is_expected(start: u32, wall: u32, ahead: i64) -> bool {
+    (-BEFORE..=BEHIND).contains(&(i64::from(start) - i64::from(wall) - ahead))
 }
 
 /// Whose budget a packet of a start that was not proved is charged to.
@@ -66,8 +73,6 @@ pub(super) enum Charge {
 #[derive(Debug)]
 pub(super) struct Senders {
     known: HashMap<SenderId, Known>,
-    /// For each start that is expected an opener for each key.
-    candidates: BTreeMap<StartId, Vec<Opener>>,
     strangers: TokenBucket,
 }
 
@@ -75,7 +80,6 @@ impl Default for Senders {
     fn default() -> Self {
         Self {
             known: HashMap::new(),
-            candidates: BTreeMap::new(),
             strangers: TokenBucket::new(STRANGERS_PER_SECOND, STRANGERS_PER_SECOND),
         }
     }
@@ -88,7 +92,7 @@ impl Senders {
             && id.second > known.newest
             && known.expects(id.second, wall)
         {
-            return match self.candidates.contains_key(&id) {
+            return match known.candidates.contains_key(&id.second) {
                 true => Charge::Candidate,
                 false if known.budget.take(now) => Charge::Known,
                 false => Charge::Nothing,
@@ -97,44 +101,44 @@ impl Senders {
         if self.strangers.take(now) { Charge::Stranger } else { Charge::Nothing }
     }
 
-    /// The openers of a candidate.
-    pub(super) fn candidate(&mut self, id: StartId) -> Option<&mut Vec<Opener>> {
-        self.candidates.get_mut(&id)
+    /// The keys of a candidate.
+    pub(super) fn candidate(&self, id: StartId) -> Option<&[SaKey]> {
+        self.known.get(&id.sender)?.candidates.get(&id.second).map(Vec::as_slice)
     }
 
-    /// Keeps the openers of a start of a known sender. Those of its starts that are expected no more go.
-    pub(super) fn keep(&mut self, id: StartId, openers: Vec<Opener>) {
-        self.candidates.retain(|other, _| {
-            let apart = i64::from(other.second.abs_diff(id.second));
-            other.sender != id.sender || apart <= BEFORE + BEHIND
-        });
-        if self.candidates.len() >= MOST {
-            // The earliest, which are over or will be soon.
-            self.candidates.pop_first();
-        }
-        self.candidates.insert(id, openers);
+    /// Keeps the keys of a start of a known sender. Those of its starts that are expected no more go.
+    pub(super) fn keep(&mut self, id: StartId, keys: Vec<SaKey>, wall: u32) {
+        let Some(Known { candidates, ahead, .. }) = self.known.get_mut(&id.sender) else { return };
+        candidates.retain(|second, _| is_expected(*second, wall, *ahead));
+        candidates.insert(id.second, keys);
     }
 
-    /// A start was proved. Other candidates of its sender have had their time.
+    /// A start was proved. Candidates of its sender up to this one have had their time.
     pub(super) fn prove(&mut self, StartId { second, sender }: StartId, wall: u32) {
-        self.candidates.retain(|other, _| other.sender != sender);
         let ahead = i64::from(second) - i64::from(wall);
         let known = self.known.entry(sender).or_insert_with(|| Known {
             newest: second,
             ahead,
             budget: TokenBucket::new(STARTS_PER_SECOND, STARTS_AT_ONCE),
+            candidates: BTreeMap::new(),
         });
         // A start is over by half a minute later; whoever is heard at once shows best how late it is there.
         known.ahead = if known.expects(second, wall) { known.ahead.max(ahead) } else { ahead };
         // A clock that was far ahead was set right: later starts of before are not to be waited for.
         let is_set_back = known.newest > wall.saturating_add(tolerance());
         known.newest = if is_set_back { second } else { known.newest.max(second) };
+        let (newest, ahead) = (known.newest, known.ahead);
+        known.candidates.retain(|second, _| *second > newest && is_expected(*second, wall, ahead));
     }
 
-    /// Forgets candidates, and senders whose last start is not among those that are `kept`.
+    /// Forgets senders whose last start is not among those that are `kept`.
     pub(super) fn forget(&mut self, kept: impl Fn(&StartId) -> bool) {
-        self.candidates.clear();
         self.known.retain(|&sender, known| kept(&StartId { second: known.newest, sender }));
+    }
+
+    /// Forgets all candidates: the vnet's keys are others.
+    pub(super) fn forget_candidates(&mut self) {
+        self.known.values_mut().for_each(|known| known.candidates.clear());
     }
 
     /// No limit on strangers.
@@ -146,6 +150,6 @@ impl Senders {
     /// How many candidates there are.
     #[cfg(test)]
     pub(super) fn candidates_len(&self) -> usize {
-        self.candidates.len()
+        self.known.values().map(|known| known.candidates.len()).sum()
     }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::candidates::{Charge, Senders};
 use super::{StartId, TOLERANCE, seconds, tolerance};
 use crate::security::esp::{Numbering, OpenError, Opener};
-use crate::security::keys::Secret;
+use crate::security::keys::{SaKey, Secret};
 use crate::security::{Level, Suite};
 use crate::time::Now;
 use crate::wire::VnetId;
@@ -78,9 +78,11 @@ impl GroupReceiver {
     pub fn set_keys(&mut self, keys: Vec<(Suite, Secret)>) {
         self.senders.retain(|_, sender| keys.iter().any(|(_, key)| *key == sender.key));
         self.forget_unproved();
+        self.expected.forget_candidates();
         self.keys = keys;
     }
 
+    /// Forgets senders of which no start is remembered.
     fn forget_unproved(&mut self) {
         let senders = &self.senders;
         self.expected.forget(|start| senders.contains_key(start));
@@ -129,19 +131,21 @@ impl GroupReceiver {
             return Err(GroupError::Full);
         }
         let charge = self.expected.charge(id, wall, now.mono);
-        let mut made = match charge {
+        let mut openers = match charge {
             Charge::Nothing => return Err(GroupError::Flood),
-            Charge::Candidate => Vec::new(),
-            Charge::Known | Charge::Stranger => self.openers(id),
+            Charge::Candidate => {
+                let keys = self.expected.candidate(id).ok_or(GroupError::Flood)?;
+                self.openers(id, keys)
+            }
+            Charge::Stranger => self.openers(id, &self.derive(id)),
+            Charge::Known => {
+                let keys = self.derive(id);
+                let openers = self.openers(id, &keys);
+                self.expected.keep(id, keys, wall);
+                openers
+            }
         };
-        if charge == Charge::Known {
-            self.expected.keep(id, std::mem::take(&mut made));
-        }
-        let openers = match charge {
-            Charge::Stranger => &mut made,
-            _ => self.expected.candidate(id).ok_or(GroupError::Flood)?,
-        };
-        let (at, opened) = try_all(openers, head, packet)?;
+        let (at, opened) = try_all(&mut openers, head, packet)?;
         let (opener, key) = (openers.swap_remove(at), self.keys.get(at));
         if let Some((_, key)) = key {
             self.senders.insert(id, Sender { opener, key: key.clone() });
@@ -150,12 +154,16 @@ impl GroupReceiver {
         Ok(opened?)
     }
 
-    /// What opens packets of a start, for each key.
-    fn openers(&self, id: StartId) -> Vec<Opener> {
-        let opener = |(suite, key): &(Suite, Secret)| {
-            Opener::new(*suite, &id.key(key), Numbering::Group(id.start()))
-        };
-        self.keys.iter().map(opener).collect()
+    /// The keys of a start, for each key of the vnet.
+    fn derive(&self, id: StartId) -> Vec<SaKey> {
+        self.keys.iter().map(|(_, key)| id.key(key)).collect()
+    }
+
+    /// What opens packets of a start with these keys.
+    fn openers(&self, id: StartId, keys: &[SaKey]) -> Vec<Opener> {
+        let suites = self.keys.iter().map(|(suite, _)| *suite);
+        let opener = |(suite, key)| Opener::new(suite, key, Numbering::Group(id.start()));
+        suites.zip(keys).map(opener).collect()
     }
 
     /// Forgets senders whose start is too old to be accepted again, even if the clock is set back.

@@ -286,6 +286,68 @@ fn a_flood_in_the_name_of_a_known_sender_does_not_silence_it() {
     }
 }
 
+/// A packet as that one, of another start, and not authentic.
+fn forge(like: &[u8], second: u64) -> Vec<u8> {
+    let mut forged = like.to_vec();
+    forged[8..12].copy_from_slice(&u32::try_from(second).unwrap().to_be_bytes());
+    *forged.last_mut().unwrap() ^= 1;
+    forged
+}
+
+/// All of a vnet's senders at once: each packet that they send shows address, SPI and random number.
+#[test]
+fn a_flood_in_the_names_of_two_hundred_known_senders_silences_none_of_them() {
+    let mut r = receiver(&[2, 1]);
+    r.expected = Senders::default();
+    let mut senders: Vec<(SocketAddr, GroupSender, Vec<u8>)> = Vec::new();
+    for n in 0..200 {
+        let from = SocketAddr::from(([192, 0, 2, 1], 4000 + n));
+        let mut s = sender_at(from, n);
+        let first = seal(&mut s, b"first", NOW);
+        assert!(open(&mut r, from, &first, NOW).is_ok());
+        senders.push((from, s, first));
+    }
+    for second in 25..45 {
+        let (now, wall) = (NOW + 1000 * second, NOW / 1000 + second);
+        for (from, _, first) in &senders {
+            for start in (wall - 5..wall + 36).rev() {
+                assert!(open(&mut r, *from, &forge(first, start), now).is_err());
+            }
+        }
+        assert!(r.expected.candidates_len() <= 200 * 35);
+        for (from, s, _) in &mut senders {
+            let opened = open(&mut r, *from, &seal(s, b"known", now), now);
+            assert_eq!(opened.as_deref(), Ok(&b"known"[..]), "{from}, second {second}");
+        }
+    }
+}
+
+/// A full table is swept each second; the senders that stay keep their candidates and budgets.
+#[test]
+fn a_full_table_silences_no_known_sender_under_a_flood_in_its_name() {
+    let (mut s, mut r) = (sender(5), receiver(&[2, 1]));
+    let mut port = 0;
+    let mut crowd = |r: &mut GroupReceiver, count: u64, now: u64| {
+        for _ in 0..count {
+            port += 1;
+            let from = SocketAddr::from(([198, 51, 100, 1], port));
+            let _ = open(r, from, &seal(&mut sender_at(from, 1), b"x", now), now);
+        }
+    };
+    let first = seal(&mut s, b"first", NOW);
+    assert!(open(&mut r, at(1), &first, NOW).is_ok());
+    for second in 0..125 {
+        let (now, wall) = (NOW + 1000 * second, NOW / 1000 + second);
+        for start in (wall - 5..wall + 36).rev() {
+            assert!(second < 91 || open(&mut r, at(1), &forge(&first, start), now).is_err());
+        }
+        let opened = open(&mut r, at(1), &seal(&mut s, b"known", now), now);
+        assert_eq!(opened.as_deref(), Ok(&b"known"[..]), "second {second}");
+        crowd(&mut r, if second < 91 { 45 } else { 60 }, now);
+        assert_eq!(r.senders.len() == MAX_SENDERS, second >= 90, "{second}");
+    }
+}
+
 /// Senders that start while the clock of this host, or theirs, is far ahead.
 #[test]
 fn a_clock_that_was_far_ahead_keeps_nobody_out_once_it_is_right() {

@@ -10,6 +10,7 @@ mod message;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::ReceiveTimeout;
@@ -21,6 +22,8 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use listing::Listing;
 use message::{Part, parts};
+
+use super::{clock, sockopt};
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +59,9 @@ pub struct News {
 
 /// How long the kernel may take for a part of a list, in seconds.
 const PATIENCE: i64 = 1;
-/// Lists that changed while the kernel made them are asked for again as often.
+/// `NETLINK_GET_STRICT_CHK` of linux/netlink.h (Linux 4.20): the kernel lists only what a request says.
+const STRICT: (libc::c_int, libc::c_int) = (libc::SOL_NETLINK, 12);
+/// A list that changed while the kernel made it is asked for again as often.
 const TRIES: usize = 5;
 /// Longest message of the kernel's (NLMSG_GOODSIZE is less).
 const ROOM: usize = 64 << 10;
@@ -70,6 +75,7 @@ pub struct Rtnetlink {
     events: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
+    took: Duration,
 }
 
 impl Rtnetlink {
@@ -85,13 +91,15 @@ impl Rtnetlink {
         let query = open(flags)?;
         bind(query.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         setsockopt(&query, ReceiveTimeout, &TimeVal::seconds(PATIENCE))?;
+        // An older kernel lists more, which is passed over.
+        let _ = sockopt::set(&query, STRICT, 1);
         let events = open(flags | SockFlag::SOCK_NONBLOCK)?;
         let mut groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
         if with_routes {
             groups |= libc::RTMGRP_IPV4_ROUTE | libc::RTMGRP_IPV6_ROUTE;
         }
         bind(events.as_raw_fd(), &NetlinkAddr::new(0, groups.cast_unsigned()))?;
-        Ok(Self { query, events, sequence: 0, buffer: vec![0; ROOM] })
+        Ok(Self { query, events, sequence: 0, buffer: vec![0; ROOM], took: Duration::ZERO })
     }
 
     /// All interfaces, by index; their default routes only if asked for, since a router has many routes.
@@ -101,23 +109,38 @@ impl Rtnetlink {
     pub fn interfaces(&mut self, with_routes: bool) -> io::Result<Vec<Interface>> {
         let mut requests = vec![message::links as fn(u32) -> Vec<u8>, message::addresses];
         if with_routes {
-            requests.push(message::routes);
+            requests.extend([message::routes_v4 as fn(u32) -> Vec<u8>, message::routes_v6]);
         }
+        let began = clock::mono();
+        let mut listing = Listing::default();
+        let listed = requests.into_iter().try_for_each(|request| self.list(request, &mut listing));
+        self.took = clock::mono().saturating_since(began);
+        listed.map(|()| listing.into_interfaces())
+    }
+
+    /// What the last call of [`Self::interfaces`] took: long on a router with many routes.
+    pub fn took(&self) -> Duration {
+        self.took
+    }
+
+    /// Adds a list, which did not change while the kernel made it.
+    fn list(&mut self, request: fn(u32) -> Vec<u8>, listing: &mut Listing) -> io::Result<()> {
         for _ in 0..TRIES {
-            let mut listing = Listing::default();
-            let mut is_whole = true;
-            for request in &requests {
-                is_whole &= self.list(*request, &mut listing)?;
+            let before = listing.clone();
+            if self.ask(request, |part| listing.take(part))? {
+                return Ok(());
             }
-            if is_whole {
-                return Ok(listing.into_interfaces());
-            }
+            *listing = before;
         }
         Err(io::Error::other("the interfaces change too fast to be listed"))
     }
 
     /// Asks for a list; false if it changed while the kernel made it.
-    fn list(&mut self, request: fn(u32) -> Vec<u8>, listing: &mut Listing) -> io::Result<bool> {
+    fn ask(
+        &mut self,
+        request: fn(u32) -> Vec<u8>,
+        mut take: impl FnMut(&Part<'_>),
+    ) -> io::Result<bool> {
         self.sequence = self.sequence.wrapping_add(1);
         send(self.query.as_raw_fd(), &request(self.sequence), MsgFlags::empty())?;
         let mut is_whole = true;
@@ -126,10 +149,13 @@ impl Rtnetlink {
             let bytes = self.buffer.get(..len).unwrap_or_default();
             for part in parts(bytes).filter(|part| part.sequence == self.sequence) {
                 is_whole &= !part.is_interrupted();
-                match part.kind {
-                    message::DONE => return Ok(is_whole),
-                    message::ERROR => return Err(part.error()),
-                    _ => listing.take(&part),
+                match (part.kind, part.error()) {
+                    // No route was ever in the main table.
+                    (message::DONE | message::ERROR, 0 | libc::ENOENT) => return Ok(is_whole),
+                    (message::DONE | message::ERROR, error) => {
+                        return Err(io::Error::from_raw_os_error(error));
+                    }
+                    _ => take(&part),
                 }
             }
         }
@@ -185,5 +211,23 @@ mod tests {
             assert!(!lo.up || lo.addresses.contains(&IpAddr::from([127, 0, 0, 1])));
         }
         assert_eq!(rtnetlink.news(1), News::default(), "nothing has happened");
+    }
+
+    /// A host has routes of the table local for each address. A kernel before 4.20 lists them, too.
+    #[test]
+    fn the_kernel_lists_only_routes_that_may_be_default_routes() {
+        let mut rtnetlink = Rtnetlink::open(true).unwrap();
+        let mut count = |request| {
+            let mut routes = Vec::new();
+            let is_route = |part: &Part<'_>| part.kind == message::NEW_ROUTE;
+            let kept = |part: &Part<'_>| part.body.get(4..8).map(<[u8]>::to_vec);
+            let mut take = |part: &Part<'_>| routes.extend(kept(part).filter(|_| is_route(part)));
+            assert!(rtnetlink.ask(request, &mut take).is_ok());
+            routes
+        };
+        let routes = [count(message::routes_v4), count(message::routes_v6)].concat();
+        let of_main =
+            |route: &Vec<u8>| (route[0], route[3]) == (libc::RT_TABLE_MAIN, libc::RTN_UNICAST);
+        assert!(routes.iter().all(of_main), "{routes:?}");
     }
 }

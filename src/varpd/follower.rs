@@ -1,7 +1,8 @@
 //! Decides when varpd examines the interfaces, and how fast it follows changes.
 //!
 //! A change causes a burst of notifications, so the follower waits a moment after the first one. It never
-//! examines interfaces more often than every [`GAP`]. A host whose address keeps changing moves at most once
+//! examines interfaces more often than every [`GAP`], and spends a tenth of the time on it at most: on a router with a million routes each
+//! examination takes long, and routes change all the time. A host whose address keeps changing moves at most once
 //! every [`REST`], because each move costs all hosts that send to it.
 
 #![forbid(unsafe_code)]
@@ -20,6 +21,8 @@ use super::waiting::REMINDER;
 const SETTLE: Duration = Duration::from_millis(100);
 /// Least time between two examinations.
 const GAP: Duration = Duration::from_millis(250);
+/// The least time between two examinations is this many times what the first took.
+const GAP_FACTOR: u32 = 9;
 /// Delay after an examination that failed, or whose result varpd could not apply.
 const RETRY: Duration = Duration::from_secs(1);
 /// Moves within [`WINDOW`] that varpd follows at once.
@@ -28,6 +31,11 @@ const MOST_MOVES: usize = 6;
 const WINDOW: Duration = Duration::from_secs(60);
 /// Least time between further moves.
 const REST: Duration = Duration::from_secs(10);
+
+/// The least time between the end of an examination that took this long and the next one.
+pub(super) fn gap_after(took: Duration) -> Duration {
+    GAP.max(took.saturating_mul(GAP_FACTOR))
+}
 
 /// The host has no place, and varpd waits for one.
 #[derive(Debug)]
@@ -50,7 +58,8 @@ pub(super) enum Word {
 pub(super) struct Follower {
     was_deleted: bool,
     look_at: Option<Instant>,
-    looked: Option<Instant>,
+    /// No examination before then.
+    rests_until: Option<Instant>,
     moves: VecDeque<Instant>,
     wait: Option<Wait>,
 }
@@ -70,13 +79,18 @@ impl Follower {
     }
 
     fn look_from(&mut self, at: Instant) {
-        let at = self.looked.map_or(at, |looked| at.max(looked + GAP));
+        let at = self.rests_until.map_or(at, |rested| at.max(rested));
         self.look_at = Some(self.look_at.map_or(at, |known| known.min(at)));
     }
 
     /// Time of the next examination.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.look_at.into_iter().chain(self.wait.as_ref().map(|wait| wait.remind_at)).min()
+    }
+
+    /// An examination has ended, which took this long.
+    pub(super) fn looked(&mut self, took: Duration, end: Instant) {
+        (self.look_at, self.rests_until) = (None, Some(end + gap_after(took)));
     }
 
     /// The step for these interfaces.
@@ -87,7 +101,6 @@ impl Follower {
         interfaces: &[Interface],
         now: Instant,
     ) -> Step {
-        (self.look_at, self.looked) = (None, Some(now));
         let step = site::follow(config, place, self.was_deleted, interfaces);
         if matches!(step, Step::Move(_)) {
             while self.moves.front().is_some_and(|at| now.saturating_since(*at) >= WINDOW) {
@@ -169,6 +182,7 @@ mod tests {
 
     /// The follower's step for a change at that time.
     fn change(follower: &mut Follower, from: &str, to: &str, now: Instant) -> Step {
+        follower.looked(Duration::ZERO, now);
         let step = follower.look(&config(), &place(from), &interface(to), now);
         follower.settled(&step, now);
         step
@@ -189,6 +203,28 @@ mod tests {
         assert_eq!(follower.poll_timeout(), Some(at(350)));
         follower.failed(at(340));
         assert_eq!(follower.poll_timeout(), Some(at(350)), "the earlier one");
+    }
+
+    /// Routes change all the time on a router, and to list a million of them takes long.
+    #[test]
+    fn no_more_than_a_tenth_of_the_time_goes_into_looks() {
+        let mut follower = Follower::default();
+        let took = Duration::from_millis(700);
+        let (mut now, mut looks) = (0, 0);
+        while now < 60_000 {
+            follower.heard(NEWS, at(now));
+            if follower.poll_timeout().is_some_and(|due| due <= at(now)) {
+                looks += 1;
+                now += 700;
+                follower.looked(took, at(now));
+                // Others have their turn, and the news goes on.
+                follower.heard(NEWS, at(now));
+            }
+            now += 10;
+        }
+        assert!((8..=9).contains(&looks), "{looks} looks a minute");
+        follower.failed(at(now));
+        assert!(follower.poll_timeout() > Some(at(now)), "nor after one that failed");
     }
 
     #[test]
@@ -212,6 +248,7 @@ mod tests {
     fn what_is_waited_for_is_said_at_once_and_now_and_then() {
         let mut follower = Follower::default();
         let mut look = |addresses: &str, ms| {
+            follower.looked(Duration::ZERO, at(ms));
             let step = follower.look(&config(), &place("192.0.2.1"), &interface(addresses), at(ms));
             let word = follower.settled(&step, at(ms));
             (word, follower.awaits().is_some(), follower.poll_timeout())

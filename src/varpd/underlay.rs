@@ -38,13 +38,14 @@ impl Daemon {
         if self.follower.poll_timeout().is_none_or(|at| at > now.mono) {
             return;
         }
-        let done = waiting::list(&self.config, &mut self.rtnetlink)
-            .map_err(|e| e.to_string())
-            .and_then(|interfaces| {
-                let step = self.follower.look(&self.config, &self.place, &interfaces, now.mono);
-                self.take_step(&step, now)?;
-                Ok(step)
-            });
+        let listed = waiting::list(&self.config, &mut self.rtnetlink);
+        let took = self.rtnetlink.took();
+        self.follower.looked(took, now.mono + took);
+        let done = listed.map_err(|e| e.to_string()).and_then(|interfaces| {
+            let step = self.follower.look(&self.config, &self.place, &interfaces, now.mono);
+            self.take_step(&step, now)?;
+            Ok(step)
+        });
         match done {
             Ok(step) => self.say_settled(&step, now),
             Err(e) => {

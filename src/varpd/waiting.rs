@@ -10,6 +10,7 @@ use crate::sys::rtnetlink::{Interface, Rtnetlink};
 use crate::sys::signal::Termination;
 use crate::time::Instant;
 
+use super::follower::gap_after;
 use super::site::{self, Place};
 use super::{VarpdError, failed};
 
@@ -28,12 +29,13 @@ pub(super) fn await_place(
     termination: &Termination,
     manager: &ServiceManager,
 ) -> Result<Option<Place>, VarpdError> {
-    let mut poller = Poller::new(2).map_err(failed("open an epoll set"))?;
+    let mut all = Poller::new(2).map_err(failed("open an epoll set"))?;
+    let mut only_signals = Poller::new(1).map_err(failed("open an epoll set"))?;
     let (signals, news) = (0, 1);
     let add = failed("fill the epoll set");
-    poller
-        .add(termination, signals, Interest::Read)
-        .and_then(|()| poller.add(rtnetlink, news, Interest::Read))
+    all.add(termination, signals, Interest::Read)
+        .and_then(|()| all.add(rtnetlink, news, Interest::Read))
+        .and_then(|()| only_signals.add(termination, signals, Interest::Read))
         .map_err(add)?;
     let mut said: Option<(String, Instant)> = None;
     loop {
@@ -52,10 +54,14 @@ pub(super) fn await_place(
             manager.starting(&format!("waiting: {why}"), PATIENCE);
             said = Some((why, now));
         }
-        poller.wait(Some(REMINDER)).map_err(failed("wait for events"))?;
-        if let Ok(Some(signal)) = termination.take() {
-            log::info!("exiting on {signal}");
-            return Ok(None);
+        // News come fast on a busy router.
+        let gap = gap_after(rtnetlink.took());
+        for (poller, timeout) in [(&mut only_signals, gap), (&mut all, REMINDER)] {
+            poller.wait(Some(timeout)).map_err(failed("wait for events"))?;
+            if let Ok(Some(signal)) = termination.take() {
+                log::info!("exiting on {signal}");
+                return Ok(None);
+            }
         }
         rtnetlink.news(0);
     }

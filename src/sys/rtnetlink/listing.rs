@@ -18,7 +18,7 @@ const NEXT_HOP_INDEX: usize = 4;
 const IFA_FLAGS: u16 = 8;
 
 /// What the kernel has listed so far.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Listing {
     links: BTreeMap<u32, Interface>,
     /// By interface, in order of preference.

@@ -2,8 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::io;
-
 /// Kinds of messages (netlink(7), rtnetlink(7)).
 pub(super) const ERROR: u16 = libc::NLMSG_ERROR as u16;
 pub(super) const DONE: u16 = libc::NLMSG_DONE as u16;
@@ -34,9 +32,21 @@ pub(super) fn addresses(sequence: u32) -> Vec<u8> {
     request(libc::RTM_GETADDR, sequence, &[0; 8])
 }
 
-/// Asks for all routes of both families.
-pub(super) fn routes(sequence: u32) -> Vec<u8> {
-    request(libc::RTM_GETROUTE, sequence, &[0; 12])
+/// Asks for the IPv4 routes of the main table that lead to other hosts.
+pub(super) fn routes_v4(sequence: u32) -> Vec<u8> {
+    routes(libc::AF_INET, sequence)
+}
+
+/// The same for IPv6.
+pub(super) fn routes_v6(sequence: u32) -> Vec<u8> {
+    routes(libc::AF_INET6, sequence)
+}
+
+/// `struct rtmsg`. Only with NETLINK_GET_STRICT_CHK does the kernel heed table and type; without it lists all.
+fn routes(family: libc::c_int, sequence: u32) -> Vec<u8> {
+    let family = u8::try_from(family).unwrap_or(0);
+    let body = [family, 0, 0, 0, libc::RT_TABLE_MAIN, 0, 0, libc::RTN_UNICAST, 0, 0, 0, 0];
+    request(libc::RTM_GETROUTE, sequence, &body)
 }
 
 fn request(kind: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
@@ -67,10 +77,9 @@ impl Part<'_> {
         self.flags & u16::try_from(libc::NLM_F_DUMP_INTR).unwrap_or(0) != 0
     }
 
-    /// What an error says.
-    pub(super) fn error(&self) -> io::Error {
-        let negative = u32_at(self.body, 0).unwrap_or(0).cast_signed();
-        io::Error::from_raw_os_error(negative.wrapping_neg())
+    /// What an error says, or the end of a list: 0 if all is well.
+    pub(super) fn error(&self) -> i32 {
+        u32_at(self.body, 0).unwrap_or(0).cast_signed().wrapping_neg()
     }
 
     /// Whether it says that this interface is no more. (A port that leaves its bridge is deleted, too, but

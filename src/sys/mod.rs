@@ -6,7 +6,7 @@
 //! | [`event`], [`timer`], [`signal`] | waiting for many descriptors; timers and signals as such |
 //! | [`event_share`] | waiting for descriptors in a set that is somebody else's |
 //! | [`lent_event`], [`doorbell`] | how threads, and processes that share memory, wake each other |
-//! | [`seqpacket`], [`ancillary`] | Unix sockets: whole datagrams, descriptors along with bytes |
+//! | [`seqpacket`], [`ancillary`], [`socket_file`] | Unix sockets: whole datagrams, descriptors along with bytes, their files |
 //! | [`mmsg`], [`error_queue`] | batches of UDP datagrams, and what became of those that were sent |
 //! | [`train`] | one message at a time, looked at before it is taken |
 //! | [`sockopt`], [`link`] | socket options; network interfaces |
@@ -40,6 +40,7 @@ pub mod secret_file;
 pub mod seqpacket;
 pub mod shared_memory;
 pub mod signal;
+pub mod socket_file;
 pub mod sockopt;
 pub mod timer;
 pub mod train;

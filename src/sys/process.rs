@@ -53,7 +53,25 @@ pub fn group_id(name: &str) -> io::Result<u32> {
         return Ok(id);
     }
     let group = Group::from_name(name)?;
-    group.map(|group| group.gid.as_raw()).ok_or_else(|| io::Error::other("no such group"))
+    group.map(|group| group.gid.as_raw()).ok_or_else(|| unknown("group"))
+}
+
+/// Whether an error stays until somebody changes a file, a name or a permission: another attempt fails as well.
+pub fn is_lasting(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied
+            | io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::InvalidFilename
+            | io::ErrorKind::InvalidInput
+    )
+}
+
+fn unknown(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("no such {what}"))
 }
 
 /// The number of a user given by name or number.
@@ -62,7 +80,7 @@ pub fn user_id(name: &str) -> io::Result<u32> {
         return Ok(id);
     }
     let user = User::from_name(name)?;
-    user.map(|user| user.uid.as_raw()).ok_or_else(|| io::Error::other("no such user"))
+    user.map(|user| user.uid.as_raw()).ok_or_else(|| unknown("user"))
 }
 
 /// Takes over a descriptor that the process was started with.

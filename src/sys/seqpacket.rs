@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use super::ancillary;
 use super::process::Process;
+use super::socket_file;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -57,20 +58,15 @@ impl Listener {
         let failed =
             |doing| move |source| BindError::System { path: path.to_owned(), doing, source };
         remove_stale(path)?;
-        let address = SockAddr::unix(path).map_err(failed("use it as a socket's path"))?;
-        let socket = new_socket().map_err(failed("open a Unix socket"))?;
-        socket.bind(&address).map_err(failed("create the socket"))?;
-        let made = fs::symlink_metadata(path).map_err(failed("look at the socket"))?;
-        // From here on dropping removes the file.
-        let listener = Self { socket, path: path.to_owned(), inode: (made.dev(), made.ino()) };
-        if group.is_some() {
-            chown(path, None, group).map_err(failed("set the socket's group"))?;
-        }
-        let mode = fs::Permissions::from_mode(mode);
-        fs::set_permissions(path, mode).map_err(failed("set the socket's mode"))?;
-        // Only now can anybody connect.
-        listener.socket.listen(BACKLOG).map_err(failed("listen"))?;
-        Ok(listener)
+        let listen = |at: &Path| {
+            let socket = new_socket()?;
+            socket.bind(&SockAddr::unix(at)?)?;
+            socket.listen(BACKLOG)?;
+            Ok(socket)
+        };
+        let placed = socket_file::place(path, mode, group, listen);
+        let (socket, inode) = placed.map_err(|(doing, source)| failed(doing)(source))?;
+        Ok(Self { socket, path: path.to_owned(), inode })
     }
 
     /// The next connection that waits; [`io::ErrorKind::WouldBlock`] if none does.
@@ -240,6 +236,8 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use std::fs::File;
     use std::os::unix::net::UnixListener;

@@ -12,7 +12,7 @@ mod server;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +27,7 @@ pub use self::callers::{Frontends, User};
 use self::server::Server;
 use super::device::DataPath;
 use crate::sys::sandbox::view;
+use crate::sys::{process, socket_file};
 
 /// How a frontend attaches.
 #[derive(Debug)]
@@ -64,13 +65,13 @@ pub enum AttachError {
     /// The inherited connection belongs to a user who may not be a frontend.
     #[error("the frontend is {0}, whom --frontend-user does not list")]
     NotListed(String),
-    /// A system call on a path failed.
-    #[error("{what} {path}: {error}")]
-    Path {
-        /// What was tried.
-        what: &'static str,
-        /// On what.
+    /// There can't be a socket at the path.
+    #[error("can't listen on {path}: {}{error}", step(doing))]
+    Listen {
+        /// The path.
         path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
         /// Why it failed.
         error: io::Error,
     },
@@ -82,6 +83,25 @@ pub enum AttachError {
         /// Why it failed.
         error: io::Error,
     },
+}
+
+impl AttachError {
+    /// Whether it stays until somebody changes the command line, a file or a permission.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::NotASocket(_) | Self::NotAStream(_) | Self::NotListed(_) => true,
+            Self::Listen { error, .. } => process::is_lasting(error),
+            Self::InUse(_) | Self::Io { .. } => false,
+        }
+    }
+}
+
+/// The step that failed, unless it is the obvious one.
+fn step(doing: &str) -> String {
+    match doing {
+        socket_file::CREATE => String::new(),
+        _ => format!("can't {doing}: "),
+    }
 }
 
 /// A socket for frontends, ready to be served.
@@ -156,41 +176,23 @@ impl Endpoint {
     }
 }
 
-fn path_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> AttachError {
-    let path = path.to_owned();
-    move |error| AttachError::Path { what, path, error }
-}
-
-/// Binds under another name first and then renames, so that the socket has the requested permissions from the
-/// start and replaces a dead one in one step.
 fn bind(path: PathBuf, mode: u32, group: Option<u32>) -> Result<Source, AttachError> {
     match fs::symlink_metadata(&path) {
         Ok(found) if !found.file_type().is_socket() => return Err(AttachError::NotASocket(path)),
         Ok(_) if UnixStream::connect(&path).is_ok() => return Err(AttachError::InUse(path)),
         _ => {}
     }
-    let mut new = path.clone().into_os_string();
-    new.push(format!(".{}", std::process::id()));
-    let new = PathBuf::from(new);
-    let _ = fs::remove_file(&new);
-    let listener = UnixListener::bind(&new).map_err(path_error("can't listen on", &path))?;
-    let dressed = (|| {
-        fs::set_permissions(&new, fs::Permissions::from_mode(mode))?;
-        chown(&new, None, group)?;
+    let listen = |at: &Path| {
+        let listener = UnixListener::bind(at)?;
         listener.set_nonblocking(true)?;
-        let inode = fs::symlink_metadata(&new)?.ino();
-        fs::rename(&new, &path)?;
-        Ok(inode)
-    })();
-    match dressed {
-        Ok(inode) => {
+        Ok(listener)
+    };
+    match socket_file::place(&path, mode, group, listen) {
+        Ok((listener, (_, inode))) => {
             let path = view::place(&path).unwrap_or(path);
             Ok(Source::Listener(listener, Some(SocketFile { path, inode })))
         }
-        Err(error) => {
-            let _ = fs::remove_file(&new);
-            Err(path_error("can't set up the socket", &path)(error))
-        }
+        Err((doing, error)) => Err(AttachError::Listen { path, doing, error }),
     }
 }
 

@@ -23,15 +23,29 @@ pub fn find(name: &str) -> io::Result<Option<User>> {
     })
 }
 
+/// Why this process could not become another user's.
+#[derive(Debug)]
+pub enum NotChanged {
+    /// It is as it was.
+    AtAll(io::Error),
+    /// It is of neither user: it has some of the other's groups or numbers, and must end.
+    Wholly(io::Error),
+}
+
 /// Makes this process, which has one thread, one of another user, with all of that user's groups. It
 /// keeps its capabilities: those it gives up by itself later.
 ///
 /// # Errors
-/// It lacks CAP_SETUID or CAP_SETGID. It is as it was then, or should end.
-pub fn become_user(user: &User) -> io::Result<()> {
-    let name = CString::new(user.name.as_str())?;
+/// It lacks CAP_SETUID or CAP_SETGID.
+pub fn become_user(user: &User) -> Result<(), NotChanged> {
+    let name = CString::new(user.name.as_str()).map_err(|e| NotChanged::AtAll(e.into()))?;
+    // The first change of the process itself: what fails up to here has changed nothing.
+    initgroups(&name, user.gid).map_err(|e| NotChanged::AtAll(e.into()))?;
+    change_the_rest(user).map_err(NotChanged::Wholly)
+}
+
+fn change_the_rest(user: &User) -> io::Result<()> {
     prctl::set_keepcaps(true)?;
-    initgroups(&name, user.gid)?;
     setresgid(user.gid, user.gid, user.gid)?;
     setresuid(user.uid, user.uid, user.uid)?;
     prctl::set_keepcaps(false)?;

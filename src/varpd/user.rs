@@ -1,8 +1,10 @@
 //! varpd's own user: if root starts varpd, it changes to another user, so that an attacker who takes it over has access to
 //! neither root's files nor root's processes.
 
+use std::io;
+
 use crate::config::{Config, DEFAULT_USER};
-use crate::sys::user;
+use crate::sys::user::{self, NotChanged};
 
 use super::VarpdError;
 
@@ -53,12 +55,21 @@ pub(super) fn become_own(config: &Config) -> Result<Option<String>, VarpdError> 
     match (step, found) {
         (Step::Become, Some(user)) => match user::become_user(&user) {
             Ok(()) => Ok(None),
-            Err(e) if was_asked => Err(failed(e)),
-            Err(e) => Ok(Some(format!("varpd stays root: can't become user {name}: {e}"))),
+            Err(NotChanged::AtAll(e)) if !was_asked => {
+                Ok(Some(format!("varpd stays root: can't become user {name}: {e}")))
+            }
+            Err(NotChanged::AtAll(e)) => Err(failed(e)),
+            Err(NotChanged::Wholly(e)) => Err(failed(io::Error::new(
+                e.kind(),
+                format!(
+                    "{e}, after its groups were taken on; give varpd CAP_SETUID and CAP_SETGID, or neither"
+                ),
+            ))),
         },
-        (Step::Unknown, _) => Err(failed(std::io::Error::other("no such user"))),
+        (Step::Unknown, _) => Err(failed(io::Error::new(io::ErrorKind::NotFound, "no such user"))),
         (Step::NotRoot, _) => {
-            Err(failed(std::io::Error::other("varpd must be started as root, or as that user")))
+            let why = "varpd must be started as root, or as that user";
+            Err(failed(io::Error::new(io::ErrorKind::PermissionDenied, why)))
         }
         (Step::StayRoot, _) => Ok(Some(remedy)),
         (Step::Become | Step::Stay, _) => Ok(None),

@@ -59,6 +59,36 @@ fn signal(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
 }
 
+/// A container that lets varpd change its groups and not its user; nobody has configured one, and there is one.
+#[test]
+fn a_change_of_user_that_fails_halfway_ends_varpd() {
+    let Some(net) = Net::new("varpd: half a change of user") else { return };
+    let passwd = net.path("passwd");
+    let text = fs::read_to_string("/etc/passwd").unwrap();
+    let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("varpd:")).collect();
+    let own = "varpd:x:64999:64999::/nonexistent:/usr/sbin/nologin";
+    fs::write(&passwd, format!("{}\n{own}\n", without.join("\n"))).unwrap();
+    let run = |dropped: &str| {
+        let mut command = net.a().command("unshare");
+        let script = "mount --bind \"$0\" /etc/passwd && exec setpriv --bounding-set \"$1\" -- \"$2\" --underlay no-such --socket \"$3\"";
+        command.args(["--mount", "sh", "-c", script]).arg(&passwd).args([dropped, VARPD]);
+        command.arg(net.path("s"));
+        Process::start("half", net.dir.path(), &mut command)
+    };
+    let mut half = run("-setuid");
+    let status = half.wait_end(SOON);
+    let log = half.log();
+    assert_eq!(status.code(), Some(2), "{log}");
+    assert!(log.contains("varpd: user 'varpd': ") && log.contains("CAP_SETUID"), "{log}");
+    let neither = run("-setuid,-setgid");
+    wait_until("without either it stays root", SOON, || {
+        neither.log().contains("waiting for an address on the underlay")
+    });
+    let pid = neither.pid();
+    assert_eq!(field(pid, "Uid"), ["0"; 4].join("\t"));
+    assert_eq!(field(pid, "Groups").trim(), field(std::process::id(), "Groups").trim());
+}
+
 /// What the kernel gives who asks without a capability, as it doubles it.
 fn usual(limit: &str) -> usize {
     let most = fs::read_to_string(format!("/proc/sys/net/core/{limit}")).unwrap();

@@ -10,6 +10,9 @@ use vnet::vhost_user::attach::{Attach, Frontends, User};
 use vnet::vif::serve::{Options, serve};
 use vnet::wire::VifKey;
 
+/// As clap's.
+const WRONG_USAGE: u8 = 2;
+
 fn main() -> ExitCode {
     let arguments = Backend::parse();
     if arguments.print_capabilities {
@@ -19,7 +22,7 @@ fn main() -> ExitCode {
     vnet::cli::start_log(arguments.verbose, false);
     let options = match options(arguments) {
         Ok(options) => options,
-        Err(error) => return fail(&error, 1),
+        Err(error) => return fail(&error, WRONG_USAGE),
     };
     match serve(options) {
         Ok(()) => ExitCode::SUCCESS,

@@ -133,10 +133,10 @@ pub enum VarpdError {
         /// Why not.
         source: io::Error,
     },
-    /// A list of users or groups names one that does not exist.
+    /// A setting names a user or group that does not exist.
     #[error("{list}: '{name}': {source}")]
     Account {
-        /// Which list.
+        /// Which setting.
         list: &'static str,
         /// The name.
         name: String,
@@ -171,13 +171,21 @@ pub enum VarpdError {
 }
 
 impl VarpdError {
-    /// Exit status of the process: 2 for a wrong configuration, which does not become right when it is tried
-    /// again; 1 for all else.
-    pub const fn exit_status(&self) -> u8 {
-        match self {
-            Self::Config(_) => 2,
-            _ => 1,
-        }
+    /// Exit status of the process: 2 if somebody has to change the configuration, a file or a permission before another
+    /// attempt can succeed; 1 for all else, which may pass.
+    pub fn exit_status(&self) -> u8 {
+        let is_lasting = match self {
+            Self::Config(_) | Self::Key(_) | Self::NoLandlock => true,
+            Self::Site(error) => !error.may_pass(),
+            Self::Bind(BindError::NotASocket(_)) => true,
+            Self::Bind(BindError::System { source, .. })
+            | Self::KeyDirectory { source, .. }
+            | Self::Account { source, .. }
+            | Self::OwnUser { source, .. } => process::is_lasting(source),
+            Self::System { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+            Self::Bind(BindError::Live(_)) | Self::PortInUse(_) | Self::Sandbox(_) => false,
+        };
+        if is_lasting { 2 } else { 1 }
     }
 }
 
@@ -252,13 +260,14 @@ fn check_key_directories(config: &Config) -> Result<(), VarpdError> {
 
 /// Looks up the groups of the sockets.
 fn groups(config: &Config) -> Result<Groups, VarpdError> {
-    let number = |name: &String, socket: &str| {
-        process::group_id(name).map_err(failed(format!("give {socket} to '{name}'")))
+    let number = |name: &String, list: &'static str| {
+        let failed = |source| VarpdError::Account { list, name: name.clone(), source };
+        process::group_id(name).map_err(failed)
     };
     let control = config.socket_group.as_ref();
-    let control = control.map(|name| number(name, "the control socket")).transpose()?;
+    let control = control.map(|name| number(name, "socket-group")).transpose()?;
     let operators = config.operator_group.as_ref().map(|name| {
-        let number = number(name, "the operators' socket");
+        let number = number(name, "operator-group");
         number.map(|number| Operators { name: name.clone(), number })
     });
     Ok(Groups { control, operators: operators.transpose()? })

@@ -93,7 +93,7 @@ impl Daemon {
         })?;
         self.security
             .load(key.vnet, &self.config, &self.counters, now)
-            .map_err(|text| Failure::fatal(ErrorCode::Failed, text))?;
+            .map_err(|text| Failure::fatal(ErrorCode::Denied, text))?;
         self.drop_the_dead(key, now);
         self.registry.check(key, peer, now.mono).inspect_err(|refusal| {
             if matches!(refusal, Refusal::Kept { .. }) {
@@ -401,7 +401,7 @@ impl Daemon {
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
-        Self::fatal(ErrorCode::Denied, refusal.to_string())
+        Self::fatal(ErrorCode::Taken, refusal.to_string())
     }
 }
 

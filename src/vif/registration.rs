@@ -17,7 +17,7 @@ use crate::sys::seqpacket::Connection;
 use crate::underlay::groups::{self, Groups};
 use crate::underlay::sockets;
 use crate::underlay::udp::UdpUnderlay;
-use crate::wire::control::{self, Event, Request};
+use crate::wire::control::{self, ErrorCode, Event, Request};
 use crate::wire::{CareOf, VifKey, encap, esp, frame};
 
 /// What varpd says of a new vif, and its sockets.
@@ -58,7 +58,7 @@ pub(super) fn register_with(
     let bytes = buffer.get(..received.len).unwrap_or_default();
     let event = match Event::parse(bytes) {
         _ if bytes.is_empty() => {
-            return Err(ServeError::Refused("it closed the connection".into()));
+            return Err(ServeError::refused_for_now("it closed the connection"));
         }
         Ok(event) => event,
         Err(error) => return Err(ServeError::Protocol(error.to_string())),
@@ -83,7 +83,9 @@ pub(super) fn registration(
             }
             Ok(Registration { coa, group, underlay_mtu, policy, underlays, groups })
         }
-        Event::Error { text, .. } => Err(ServeError::Refused(text)),
+        Event::Error { code, text } => {
+            Err(ServeError::Refused { why: text, is_lasting: code == ErrorCode::Denied })
+        }
         other => Err(ServeError::Protocol(format!("{other:?}"))),
     }
 }

@@ -99,8 +99,13 @@ pub enum ServeError {
         error: io::Error,
     },
     /// varpd answers, but not with a registration.
-    #[error("varpd refused the vif: {0}")]
-    Refused(String),
+    #[error("varpd refused the vif: {why}")]
+    Refused {
+        /// The reason.
+        why: String,
+        /// It stays until a list, another setting or a key file has been changed.
+        is_lasting: bool,
+    },
     /// varpd broke the protocol.
     #[error("varpd sent a malformed or unexpected answer: {0}")]
     Protocol(String),
@@ -143,12 +148,22 @@ impl ServeError {
         matches!(self, Self::Unreachable { error, .. } if error.kind() == io::ErrorKind::PermissionDenied)
     }
 
-    /// Exit status of the process: 2 for wrong usage, for which a retry is pointless; 1 for all other errors.
-    pub const fn exit_status(&self) -> u8 {
-        match self {
-            Self::Limits(_) => 2,
-            _ => 1,
-        }
+    /// varpd has refused the vif for a reason that may pass.
+    pub(super) fn refused_for_now(why: &str) -> Self {
+        Self::Refused { why: why.to_owned(), is_lasting: false }
+    }
+
+    /// Exit status of the process: 2 if somebody has to change the command line, a setting of varpd, a file or a permission
+    /// before another attempt can succeed; 1 for all else, which may pass.
+    pub fn exit_status(&self) -> u8 {
+        let is_lasting = match self {
+            Self::Limits(_) | Self::Mtu { .. } | Self::View(_) => true,
+            Self::Refused { is_lasting, .. } => *is_lasting,
+            Self::Unreachable { .. } => self.is_denied(),
+            Self::Attach(error) => error.is_lasting(),
+            Self::Protocol(_) | Self::Silent { .. } | Self::Sandbox(_) | Self::System(..) => false,
+        };
+        if is_lasting { 2 } else { 1 }
     }
 }
 
@@ -262,13 +277,13 @@ fn await_keys(varpd: &Connection, link: &mut Link) -> Result<(), ServeError> {
         }
         let received = varpd.recv(&mut buffer).map_err(doing("cannot read from varpd"))?;
         if received.len == 0 {
-            return Err(ServeError::Refused("it closed the connection".into()));
+            return Err(ServeError::refused_for_now("it closed the connection"));
         }
         let event = Event::parse(buffer.get(..received.len).unwrap_or_default())
             .map_err(|error| ServeError::Protocol(error.to_string()))?;
         if let Event::Registered { .. } = event {
             // No thread uses the sockets yet: a new process starts with the right ones.
-            return Err(ServeError::Refused("the host has moved at this moment".into()));
+            return Err(ServeError::refused_for_now("the host has moved at this moment"));
         }
         if let Some(answer) = link.handle_event(event, received.fds, clock::mono()) {
             varpd.send(&answer.emit(), &[]).map_err(doing("cannot write to varpd"))?;

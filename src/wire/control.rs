@@ -390,7 +390,7 @@ pub enum Event {
 pub enum ErrorCode {
     /// The message is malformed or out of place.
     Invalid,
-    /// Not for this client.
+    /// Not for this client, until a list, another setting or a key file has been changed.
     Denied,
     /// Nothing of that name.
     NotFound,
@@ -400,4 +400,6 @@ pub enum ErrorCode {
     Failed,
     /// Nothing has failed: something that the operator should know of. The connection goes on.
     Warning,
+    /// Another client has it at this time.
+    Taken,
 }

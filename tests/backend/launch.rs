@@ -40,12 +40,12 @@ impl Launch<'_> {
         output
     }
 
-    /// The launch fails with status 1, and this is all that is said.
-    fn fails(&self, program: &Path, why: &str) {
+    /// The launch fails with this status, and this is all that is said.
+    fn fails(&self, program: &Path, status: i32, why: &str) {
         let output = self.run(program);
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(said, format!("vhost-user-vnet: {why}\n"));
-        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(output.status.code(), Some(status), "{said}");
         assert!(output.stdout.is_empty());
         step(said.trim());
     }
@@ -80,7 +80,7 @@ fn launches_that_cannot_succeed_say_why() {
     let name = absent.display();
     let without_varpd = Launch { varpd: &absent, ..launch };
     let reason = |why: &str| format!("cannot reach varpd at {name}: {why}; is it running?");
-    without_varpd.fails(&program, &reason("No such file or directory (os error 2)"));
+    without_varpd.fails(&program, 1, &reason("No such file or directory (os error 2)"));
     drop(UnixListener::bind(&absent).unwrap());
     let output = without_varpd.run(&program);
     let said = String::from_utf8_lossy(&output.stderr);
@@ -92,10 +92,10 @@ fn launches_that_cannot_succeed_say_why() {
     let why = "Permission denied (os error 13)";
     let question = "may this user connect (varpd --socket-group)?";
     let why = format!("cannot reach varpd at {}: {why}; {question}", varpd.display());
-    Launch { uid: NOBODY, ..launch }.fails(&program, &why);
+    Launch { uid: NOBODY, ..launch }.fails(&program, 2, &why);
 
     let fails = |more: &str, why: &str| {
-        Launch { arguments: &format!("{VIF} {more}"), ..launch }.fails(&program, why);
+        Launch { arguments: &format!("{VIF} {more}"), ..launch }.fails(&program, 2, why);
     };
     fails("--mtu 1551", "an MTU of 1551 does not fit the underlay: 1550 is the most");
     fails("--socket-group no-such-group", "--socket-group no-such-group: no such group");
@@ -133,7 +133,7 @@ fn a_path_is_taken_only_from_the_dead() {
     for (number, mac_3) in [(1, "03"), (2, "01")] {
         let arguments = format!("--vnet 42 --mac 52:54:00:00:00:{mac_3}");
         let launch = Launch { socket: &socket, varpd, arguments: &arguments, uid: 0 };
-        launch.fails(program, &taken);
+        launch.fails(program, 1, &taken);
         two.send(mac(1), number);
         assert_eq!(one.receive(mac(2)), number, "the first is served as before");
         one.send(mac(2), number);
@@ -143,12 +143,12 @@ fn a_path_is_taken_only_from_the_dead() {
     let file = net.path().join("precious");
     fs::write(&file, "data").unwrap();
     let launch = Launch { socket: &file, varpd, arguments: VIF, uid: 0 };
-    launch.fails(program, &format!("{} exists and is not a socket", file.display()));
+    launch.fails(program, 2, &format!("{} exists and is not a socket", file.display()));
     assert_eq!(fs::read(&file).unwrap(), b"data");
     let nowhere = net.path().join("no-directory/nic.sock");
     let launch = Launch { socket: &nowhere, varpd, arguments: VIF, uid: 0 };
     let why = "No such file or directory (os error 2)";
-    launch.fails(program, &format!("can't listen on {}: {why}", nowhere.display()));
+    launch.fails(program, 2, &format!("can't listen on {}: {why}", nowhere.display()));
     two.send(mac(1), 3);
     assert_eq!(one.receive(mac(2)), 3, "the first is served as before");
 

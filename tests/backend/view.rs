@@ -206,7 +206,7 @@ fn users_who_must_be_told_apart_are_not_hidden_in_a_namespace() {
     let mut one = start(&net, &varpd, 1, NOBODY, &listed);
     let status = one.process.wait_end(SOON);
     let log = one.process.log();
-    assert_eq!(status.code(), Some(1), "{log}");
+    assert_eq!(status.code(), Some(2), "{log}");
     assert!(log.contains("users can't be told apart"), "{log}");
     let mut two = start_with(&net, &varpd, 2, NOBODY, &listed);
     two.wait_listening();

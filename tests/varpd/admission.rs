@@ -51,7 +51,7 @@ fn a_vnet_is_open_to_the_users_on_its_list() {
     for (uid, vnet) in refused {
         let output = backend(&net, &varpd, uid, vnet, 1).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(output.status.code(), Some(2), "{said}");
         let want = format!("user {uid} is not allowed to have vifs on vnet {vnet}");
         assert_eq!(said.lines().filter(|line| line.contains(&want)).count(), 1, "{said}");
         wait_until("varpd says so, too", SOON, || varpd.process.log().contains(&want));
@@ -225,7 +225,7 @@ fn a_list_that_names_nobody_is_an_error() {
         command.arg("--socket").arg(net.path("own.sock")).arg("--config").arg(&file);
         let output = command.output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(output.status.code(), Some(2), "{said}");
         assert_eq!(said, format!("varpd: {list}: 'no-such-{what}': no such {what}\n"));
     }
 }
@@ -239,7 +239,7 @@ fn a_secured_vnet_without_a_list_is_roots_alone() {
     let varpd = net.varpd(net.a(), Family::V4, &keys.config(""));
     let output = backend(&net, &varpd, NOBODY, 42, 1).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(output.status.code(), Some(2), "{said}");
     assert_eq!(said.lines().count(), 1, "{said}");
     for word in ["secured (conf)", "allow-users", "allow-groups", "[vnet.42]"] {
         assert!(said.contains(word), "{word}: {said}");

@@ -273,7 +273,7 @@ fn without_landlock_secured_vnets_are_refused_unless_it_is_waived() {
     };
     let secured = "[vnet.42]\npolicy = 'conf'\n[security]\nkey-directory = 'KEYS'\n";
     let mut refused = start("refused", secured);
-    assert_eq!(refused.wait_end(SOON).code(), Some(1));
+    assert_eq!(refused.wait_end(SOON).code(), Some(2));
     let log = refused.log();
     assert!(
         log.contains("this kernel has no Landlock") && log.contains("without-landlock"),

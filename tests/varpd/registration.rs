@@ -193,13 +193,13 @@ fn another_users_vif_is_denied() {
     let denied = register_as(1000, &net, &varpd.socket);
     let pid = std::process::id();
     let vif = "vif 42/52:54:00:00:00:01 belongs to user 0";
-    assert_eq!(denied, format!("Denied {vif}, process {pid}"));
+    assert_eq!(denied, format!("Taken {vif}, process {pid}"));
     assert_eq!(varpd.counter("vifs_reserved"), 0);
     drop(mine);
     wait_until("the vif is kept", SOON, || varpd.show("vifs")[0]["state"] == "kept");
     // A user who waits for a backend to restart does not get its guest's place.
     let denied = register_as(1000, &net, &varpd.socket);
-    let reserved = "Denied vif 42/52:54:00:00:00:01 is kept for user 0, whose backend has ended";
+    let reserved = "Taken vif 42/52:54:00:00:00:01 is kept for user 0, whose backend has ended";
     assert!(denied.starts_with(reserved), "{denied}");
     assert_eq!(varpd.counter("vifs_reserved"), 1);
     assert_eq!(Backend::register(&varpd.socket, key(1), ACTIVE).coa.addr, theirs);

@@ -132,7 +132,7 @@ impl Serving {
         };
         let lent: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
         let registered = register_with(&varpd, &request, &lent, self.queue_pairs, RETURN_TIMEOUT);
-        if let Err(ServeError::Refused(why)) = &registered {
+        if let Err(ServeError::Refused { why, .. }) = &registered {
             if self.refusal.as_ref() != Some(why) {
                 log::warn!("varpd refused the vif: {why}");
             }

@@ -345,8 +345,15 @@ impl Table {
 
 impl ErrorCode {
     /// All, in the order of their codes, which start at 1.
-    const ALL: [Self; 6] =
-        [Self::Invalid, Self::Denied, Self::NotFound, Self::Limit, Self::Failed, Self::Warning];
+    const ALL: [Self; 7] = [
+        Self::Invalid,
+        Self::Denied,
+        Self::NotFound,
+        Self::Limit,
+        Self::Failed,
+        Self::Warning,
+        Self::Taken,
+    ];
 
     fn code(self) -> u8 {
         match self {
@@ -356,6 +363,7 @@ impl ErrorCode {
             Self::Limit => 4,
             Self::Failed => 5,
             Self::Warning => 6,
+            Self::Taken => 7,
         }
     }
 

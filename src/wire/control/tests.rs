@@ -394,6 +394,7 @@ fn event() -> impl Strategy<Value = Event> {
         ErrorCode::Limit,
         ErrorCode::Failed,
         ErrorCode::Warning,
+        ErrorCode::Taken,
     ]);
     prop_oneof![
         (coa(), addr(), any::<u32>()).prop_map(|(coa, group, underlay_mtu)| Event::Registered {

@@ -114,6 +114,9 @@ impl Mapper {
                 let own = self.end_own(rival);
                 if rival != vif {
                     self.lost(rival, ours, claim, now);
+                    if ours.is_own() && claim.is_own() {
+                        self.cede_along(rival, claim, self.config.lifetime, now);
+                    }
                 }
                 own.map(|own| own.interest).unwrap_or_default()
             }
@@ -163,7 +166,7 @@ impl Mapper {
     }
 
     /// Ends a vif's ownership, with its announcements.
-    fn end_own(&mut self, vif: LocalVif) -> Option<Own> {
+    pub(super) fn end_own(&mut self, vif: LocalVif) -> Option<Own> {
         let own = self.vifs.take_own(vif)?;
         if let Some(due) = own.due {
             self.timers.cancel(due, Timer::Announce(vif));
@@ -172,7 +175,7 @@ impl Mapper {
     }
 
     /// A claim was beaten: its vif is told, and the new place is noted.
-    fn lost(&mut self, vif: LocalVif, ours: Claim, theirs: Claim, now: Now) {
+    pub(super) fn lost(&mut self, vif: LocalVif, ours: Claim, theirs: Claim, now: Now) {
         let Some(state) = self.vifs.get(vif) else { return };
         let (key, conflict) = (state.key, state.runs());
         self.count(MapperCounter::losses);
@@ -296,14 +299,7 @@ impl Mapper {
             self.reclaim(vif, now);
             return None;
         }
-        let mut interest = self.end_own(vif).map(|own| own.interest).unwrap_or_default();
-        if let Some(doubt) = self.end_pending(&key) {
-            interest.merge(doubt.waiters, self.config.limits.interest);
-        }
-        self.lost(vif, ours, theirs, now);
-        self.judge_place(key, theirs);
-        self.notify_all(key, &interest, mapping(key, theirs, lifetime));
-        self.remember(key, theirs, None, lifetime, interest, now.mono);
+        self.cede(vif, theirs, lifetime, now);
         None
     }
 

@@ -25,7 +25,7 @@ counters! {
         conflicts = "claims of other hosts to a vif whose rings run here: two guests with one MAC, a network that was split, or a guest that moved while it ran",
         deferred_claims = "claims of MACs behind vifs that waited, because the MAC had moved less than a second before",
         refused_learnt = "claims of MACs behind vifs refused because they are the own MACs of others",
-        carried = "mappings of MACs behind a vif that followed it to another place",
+        carried = "MACs behind a vif that followed it to another place: mappings, and claims of this host",
         losses = "local claims ended by a newer claim of another host",
         tx_requests = "requests sent to the group",
         tx_refreshes = "requests sent to one host",

@@ -1,8 +1,8 @@
-//! Claims of MACs behind local vifs, and how they follow the vif that they are behind.
+//! Claims of MACs behind local vifs.
 //!
 //! Such a MAC moves as the guests' network likes: a bridge is plugged elsewhere, a virtual router (VRRP) fails
 //! over and back. Receivers follow each newer claim at once. It is the claimant that waits: its claim is made
-//! [`MOVE_INTERVAL`] after the last move that it knows of, and never dropped. Its stamp is that of the guest's
+//! [`MOVE_INTERVAL`] after the last move that it knew of when its guest sent, and never dropped. Its stamp is that of the guest's
 //! frame and not of the moment when it is made, so that of several claimants which wait the one wins whose
 //! guest was heard last. A backend whose MAC is lost claims it again at its guest's next frame from it.
 //!
@@ -14,9 +14,8 @@ use std::time::Duration;
 use super::rivals::INTERVAL;
 use super::timers::Timer;
 use super::vifs::{Wanted, Why};
-use super::{Event, LocalVif, Mapper, MapperCounter};
+use super::{LocalVif, Mapper, MapperCounter};
 use crate::time::{Instant, Now};
-use crate::wire::varp::Claim;
 use crate::wire::{Stamp, VifKey};
 
 /// The least time between two moves of a MAC behind vifs, as far as its claimants know.
@@ -40,13 +39,7 @@ impl Mapper {
             wanted.stamp = stamp;
             return;
         }
-        let has_owner = self.cached_claim(&key).is_some_and(|claim| claim.is_own());
-        if has_owner {
-            if self.doubt_mapping(key, now) {
-                self.want(vif, stamp, now.mono + OWNER_TIMEOUT, true);
-            } else {
-                self.refuse(vif);
-            }
+        if self.asks_owner(vif, key, stamp, now) {
             return;
         }
         let due = self.last_move(&key).map(|at| at + MOVE_INTERVAL).filter(|at| *at > now.mono);
@@ -57,6 +50,18 @@ impl Mapper {
             }
             None => self.claim_key(vif, stamp, Why::Arrived, now),
         }
+    }
+
+    /// Before a MAC is claimed that is known to be another vif's own, that vif's host is asked. False if it
+    /// is none.
+    fn asks_owner(&mut self, vif: LocalVif, key: VifKey, stamp: Stamp, now: Now) -> bool {
+        let has_owner = self.cached_claim(&key).is_some_and(|claim| claim.is_own());
+        if has_owner && self.doubt_mapping(key, now) {
+            self.want(vif, stamp, now.mono + OWNER_TIMEOUT, true);
+        } else if has_owner {
+            self.refuse(vif);
+        }
+        has_owner
     }
 
     fn want(&mut self, vif: LocalVif, stamp: Stamp, due: Instant, asks_owner: bool) {
@@ -73,10 +78,15 @@ impl Mapper {
         Some(wanted)
     }
 
-    /// The time of a claim that was put off has come.
+    /// The time of a claim that was put off has come. It is not put off again, also if the MAC has moved
+    /// meanwhile: of many that wait, the guest that was heard last would be the last to have it.
     pub(super) fn claim_due(&mut self, vif: LocalVif, now: Now) {
-        if let Some(wanted) = self.unwant(vif) {
-            self.claim_learnt(vif, wanted.stamp, now);
+        let Some(Wanted { stamp, asks_owner, .. }) = self.unwant(vif) else { return };
+        let Some(key) = self.vifs.get(vif).map(|state| state.key) else { return };
+        if asks_owner {
+            self.claim_learnt(vif, stamp, now);
+        } else if !self.asks_owner(vif, key, stamp, now) {
+            self.claim_key(vif, stamp, Why::Arrived, now);
         }
     }
 
@@ -93,38 +103,5 @@ impl Mapper {
     fn last_move(&self, key: &VifKey) -> Option<Instant> {
         let left = self.notes.get(key).and_then(|note| note.moved_at);
         left.max(self.cache.get(key).and_then(|entry| entry.moved_at))
-    }
-
-    /// A vif has a newer claim: the MACs behind it have come along. So a bridge that migrates
-    /// is announced once, and all that is behind it is reached at its new place.
-    pub(super) fn carry_along(&mut self, bridge: VifKey, claim: Claim, now: Now) {
-        if !claim.is_own() {
-            return;
-        }
-        for key in self.cache.behind(bridge) {
-            let Some(entry) = self.cache.get(&key) else { continue };
-            let remaining = entry.expires.saturating_since(now.mono);
-            let is_older =
-                |known: &Claim| known.stamp < claim.stamp && known.coa.addr != claim.coa.addr;
-            if let Some(known) = entry.claim().filter(is_older) {
-                let carried = Claim { behind: known.behind, ..claim };
-                self.count(MapperCounter::carried);
-                self.update(key, carried, None, remaining, now);
-            }
-        }
-        self.carry_notes(bridge, claim, now.mono);
-    }
-
-    /// The same for MACs that were behind a vif of this host, which has gone.
-    fn carry_notes(&mut self, bridge: VifKey, claim: Claim, now: Instant) {
-        let gone = self.notes.behind(bridge).filter(|(_, note)| note.moved.is_none());
-        let gone: Vec<(VifKey, Claim)> = gone.map(|(key, note)| (*key, note.ours)).collect();
-        for (key, ours) in gone {
-            if self.vifs.owner(&key).is_none() && ours.stamp < claim.stamp {
-                let theirs = Claim { behind: ours.behind, ..claim };
-                self.note(key, ours, Some(theirs), now);
-                self.event(Event::Lost { key, ours, theirs });
-            }
-        }
     }
 }

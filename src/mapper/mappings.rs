@@ -10,7 +10,7 @@ use super::timers::Timer;
 use super::{Event, Mapper, MapperCounter, Notice};
 use crate::time::{Instant, Now};
 use crate::wire::varp::Claim;
-use crate::wire::{Mac, VifKey, VnetId};
+use crate::wire::{Mac, Stamp, VifKey, VnetId};
 
 impl Mapper {
     /// Forgets cached mappings: all, those of a vnet, those of a MAC. Their users are told.
@@ -72,6 +72,9 @@ impl Mapper {
         if let Some(entry) = self.forget(&key).filter(|entry| entry.claim().is_some()) {
             self.count(MapperCounter::expired);
             self.event(Event::Expired { key });
+            if let Some((bridge, stamp)) = behind(&entry) {
+                self.pending.lose_with(key, bridge, stamp);
+            }
             // Who saw a move held back still has the old mapping, and must not keep it.
             if entry.overdue.is_some() {
                 self.notify_all(key, &entry.interest, Notice::Invalidate { mac: key.mac });
@@ -235,6 +238,12 @@ impl Mapper {
             self.timers.cancel(note.until, Timer::Note(*key));
         }
     }
+}
+
+/// The vif that a mapping's MAC is behind, and the stamp of the mapping.
+pub(super) fn behind(entry: &Entry) -> Option<(Mac, Stamp)> {
+    let claim = entry.claim()?;
+    Some((claim.behind?, claim.stamp))
 }
 
 /// What users of a mapping are told.

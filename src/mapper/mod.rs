@@ -47,7 +47,7 @@
 //! are first seen, by *learnt* claims (flag K). Own claims beat learnt ones, whatever the stamps; `rivals.rs`
 //! says how hosts find out whether an owner is still there. Among learnt claims the newest holds, and claimants
 //! take their time (`learnt.rs`): one that was lost is claimed again only when it is seen again. It moves as those
-//! behind bridges do, which is no conflict. When a vif moves, the MACs behind it follow.
+//! behind bridges do, which is no conflict. When a vif moves, the MACs behind it follow (`along.rs`).
 //!
 //! **Conflicts.** A claim of another host to a vif whose rings run here is shown by both hosts,
 //! whoever wins: two guests have one MAC, or a network that was split is whole again. The host that has
@@ -81,7 +81,8 @@
 //! |---|---|
 //! | `vifs` | the local vifs: which there are, which of them own their key |
 //! | `claims` | claims of local vifs: made, announced, contended, lost |
-//! | `learnt` | claims of MACs behind local vifs; how they follow the vif |
+//! | `learnt` | claims of MACs behind local vifs |
+//! | `along` | how MACs behind vifs follow these, also those that say nothing |
 //! | `rivals` | learnt claims against own ones |
 //! | `clock` | the hybrid logical clock that claims are stamped with |
 //! | `resolve`, `pending` | questions of local vifs, and those under way |
@@ -98,6 +99,7 @@
 
 #![forbid(unsafe_code)]
 
+mod along;
 mod cache;
 mod claims;
 mod clock;

@@ -1,19 +1,21 @@
 //! Resolutions under way, and who waits for them. Frames wait in the backends, not here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::RangeBounds;
 
 use super::LocalVif;
 use super::interest::Interest;
 use crate::time::Instant;
-use crate::wire::{CareOf, VifKey, VnetId};
+use crate::wire::{CareOf, Mac, Stamp, VifKey, VnetId};
 
 /// How far a resolution is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// The host that is known is asked to confirm.
     Confirm(SocketAddr),
+    /// That host has not the MAC, which is behind a vif: it is asked whether it has the vif.
+    Vouch,
     /// Everybody is asked.
     Ask,
 }
@@ -37,6 +39,9 @@ pub(super) struct Pending {
     pub(super) payer: LocalVif,
     /// Where the first asker is.
     pub(super) asker: CareOf,
+    /// The vif that the MAC was behind until its mapping was lost, and the stamp of that; changed by
+    /// [`PendingTable::lose_with`] only.
+    pub(super) lost: Option<(Mac, Stamp)>,
 }
 
 /// All of them.
@@ -44,6 +49,8 @@ pub(super) struct Pending {
 pub(super) struct PendingTable {
     map: BTreeMap<VifKey, Pending>,
     by_vnet: BTreeMap<VnetId, usize>,
+    /// MACs that were behind a vif, by the vif.
+    lost: BTreeSet<(VifKey, Mac)>,
 }
 
 impl PendingTable {
@@ -78,6 +85,9 @@ impl PendingTable {
 
     pub(super) fn remove(&mut self, key: &VifKey) -> Option<Pending> {
         let pending = self.map.remove(key)?;
+        if let Some((bridge, _)) = pending.lost {
+            self.lost.remove(&(VifKey { mac: bridge, ..*key }, key.mac));
+        }
         if let Some(count) = self.by_vnet.get_mut(&key.vnet) {
             *count -= 1;
             if *count == 0 {
@@ -85,6 +95,22 @@ impl PendingTable {
             }
         }
         Some(pending)
+    }
+
+    /// The mapping of a MAC behind a vif was lost: it may follow the vif.
+    pub(super) fn lose_with(&mut self, key: VifKey, bridge: Mac, stamp: Stamp) {
+        let Some(pending) = self.map.get_mut(&key) else { return };
+        if let Some((former, _)) = pending.lost.replace((bridge, stamp)) {
+            self.lost.remove(&(VifKey { mac: former, ..key }, key.mac));
+        }
+        self.lost.insert((VifKey { mac: bridge, ..key }, key.mac));
+    }
+
+    /// The MACs that were behind a vif, and the stamps of their mappings.
+    pub(super) fn lost_with(&self, bridge: VifKey) -> Vec<(VifKey, Stamp)> {
+        let all = (bridge, Mac([0; 6]))..=(bridge, Mac([0xff; 6]));
+        let keys = self.lost.range(all).map(|(_, mac)| VifKey { mac: *mac, ..bridge });
+        keys.filter_map(|key| Some((key, self.map.get(&key)?.lost?.1))).collect()
     }
 
     /// Number in total.

@@ -190,6 +190,7 @@ impl Mapper {
             }
             _ => {
                 self.found(key, claim, lifetime, now);
+                self.vouch(key, claim, lifetime, now);
                 None
             }
         }

@@ -1,8 +1,9 @@
 //! Where is this MAC? Questions of local vifs, and the requests that answer them.
 
+use super::along::VOUCH_TIMEOUT;
 use super::cache::{Entry, Known};
 use super::interest::Interest;
-use super::mappings::mapping;
+use super::mappings::{behind, mapping};
 use super::pending::{Pending, Stage};
 use super::rivals::{INTERVAL, QUESTIONS};
 use super::timers::Timer;
@@ -102,10 +103,22 @@ impl Mapper {
         let may = self.may_ask(vif, key);
         if may {
             self.count(MapperCounter::refreshes);
-            let host = self.varp_address(claim.coa.addr.ip());
-            self.begin(vif, key, asker, Stage::Confirm(host), now);
+            self.begin(vif, key, asker, self.whom_to_ask(key, claim), now);
+            if let Some(bridge) = claim.behind.map(|mac| VifKey { mac, ..key }) {
+                self.vouch_here(bridge, now);
+            }
         }
         may
+    }
+
+    /// The host of a mapping; none if that is this host, to which a MAC behind a vif has come along.
+    fn whom_to_ask(&self, key: VifKey, claim: Claim) -> Stage {
+        let bridge = claim.behind.map(|mac| VifKey { mac, ..key });
+        let here = bridge.and_then(|bridge| self.vifs.owner_claim(&bridge));
+        match here.filter(|(_, here)| here.coa.addr == claim.coa.addr) {
+            Some(_) => Stage::Vouch,
+            None => Stage::Confirm(self.varp_address(claim.coa.addr.ip())),
+        }
     }
 
     /// Somebody who can't be believed says that a cached mapping is wrong: its owner's host is asked to
@@ -166,8 +179,16 @@ impl Mapper {
         waiters.add(payer, self.config.limits.interest);
         let nonce = self.nonces.next();
         let (since, due) = (now.mono, now.mono);
-        self.pending
-            .insert(key, Pending { stage, sent: 0, nonce, since, due, waiters, payer, asker });
+        self.pending.insert(
+            key,
+            Pending { stage, sent: 0, nonce, since, due, waiters, payer, asker, lost: None },
+        );
+        // It was here, behind a vif that may be on its way to another host.
+        if let Some(note) = self.notes.get(&key).filter(|note| note.moved.is_none())
+            && let Some(bridge) = note.ours.behind
+        {
+            self.pending.lose_with(key, bridge, note.ours.stamp);
+        }
         if let Some(vif) = self.vifs.get_mut(payer) {
             vif.asking += 1;
         }
@@ -185,6 +206,10 @@ impl Mapper {
                 let is_over = is_contested && pending.sent > QUESTIONS;
                 let wait = self.config.unicast_wait(pending.sent).filter(|_| !is_over);
                 (wait, Destination::Unicast(host), false)
+            }
+            Stage::Vouch => {
+                let wait = (pending.sent == 1).then_some(VOUCH_TIMEOUT);
+                (wait, Destination::Group, false)
             }
             Stage::Ask => {
                 let wide = pending.sent > self.config.local_sends;
@@ -206,6 +231,7 @@ impl Mapper {
                     self.ask_everybody(key, now);
                 }
             }
+            (None, Stage::Vouch) => self.not_there(key, now),
             (None, Stage::Ask) => self.give_up(key, now),
         }
     }
@@ -231,18 +257,28 @@ impl Mapper {
         };
         self.timers.cancel(due, Timer::Request(key));
         self.count(MapperCounter::refresh_failed);
-        if self.yield_to_rival(key, now) {
+        if self.yield_to_rival(key, now) || self.ask_for_bridge(key, now) {
             return true;
         }
+        self.vouch_no_more(key, now);
+        self.not_there(key, now);
+        true
+    }
+
+    /// A MAC is not where it was: frames sent there would be lost. Everybody is asked.
+    pub(super) fn not_there(&mut self, key: VifKey, now: Now) {
         if let Some(entry) = self.forget(&key) {
             self.notify_all(key, &entry.interest, Notice::Invalidate { mac: key.mac });
             let bound = self.config.limits.interest;
+            let lost = behind(&entry);
             if let Some(pending) = self.pending.get_mut(&key) {
                 pending.waiters.merge(entry.interest, bound);
             }
+            if let Some((bridge, stamp)) = lost {
+                self.pending.lose_with(key, bridge, stamp);
+            }
         }
         self.ask_everybody(key, now);
-        true
     }
 
     /// Nobody answered.

@@ -125,7 +125,7 @@ impl Mapper {
             key: *key,
             state: match pending.stage {
                 Stage::Ask => State::Resolving,
-                Stage::Confirm(_) => State::Confirming,
+                Stage::Confirm(_) | Stage::Vouch => State::Confirming,
             },
             claim: None,
             age: now.saturating_since(pending.since),

@@ -18,12 +18,14 @@
 
 #[path = "../support/abuse.rs"]
 mod abuse;
+mod bridges;
 mod clocks;
 mod confined;
 mod disguises;
 mod disturbances;
 #[path = "../support/driver.rs"]
 mod driver;
+mod failover;
 mod flood;
 mod flows;
 mod forged;

@@ -23,6 +23,7 @@ mod host;
 mod network;
 #[path = "../support/random.rs"]
 mod random;
+mod routers;
 mod script;
 mod user;
 mod world;

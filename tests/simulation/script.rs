@@ -24,11 +24,13 @@ pub(crate) enum Scenario {
     Spray,
     /// Two guests with one MAC, on a bad network.
     Duplicates,
+    /// MACs behind bridges move all the time, and bridges send from others' own MACs, on a good network.
+    Routers,
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Quiet, Self::Migrations, Self::Chaos, Self::Spray, Self::Duplicates];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Quiet, Self::Migrations, Self::Chaos, Self::Spray, Self::Duplicates, Self::Routers];
 
     pub(crate) fn roll(seed: u64) -> Self {
         match seed % 10 {
@@ -36,6 +38,7 @@ impl Scenario {
             1 | 2 => Self::Migrations,
             3 => Self::Spray,
             4 => Self::Duplicates,
+            5 => Self::Routers,
             _ => Self::Chaos,
         }
     }
@@ -81,10 +84,14 @@ pub(crate) enum Action {
     Spray { from: usize, left: u32 },
     /// Is a guest found again that runs elsewhere?
     Found(VifKey),
+    /// Is a MAC behind a bridge reached where it was last sent from, if it has not moved since so many moves?
+    Settled(VifKey, u32),
+    /// Is a guest's own MAC where the guest is?
+    Safe(VifKey),
 }
 
-const MILLI: u64 = 1000;
-const SECOND: u64 = 1_000_000;
+pub(crate) const MILLI: u64 = 1000;
+pub(crate) const SECOND: u64 = 1_000_000;
 /// Who moves more often within minutes is found late: the fifth time is damped.
 const UNDAMPED: u32 = 4;
 const TALK: Duration = Duration::from_millis(1000);
@@ -102,6 +109,11 @@ pub(crate) fn play(world: &mut World) -> Result<(), String> {
             world.run_for(Duration::from_secs(5))?;
             migrations(world);
             world.run_for(Duration::from_secs(110))?;
+        }
+        Scenario::Routers => {
+            world.run_for(Duration::from_secs(5))?;
+            crate::routers::play(world);
+            world.run_for(Duration::from_secs(70))?;
         }
         Scenario::Chaos | Scenario::Spray | Scenario::Duplicates => {
             storm(world);
@@ -135,7 +147,7 @@ fn populate(world: &mut World) {
 /// Somebody behind a bridge, who will move some times: more often than guests' own MACs may.
 fn wanderer(world: &mut World, key: VifKey) {
     let moves = match world.scenario {
-        Scenario::Quiet => 0,
+        Scenario::Quiet | Scenario::Routers => 0,
         _ => world.random.range(0, 20),
     };
     for n in 0..=moves {
@@ -241,7 +253,7 @@ fn peace(world: &mut World) {
 }
 
 impl World {
-    fn any_key(&mut self) -> VifKey {
+    pub(crate) fn any_key(&mut self) -> VifKey {
         let keys: Vec<VifKey> = self.guests().iter().map(|&i| self.users[i].key).collect();
         let mut key = keys[self.random.index(keys.len())];
         if self.scenario == Scenario::Duplicates && key == contested() {
@@ -251,7 +263,7 @@ impl World {
     }
 
     /// The instances that are vifs of their own.
-    fn guests(&self) -> Vec<usize> {
+    pub(crate) fn guests(&self) -> Vec<usize> {
         (0..self.users.len()).filter(|&i| !self.users[i].learnt).collect()
     }
 
@@ -266,6 +278,10 @@ impl World {
         });
         self.intended.insert(key, instance);
         self.see(key, instance);
+        let moves = self.count_moves(key, 1);
+        if self.scenario == Scenario::Routers {
+            self.after(crate::routers::SETTLED, Event::Act(Action::Settled(key, moves)));
+        }
     }
 
     /// A guest that is a bridge sends from another guest's own MAC.
@@ -278,6 +294,11 @@ impl World {
         });
         self.totals.thefts += 1;
         self.see(key, instance);
+        if self.scenario == Scenario::Routers {
+            for after in crate::routers::LOOKS {
+                self.after(after, Event::Act(Action::Safe(key)));
+            }
+        }
     }
 
     /// As a backend and its varpd do: what is not known to be here is claimed.
@@ -363,6 +384,8 @@ impl World {
             Action::Heal => self.hosts.iter_mut().for_each(|host| host.island = 0),
             Action::Spray { from, left } => self.spray(from, left),
             Action::Found(key) => crate::checks::is_found_again(self, key),
+            Action::Settled(key, moves) => crate::routers::is_settled(self, key, moves),
+            Action::Safe(key) => crate::routers::is_safe(self, key),
         }
     }
 

@@ -51,6 +51,8 @@ pub(crate) struct Totals {
     pub(crate) refused: u64,
     /// Claims of MACs behind bridges that were put off.
     pub(crate) deferred: u64,
+    /// Times that a MAC behind a bridge was looked for, and was where it was last sent from.
+    pub(crate) settled: u64,
     /// Backends that were killed.
     pub(crate) crashes: u64,
     pub(crate) restarts: u64,
@@ -75,6 +77,7 @@ impl Totals {
         self.thefts += other.thefts;
         self.refused += other.refused;
         self.deferred += other.deferred;
+        self.settled += other.settled;
         self.crashes += other.crashes;
         self.restarts += other.restarts;
         self.partitions += other.partitions;
@@ -95,6 +98,7 @@ impl Totals {
             self.thefts,
             self.refused,
             self.deferred,
+            self.settled,
             self.crashes,
             self.restarts,
             self.partitions,
@@ -281,7 +285,14 @@ impl World {
                         *highest = claim;
                     }
                 }
+                let is_own = user.active && !user.learnt;
                 user.hear(notice, now);
+                if let Notice::Lost { coa, .. } = notice
+                    && is_own
+                    && self.users[Host::instance(coa)].learnt
+                {
+                    self.violate(format!("{instance} has lost its own MAC to one behind a bridge"));
+                }
             }
             Output::Event(event) => self.note(|| format!("{host} shows {event}")),
         }

@@ -1,6 +1,7 @@
 //! The rules of the mapper, one test each. Messages are written by hand here; whole hosts talk to
 //! each other in `tests/simulation.rs`.
 
+mod along;
 mod bounds;
 mod claiming;
 mod learning;

@@ -380,11 +380,30 @@ impl Mapper {
         if !is_newer || theirs.same_owner(&ours) {
             return;
         }
-        self.note(key, ours, Some(theirs), now.mono);
+        self.note_move(key, theirs, now.mono);
         self.event(Event::Lost { key, ours, theirs });
-        let left: Vec<LocalVif> = self.vifs.with_key(key).collect();
-        for vif in left {
-            self.tell_lost(vif, theirs);
+        self.tell_left(key, now.mono);
+    }
+
+    /// Tells the vifs that were here until lately where their key is now; the last place is told always.
+    pub(super) fn tell_left(&mut self, key: VifKey, now: Instant) {
+        let Some(note) = self.notes.get_mut(&key) else { return };
+        let Some(theirs) = note.moved else { return };
+        let overdue = note.overdue;
+        match (note.say(now), overdue) {
+            (Ok(()), overdue) => {
+                if let Some(at) = overdue {
+                    self.timers.cancel(at, Timer::Left(key));
+                }
+                let left: Vec<LocalVif> = self.vifs.with_key(key).collect();
+                left.into_iter().for_each(|vif| self.tell_lost(vif, theirs));
+            }
+            (Err(due), None) => {
+                note.overdue = Some(due);
+                self.timers.set(due, Timer::Left(key));
+                self.count(MapperCounter::damped_moves);
+            }
+            (Err(_), Some(_)) => {}
         }
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::cache::{Entry, Known, Stored};
 use super::interest::Interest;
+use super::moves::{LEARNT_WINDOW, TELL_INTERVAL};
 use super::notes::Note;
 use super::pending::Pending;
 use super::timers::Timer;
@@ -176,18 +177,23 @@ impl Mapper {
 
     /// Tells the users of a mapping that it moved, now or, where it moves all the time, later.
     fn tell(&mut self, key: VifKey, now: Instant) {
-        let (limit, window) = (self.config.damping_moves, self.config.damping_window);
-        let interval = self.config.damped_interval;
+        let limit = self.config.damping_moves;
         let Some(entry) = self.cache.get_mut(&key) else { return };
-        let early = now.saturating_since(entry.told) < interval;
         let is_own = entry.claim().is_some_and(|claim| claim.is_own());
-        if is_own && entry.moves.damped(now, limit, window) && early {
+        let (window, interval) = match is_own {
+            true => (self.config.damping_window, self.config.damped_interval),
+            false => (LEARNT_WINDOW, TELL_INTERVAL),
+        };
+        let early = now.saturating_since(entry.told) < interval;
+        if entry.moves.damped(now, limit, window) && early {
             if entry.overdue.is_none() {
                 let at = entry.told + interval;
                 entry.overdue = Some(at);
                 self.timers.set(at, Timer::Damped(key));
                 self.count(MapperCounter::damped_moves);
-                self.event(Event::Damped { key });
+                if is_own {
+                    self.event(Event::Damped { key });
+                }
             }
             return;
         }
@@ -232,10 +238,23 @@ impl Mapper {
         self.timers.set(until, Timer::Note(key));
     }
 
+    /// A vif that was here has moved on.
+    pub(super) fn note_move(&mut self, key: VifKey, to: Claim, now: Instant) {
+        let until = now + self.config.lifetime;
+        let Some(note) = self.notes.get_mut(&key) else { return };
+        (note.moved, note.moved_at) = (Some(to), Some(now));
+        let before = std::mem::replace(&mut note.until, until);
+        self.timers.cancel(before, Timer::Note(key));
+        self.timers.set(until, Timer::Note(key));
+    }
+
     /// Forgets that a vif was here.
     pub(super) fn drop_note(&mut self, key: &VifKey) {
         if let Some(note) = self.notes.remove(key) {
             self.timers.cancel(note.until, Timer::Note(*key));
+            if let Some(at) = note.overdue {
+                self.timers.cancel(at, Timer::Left(*key));
+            }
         }
     }
 }

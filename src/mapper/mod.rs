@@ -67,7 +67,9 @@
 //! **Damping** is for own claims. A guest that migrates stops in one place before it starts in another. A vif that
 //! takes its key back while its rings ran all the time shares its MAC with another; after five
 //! times in 180 s it is refused. Elsewhere, users of a mapping that moved as often are told of
-//! further moves at most once a second.
+//! further moves at most once a second, and of those of a MAC behind vifs that moves five times in 100 ms five times
+//! a second. A vif that has lost its key is told five times a second at most where that has gone since. The last
+//! place is told always.
 //!
 //! # Driving it
 //!
@@ -307,7 +309,8 @@ impl Mapper {
                 Timer::Damped(key) => self.tell_late(key, now),
                 Timer::Rival(key) => self.rival_due(key, now),
                 Timer::Claim(vif) => self.claim_due(vif, now),
-                Timer::Note(key) => drop(self.notes.remove(&key)),
+                Timer::Left(key) => self.tell_left(key, now.mono),
+                Timer::Note(key) => self.drop_note(&key),
             }
         }
     }

@@ -5,6 +5,12 @@ use std::time::Duration;
 
 use crate::time::Instant;
 
+/// The least time between two messages that tell a vif of further moves of one MAC, where it moves all the time.
+/// Anybody on the segment of a vnet without keys can say that it does.
+pub(super) const TELL_INTERVAL: Duration = Duration::from_millis(200);
+/// A MAC behind vifs that moves too often within this time does not fail over, but is fought for.
+pub(super) const LEARNT_WINDOW: Duration = Duration::from_millis(100);
+
 /// When a vif moved, as far back as matters.
 #[derive(Debug, Default)]
 pub(super) struct Moves(VecDeque<Instant>);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeBounds;
 
+use super::moves::TELL_INTERVAL;
 use crate::limiter::repeat;
 use crate::time::Instant;
 use crate::wire::varp::Claim;
@@ -21,6 +22,10 @@ pub(super) struct Note {
     pub(super) moved_at: Option<Instant>,
     /// The end of the note.
     pub(super) until: Instant,
+    /// When the vifs that were here were last told of the newer claim.
+    pub(super) said: Option<Instant>,
+    /// When they will be told of one that was held back.
+    pub(super) overdue: Option<Instant>,
     /// When the host of the newer claim was last told that the vif runs here, too.
     pub(super) contested: Option<Instant>,
     /// Hosts that sent late frames, when they were last told, and how often so far.
@@ -33,7 +38,21 @@ const MOST_TOLD: usize = 32;
 impl Note {
     pub(super) fn new(ours: Claim, moved: Option<Claim>, now: Instant, until: Instant) -> Self {
         let moved_at = moved.map(|_| now);
-        Self { ours, moved, moved_at, until, contested: None, told: Vec::new() }
+        let (said, overdue, contested) = (moved_at, None, None);
+        Self { ours, moved, moved_at, until, said, overdue, contested, told: Vec::new() }
+    }
+
+    /// Whether the vifs that were here are to be told of the newer claim now: at once, and of further ones every
+    /// [`TELL_INTERVAL`] at most. If not, until when that is held back.
+    pub(super) fn say(&mut self, now: Instant) -> Result<(), Instant> {
+        let due = self.said.map_or(now, |said| said + TELL_INTERVAL);
+        if due > now {
+            return Err(due);
+        }
+        (self.said, self.overdue) = (Some(now), None);
+        // Hosts that were told another place are told this one at once.
+        self.told.clear();
+        Ok(())
     }
 
     /// Whether a host is to be told now: at once, soon again, since any message may be lost, and then

@@ -25,6 +25,8 @@ pub(super) enum Timer {
     Rival(VifKey),
     /// A MAC behind a local vif is claimed.
     Claim(LocalVif),
+    /// Vifs that were here are told where their key is now.
+    Left(VifKey),
     /// The end of a forwarding note.
     Note(VifKey),
     /// A local vif that has lost its key asks whether anybody has it. The last, so that a mapping

@@ -4,9 +4,12 @@
 
 mod ending;
 
+use std::fmt::Arguments;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
+
+use log::Level;
 
 use super::announcing::Announcing;
 use super::key_ends::KeyEnds;
@@ -14,6 +17,7 @@ use super::learning::Learning;
 use super::nic::{Lent, Nic};
 use super::worker::LaneOffer;
 use crate::metrics::VifCounter;
+use crate::quiet::QuietEach;
 use crate::security::Suite;
 use crate::security::group::Salt;
 use crate::security::keys::Secret;
@@ -21,7 +25,7 @@ use crate::security::policy::{Floor, Policy};
 use crate::sys::process;
 use crate::time::Instant;
 use crate::wire::control::{ErrorCode, Event, Request};
-use crate::wire::{Capabilities, Stamp, VifKey};
+use crate::wire::{Capabilities, CareOf, Mac, Stamp, VifKey};
 
 /// What this backend's receivers understand beyond plain frames.
 pub const CAPABILITIES: Capabilities = Capabilities(
@@ -32,6 +36,9 @@ pub const CAPABILITIES: Capabilities = Capabilities(
 const MIN_BACKOFF: Duration = Duration::from_millis(20);
 /// Longest wait between two calls.
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
+
+/// Lines of a kind in a minute.
+const MOST_LINES: u32 = 5;
 
 /// The registration of one vif with varpd, across varpd's restarts.
 pub struct Link {
@@ -63,6 +70,8 @@ pub struct Link {
     /// When keys end if varpd is away.
     key_ends: KeyEnds,
     backoff: Duration,
+    /// What the log says, by kind: whoever can announce a MAC can provoke some of it.
+    said: QuietEach<&'static str>,
 }
 
 impl Link {
@@ -91,6 +100,7 @@ impl Link {
             ready: Vec::new(),
             key_ends: KeyEnds::default(),
             backoff,
+            said: QuietEach::new(MOST_LINES),
         }
     }
 
@@ -262,15 +272,7 @@ impl Link {
                 self.nic.workers().for_each(|mut worker| worker.arrive(mac));
             }
             Event::Lost { mac, stamp, coa, lifetime_ms } => {
-                if mac == self.key.mac && self.nic.is_active() {
-                    log::warn!(
-                        "vif {}: a guest with this MAC runs at {coa}, too, and frames for the MAC go there from now on; \
-                         unless this guest has just moved there, give one of the two another MAC",
-                        self.key
-                    );
-                } else {
-                    log::info!("{mac} is now at {coa} (stamp {})", stamp.0);
-                }
+                self.say_lost(mac, coa, stamp, now);
                 let lifetime = millis(lifetime_ms);
                 self.learning.handle_lost(mac, &self.nic);
                 self.nic.workers().for_each(|mut w| w.depart(mac, coa, lifetime, now));
@@ -283,13 +285,45 @@ impl Link {
                 self.nic.workers().for_each(|mut worker| worker.close_lane(lane, now));
             }
             Event::StatsRequest { xid } => return Some(self.stats(xid)),
-            Event::Error { code: ErrorCode::Warning, text } => log::warn!("varpd: {text}"),
-            Event::Error { code, text } => log::warn!("varpd: {text} ({code:?})"),
+            Event::Error { code: ErrorCode::Warning, text } => {
+                self.say(Level::Warn, "varpd warns", format_args!("varpd: {text}"), now);
+            }
+            Event::Error { code, text } => {
+                self.say(
+                    Level::Warn,
+                    "varpd refuses",
+                    format_args!("varpd: {text} ({code:?})"),
+                    now,
+                );
+            }
             Event::Registered { .. } | Event::Row { .. } | Event::End => {
-                log::warn!("varpd sent an unexpected message");
+                let line = format_args!("varpd sent an unexpected message");
+                self.say(Level::Warn, "unexpected", line, now);
             }
         }
         None
+    }
+
+    /// Logs a line at this level or, if its kind was logged often in this minute, at one that only debugging shows.
+    fn say(&mut self, level: Level, kind: &'static str, line: Arguments<'_>, now: Instant) {
+        match self.said.level(kind, now) {
+            Level::Warn => log::log!(level, "{line}"),
+            suppressed => log::log!(suppressed, "{line}"),
+        }
+    }
+
+    fn say_lost(&mut self, mac: Mac, coa: CareOf, stamp: Stamp, now: Instant) {
+        let key = self.key;
+        if mac == key.mac && self.nic.is_active() {
+            let line = format_args!(
+                "vif {key}: a guest with this MAC runs at {coa}, too, and frames for the MAC go there from now on; \
+                 unless this guest has just moved there, give one of the two another MAC"
+            );
+            self.say(Level::Warn, "taken", line, now);
+        } else {
+            let line = format_args!("{mac} is now at {coa} (stamp {})", stamp.0);
+            self.say(Level::Info, "moved", line, now);
+        }
     }
 
     /// Keys of a secured vnet; on another nobody has use for them.

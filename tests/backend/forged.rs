@@ -359,3 +359,29 @@ fn forged_answers_and_announcements_change_nothing() {
         wait_until("host a believes it", SOON, || varpd_counter(&net.varpds[0], "moved") > 0);
     });
 }
+
+/// Where there are no keys, any host of the segment can announce a guest's MAC.
+#[test]
+fn announcements_of_a_running_mac_do_not_fill_its_backends_log() {
+    let what = "a host announces another's guest all the time";
+    let Some(net) = Net::with_configs(what, &[String::new(), String::new()]) else { return };
+    let mut one = Nic::start("g1", vif(42, 1), &net.varpds[0]);
+    one.wait_state("active", &net.varpds[0]);
+    let stamp = clock::now().wall_ms + 1000;
+    let forge = |socket: &OffPath, n| {
+        let mut forged = claim(42, 1, B, n, MAKE[0]);
+        if let Body::Announce { claim, .. } = &mut forged.body {
+            claim.stamp = Stamp(stamp + n);
+        }
+        send(socket, B, &forged)
+    };
+    during(net.underlay.host(1), forge, |_| {
+        let often = || varpd_counter(&net.varpds[0], "damped_moves") > 20;
+        wait_until("the backend was told often", SOON, often);
+    });
+    one.backend.process.assert_running();
+    assert_eq!(varpd_counter(&net.varpds[0], "clients_stalled"), 0);
+    let log = one.backend.process.log();
+    let said = log.matches("a guest with this MAC runs at").count();
+    assert!((1..=5).contains(&said), "{log}");
+}

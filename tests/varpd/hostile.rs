@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use vnet::sys::clock;
 use vnet::wire::control::{ErrorCode, Event, MAX_LEN, Request, Table};
-use vnet::wire::varp;
+use vnet::wire::name::Realm;
+use vnet::wire::varp::{self, Author, Body, Claim, Message};
+use vnet::wire::{CareOf, Stamp};
 
 use super::peer::{ACTIVE, Backend, Peer, Way, register, take};
 use super::support::netns::Family;
@@ -274,6 +276,47 @@ fn a_flood_of_varp_does_not_starve_clients() {
     });
     vif.unicast().send_to(b"x", flooder.coa.addr).unwrap();
     assert_eq!(take(flooder.unicast()).0, b"x");
+}
+
+/// Any host of the segment can announce a MAC of a vnet without keys, as often as it likes.
+#[test]
+fn announcements_of_a_running_mac_do_not_fill_its_backends_queue() {
+    // More than its queue holds.
+    const FORGED: u64 = 3000;
+    let Some(net) = Net::new("varpd: a flood of announcements") else { return };
+    let varpd = net.varpd(net.a(), Family::V4, "");
+    let vif = Backend::register(&varpd.socket, key(1), ACTIVE);
+    let own = vif.peer.claimed();
+    net.b().enter();
+    let liar = UdpSocket::bind((net.b().ipv4, varp::PORT)).unwrap();
+    socket2::SockRef::from(&liar).set_multicast_if_v4(&net.b().ipv4).unwrap();
+    let author = Author { realm: Realm(0), addr: (net.b().ipv4, varp::PORT).into() };
+    let announce = |n: u64| {
+        let stamp = Stamp(own.0 + 1 + n);
+        let addr = (net.b().ipv4, 40_000 + (n % 2) as u16).into();
+        let coa = CareOf { addr, ..vif.coa };
+        let claim = Claim { stamp, coa, realm: Realm(0), behind: None };
+        let body = Body::Announce { claim, lifetime_ms: 30_000 };
+        let (key, nonce, tag) = (key(1), n + 1, None);
+        let message = Message { key, author, nonce, wide: false, relayed: false, body, tag };
+        liar.send_to(&message.to_bytes(), (varp::GROUP, varp::PORT)).unwrap();
+        stamp
+    };
+    let mut sent = 0;
+    wait_until("the flood has arrived", SOON, || {
+        (0..1500).for_each(|_| {
+            announce(sent);
+            sent += 1;
+        });
+        varpd.counter("rx_announces") >= FORGED
+    });
+    let last = announce(sent);
+    let told = vif.peer.find(|event| match event {
+        Event::Lost { stamp, coa, .. } if *stamp == last => Some(coa.addr.port()),
+        _ => None,
+    });
+    assert_eq!(u64::from(told), 40_000 + sent % 2, "the last place is told");
+    assert_eq!(varpd.counter("clients_stalled"), 0);
 }
 
 struct SetOnDrop<'a>(&'a AtomicBool);

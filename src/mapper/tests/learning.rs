@@ -154,6 +154,26 @@ fn receivers_follow_every_move_at_once() {
     assert_eq!(bench.count(MapperCounter::damped_moves), 0);
 }
 
+/// No guests' network fails over five times in 100 ms, but anybody on the segment can say that it does.
+#[test]
+fn receivers_of_a_learnt_claim_that_is_fought_for_are_told_five_times_a_second_and_then_the_last() {
+    let mut bench = Bench::hosting();
+    bench.learn(VIF, 9, learnt(2, 0));
+    let mut told = 0;
+    for round in 1..=2000 {
+        bench.hear_announce(key(7, 9), learnt(2 + (round % 2) as u8, round));
+        told += bench.told().len();
+        bench.pass_ms(1);
+    }
+    assert!((10..=16).contains(&told), "five at once, then every 200 ms: {told}");
+    let last = learnt(7, 10_000);
+    bench.hear_announce(key(7, 9), last);
+    bench.pass_ms(200);
+    let told = bench.told();
+    let Some((VIF, Notice::Mapping { coa, .. })) = told.last() else { panic!("{told:?}") };
+    assert_eq!(*coa, last.coa);
+}
+
 /// A cache's correction that shows what came after our claim is a move, not another's clock.
 #[test]
 fn a_claim_that_was_beaten_since_is_not_made_again() {

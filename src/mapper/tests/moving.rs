@@ -161,6 +161,63 @@ fn users_of_a_mapping_that_flaps_are_told_once_a_second_and_then_the_last() {
     assert_eq!(*coa, claim(9, 1000).coa);
 }
 
+/// Anybody on the segment can announce a MAC with rising stamps, and each announcement was once a message to the
+/// backends.
+#[test]
+fn a_vif_that_lost_its_key_is_told_of_further_moves_five_times_a_second_and_of_the_last() {
+    for has_stopped in [false, true] {
+        let mut bench = Bench::hosting();
+        if has_stopped {
+            bench.mapper.set_active(VIF, false, None, bench.now);
+            bench.outputs();
+        }
+        let (mut told, mut corrected) = (0, 0);
+        for round in 0..2000 {
+            let newer = claim(2 + u8::try_from(round % 2).unwrap(), 5000 + round);
+            bench.hear_announce(key(7, 1), newer);
+            for output in bench.outputs() {
+                match output {
+                    Output::Notify { vif: VIF, notice: Notice::Lost { coa, .. } } => {
+                        told += 1;
+                        assert!(round > 0 || coa == newer.coa, "the first at once");
+                    }
+                    Output::Send { .. } => corrected += 1,
+                    _ => {}
+                }
+            }
+            bench.pass_ms(1);
+        }
+        assert!((10..=11).contains(&told), "in two seconds: {told}");
+        assert!(corrected <= 11, "the host that has it is told as often: {corrected}");
+        let last = claim(9, 9000);
+        bench.hear_announce(key(7, 1), last);
+        bench.pass_ms(200);
+        let told = bench.told();
+        let lost = Notice::Lost { stamp: last.stamp, coa: last.coa };
+        assert_eq!(told.last(), Some(&(VIF, lost)), "{told:?}");
+        assert_eq!(bench.mapper.forwarding(key(7, 1)), Some(last));
+        // A later one is told at once again.
+        bench.pass_ms(200);
+        bench.hear_announce(key(7, 1), claim(3, 10_000));
+        assert_eq!(bench.told().len(), 1);
+    }
+}
+
+/// A vif that has its key again is not told of a move before that.
+#[test]
+fn a_move_that_was_held_back_is_not_told_when_the_vif_is_back() {
+    let mut bench = Bench::hosting();
+    bench.mapper.set_active(VIF, false, None, bench.now);
+    for round in 0..3 {
+        bench.hear_announce(key(7, 1), claim(2, 5000 + round));
+    }
+    bench.mapper.set_active(VIF, true, None, bench.now);
+    bench.outputs();
+    assert!(bench.mapper.claim(VIF).is_some());
+    bench.pass_ms(1000);
+    assert_eq!(bench.told(), []);
+}
+
 /// A guest arrives at host 1 while a tenth of all packets is lost; host 2 talks to it.
 #[test]
 fn with_a_tenth_lost_all_but_one_of_a_hundred_arrivals_are_heard_within_20_ms() {

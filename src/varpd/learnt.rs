@@ -141,7 +141,7 @@ impl Daemon {
     fn learn_one(&mut self, id: LocalVif, mac: Mac, stamp: Option<Stamp>, now: Now) -> bool {
         let Some(vif) = self.registry.get(id).filter(|vif| vif.active) else { return false };
         let (key, coa, peer, own) = (VifKey { mac, ..vif.key }, vif.coa, vif.peer, vif.key.mac);
-        let stamp = stamp.filter(|_| !vif.is_new);
+        let stamp = stamp.filter(|_| vif.brings_stamps);
         // A vif's own MAC is nobody else's on this host, as far as this host can tell.
         if mac == own
             || self.registry.is_active(key)

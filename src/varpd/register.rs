@@ -107,7 +107,7 @@ impl Daemon {
         let is_admitted = self.admits(&wanted, now);
         wanted.active &= is_admitted;
         let origin = self.origin(&wanted, peer, &fds);
-        let mut handed = Handed::All;
+        let (mut handed, mut brings_stamps) = (Handed::All, false);
         let vif = match origin {
             Origin::Kept(kept) => {
                 self.counters.inc(VarpdCounter::vifs_resumed);
@@ -124,12 +124,15 @@ impl Daemon {
                 match self.kept_at(&wanted, peer, &sockets) {
                     // They are those that are kept: the claim has lived on.
                     Some(kept) => self.resume(kept, &wanted, peer, id, now)?,
-                    None => self.enter(&wanted, peer, id, sockets, now)?,
+                    None => {
+                        brings_stamps = true;
+                        self.enter(&wanted, peer, id, sockets, now)?
+                    }
                 }
             }
         };
         if let Some(vif) = self.registry.get_mut(vif) {
-            vif.is_new = origin == Origin::Opened;
+            vif.brings_stamps = brings_stamps;
             vif.is_halted = !is_admitted;
         }
         if let Some(client) = self.clients.get_mut(id) {
@@ -140,8 +143,7 @@ impl Daemon {
         if self.welcome(id, vif, (origin, handed), mtu, now) {
             self.tell_of_twin(id, vif, now);
             self.send_keys(vif, id, now);
-            // A stamp orders claims to one care-of address: for a new one it says nothing.
-            let prior = wanted.stamp.filter(|_| origin != Origin::Opened);
+            let prior = wanted.stamp.filter(|_| brings_stamps);
             self.activate(vif, wanted.active, prior, now);
         }
         Ok(())
@@ -382,7 +384,7 @@ impl Daemon {
             queue_pairs: wanted.queue_pairs,
             active: wanted.active,
             is_halted: false,
-            is_new: false,
+            brings_stamps: false,
             ran: wanted.active,
             stamp: None,
             moved: false,

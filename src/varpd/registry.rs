@@ -47,9 +47,10 @@ pub(super) struct Vif<S> {
     pub(super) active: bool,
     /// Its backend carries no frame, since the vnet's policy is too low for it.
     pub(super) is_halted: bool,
-    /// Its backend was given new sockets: stamps of claims to an earlier care-of address say nothing
-    /// of claims to this one.
-    pub(super) is_new: bool,
+    /// Stamps that its backend brings are of claims at this care-of address, made with an earlier varpd: it brought
+    /// its sockets, and has been at their address since. All other claims are this varpd's own, or were at another
+    /// address, where a stamp says nothing of claims to this one.
+    pub(super) brings_stamps: bool,
     /// Its rings have run, and were not said to have stopped: what arrived at its sockets since is for
     /// its guest.
     pub(super) ran: bool,
@@ -284,7 +285,7 @@ mod tests {
             queue_pairs: 1,
             active: true,
             is_halted: false,
-            is_new: false,
+            brings_stamps: false,
             ran: true,
             stamp: None,
             moved: false,

@@ -233,7 +233,7 @@ impl Daemon {
         let Some(vif) = self.registry.get_mut(id) else { return Ok(()) };
         let coa = CareOf { addr: sockets.address(), longest, ..vif.coa };
         log::info!("vif {} at {coa}, before at {}", vif.key, vif.coa);
-        (vif.coa, vif.sockets, vif.is_new) = (coa, sockets, true);
+        (vif.coa, vif.sockets, vif.brings_stamps) = (coa, sockets, false);
         match vif.owner {
             Owner::Live(client) => {
                 if self.tell_place(id, client, mtu, Handed::All, now) {
@@ -242,6 +242,9 @@ impl Daemon {
             }
             Owner::Kept(_) => {
                 (vif.active, vif.stamp) = (false, None);
+                if let Err(e) = vif.sockets.bound() {
+                    log::debug!("can't bound what waits for vif {}: {e}", vif.key);
+                }
                 self.clear_learnt(id, now);
                 self.mapper.set_active(id, false, None, now);
             }

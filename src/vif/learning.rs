@@ -89,6 +89,12 @@ impl Learning {
         self.macs.insert(mac, Some(stamp));
     }
 
+    /// The vif is at another care-of address, of which the stamps say nothing.
+    pub fn forget_stamps(&mut self) {
+        let untold = self.untold.iter_mut().map(|(_, stamp)| stamp);
+        self.macs.values_mut().chain(untold).for_each(|stamp| *stamp = None);
+    }
+
     /// The MAC is elsewhere now.
     pub fn handle_lost(&mut self, mac: Mac, nic: &Nic) {
         self.macs.remove(&mac);
@@ -206,6 +212,10 @@ mod tests {
         assert!(!see(&nic, 1, C, at(1)));
         learning.handle_claimed(A, Stamp(7), &nic, at(1));
         let macs = vec![(A, Some(Stamp(7))), (B, None)];
+        assert_eq!(learning.all(), Some(Request::Learn { macs }));
+        // The vif is at another care-of address.
+        learning.forget_stamps();
+        let macs = vec![(A, None), (B, None)];
         assert_eq!(learning.all(), Some(Request::Learn { macs }));
     }
 

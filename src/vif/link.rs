@@ -175,6 +175,12 @@ impl Link {
         self.nic.bound_receive_buffers();
     }
 
+    /// The vif is at another care-of address: stamps order claims to the one before.
+    pub fn handle_moved(&mut self) {
+        self.stamp = None;
+        self.learning.forget_stamps();
+    }
+
     /// The connection is gone. Returns how long to wait before the next attempt.
     pub fn handle_disconnected(&mut self, now: Instant) -> Duration {
         self.key_ends.handle_left(now);

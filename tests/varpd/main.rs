@@ -93,13 +93,19 @@ impl Net {
 
     /// The same, at one of the host's addresses.
     fn varpd_at(&self, host: &Host, address: IpAddr, config: &str) -> Varpd {
+        self.varpd_where(host, &format!("address = '{address}'"), config)
+    }
+
+    /// The same, at whatever IPv4 address the host's interface has.
+    fn varpd_on(&self, host: &Host, interface: &str, config: &str) -> Varpd {
+        self.varpd_where(host, &format!("underlay = '{interface}'"), config)
+    }
+
+    fn varpd_where(&self, host: &Host, place: &str, config: &str) -> Varpd {
         let name = format!("varpd-{}", host.name);
         let (socket, file) =
             (self.path(&format!("{name}.sock")), self.path(&format!("{name}.toml")));
-        let head = format!(
-            "socket = '{}'\nsocket-mode = '0666'\naddress = '{address}'\n",
-            socket.display()
-        );
+        let head = format!("socket = '{}'\nsocket-mode = '0666'\n{place}\n", socket.display());
         std::fs::write(&file, head + config).unwrap();
         let mut command = host.command(env!("CARGO_BIN_EXE_varpd"));
         command.args(["-v", "--config"]).arg(&file);

@@ -12,7 +12,7 @@ use vnet::wire::control::{ErrorCode, Event, Request};
 use super::peer::{ACTIVE, Backend, INACTIVE, Peer, Way, frame, register, take};
 use super::support::netns::Family;
 use super::support::wait_until;
-use super::{BOTH, Net, SOON, key};
+use super::{BOTH, Net, SOON, key, mac};
 
 /// Set where this program is run as another user: names the control socket.
 const OTHER_USER_AT: &str = "VNET_TEST_OTHER_USER_AT";
@@ -320,4 +320,62 @@ fn what_waits_for_a_vif_that_is_kept_is_bounded_until_it_is_read_again() {
     let again = Backend::register(&varpd.socket, key(1), ACTIVE);
     assert_eq!(again.coa.addr, coa.addr, "the same sockets");
     room("it has room again");
+}
+
+/// Gives host a another address, and waits until its only vif has followed.
+fn renumber(net: &Net, varpd: &super::Varpd) {
+    net.a().ip("address delete 192.0.2.1/24 dev eth0");
+    net.a().ip("address add 192.0.2.77/24 dev eth0");
+    wait_until("the vif is at another address", SOON, || {
+        let coa = varpd.show("vifs")[0]["coa"].to_string();
+        coa.contains("192.0.2.77:")
+    });
+}
+
+#[test]
+fn a_vif_that_is_kept_while_its_host_is_renumbered_has_bounded_sockets() {
+    let Some(net) = Net::new("varpd: sockets of a kept vif that moves") else { return };
+    let varpd = net.varpd_on(net.a(), "eth0", "");
+    let old = Backend::register(&varpd.socket, key(1), ACTIVE);
+    old.peer.claimed();
+    drop(old);
+    wait_until("it is kept", SOON, || varpd.show("vifs")[0]["state"] == "kept");
+    renumber(&net, &varpd);
+    let coa: SocketAddr = varpd.show("vifs")[0]["coa"].as_str().unwrap().parse().unwrap();
+    net.b().enter();
+    let sender = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    (0..8000).for_each(|_| drop(sender.send_to(&[0x40; 1300], coa)));
+    let back = Backend::register(&varpd.socket, key(1), ACTIVE);
+    assert_eq!(back.coa.addr, coa, "the kept sockets");
+    let waited = sockopt::waiting(&back.sockets[1]).unwrap();
+    assert!((1..3 << 20).contains(&waited), "{waited}");
+}
+
+/// A stamp orders claims to one care-of address. With that of a claim at the old one, a claim at the new one would
+/// be no newer, and hosts that know the old one might keep that.
+#[test]
+fn a_stamp_of_a_claim_at_the_old_address_is_not_believed_at_the_new_one() {
+    let Some(net) = Net::new("varpd: stamps of a kept vif that moves") else { return };
+    let varpd = net.varpd_on(net.a(), "eth0", "");
+    let way = Way { learn: Some(4), ..ACTIVE };
+    let old = Backend::register(&varpd.socket, key(1), way);
+    let stamp = old.peer.claimed();
+    let behind = |stamp| Request::Learn { macs: vec![(mac(9), stamp)] };
+    let claimed_behind = |peer: &Peer| {
+        peer.find(|event| match event {
+            Event::Claimed { mac: of, stamp } if *of == mac(9) => Some(*stamp),
+            _ => None,
+        })
+    };
+    old.peer.send(&behind(None));
+    let learnt = claimed_behind(&old.peer);
+    drop(old);
+    wait_until("it is kept", SOON, || varpd.show("vifs")[0]["state"] == "kept");
+    renumber(&net, &varpd);
+    // A backend that was stopped meanwhile: its own sockets are refused, so it comes without.
+    let back = Backend::register(&varpd.socket, key(1), Way { stamp: Some(stamp), ..way });
+    assert_eq!(varpd.counter("vifs_resumed"), 1);
+    assert!(back.peer.claimed() > stamp);
+    back.peer.send(&behind(Some(learnt)));
+    assert!(claimed_behind(&back.peer) > learnt);
 }

@@ -184,6 +184,7 @@ impl Serving {
         let place = place(self.key, &registration);
         self.late.end(&self.poller).map_err(doing("cannot poll"))?;
         self.nic.replace_underlays(registration.underlays, place);
+        self.link.handle_moved();
         Ok(())
     }
 

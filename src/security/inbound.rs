@@ -202,6 +202,11 @@ impl Inbound {
         tables.has_ended = false;
     }
 
+    /// There are no keys of group frames any more.
+    pub fn remove_group(&self) {
+        self.tables().group.set_keys(Vec::new());
+    }
+
     /// Whether one of the keys of group frames that are accepted is none of these.
     pub fn misses_any(&self, keys: &[(Suite, Secret)]) -> bool {
         self.tables().group.keys().any(|key| !keys.iter().any(|(_, other)| other == key))

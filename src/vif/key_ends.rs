@@ -48,9 +48,10 @@ pub struct KeyEnds {
 }
 
 impl KeyEnds {
-    /// Handles new keys, which expire when varpd has been away for `hold`.
+    /// Handles new keys, which expire when varpd has been away for `hold`. varpd is back only with these: one that
+    /// comes and goes without sending keys prolongs none.
     pub fn handle_keys(&mut self, hold: Duration, now: Instant) {
-        self.hold = Some(hold);
+        (self.hold, self.away_since, self.warned) = (Some(hold), None, 0);
         self.look_at.get_or_insert(now + LOOK);
     }
 
@@ -59,9 +60,8 @@ impl KeyEnds {
         self.away_since.get_or_insert(now);
     }
 
-    /// Handles the return of varpd.
-    pub fn handle_returned(&mut self) {
-        // varpd sends keys next, if the vnet is still secured.
+    /// Handles the end of all keys for another reason.
+    pub fn handle_dropped(&mut self) {
         *self = Self::default();
     }
 
@@ -157,10 +157,25 @@ mod tests {
             ends.handle_left(at(start));
             let steps = run(&mut ends, at(start), at(start + 47));
             assert_eq!(steps.len(), 2, "{steps:?}");
-            ends.handle_returned();
             ends.handle_keys(HOUR * 48, at(start + 47));
             assert_eq!(run(&mut ends, at(start + 47), at(start + 99)), []);
         }
+    }
+
+    #[test]
+    fn a_varpd_that_comes_back_without_keys_prolongs_none() {
+        let mut ends = KeyEnds::default();
+        ends.handle_keys(HOUR * 24, at(0));
+        ends.handle_left(at(0));
+        for hour in 1..24 {
+            assert!(!run(&mut ends, at(hour), at(hour)).iter().any(|(_, step)| is_end(step)));
+            ends.handle_left(at(hour));
+        }
+        assert_eq!(run(&mut ends, at(24), at(24)), [(24, Step::EndAll { away: HOUR * 24 })]);
+    }
+
+    fn is_end(step: &Step) -> bool {
+        matches!(step, Step::EndAll { .. })
     }
 
     #[test]

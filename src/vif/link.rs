@@ -145,11 +145,16 @@ impl Link {
             self.told_active = false;
             self.is_halted = true;
             self.nic.set_halted(true);
+            // With its keys, and nobody renews them.
+            self.key_ends.handle_dropped();
             return false;
         }
         self.floor.note(policy);
         if policy != self.policy {
             self.policy = policy;
+            if !policy.is_secured() {
+                self.key_ends.handle_dropped();
+            }
             self.nic.set_policy(self.key.vnet, policy);
         }
         if std::mem::take(&mut self.is_halted) {
@@ -170,7 +175,6 @@ impl Link {
         self.backoff = MIN_BACKOFF;
         self.relearn = true;
         self.awaits_keys = true;
-        self.key_ends.handle_returned();
         self.nic.workers().for_each(|mut worker| worker.varpd_returned(now));
         self.nic.bound_receive_buffers();
     }
@@ -334,15 +338,18 @@ impl Link {
 
     /// Keys of a secured vnet; on another nobody has use for them.
     fn handle_keys(&mut self, event: Event, now: Instant) {
+        if let Event::SaIn { keys } = &event {
+            self.ready.extend(keys.iter().map(|key| key.number));
+        }
+        if self.is_halted {
+            return;
+        }
         if let Event::GroupKeys { keys, end, .. } = &event {
             self.has_group_keys = true;
             self.key_ends.handle_keys(*end, now);
             if std::mem::take(&mut self.awaits_keys) {
                 self.end_withdrawn(keys);
             }
-        }
-        if let Event::SaIn { keys } = &event {
-            self.ready.extend(keys.iter().map(|key| key.number));
         }
         for (index, mut worker) in (0_u16..).zip(self.nic.workers()) {
             let own = worker.place().receiver.own;
@@ -443,3 +450,6 @@ fn draw_salt(spi: u16) -> Option<Salt> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

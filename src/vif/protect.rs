@@ -113,6 +113,12 @@ impl Protection {
         self.outbound.remove_group();
     }
 
+    /// All keys are over.
+    pub fn drop_keys(&mut self) {
+        self.move_away();
+        self.inbound.remove_group();
+    }
+
     /// The sessions have come to their end; returns how many keys those were, of what is received and sent.
     pub fn end_sessions(&mut self) -> usize {
         self.inbound.end_all() + self.outbound.end_all()
@@ -209,6 +215,7 @@ fn unsealed(error: SealError) -> VifCounter {
 /// What opening datagrams needs of a protection.
 #[derive(Clone, Copy, Debug)]
 pub struct Opening<'a> {
+    is_closed: bool,
     policy: Policy,
     inbound: &'a Inbound,
     now: Now,
@@ -218,11 +225,18 @@ impl Protection {
     /// For a batch.
     pub fn opening(&self, now: Instant) -> Opening<'_> {
         let wall_ms = self.wall_ms(now);
-        Opening { policy: self.policy, inbound: &self.inbound, now: Now { mono: now, wall_ms } }
+        let (policy, inbound, now) = (self.policy, &*self.inbound, Now { mono: now, wall_ms });
+        Opening { is_closed: false, policy, inbound, now }
     }
 }
 
 impl Opening<'_> {
+    /// For a halted NIC, which has no keys: all that comes is dropped, and asks for no sessions.
+    #[must_use]
+    pub fn closed(self, is_closed: bool) -> Self {
+        Self { is_closed, ..self }
+    }
+
     /// Whether datagrams that are not sealed are accepted.
     pub fn takes_plain(&self) -> bool {
         self.policy.accepts(Level::None)
@@ -244,6 +258,10 @@ impl Opening<'_> {
             // One of our own that came back: none of its datagrams is opened.
             let datagrams = bytes.chunks(segment).count().max(1);
             return counters.add(VifCounter::rx_drop_own, datagrams as u64);
+        }
+        if self.is_closed {
+            let datagrams = bytes.chunks(segment).count().max(1);
+            return counters.add(VifCounter::rx_drop_policy, datagrams as u64);
         }
         if bytes.is_empty() {
             counters.inc(VifCounter::rx_drop_truncated);

@@ -67,71 +67,7 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{SocketAddr, UdpSocket};
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    use crate::metrics::VifCounters;
-    use crate::security::keys::{SaKey, Secret};
-    use crate::security::sadb::{Inbound, Lifetime, Outbound};
-    use crate::security::{Level, Suite};
-    use crate::underlay::groups::Groups;
-    use crate::underlay::udp::UdpUnderlay;
-    use crate::vif::nic::Nic;
-    use crate::vif::protect::Protection;
-    use crate::vif::rx::Receiver;
-    use crate::vif::tx::SourceMac;
-    use crate::vif::worker::{Place, Worker};
-    use crate::wire::control::Event;
-    use crate::wire::esp::Spi;
-    use crate::wire::{Capabilities, Mac, VifKey, VnetId};
-
-    const HOUR: Duration = Duration::from_secs(3600);
-    const SUITE: Suite = Suite::AesGcm;
-
-    fn at(hours: u32) -> Instant {
-        Instant::ZERO + HOUR * hours
-    }
-
-    fn there() -> SocketAddr {
-        ([192, 0, 2, 2], 4000).into()
-    }
-
-    /// A vif on a secured vnet, whose backend has no thread but this.
-    fn link() -> Link {
-        let key = VifKey { vnet: VnetId::new(42).unwrap(), mac: Mac([2, 0, 0, 0, 0, 1]) };
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let own = socket.local_addr().unwrap();
-        let receiver = Receiver { key, own, capabilities: Capabilities::NONE };
-        let place = Place { receiver, group: ([224, 0, 0, 9], 9).into(), max_datagram: 1400 };
-        let counters = Arc::new(VifCounters::default());
-        let underlay = UdpUnderlay::new(socket.into(), Groups::default(), None);
-        let mut worker = Worker::new(place, SourceMac::Stamp, Arc::clone(&counters), underlay);
-        worker.set_protection(Protection::of_vif(key.vnet, Level::Conf)());
-        Link::new(key, 1, 0, Arc::new(Nic::new(vec![worker], counters, 1400).unwrap()))
-    }
-
-    fn give_keys(link: &mut Link, now: Instant) {
-        let secret = |byte| Secret::new([byte; 32]);
-        let (keys, end) = (vec![(SUITE, secret(1)), (SUITE, secret(2))], HOUR * 24);
-        let group = Event::GroupKeys { salt: 1, end, keys };
-        let lifetime = Lifetime { usual: HOUR * 2, hard: end };
-        let keys = vec![(Spi::of(3, 0), SaKey { key: secret(3), salt: [0; 4] })];
-        let out = Event::SaOut { to: there(), keys: Outbound { suite: SUITE, keys, lifetime } };
-        let session = Inbound { number: 5, suite: SUITE, receiver: secret(5), lifetime };
-        for event in [group, out, Event::SaIn { keys: vec![session] }] {
-            assert_eq!(link.handle_event(event, Vec::new(), now), None);
-        }
-    }
-
-    /// Whether a datagram to a vif, and one to the group, can be sealed.
-    fn seals(link: &Link, now: Instant) -> [bool; 2] {
-        let mut worker = link.nic.worker(0).unwrap();
-        worker.set_clock(crate::time::Now { mono: now, wall_ms: 1_767_225_600_000 });
-        let protection = worker.protection_mut().unwrap();
-        let to_vif = protection.seal_one(there(), &[0; 20]).is_some();
-        [to_vif, protection.seal_one_to_group(&[0; 20], now).is_ok()]
-    }
+    use crate::vif::link::tests::{at, give_keys, link, seals};
 
     #[test]
     fn keys_end_in_the_data_path_while_varpd_is_away() {

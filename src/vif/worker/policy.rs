@@ -31,11 +31,18 @@ impl<U: Underlay> Worker<U> {
         neighbors.retain(|to| protection.as_ref().is_some_and(|protection| protection.has_key(to)));
     }
 
-    /// Halts the NIC, so that it carries no frames, or resumes it.
+    /// Halts the NIC, so that it carries no frames, or resumes it. A halted NIC has no keys: varpd, which knows none
+    /// of the vnet then, would neither replace nor end them.
     pub fn set_halted(&mut self, is_halted: bool) {
         self.is_halted = is_halted;
-        if is_halted {
-            self.drop_halted();
+        if !is_halted {
+            return;
+        }
+        self.drop_halted();
+        if let Some(protection) = &mut self.protection {
+            protection.drop_keys();
+            // There is no key for any destination: the worker asks varpd again.
+            self.neighbors.retain(|_| false);
         }
     }
 

@@ -129,6 +129,7 @@ impl<U: Underlay> Worker<U> {
         let Self { incoming, underlay, place, neighbors, learnt, departures, .. } = self;
         let mut home = Home { receiver: &place.receiver, neighbors, learnt, departures, now };
         let opening = self.protection.as_ref().map(|protection| protection.opening(now));
+        let opening = opening.map(|opening| opening.closed(self.is_halted));
         let filled = incoming.fill(port, underlay, &mut home, &self.counters, opening);
         if let Err(error) = filled {
             if error.kind() != io::ErrorKind::WouldBlock && self.heed_reports(now).is_empty() {

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::time::Instant;
@@ -89,6 +90,64 @@ impl<K: PartialEq> QuietEach<K> {
     }
 }
 
+/// Most owners that are told apart.
+const MOST_OWNERS: usize = 256;
+
+/// A limit for each of several owners, such as users or vnets, and for each subject of an owner, such as its vifs or
+/// hosts: neither an owner nor a subject that is provoked often hides another. Owners for which there is no room share
+/// one limit.
+#[derive(Debug)]
+pub(crate) struct QuietOf<O, K> {
+    most: u32,
+    most_each: u32,
+    owners: BTreeMap<O, Lines<K>>,
+    others: Lines<K>,
+}
+
+#[derive(Debug)]
+struct Lines<K> {
+    all: Quiet,
+    each: QuietEach<K>,
+}
+
+impl<K: PartialEq> Lines<K> {
+    const fn new(most: u32, most_each: u32) -> Self {
+        Self { all: Quiet::new(most), each: QuietEach::new(most_each) }
+    }
+
+    fn level(&mut self, subject: K, now: Instant) -> log::Level {
+        // Subjects are remembered only if there is room for a line, so there are few.
+        if !self.all.has_room(now) {
+            return log::Level::Debug;
+        }
+        match self.each.level(subject, now) {
+            log::Level::Warn => self.all.level(now),
+            suppressed => suppressed,
+        }
+    }
+}
+
+impl<O: Ord, K: PartialEq> QuietOf<O, K> {
+    /// At most `most` messages a minute on each owner, and `most_each` on each subject of one.
+    pub(crate) const fn new(most: u32, most_each: u32) -> Self {
+        let others = Lines::new(most, most_each);
+        Self { most, most_each, owners: BTreeMap::new(), others }
+    }
+
+    /// The level for a message on a subject of an owner.
+    pub(crate) fn level(&mut self, owner: O, subject: K, now: Instant) -> log::Level {
+        if self.owners.len() >= MOST_OWNERS && !self.owners.contains_key(&owner) {
+            self.owners.retain(|_, lines| lines.all.is_busy(now));
+        }
+        let (most, most_each) = (self.most, self.most_each);
+        let lines = match self.owners.len() < MOST_OWNERS || self.owners.contains_key(&owner) {
+            true => self.owners.entry(owner).or_insert_with(|| Lines::new(most, most_each)),
+            false => &mut self.others,
+        };
+        lines.level(subject, now)
+    }
+}
+
 /// How often a message is repeated while what it says goes on.
 const REPEAT: Duration = Duration::from_secs(3600);
 
@@ -135,6 +194,23 @@ mod tests {
         assert_eq!(said, MOST_SUBJECTS - 2 + 2, "those beyond share a limit");
         assert!(at(60_001, 1) && at(60_001, 20_000), "a minute later there is room again");
         assert!(quiet.subjects.len() <= MOST_SUBJECTS);
+    }
+
+    #[test]
+    fn neither_an_owner_nor_a_subject_that_is_provoked_often_hides_another() {
+        let mut quiet = QuietOf::new(20, 2);
+        let mut at = |ms, owner: u32, subject: u32| {
+            quiet.level(owner, subject, Instant::from_millis(ms)) == log::Level::Warn
+        };
+        assert_eq!((0..100).filter(|_| at(0, 1, 1)).count(), 2);
+        assert!(at(0, 1, 2), "another subject of the owner");
+        assert_eq!((0..10_000).filter(|n| at(0, 1, *n)).count(), 20 - 3, "few of one owner");
+        assert!(at(0, 2, 1), "another owner");
+        assert!(at(60_000, 1, 2), "a minute later there is room again");
+        let said = (0..10_000).filter(|owner| at(130_000, *owner, 1)).count();
+        assert_eq!(said, MOST_OWNERS + 2, "those beyond share a limit");
+        assert!(at(190_000, 20_000, 1));
+        assert_eq!(quiet.owners.len(), 1, "those of the minute before are forgotten");
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! The loop: one thread that waits for all sources, and reads the clock once per turn.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -28,6 +27,7 @@ use super::admission::{Admission, Operators, Unknown};
 use super::awake::Sleep;
 use super::clients::{ClientId, Clients, Door, Sent};
 use super::comings::Comings;
+use super::complaints::Complaints;
 use super::follower::Follower;
 use super::lanes::Lanes;
 use super::learnt::LearntTable;
@@ -132,14 +132,11 @@ pub(super) struct Daemon {
     /// No connection is accepted until then.
     accept_again: Option<Instant>,
     quiet_about_accepting: Quiet,
-    /// About clients that are refused something.
-    pub(super) quiet: Quiet,
+    pub(super) complaints: Complaints,
     /// About vifs that come and go.
     pub(super) comings: Comings,
     /// About what is wrong with the underlay.
     pub(super) alarms: Quiet,
-    /// About what the mapper finds wrong, by the name of the event: a flood of one hides no other.
-    pub(super) said_of: BTreeMap<&'static str, Quiet>,
     pub(super) varp: Varp,
     pub(super) opener: Opener,
     pub(super) mapper: Mapper,
@@ -214,10 +211,9 @@ impl Daemon {
             operators,
             accept_again: None,
             quiet_about_accepting: Quiet::new(1),
-            quiet: Quiet::new(20),
+            complaints: Complaints::default(),
             comings: Comings::default(),
             alarms: Quiet::new(20),
-            said_of: BTreeMap::new(),
             varp,
             opener,
             mapper,

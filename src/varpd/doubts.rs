@@ -4,12 +4,10 @@
 //! Such a host is not found, and finds nobody, without an error anywhere. So varpd names it, once a minute. What it
 //! says is as true as the address that the message came from: outsiders can make it say more, within a bound.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use crate::metrics::VarpdCounter;
-use crate::quiet::Quiet;
+use crate::quiet::QuietOf;
 use crate::security::keys::KeyId;
 use crate::security::membership::Refusal;
 use crate::time::{Instant, Now};
@@ -22,12 +20,8 @@ use super::daemon::Daemon;
 
 // One number for both formats that a host may speak in another version: a host is named once for both.
 const _: () = assert!(handshake::VERSION == VERSION);
-/// How long nothing more is said of the same.
-const PAUSE: Duration = Duration::from_secs(60);
-/// Hosts that are remembered for having been named.
-const MAX_NAMED: usize = 256;
-/// Lines a minute, whatever comes.
-const LINES: u32 = 20;
+/// Lines a minute of each kind about a vnet, whatever comes.
+const LINES: u32 = 10;
 
 /// What is wrong with what a host sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,33 +38,25 @@ enum Doubt {
     Version,
 }
 
-/// Who was named of late.
+/// Who was named of late: each host once a minute. Outsiders can send from any address, so that hosts of one vnet may
+/// not be named for one reason while they do; other vnets and other reasons have lines of their own.
 #[derive(Debug)]
-pub(super) struct Doubts {
-    named: BTreeMap<(Option<VnetId>, IpAddr, Doubt), Instant>,
-    quiet: Quiet,
-}
+pub(super) struct Doubts(QuietOf<(Option<VnetId>, Doubt), IpAddr>);
 
 impl Default for Doubts {
     fn default() -> Self {
-        Self { named: BTreeMap::new(), quiet: Quiet::new(LINES) }
+        Self(QuietOf::new(LINES, 1))
     }
 }
 
 impl Doubts {
     /// Whether a host is to be named.
-    fn is_new(&mut self, what: (Option<VnetId>, IpAddr, Doubt), now: Instant) -> bool {
-        if self.named.get(&what).is_some_and(|at| now < *at + PAUSE) {
-            return false;
-        }
-        if self.named.len() >= MAX_NAMED {
-            self.named.retain(|_, at| now < *at + PAUSE);
-        }
-        if self.named.len() >= MAX_NAMED {
-            return false;
-        }
-        self.named.insert(what, now);
-        self.quiet.level(now) == log::Level::Warn
+    fn is_new(
+        &mut self,
+        (vnet, host, doubt): (Option<VnetId>, IpAddr, Doubt),
+        now: Instant,
+    ) -> bool {
+        self.0.level((vnet, doubt), host, now) == log::Level::Warn
     }
 }
 
@@ -194,10 +180,22 @@ mod tests {
         let named =
             (0..10_000).filter(|n| doubts.is_new((vnet, host(*n), Doubt::Tagged), at(130_000)));
         assert_eq!(named.count(), LINES as usize);
-        assert!(doubts.named.len() <= MAX_NAMED);
         assert!(
             doubts.is_new((vnet, host(20_000), Doubt::Tagged), at(200_000)),
             "there is room again"
         );
+    }
+
+    #[test]
+    fn a_flood_in_many_names_on_one_vnet_hides_no_host_of_another() {
+        let host = |n: u32| IpAddr::V4((0x0a00_0000 + n).into());
+        let at = Instant::from_millis(0);
+        let mut doubts = Doubts::default();
+        let flooded = VnetId::new(42);
+        let named = (0..10_000).filter(|n| doubts.is_new((flooded, host(*n), Doubt::Untagged), at));
+        assert_eq!(named.count(), LINES as usize);
+        assert!(doubts.is_new((VnetId::new(43), host(1), Doubt::Untagged), at));
+        assert!(doubts.is_new((None, host(1), Doubt::Version), at));
+        assert!(doubts.is_new((flooded, host(1), Doubt::Key), at), "nor for another reason");
     }
 }

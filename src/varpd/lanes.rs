@@ -197,7 +197,8 @@ impl Daemon {
                 }
                 for (pair, lane) in (0..).zip(numbers) {
                     if let Err(e) = self.make_lane(lane, pair, (&from, &to), now) {
-                        log::log!(self.quiet.level(now.mono), "can't make a lane: {e}");
+                        let level = self.complaints.lanes.level(now.mono);
+                        log::log!(level, "can't make a lane: {e}");
                         self.counters.inc(VarpdCounter::lanes_refused);
                         self.lanes.ended(id, lane);
                     }

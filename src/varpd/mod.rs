@@ -56,6 +56,7 @@ mod admission;
 mod awake;
 mod clients;
 mod comings;
+mod complaints;
 mod daemon;
 mod doubts;
 mod follower;

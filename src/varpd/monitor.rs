@@ -4,7 +4,6 @@
 //! and how many is the next thing that it is told.
 
 use crate::mapper::Event;
-use crate::quiet::Quiet;
 use crate::show::{self, NONE};
 use crate::time::Now;
 use crate::wire::control;
@@ -32,10 +31,11 @@ impl Daemon {
 
     /// Something happened at the mapper: it is logged, and shown to those who watch.
     pub(super) fn show_event(&mut self, event: &Event, now: Now) {
-        let level = if event.is_alarm() {
-            self.said_of.entry(event.name()).or_insert(Quiet::new(20)).level(now.mono)
-        } else {
-            log::Level::Debug
+        // Anybody can claim vifs on vnets that this host has no part in.
+        let vnet = event.key().vnet;
+        let level = match event.is_alarm() && self.varp.hears(vnet) {
+            true => self.complaints.alarms.level(vnet, event.name(), now.mono),
+            false => log::Level::Debug,
         };
         log::log!(level, "{event}");
         let watching: Vec<ClientId> = self.clients.monitors().collect();

@@ -104,7 +104,7 @@ impl Daemon {
             let text = format!("can't read the MTU of {}: {e}", self.place.interface);
             Failure::fatal(ErrorCode::Failed, text)
         })?;
-        let is_admitted = self.admits(&wanted, now);
+        let is_admitted = self.admits(&wanted, peer, now);
         wanted.active &= is_admitted;
         let origin = self.origin(&wanted, peer, &fds);
         let (mut handed, mut brings_stamps) = (Handed::All, false);
@@ -168,12 +168,13 @@ impl Daemon {
     }
 
     /// Whether the backend carries frames under the vnet's policy; says so if it does not.
-    fn admits(&mut self, wanted: &Registration, now: Now) -> bool {
+    fn admits(&mut self, wanted: &Registration, peer: Peer, now: Now) -> bool {
         let (key, policy) = (wanted.key, self.config.policy(wanted.key.vnet));
         let is_admitted = wanted.floor.admits(policy);
         if !is_admitted {
             self.counters.inc(VarpdCounter::vifs_below_policy);
-            let (level, vnet, least) = (self.quiet.level(now.mono), key.vnet, wanted.floor.level());
+            let level = self.complaints.halted.level(peer.uid, key, now.mono);
+            let (vnet, least) = (key.vnet, wanted.floor.level());
             log::log!(
                 level,
                 "vif {key} carries no frame: vnet {vnet} has policy {policy} here, but its backend requires {least}"

@@ -8,7 +8,7 @@ use crate::metrics::VarpdCounter;
 use crate::sys::event::Ready;
 use crate::time::Now;
 use crate::wire::control::{ErrorCode, Event, MAX_LEN, Request, Table, VERSION};
-use crate::wire::{Capabilities, Mac, ParseError, VnetId};
+use crate::wire::{Capabilities, Mac, ParseError, VifKey, VnetId};
 
 use super::admission::Who;
 use super::clients::{Client, ClientId, Door, Role, Sent};
@@ -28,12 +28,14 @@ pub(super) struct Failure {
     pub(super) text: String,
     /// It costs the connection.
     pub(super) fatal: bool,
+    /// The vif that was asked for.
+    pub(super) about: Option<VifKey>,
 }
 
 impl Failure {
     /// After which the connection ends.
     pub(super) fn fatal(code: ErrorCode, text: impl Into<String>) -> Self {
-        Self { code, text: text.into(), fatal: true }
+        Self { code, text: text.into(), fatal: true, about: None }
     }
 
     /// A limit that others keep busy.
@@ -43,7 +45,7 @@ impl Failure {
 
     /// After which the client may go on.
     fn passing(code: ErrorCode, text: impl Into<String>) -> Self {
-        Self { code, text: text.into(), fatal: false }
+        Self { code, text: text.into(), fatal: false, about: None }
     }
 }
 
@@ -120,7 +122,7 @@ impl Daemon {
                 if registered.is_err() {
                     self.counters.inc(VarpdCounter::vifs_refused);
                 }
-                registered
+                registered.map_err(|failure| Failure { about: Some(key), ..failure })
             }
             (Role::Backend(vif), Request::SetActive { active }) => {
                 self.set_active(vif, active, now);
@@ -262,13 +264,13 @@ impl Daemon {
     }
 
     fn fail(&mut self, id: ClientId, failure: Failure, now: Now) {
-        let Failure { code, text, fatal } = failure;
+        let Failure { code, text, fatal, about } = failure;
         if code == ErrorCode::Invalid {
             self.counters.inc(VarpdCounter::requests_invalid);
         }
         if let Some(client) = self.clients.get(id) {
             let peer = client.peer;
-            let level = self.quiet.level(now.mono);
+            let level = self.complaints.refused.level(peer.uid, (code, about), now.mono);
             log::log!(level, "refused process {} of user {}: {text}", peer.pid, peer.uid);
         }
         let sent = self.clients.send(id, &Event::Error { code, text }, &[]);

@@ -609,7 +609,7 @@ impl Daemon {
     /// A host does not agree on keys: who waits for them hears that nobody is there. Where plain frames are
     /// accepted, too, they go there.
     fn gave_up(&mut self, vnet: VnetId, peer: IpAddr, now: Now) {
-        let level = self.quiet.level(now.mono);
+        let level = self.complaints.no_keys.level(vnet, peer, now.mono);
         log::log!(level, "vnet {vnet}: {peer} does not agree on keys (another key or policy?)");
         for (id, to) in self.users_of(vnet, peer) {
             if self.security.takes_plain(vnet) {

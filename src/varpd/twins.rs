@@ -19,7 +19,7 @@ impl Daemon {
         let Some(vif) = self.registry.get(new) else { return };
         let (key, pid, uid) = (vif.key, vif.peer.pid, vif.peer.uid);
         let Some(text) = self.twin_of(new, key) else { return };
-        let level = self.quiet.level(now.mono);
+        let level = self.complaints.twins.level(uid, key, now.mono);
         log::log!(level, "process {pid} of user {uid} has registered vif {key}, {text}");
         let text = format!("vif {key}: {text}");
         let sent = self.clients.send(client, &Event::Error { code: ErrorCode::Warning, text }, &[]);

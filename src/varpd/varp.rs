@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::mapper::Destination;
 use crate::metrics::{VarpdCounter, VarpdCounters};
-use crate::quiet::Quiet;
+use crate::quiet::QuietEach;
 use crate::security::handshake::token::TokenKey;
 use crate::sys::iovec::IoVec;
 use crate::sys::{mmsg, sockopt};
@@ -80,7 +80,8 @@ pub(super) struct Varp {
     /// Of the sockets of classes in their order, and of that for what is of none.
     drops: Vec<Drops>,
     look_at: Instant,
-    quiet: Quiet,
+    /// Of each kind of failure.
+    quiet: QuietEach<&'static str>,
 }
 
 impl Varp {
@@ -114,7 +115,7 @@ impl Varp {
             outbox: Vec::with_capacity(BUDGET),
             drops: counters.map(|counter| Drops { counter, seen: 0 }).collect(),
             look_at: Instant::ZERO,
-            quiet: Quiet::new(1),
+            quiet: QuietEach::new(1),
         })
     }
 
@@ -151,10 +152,14 @@ impl Varp {
 
     /// INITs with tokens of this key have a queue of their own from now on.
     pub(super) fn sort_by(&mut self, token_key: TokenKey, now: Instant) {
-        if token_key != self.token_key {
-            self.token_key = token_key;
-            if let Err(e) = self.unicast.sort(self.address, token_key) {
-                log::log!(self.quiet.level(now), "can't sort what comes to the VARP port: {e}");
+        if token_key == self.token_key {
+            return;
+        }
+        match self.unicast.sort(self.address, token_key) {
+            Ok(()) => self.token_key = token_key,
+            Err(e) => {
+                let level = self.quiet.level("sort", now);
+                log::log!(level, "can't sort what comes to the VARP port, and try again: {e}");
             }
         }
     }
@@ -169,7 +174,10 @@ impl Varp {
         if vnets != self.vnets {
             match sockets::hear_questions(&self.group, &vnets) {
                 Ok(()) => self.vnets = vnets,
-                Err(e) => log::log!(self.quiet.level(now), "can't filter questions: {e}"),
+                Err(e) => {
+                    let level = self.quiet.level("filter", now);
+                    log::log!(level, "can't filter questions: {e}");
+                }
             }
         }
     }
@@ -235,7 +243,8 @@ impl Varp {
             let socket = self.socket(Via::Unicast(Class::Answer)).as_fd();
             let sent = mmsg::send(socket, rest).unwrap_or_else(|e| {
                 counters.inc(VarpdCounter::varp_tx_failed);
-                log::log!(self.quiet.level(now), "can't send VARP to {}: {e}", first.to);
+                let level = self.quiet.level("send", now);
+                log::log!(level, "can't send VARP to {}: {e}", first.to);
                 1
             });
             rest = rest.get(sent.max(1)..).unwrap_or_default();

@@ -69,7 +69,7 @@ use super::unpacked::Unpacked;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
 use crate::offload::gro::Merger;
-use crate::quiet::Quiet;
+use crate::quiet::{Quiet, QuietEach};
 use crate::sys::iovec::IoVec;
 use crate::time::{Instant, Now};
 use crate::underlay::segmentation::Segmentation;
@@ -181,8 +181,8 @@ pub struct Worker<U> {
     timer_known: bool,
     /// The kernel's count of datagrams that did not fit the socket's buffer, when it was last read.
     overflow: u32,
-    /// About system calls that fail.
-    complaints: Quiet,
+    /// About system calls that fail, by kind.
+    complaints: QuietEach<&'static str>,
     /// Rings of memory to and from other vifs of this host.
     lanes: Lanes,
     /// Frames out of a lane that the guest does not accept as they were.
@@ -242,7 +242,7 @@ impl<U: Underlay> Worker<U> {
             told: ToldSenders::default(),
             timer_known: false,
             overflow: 0,
-            complaints: Quiet::new(1),
+            complaints: QuietEach::new(1),
             lanes: Lanes::default(),
             unpacked: Unpacked::default(),
             sent_locally: Tally::default(),
@@ -410,8 +410,11 @@ impl<U: Underlay> Worker<U> {
         self.starved || self.throttle.holds(Direction::In)
     }
 
-    fn complain(&mut self, what: &str, error: &io::Error, now: Instant) {
-        log::log!(self.complaints.level(now), "{what}: {error} (warned of at most once a minute)");
+    fn complain(&mut self, what: &'static str, error: &io::Error, now: Instant) {
+        log::log!(
+            self.complaints.level(what, now),
+            "{what}: {error} (warned of at most once a minute)"
+        );
     }
 
     /// Takes the questions that frames have raised.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
+use vnet::wire::VifKey;
 use vnet::wire::control::{ErrorCode, Event, Request, Table};
 
 use super::keys::Keys;
@@ -286,4 +287,27 @@ fn a_vnet_is_open_to_the_groups_on_its_list() {
             varpd.show("vifs").iter().any(|row| row["mac"] == mac(n).to_string().as_str())
         });
     }
+}
+
+/// Often all backends run as one user, and one that is refused tries again every second.
+#[test]
+fn one_nic_that_is_refused_hides_no_other() {
+    let Some(net) = Net::new("varpd: a NIC that is refused all the time") else { return };
+    let varpd = net.varpd(net.a(), Family::V4, "[security]\nvnets = 'listed'\n[vnet.42]\n");
+    let refuse = |vnet: u32, last: u8| {
+        let peer = Peer::connect(&varpd.socket);
+        let key = VifKey { vnet: super::vnet_id(vnet), mac: mac(last) };
+        peer.send(&register(key, ACTIVE));
+        assert_eq!(peer.refusal().0, ErrorCode::Denied);
+    };
+    (0..200).for_each(|_| refuse(43, 1));
+    refuse(44, 2);
+    wait_until("the second one is named", SOON, || {
+        varpd.process.log().contains("vnet 44 is not listed")
+    });
+    let log = varpd.process.log();
+    let warned = |text: &str| {
+        log.lines().filter(|line| line.contains(" WARN ") && line.contains(text)).count()
+    };
+    assert_eq!((warned("vnet 43 is not listed"), warned("vnet 44 is not listed")), (2, 1), "{log}");
 }

@@ -12,6 +12,7 @@
 
 use std::time::Duration;
 
+use crate::sys::generation::{Generation, News};
 use crate::sys::process;
 use crate::time::Now;
 
@@ -52,13 +53,20 @@ impl Daemon {
 
     /// Reads device events from the kernel.
     pub(super) fn heed_generation(&mut self, now: Now) {
-        if !self.generation.as_ref().is_some_and(|generation| generation.has_changed()) {
-            return;
-        }
-        log::warn!(
-            "this machine was restored from a snapshot or cloned: ending all sessions with other hosts and \
-             agreeing on new keys"
-        );
+        let Some(news) = self.generation.as_ref().map(Generation::news) else { return };
+        let (level, why) = match news {
+            News::Nothing => return,
+            News::Changed => {
+                (log::Level::Warn, "this machine was restored from a snapshot or cloned")
+            }
+            // To renew keys in vain is cheap.
+            News::Lost => (
+                self.alarms.level(now.mono),
+                "the kernel had more device events than varpd could read, so this machine may have been restored from a \
+                 snapshot",
+            ),
+        };
+        log::log!(level, "{why}: ending all sessions with other hosts and agreeing on new keys");
         if let Some(seed) = seed() {
             self.security.begin_anew(seed, now);
             self.renew_group_keys(now);

@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use crate::quiet::{Quiet, QuietOf};
+use crate::quiet::{Quiet, QuietEach, QuietOf};
 use crate::wire::control::ErrorCode;
 use crate::wire::{VifKey, VnetId};
 
@@ -33,6 +33,8 @@ pub(super) struct Complaints {
     pub(super) alarms: QuietOf<VnetId, &'static str>,
     /// Lanes that could not be made.
     pub(super) lanes: Quiet,
+    /// Vifs that could not join their groups.
+    pub(super) deaf: QuietEach<VifKey>,
 }
 
 impl Default for Complaints {
@@ -44,6 +46,7 @@ impl Default for Complaints {
             no_keys: QuietOf::new(MOST, MOST_EACH),
             alarms: QuietOf::new(MOST * MOST_ALARMS, MOST_ALARMS),
             lanes: Quiet::default(),
+            deaf: QuietEach::new(1),
         }
     }
 }

@@ -137,6 +137,8 @@ pub(super) struct Daemon {
     pub(super) comings: Comings,
     /// About what is wrong with the underlay.
     pub(super) alarms: Quiet,
+    /// When what failed at sockets is tried again.
+    pub(super) retry_at: Option<Instant>,
     pub(super) varp: Varp,
     pub(super) opener: Opener,
     pub(super) mapper: Mapper,
@@ -214,6 +216,7 @@ impl Daemon {
             complaints: Complaints::default(),
             comings: Comings::default(),
             alarms: Quiet::new(20),
+            retry_at: None,
             varp,
             opener,
             mapper,
@@ -477,6 +480,9 @@ impl Daemon {
 
     fn handle_timeouts(&mut self, now: Now) {
         self.follow_underlay(now);
+        if self.retry_at.is_some_and(|at| at <= now.mono) {
+            self.retry(now);
+        }
         if self.mapper.poll_timeout().is_some_and(|at| at <= now.mono) {
             self.mapper.handle_timeout(now);
         }
@@ -511,6 +517,7 @@ impl Daemon {
             self.clients.next_timeout(),
             self.runs.next_deadline(),
             self.accept_again,
+            self.retry_at,
             self.follower.poll_timeout(),
         ]
         .into_iter()

@@ -389,10 +389,11 @@ impl Daemon {
             ran: wanted.active,
             stamp: None,
             moved: false,
+            is_deaf: false,
             watched: false,
             since_ms: now.wall_ms,
         });
-        self.varp.hear_questions(self.registry.vnets(), now.mono);
+        self.hear_questions(now);
         self.mapper.add_vif(id, key, coa).map_err(|e| {
             self.registry.remove(id);
             let code = if e == AddError::Full { ErrorCode::Limit } else { ErrorCode::Invalid };

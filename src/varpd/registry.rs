@@ -58,6 +58,8 @@ pub(super) struct Vif<S> {
     pub(super) stamp: Option<Stamp>,
     /// Whether it has moved away since it was last claimed here: what arrives at its sockets is late.
     pub(super) moved: bool,
+    /// Its sockets are still to join their groups on the underlay's interface.
+    pub(super) is_deaf: bool,
     /// Whether varpd reads what arrives at its sockets: its backend is gone, and it has moved.
     pub(super) watched: bool,
     /// When it came into its state, milliseconds since 1970.
@@ -289,6 +291,7 @@ mod tests {
             ran: true,
             stamp: None,
             moved: false,
+            is_deaf: false,
             watched: false,
             since_ms: 0,
         }

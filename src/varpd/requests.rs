@@ -317,7 +317,7 @@ impl Daemon {
             self.clear_learnt(id, now);
             self.mapper.remove_vif(id, now);
             self.security.forget_vif(id);
-            self.varp.hear_questions(self.registry.vnets(), now.mono);
+            self.hear_questions(now);
         }
     }
 

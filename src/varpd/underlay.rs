@@ -9,6 +9,7 @@
 //! Backends are told on the connection that they have, and go on with what they are given.
 
 use std::io;
+use std::time::Duration;
 
 use crate::mapper::LocalVif;
 use crate::metrics::VarpdCounter;
@@ -25,6 +26,9 @@ use super::registry::Owner;
 use super::site::{Place, Step};
 use super::varp::{Varp, Via};
 use super::waiting;
+
+/// When what has failed at sockets is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 impl Daemon {
     /// The kernel says that something has changed.
@@ -119,15 +123,6 @@ impl Daemon {
             self.opener.move_to(place.address, before);
             return Err(e);
         }
-        for (_, vif) in self.registry.iter() {
-            if let Err(e) = self.opener.rejoin_vif(&vif.sockets, before) {
-                log::warn!(
-                    "vif {}: can't join its multicast groups on {}: {e}",
-                    vif.key,
-                    place.interface
-                );
-            }
-        }
         log::info!(
             "{} is on {} now, before on {}: joined the multicast groups there",
             place.address,
@@ -136,12 +131,56 @@ impl Daemon {
         );
         self.counters.inc(VarpdCounter::underlay_joins);
         self.be_at(place, mtu);
+        let vifs = self.registry.iter().map(|(id, _)| id).collect();
+        self.rejoin_vifs(vifs, before, now);
         for (id, client) in self.live_vifs() {
             self.tell_place(id, client, mtu, Handed::Nothing, now);
         }
         self.tell_longest(now);
         self.mapper.greet(now);
         Ok(())
+    }
+
+    /// Moves the sockets of vifs to the underlay's interface from the one with this index. Those that can't be moved
+    /// are tried again until they are.
+    fn rejoin_vifs(&mut self, vifs: Vec<LocalVif>, before: u32, now: Now) {
+        for id in vifs {
+            let Some(vif) = self.registry.get_mut(id) else { continue };
+            let (key, interface) = (vif.key, &self.place.interface);
+            match self.opener.rejoin_vif(&vif.sockets, before) {
+                Ok(()) => {
+                    if std::mem::take(&mut vif.is_deaf) {
+                        log::info!("vif {key}: joined its multicast groups on {interface}");
+                    }
+                }
+                Err(e) => {
+                    vif.is_deaf = true;
+                    self.retry_at = Some(now.mono + RETRY);
+                    let level = self.complaints.deaf.level(key, now.mono);
+                    log::log!(
+                        level,
+                        "vif {key}: can't join its multicast groups on {interface}, so it receives no broadcasts; trying \
+                         again every second: {e}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Tries again what has failed at sockets.
+    pub(super) fn retry(&mut self, now: Now) {
+        self.retry_at = None;
+        let deaf = self.registry.iter().filter(|(_, vif)| vif.is_deaf).map(|(id, _)| id);
+        let deaf: Vec<LocalVif> = deaf.collect();
+        self.rejoin_vifs(deaf, self.place.index, now);
+        self.hear_questions(now);
+    }
+
+    /// Questions about the vnets of this host's vifs are heard.
+    pub(super) fn hear_questions(&mut self, now: Now) {
+        if !self.varp.hear_questions(self.registry.vnets(), now.mono) {
+            self.retry_at = Some(now.mono + RETRY);
+        }
     }
 
     /// Others send this host's vifs no longer datagrams than it takes now.
@@ -195,7 +234,7 @@ impl Daemon {
             }
             self.drive(now);
         }
-        self.varp.hear_questions(self.registry.vnets(), now.mono);
+        self.hear_questions(now);
         self.mapper.greet(now);
         Ok(())
     }
@@ -234,6 +273,7 @@ impl Daemon {
         let coa = CareOf { addr: sockets.address(), longest, ..vif.coa };
         log::info!("vif {} at {coa}, before at {}", vif.key, vif.coa);
         (vif.coa, vif.sockets, vif.brings_stamps) = (coa, sockets, false);
+        vif.is_deaf = false;
         match vif.owner {
             Owner::Live(client) => {
                 if self.tell_place(id, client, mtu, Handed::All, now) {

@@ -169,17 +169,21 @@ impl Varp {
         self.vnets.contains(&vnet)
     }
 
-    /// Questions about these vnets, and no others, are heard from now on.
-    pub(super) fn hear_questions(&mut self, vnets: BTreeSet<VnetId>, now: Instant) {
-        if vnets != self.vnets {
-            match sockets::hear_questions(&self.group, &vnets) {
-                Ok(()) => self.vnets = vnets,
-                Err(e) => {
-                    let level = self.quiet.level("filter", now);
-                    log::log!(level, "can't filter questions: {e}");
-                }
+    /// Questions about these vnets, and no others, are heard from now on; false if that has to be tried again.
+    #[must_use]
+    pub(super) fn hear_questions(&mut self, vnets: BTreeSet<VnetId>, now: Instant) -> bool {
+        if vnets == self.vnets {
+            return true;
+        }
+        match sockets::hear_questions(&self.group, &vnets) {
+            Ok(()) => self.vnets = vnets,
+            Err(e) => {
+                let level = self.quiet.level("filter", now);
+                log::log!(level, "can't filter questions, and try again: {e}");
+                return false;
             }
         }
+        true
     }
 
     /// Counts what the kernel has dropped, if it is time to, or `at_once`.

@@ -1,11 +1,12 @@
 //! Whose a vif is, and which sockets it has.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use socket2::SockRef;
+use socket2::{InterfaceIndexOrAddress, SockRef};
+use vnet::sys::rtnetlink::Rtnetlink;
 use vnet::sys::sockopt;
 use vnet::wire::control::{ErrorCode, Event, Request};
 
@@ -378,4 +379,47 @@ fn a_stamp_of_a_claim_at_the_old_address_is_not_believed_at_the_new_one() {
     assert!(back.peer.claimed() > stamp);
     back.peer.send(&behind(Some(learnt)));
     assert!(claimed_behind(&back.peer) > learnt);
+}
+
+/// What keeps a vif from joining its groups on another interface may pass.
+#[test]
+fn a_vif_that_could_not_join_its_groups_is_tried_again() {
+    let Some(net) = Net::new("varpd: a vif that can't join its groups") else { return };
+    let varpd = net.varpd_on(net.a(), "eth0", "");
+    let vif = Backend::register(&varpd.socket, key(1), ACTIVE);
+    vif.peer.claimed();
+    // Its socket has more memberships than the kernel gives one from now on.
+    let others: [Ipv4Addr; 3] = [1, 2, 3].map(|n| [224, 10, 9, n].into());
+    let socket = vif.group_socket();
+    net.a().enter();
+    let interfaces = Rtnetlink::open(false).unwrap().interfaces(false).unwrap();
+    let eth0 = interfaces.iter().find(|interface| interface.name == "eth0").unwrap();
+    let eth0 = InterfaceIndexOrAddress::Index(eth0.index);
+    let further = SockRef::from(socket);
+    others.iter().for_each(|group| further.join_multicast_v4_n(group, &eth0).unwrap());
+    let mut limit = net.a().command("sysctl");
+    assert!(limit.arg("-qw").arg("net.ipv4.igmp_max_memberships=2").status().unwrap().success());
+    for line in [
+        "link add br0 mtu 1400 type bridge forward_delay 0 mcast_snooping 0",
+        "link set br0 up",
+        "address delete 192.0.2.1/24 dev eth0",
+        "link set eth0 master br0",
+        "address add 192.0.2.1/24 dev br0",
+    ] {
+        net.a().ip(line);
+    }
+    let says = |text: &str| wait_until(text, SOON, || varpd.process.log().contains(text));
+    says("can't join its multicast groups on br0");
+    says("192.0.2.1 is on br0 now");
+    others.iter().for_each(|group| further.leave_multicast_v4_n(group, &eth0).unwrap());
+    net.b().enter();
+    let sender = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    SockRef::from(&sender).set_multicast_if_v4(&net.b().ipv4).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let sent = frame(42, "to all");
+    wait_until("frames to all arrive", SOON, || {
+        sender.send_to(&sent, vif.group).unwrap();
+        let mut buffer = [0; 64];
+        socket.recv(&mut buffer).is_ok_and(|len| buffer[..len] == sent)
+    });
 }

@@ -18,15 +18,17 @@ impl Opener {
         (self.site.address, self.site.interface) = (address, interface);
     }
 
-    /// Moves the sockets of a vif to the site's interface from the one with index `before`.
+    /// Moves the sockets of a vif to the site's interface from the one with index `before`. If that fails, it may be
+    /// tried again, from the site's interface: those that were moved stay moved.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The first of the kernel's; whatever can be moved is.
     pub fn rejoin_vif(&self, vif: &VifSockets, before: u32) -> io::Result<()> {
-        for socket in &vif.groups {
-            self.rejoin(socket, local_address(socket)?.ip(), before)?;
-        }
-        vif.unicast.iter().chain(&vif.senders).try_for_each(|socket| self.sends(socket))
+        let join = |socket| self.rejoin(socket, local_address(socket)?.ip(), before);
+        let joined = vif.groups.iter().map(join);
+        let sending = vif.unicast.iter().chain(&vif.senders).map(|socket| self.sends(socket));
+        let results: Vec<io::Result<()>> = joined.chain(sending).collect();
+        results.into_iter().collect()
     }
 
     /// Moves varpd's own sockets likewise.

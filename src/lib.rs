@@ -46,6 +46,7 @@
 //! |---|---|---|
 //! | [`wire`] | all formats that leave a process | yes |
 //! | [`mapper`] | the VARP state machine of a host | yes |
+//! | [`hosts`] | the state machine of hello: which other hosts there are | yes |
 //! | [`security`] | policies, keys, handshakes, sealing of secured vnets | yes |
 //! | [`lane`] | rings of shared memory between two backends of a host | except for the memory |
 //! | [`limiter`] | token buckets, rates and sizes | yes |
@@ -94,6 +95,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod hosts;
 pub mod lane;
 pub mod limiter;
 pub mod mapper;

@@ -99,6 +99,8 @@ counters! {
         tx_fragmented = "frames and bundles sent in fragments because they exceed the path MTU (flag F)",
         rx_reassembled = "frames and bundles reassembled from fragments",
         rx_other_policy = "datagrams accepted under another policy than this host sends under, while the vnet's policy is changed; must stop growing before the last step",
+        rx_echoes = "echoes of other hosts that arrived for the backend (flag O); none of them is for the guest",
+        tx_echoes = "answers to echoes of other hosts",
         path_mtu_changes = "times that the backend learnt the path MTU to a host, or that it changed",
         path_errors = "ICMP errors for sent datagrams, except for their length: no process listens at the port any more, no route",
         tx_drop_source = "frames with a foreign source MAC (--source-mac=drop)",
@@ -129,6 +131,8 @@ counters! {
         rx_drop_vnet = "datagrams for another vnet at the vif's own port",
         rx_drop_bundle = "bundles with a malformed entry: the entries before it were delivered, the rest was dropped",
         rx_drop_fragment = "fragments that did not become part of a frame: others were missing after half a second, or they were duplicates, overlapping, inconsistent or too many",
+        tx_drop_echo = "echoes of other hosts not answered: more than 10 a second of a host or 100 a second in all, or no key to answer with",
+        rx_drop_echo = "echoes that are malformed, or answer a question that nobody asked",
         rx_drop_checksum = "frames marked as having a partial checksum (flag C), without a TCP or UDP header that could hold it",
         rx_drop_lane = "frames in a lane that contradict their virtio-net header",
         rx_drop_protected = "ESP datagrams for a vnet that has no keys here",
@@ -165,10 +169,11 @@ counters! {
 }
 
 /// Gauges that varpd shows before its counters: name and meaning.
-pub const VARPD_GAUGES: [(&str, &str); 3] = [
+pub const VARPD_GAUGES: [(&str, &str); 4] = [
     ("clients_now", "connections to the control sockets"),
     ("vifs_now", "vifs with a backend, and vifs kept without one"),
     ("lanes_now", "lanes between vifs of this host"),
+    ("hosts_now", "other hosts that are known from their HELLO messages"),
 ];
 
 counters! {

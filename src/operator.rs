@@ -102,9 +102,9 @@ fn answer(args: &Args, socket: &Path) -> Result<String, OperatorError> {
     match &args.action {
         Action::Monitor { .. } => Ok(String::new()),
         Action::Show { table, filter } => {
-            if matches!(table, ShowTable::Vnets | ShowTable::Peers) && filter.mac.is_some() {
-                let text =
-                    "vnets and peers have no MAC addresses: --mac selects vifs, varp and stats";
+            let has_macs = !matches!(table, ShowTable::Vnets | ShowTable::Peers | ShowTable::Hosts);
+            if filter.mac.is_some() && !has_macs {
+                let text = "vnets, peers and hosts have no MAC addresses: --mac selects vifs, varp and stats";
                 return Err(OperatorError::Usage(text.into()));
             }
             let table = Table::from(*table);

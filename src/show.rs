@@ -37,6 +37,7 @@ pub const fn columns(table: Table) -> &'static [Column] {
         Table::Varp => VARP,
         Table::Stats => STATS,
         Table::Peers => PEERS,
+        Table::Hosts => HOSTS,
     }
 }
 
@@ -102,6 +103,17 @@ const PEERS: &[Column] = &[
     number("made"),
     number("failed"),
     number("dropped"),
+];
+const HOSTS: &[Column] = &[
+    text("host"),
+    text("version"),
+    number("vifs"),
+    number("group"),
+    number("unicast"),
+    number("clock"),
+    number("vnet"),
+    number("longest"),
+    text("note"),
 ];
 const STATS: &[Column] = &[text("scope"), text("counter"), number("value")];
 

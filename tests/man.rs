@@ -13,6 +13,7 @@ use clap::Command;
 use clap_mangen::Man;
 use vnet::cli::{self, Page};
 use vnet::config::Config;
+use vnet::hosts::HostsCounters;
 use vnet::mapper::MapperCounters;
 use vnet::metrics::{VARPD_GAUGES, VarpdCounters, VifCounters};
 use vnet::security::sadb::SadbCounters;
@@ -77,6 +78,7 @@ fn counters() -> String {
         ("Of varpd", VarpdCounters::descriptions()),
         ("Of varpd's address resolution", MapperCounters::descriptions()),
         ("Of varpd's keys", SadbCounters::descriptions()),
+        ("Of varpd's table of hosts", HostsCounters::descriptions()),
     ];
     for (title, counters) in sets {
         writeln!(text, ".SS {title}").unwrap();

@@ -299,7 +299,7 @@ impl Bed {
                     let _ = self.receiver.accept_frame(port, entry.frame);
                 }
             }
-            Ok(Payload::Piece(..) | Payload::Handover(_)) | Err(_) => {}
+            Ok(Payload::Piece(..) | Payload::Handover(_) | Payload::Echo(_)) | Err(_) => {}
         }
     }
 }

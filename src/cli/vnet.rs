@@ -119,6 +119,8 @@ pub enum ShowTable {
     Stats,
     /// The hosts with which this host has agreed on keys of secured vnets
     Peers,
+    /// The other hosts, and whether they have set up the vnets of this host as this one has
+    Hosts,
 }
 
 impl From<ShowTable> for Table {
@@ -129,6 +131,7 @@ impl From<ShowTable> for Table {
             ShowTable::Varp => Self::Varp,
             ShowTable::Stats => Self::Stats,
             ShowTable::Peers => Self::Peers,
+            ShowTable::Hosts => Self::Hosts,
         }
     }
 }

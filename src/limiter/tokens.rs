@@ -31,6 +31,11 @@ impl TokenBucket {
         self.take_within(self.depth / 8, now)
     }
 
+    /// Whether all tokens are there.
+    pub(crate) fn is_full(&self, now: Instant) -> bool {
+        self.full_at <= now
+    }
+
     fn take_within(&mut self, depth: Duration, now: Instant) -> bool {
         let taken = self.full_at.max(now) + self.interval;
         let fits = taken.saturating_since(now) <= depth;

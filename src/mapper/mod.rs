@@ -112,7 +112,7 @@ mod learnt;
 mod mappings;
 mod moved;
 mod moves;
-mod nonce;
+pub(crate) mod nonce;
 mod notes;
 mod output;
 mod pending;

@@ -6,14 +6,14 @@
 
 /// The source of a mapper's nonces.
 #[derive(Debug)]
-pub(super) struct Nonces {
+pub(crate) struct Nonces {
     key: [u64; 2],
     counter: u64,
 }
 
 impl Nonces {
     /// Equal seeds give equal sequences; a running host seeds from the operating system.
-    pub(super) fn new(seed: [u8; 16]) -> Self {
+    pub(crate) fn new(seed: [u8; 16]) -> Self {
         let whole = u128::from_le_bytes(seed);
         let low = whole & u128::from(u64::MAX);
         let halves = [low, whole >> 64].map(|half| u64::try_from(half).unwrap_or(0));
@@ -21,13 +21,13 @@ impl Nonces {
     }
 
     /// The next one, never 0.
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.counter = self.counter.wrapping_add(1);
         siphash24(self.key, self.counter).max(1)
     }
 
     /// A number below `bound`, or 0; slightly uneven, which jitter does not mind.
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next().checked_rem(bound).unwrap_or(0)
     }
 }

@@ -74,10 +74,10 @@ pub enum Refusal {
 
 /// The times of one author, ascending.
 #[derive(Debug, Default)]
-struct Seen(VecDeque<u64>);
+pub(crate) struct Seen(VecDeque<u64>);
 
 impl Seen {
-    fn take(&mut self, time: u64) -> bool {
+    pub(crate) fn take(&mut self, time: u64) -> bool {
         match self.0.binary_search(&time) {
             Ok(_) => false,
             Err(0) if self.0.len() >= REMEMBERED => false,

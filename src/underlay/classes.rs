@@ -7,6 +7,7 @@
 //!  handshake  RESPONSE, CONFIRM, ACK, COOKIE;                 who knows the format
 //!             INIT with the token of its address              who receives at that address
 //!  question   VARP: request, announcement, another version    who knows the format
+//!  hello      HELLO, LIST, also of another version            who knows the format
 //!  newcomer   other INITs; handshakes of another version      who knows the format
 //!  (none)     all else: wrong magic, version, type, length    anybody; dropped by the kernel
 //! ```
@@ -24,7 +25,7 @@ use std::net::IpAddr;
 
 use crate::security::handshake::token::{LAST_SHIFT, Mixing, SHIFT, TokenKey};
 use crate::sys::sockopt::Instruction;
-use crate::wire::{handshake, varp};
+use crate::wire::{handshake, hello, varp};
 
 /// A class of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,11 +38,14 @@ pub enum Class {
     Question,
     /// A handshake's first message, and any of another version.
     Newcomer,
+    /// HELLO and LIST.
+    Hello,
 }
 
 impl Class {
     /// All, in the order in which their sockets are bound.
-    pub const ALL: [Self; 4] = [Self::Answer, Self::Handshake, Self::Question, Self::Newcomer];
+    pub const ALL: [Self; 5] =
+        [Self::Answer, Self::Handshake, Self::Question, Self::Newcomer, Self::Hello];
 
     /// The place of its socket.
     const fn place(self) -> u32 {
@@ -90,6 +94,7 @@ pub fn program(address: IpAddr, key: TokenKey) -> Vec<Instruction> {
         (JUMP_EQUAL, 0, skip, magic(varp::MAGIC)),
     ];
     program.extend(varp);
+    program.extend(hello_part());
     program.extend(require(magic(handshake::MAGIC)));
     // A message of another version waits with newcomers: its sender is to be named.
     program.extend([
@@ -124,6 +129,17 @@ fn varp_part() -> Vec<Instruction> {
     }
     part.push((RETURN, 0, 0, NONE));
     part
+}
+
+/// Hello: the greatest length.
+fn hello_part() -> [Instruction; 5] {
+    [
+        (JUMP_EQUAL, 0, 4, magic(hello::MAGIC)),
+        (LOAD_LEN, 0, 0, 0),
+        (JUMP_ABOVE, 1, 0, hello::MAX_LEN as u32),
+        (RETURN, 0, 0, Class::Hello.place()),
+        (RETURN, 0, 0, NONE),
+    ]
 }
 
 /// Handshakes: the lengths that each type can have; an INIT is looked at more closely.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::config::{Config, FrameGroups, Seconds, Timers};
+use crate::hosts::Hosts;
 use crate::mapper::{self, LocalVif, Mapper, Notice, Output};
 use crate::metrics::{VarpdCounter, VarpdCounters};
 use crate::quiet::Quiet;
@@ -19,9 +20,9 @@ use crate::sys::{clock, link, process};
 use crate::time::{Instant, Now};
 use crate::underlay::opener::{MOST_BYTES, Privileged};
 use crate::underlay::sockets::{Opener, VifSockets};
-use crate::wire::name::Realm;
+use crate::wire::name::{Name, Realm};
 use crate::wire::varp::{self, Message};
-use crate::wire::{ParseError, VnetId, handshake};
+use crate::wire::{ParseError, VnetId, handshake, hello};
 
 use super::admission::{Admission, Operators, Unknown};
 use super::awake::Sleep;
@@ -29,6 +30,7 @@ use super::clients::{ClientId, Clients, Door, Sent};
 use super::comings::Comings;
 use super::complaints::Complaints;
 use super::follower::Follower;
+use super::hello::Basis;
 use super::lanes::Lanes;
 use super::learnt::LearntTable;
 use super::registry::{Owner, Registry};
@@ -147,6 +149,9 @@ pub(super) struct Daemon {
     pub(super) clients: Clients,
     pub(super) runs: Runs,
     pub(super) security: Security,
+    pub(super) hosts: Hosts,
+    /// What others were told of this host last.
+    pub(super) hello_basis: Option<Basis>,
     pub(super) admission: Admission,
     pub(super) speakers: Speakers,
     pub(super) lanes: Lanes,
@@ -183,6 +188,9 @@ impl Daemon {
         let secret = process::random().map_err(failed("get random numbers"))?;
         let security = Security::new(&config, address, secret);
         let varp = Varp::open(&opener, main_group, security.sadb.token_key())?;
+        let secret = process::random().map_err(failed("get random numbers"))?;
+        let name = Name::host(Realm(config.realm), address);
+        let hosts = Hosts::new(name, config.port.0, secret, clock::now());
         let listener = listen(&config.socket, config.socket_mode.0, groups.control)?;
         let add = |result: io::Result<()>| result.map_err(failed("fill the epoll set"));
         let read = Interest::Read;
@@ -224,6 +232,8 @@ impl Daemon {
             learnt: LearntTable::default(),
             runs: Runs::default(),
             security,
+            hosts,
+            hello_basis: None,
             admission,
             speakers: Speakers::default(),
             lanes: Lanes::new(lane_seed),
@@ -292,6 +302,7 @@ impl Daemon {
                 self.drive(now);
             }
             self.handle_timeouts(now);
+            self.refresh_hello(now);
             self.counters.add(VarpdCounter::buffers_small, self.opener.take_small());
             self.varp.flush(now.mono, &self.counters);
         }
@@ -302,6 +313,7 @@ impl Daemon {
             Source::Termination => match self.termination.take() {
                 Ok(Some(signal)) => {
                     log::info!("exiting on {signal}");
+                    self.leave_hello(now);
                     return Turn::End;
                 }
                 Ok(None) => {}
@@ -333,6 +345,9 @@ impl Daemon {
         if !is_group && handshake::Message::is_one(bytes) {
             self.doubt_handshake(from.ip(), bytes, now);
             return self.security.sadb.handle_message(from.ip(), bytes, now);
+        }
+        if hello::Message::is_one(bytes) {
+            return self.hear_hello(via, from, bytes, now);
         }
         let message = match Message::parse(bytes) {
             Ok(message) => message,
@@ -519,6 +534,7 @@ impl Daemon {
             self.accept_again,
             self.retry_at,
             self.follower.poll_timeout(),
+            Some(self.hosts.poll_timeout()),
         ]
         .into_iter()
         .flatten()

@@ -34,6 +34,8 @@ enum Doubt {
     Key,
     /// With another name for its host than it has here.
     Name,
+    /// With other groups or another cipher of group frames than here.
+    Setup,
     /// In another version of VARP or of the handshake, about whatever vnet.
     Version,
 }
@@ -50,6 +52,11 @@ impl Default for Doubts {
 }
 
 impl Doubts {
+    /// Whether a host is to be named for how it has set up a vnet.
+    pub(super) fn is_other_setup(&mut self, vnet: VnetId, host: IpAddr, now: Instant) -> bool {
+        self.is_new((Some(vnet), host, Doubt::Setup), now)
+    }
+
     /// Whether a host is to be named.
     fn is_new(
         &mut self,
@@ -154,7 +161,7 @@ impl Daemon {
             Doubt::Untagged => "without a tag, so policy none there",
             Doubt::Tagged => "with a tag, so a policy with keys there",
             Doubt::Key => "with a key that is unknown here: another key, or another policy",
-            Doubt::Name | Doubt::Version => return,
+            Doubt::Name | Doubt::Setup | Doubt::Version => return,
         };
         log::warn!(
             "vnet {vnet}: host {host} sends {what}; the policy here is {policy}, so messages of {host} are dropped: \

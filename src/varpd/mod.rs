@@ -42,6 +42,7 @@
 //! | `learnt` | MACs behind vifs |
 //! | `late` | frames that come for vifs that have moved |
 //! | `lanes` | the lanes between vifs of this host |
+//! | `hello` | other hosts, as they tell of themselves |
 //! | `security` | secured vnets: keys, and what backends are told |
 //! | `user` | as whom varpd runs |
 //! | `site` | chooses the host's place on the underlay, and follows it |
@@ -60,6 +61,7 @@ mod complaints;
 mod daemon;
 mod doubts;
 mod follower;
+mod hello;
 mod lanes;
 mod late;
 mod learnt;

@@ -225,7 +225,9 @@ impl Daemon {
             Handed::All => vif.sockets.fds(),
         };
         let sent = self.clients.send(client, &registered, &fds);
-        self.sent(client, sent, now)
+        let is_served = self.sent(client, sent, now);
+        self.tell_group_longest(vnet, client, now);
+        is_served
     }
 
     /// The rings' state, as the backend says it; a claim that lived on while its backend was gone is

@@ -102,11 +102,13 @@ pub(super) enum Refusal {
 pub(super) struct Registry<S> {
     vifs: BTreeMap<u64, Vif<S>>,
     next: u64,
+    /// Changes of the set of vifs.
+    revision: u64,
 }
 
 impl<S> Default for Registry<S> {
     fn default() -> Self {
-        Self { vifs: BTreeMap::new(), next: 0 }
+        Self { vifs: BTreeMap::new(), next: 0, revision: 0 }
     }
 }
 
@@ -155,6 +157,7 @@ impl<S> Registry<S> {
     /// Adds a vif under a handle that was never used before.
     pub(super) fn insert(&mut self, vif: Vif<S>) -> LocalVif {
         let id = self.next_id();
+        self.revision += 1;
         self.vifs.insert(id.0, vif);
         id
     }
@@ -164,8 +167,14 @@ impl<S> Registry<S> {
         self.vifs.values().map(|vif| vif.key.vnet).collect()
     }
 
+    /// A number that is another whenever vifs were added or removed.
+    pub(super) const fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// Takes a vif out.
     pub(super) fn remove(&mut self, id: LocalVif) -> Option<Vif<S>> {
+        self.revision += 1;
         self.vifs.remove(&id.0)
     }
 

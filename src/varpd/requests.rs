@@ -220,6 +220,7 @@ impl Daemon {
                 return Ok(());
             }
             Table::Peers => self.peer_rows(now),
+            Table::Hosts => self.host_rows(now),
             Table::Stats => return self.begin_stats(id, now),
         };
         let sent = self.clients.send_rows(id, rows, &self.poller, now);

@@ -17,7 +17,7 @@ use crate::metrics::{VarpdCounter, VarpdCounters};
 use crate::quiet::Lasting;
 use crate::security::census::{Census, Others};
 use crate::security::keyfile::{self, KeyFile};
-use crate::security::keys::{KeyId, MemberKeys, Secret, fingerprint};
+use crate::security::keys::{KeyId, MacKey, MemberKeys, Secret, fingerprint};
 use crate::security::membership::{Membership, Refusal};
 use crate::security::policy::Policy;
 use crate::security::sadb::{self, Keyring, Lifetime, Outbound, Output, Sadb};
@@ -112,6 +112,8 @@ pub(super) struct Security {
     gates: BTreeMap<Link, Gate>,
     /// For the next sender of group frames.
     salt: u16,
+    /// Changes of keys.
+    revision: u64,
     check_at: Option<Instant>,
 }
 
@@ -139,6 +141,7 @@ impl Security {
             issued: BTreeSet::new(),
             gates: BTreeMap::new(),
             salt: first_salt(&seed),
+            revision: 0,
             check_at: None,
         }
     }
@@ -178,6 +181,7 @@ impl Security {
 
     /// Hands a vnet's keys to the state machines.
     fn publish(&mut self, vnet: VnetId, now: Now) {
+        self.revision += 1;
         let Some(secured) = self.vnets.get(&vnet) else { return };
         let tags = secured.keys.iter().map(|keys| (keys.id, keys.varp.clone())).collect();
         self.membership.set_vnet(vnet, tags);
@@ -225,6 +229,17 @@ impl Security {
         let seed = Secret::new(seed);
         self.salt = first_salt(&seed);
         self.sadb.begin_anew(seed.derive("sadb", &[]), now);
+    }
+
+    /// A number that is another whenever keys were read.
+    pub(super) const fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The keys for entries of hello that are accepted on a vnet, the used one first; none if it is not secured.
+    pub(super) fn hello_keys(&self, vnet: VnetId) -> Vec<(KeyId, MacKey)> {
+        let keys = self.vnets.get(&vnet).into_iter().flat_map(|secured| &secured.keys);
+        keys.map(|keys| (keys.id, keys.hello.clone())).collect()
     }
 
     pub(super) fn is_secured(&self, vnet: VnetId) -> bool {
@@ -399,13 +414,13 @@ impl Daemon {
         self.tell(client, &event, now);
     }
 
-    fn tell(&mut self, client: ClientId, event: &Event, now: Now) {
+    pub(super) fn tell(&mut self, client: ClientId, event: &Event, now: Now) {
         let sent = self.clients.send(client, event, &[]);
         self.drop_if_stalled(client, sent, now);
     }
 
     /// The live backends of a vnet.
-    fn backends(&self, vnet: VnetId) -> Vec<(LocalVif, ClientId)> {
+    pub(super) fn backends(&self, vnet: VnetId) -> Vec<(LocalVif, ClientId)> {
         let live = |(id, vif): (LocalVif, &super::registry::Vif<_>)| match vif.owner {
             Owner::Live(client) if vif.key.vnet == vnet => Some((id, client)),
             _ => None,

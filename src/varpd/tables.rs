@@ -152,11 +152,13 @@ impl Daemon {
         let row = |scope: &str, name: &str, value: u64| {
             vec![scope.to_owned(), name.to_owned(), value.to_string()]
         };
-        let gauges = [self.clients.len(), self.registry.iter().count(), self.lanes.len()];
+        let vifs = self.registry.iter().count();
+        let gauges = [self.clients.len(), vifs, self.lanes.len(), self.hosts.known()];
         let gauges = VARPD_GAUGES.iter().zip(gauges).map(|((name, _), n)| (*name, n as u64));
         let own = self.counters.snapshot().into_iter();
         let own = gauges.chain(own).chain(self.mapper.counters().snapshot());
         let own = own.chain(self.security.sadb.counters().snapshot());
+        let own = own.chain(self.hosts.counters().snapshot());
         let mut rows: Rows = own.map(|(name, value)| row(OWN_SCOPE, name, value)).collect();
         for (&id, answer) in answers {
             let Some(vif) = self.registry.get(id) else { continue };

@@ -20,13 +20,13 @@ use crate::time::Instant;
 use crate::underlay::classes::Class;
 use crate::underlay::sockets::{self, Opener, VarpSockets};
 use crate::wire::varp::Message;
-use crate::wire::{VnetId, handshake, varp};
+use crate::wire::{VnetId, handshake, hello, varp};
 
 use super::{VarpdError, failed};
 
 /// Room for a message, in bytes: longer than any, so that one that is too long is seen to be.
 const ROOM: usize = 1280;
-const _: () = assert!(ROOM > varp::MAX_LEN && ROOM > handshake::MAX_LEN);
+const _: () = assert!(ROOM > varp::MAX_LEN && ROOM > handshake::MAX_LEN && ROOM > hello::MAX_LEN);
 /// Messages taken from one socket in a turn: a flood must not starve the clients.
 const BUDGET: usize = 64;
 /// Between two looks at what the kernel has dropped.
@@ -46,11 +46,12 @@ pub(super) enum Via {
 
 impl Via {
     /// All, the most useful first.
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::Unicast(Class::Answer),
         Self::Unicast(Class::Handshake),
         Self::Group,
         Self::Unicast(Class::Question),
+        Self::Unicast(Class::Hello),
         Self::Unicast(Class::Newcomer),
     ];
 }
@@ -101,7 +102,9 @@ impl Varp {
         };
         let counter = |class| match class {
             Class::Newcomer => VarpdCounter::handshake_drop_overflow,
-            Class::Answer | Class::Handshake | Class::Question => VarpdCounter::varp_drop_overflow,
+            Class::Answer | Class::Handshake | Class::Question | Class::Hello => {
+                VarpdCounter::varp_drop_overflow
+            }
         };
         let counters = Class::ALL.map(counter).into_iter().chain([VarpdCounter::varp_drop_foreign]);
         Ok(Self {

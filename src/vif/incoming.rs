@@ -75,6 +75,9 @@ pub struct Home<'a> {
     pub now: Instant,
 }
 
+/// Echoes that wait to be answered.
+const MAX_ECHOES: usize = 256;
+
 /// The frames of one batch that have not been delivered.
 #[derive(Debug, Default)]
 pub struct Incoming {
@@ -87,6 +90,8 @@ pub struct Incoming {
     /// Where opened datagrams of one message are.
     opened: Vec<Range<usize>>,
     handovers: Vec<(SocketAddr, u32)>,
+    /// Questions of other hosts.
+    echoes: Vec<(SocketAddr, Vec<u8>)>,
     /// Who sent under another policy.
     misfit: Option<SocketAddr>,
     /// Bytes out of a lane.
@@ -135,8 +140,8 @@ impl Incoming {
         opening: Option<Opening<'_>>,
     ) {
         let now = home.now;
-        let Self { batch, reassembly, joined, places, detours, handovers, opened, misfit, .. } =
-            self;
+        let Self { batch, reassembly, joined, places, detours, handovers, .. } = self;
+        let Self { echoes, opened, misfit, .. } = self;
         let unfit = match opening {
             None => Some(Kind::Protected),
             Some(opening) => (!opening.takes_plain()).then_some(Kind::Plain),
@@ -161,6 +166,10 @@ impl Incoming {
                     whole.into_iter().for_each(|whole| unpack.joined(flags, whole, joined));
                 }
                 Ok(Payload::Handover(lane)) => handovers.push((from, lane)),
+                Ok(Payload::Echo(_)) if echoes.len() >= MAX_ECHOES => {
+                    counters.inc(VifCounter::tx_drop_echo);
+                }
+                Ok(Payload::Echo(question)) => echoes.push((from, question.to_vec())),
                 payload => unpack.payload(payload, bytes),
             };
             match opening {
@@ -227,6 +236,16 @@ impl Incoming {
         std::mem::take(&mut self.handovers).into_iter()
     }
 
+    /// Whether echoes of other hosts wait.
+    pub const fn has_echoes(&self) -> bool {
+        !self.echoes.is_empty()
+    }
+
+    /// Echoes among the datagrams that were read, and who sent them.
+    pub fn take_echoes(&mut self) -> Vec<(SocketAddr, Vec<u8>)> {
+        std::mem::take(&mut self.echoes)
+    }
+
     /// The n-th frame that waits.
     pub fn get(&self, n: usize) -> Option<Received<'_>> {
         let place = self.places.get(self.next + n)?;
@@ -290,8 +309,8 @@ impl Unpack<'_, '_> {
                     }
                 }
             }
-            // What pieces make up is neither a piece nor a handover.
-            Ok(Payload::Piece(..) | Payload::Handover(_)) => {
+            // What pieces make up is neither a piece nor a handover nor an echo.
+            Ok(Payload::Piece(..) | Payload::Handover(_) | Payload::Echo(_)) => {
                 self.counters.inc(VifCounter::rx_drop_fragment);
             }
             Err(counter) => self.counters.inc(counter),

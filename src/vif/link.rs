@@ -29,7 +29,10 @@ use crate::wire::{Capabilities, CareOf, Mac, Stamp, VifKey};
 
 /// What this backend's receivers understand beyond plain frames.
 pub const CAPABILITIES: Capabilities = Capabilities(
-    Capabilities::PARTIAL_CHECKSUM.0 | Capabilities::BUNDLE.0 | Capabilities::FRAGMENT.0,
+    Capabilities::PARTIAL_CHECKSUM.0
+        | Capabilities::BUNDLE.0
+        | Capabilities::FRAGMENT.0
+        | Capabilities::ECHO.0,
 );
 
 /// First wait before a lost varpd is called again; doubled up to [`MAX_BACKOFF`].
@@ -293,6 +296,9 @@ impl Link {
             }
             Event::CloseLane { lane } => {
                 self.nic.workers().for_each(|mut worker| worker.close_lane(lane, now));
+            }
+            Event::GroupLongest { longest } => {
+                self.nic.workers().for_each(|mut worker| worker.set_group_longest(longest));
             }
             Event::StatsRequest { xid } => return Some(self.stats(xid)),
             Event::Error { code: ErrorCode::Warning, text } => {

@@ -32,6 +32,7 @@ mod announcing;
 pub mod arrival;
 pub mod departed;
 pub mod direct;
+pub mod echo;
 pub mod guard;
 pub mod guest;
 pub mod incoming;

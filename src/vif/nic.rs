@@ -18,6 +18,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::alarm::Alarm;
 use super::departed::LateSender;
+use super::echo::Limits;
 use super::lanes::Handovers;
 use super::neighbors::Question;
 use super::protect::Protection;
@@ -117,7 +118,9 @@ impl Nic {
         let mut workers = workers;
         let handovers = Arc::new(Handovers::default());
         let has_said = Arc::new(AtomicBool::new(false));
+        let echo_limits = Arc::<Limits>::default();
         for worker in &mut workers {
+            worker.set_echo_limits(Arc::clone(&echo_limits));
             worker.prepare_lanes(Arc::clone(&handovers))?;
             worker.set_stranger(Stranger::new(Arc::clone(&has_said)));
         }

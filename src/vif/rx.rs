@@ -48,6 +48,8 @@ pub enum Payload<'a> {
     Piece(Flags, Piece<'a>),
     /// No frame: what follows comes through this lane.
     Handover(u32),
+    /// No frame: a message of [`crate::wire::echo`] between hosts.
+    Echo(&'a [u8]),
 }
 
 impl<'a> Payload<'a> {
@@ -98,9 +100,13 @@ impl Receiver {
         if vnet != self.key.vnet {
             return Err(VifCounter::rx_drop_vnet);
         }
-        // Group frames go to receivers of every age, so they never carry flags.
-        if !flags.understood_by(self.capabilities) || port == Port::Group && flags != Flags::NONE {
+        // Each receiver of a group puts pieces together, but not each takes bundles or partial checksums.
+        let is_refused = port == Port::Group && flags.without(Flags::FRAGMENT) != Flags::NONE;
+        if is_refused || !flags.understood_by(self.capabilities) {
             return Err(VifCounter::rx_drop_flags);
+        }
+        if flags == Flags::ECHO {
+            return Ok(Payload::Echo(payload));
         }
         let whole = Payload::open(flags.without(Flags::FRAGMENT), payload)?;
         if !flags.contains(Flags::FRAGMENT) {
@@ -247,7 +253,8 @@ mod tests {
         assert_eq!(accept(Port::Own, 5, &payload), Ok((Flags::PARTIAL_CHECKSUM, 256, 3)));
         assert_eq!(accept(Port::Own, 6, &payload), Ok((Flags::BUNDLE, 256, 3)));
         assert_eq!(accept(Port::Own, 7, &payload), Err(VifCounter::rx_drop_flags));
-        assert_eq!(accept(Port::Group, 4, &payload), Err(VifCounter::rx_drop_flags));
+        assert_eq!(accept(Port::Group, 4, &payload), Ok((Flags::NONE, 256, 3)));
+        assert_eq!(accept(Port::Group, 5, &payload), Err(VifCounter::rx_drop_flags));
         assert_eq!(accept(Port::Own, 4, &payload[..8]), Err(VifCounter::rx_drop_fragment));
     }
 

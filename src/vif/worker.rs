@@ -26,6 +26,7 @@
 
 mod arrive;
 mod direct;
+mod echo;
 mod forward;
 mod local;
 mod path;
@@ -48,6 +49,7 @@ use std::time::Duration;
 
 use super::arrival::Arrival;
 use super::departed::Departures;
+use super::echo::Limits;
 use super::guard::Prefix;
 use super::guard::exit::Exit;
 use super::guest::{HeaderLayout, MODERN_HEADER_LEN};
@@ -74,7 +76,7 @@ use crate::sys::iovec::IoVec;
 use crate::time::{Instant, Now};
 use crate::underlay::segmentation::Segmentation;
 use crate::underlay::{Port, Underlay};
-use crate::wire::{CareOf, Mac};
+use crate::wire::{CareOf, Longest, Mac};
 
 /// Batches handled for one wake-up before other events get their turn.
 const BUDGET: usize = 8;
@@ -114,6 +116,8 @@ pub struct Place {
 #[derive(Debug)]
 pub struct Worker<U> {
     place: Place,
+    /// The longest datagram of group frames that all hosts of the vnet take.
+    group_longest: Longest,
     source_mac: SourceMac,
     /// Checks what leaves, if the guest is kept to a list of addresses.
     exit: Option<Box<Exit>>,
@@ -163,6 +167,8 @@ pub struct Worker<U> {
     losses: Losses,
     /// Frames that were received and wait for the guest's buffers.
     incoming: Incoming,
+    /// How many echoes of other hosts are still answered.
+    echo_limits: Arc<Limits>,
     /// Trains of long segments that are received straight into those.
     direct: Direct,
     /// Frames of ours for the guest: ICMP answers to packets that are too long.
@@ -206,6 +212,7 @@ impl<U: Underlay> Worker<U> {
         stager.set_short_ends(underlay.needs_short_ends());
         Self {
             place,
+            group_longest: Longest::UNKNOWN,
             source_mac,
             exit: None,
             counters,
@@ -233,6 +240,7 @@ impl<U: Underlay> Worker<U> {
             segmentation: Segmentation::default(),
             losses: Losses::default(),
             incoming: Incoming::default(),
+            echo_limits: Arc::default(),
             direct: Direct::default(),
             answers: Vec::new(),
             frame_ids: FrameIds::default(),
@@ -346,6 +354,11 @@ impl<U: Underlay> Worker<U> {
     pub fn set_place(&mut self, place: Place) {
         self.segmentation = Segmentation::default();
         self.place = place;
+    }
+
+    /// Group frames leave in datagrams of this length at most from now on.
+    pub const fn set_group_longest(&mut self, longest: Longest) {
+        self.group_longest = longest;
     }
 
     /// What the driver acknowledged, from now on.

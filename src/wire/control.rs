@@ -30,7 +30,7 @@
 //!    9  LEARN       n (16), n x {mac,       140  LANE           see below
 //!                   flags (8: 1 stamp),     141  CLOSE-LANE     lane (32)
 //!                   stamp (64)}
-//!   10  FORGET      n (16), n x mac (48)
+//!   10  FORGET      n (16), n x mac (48)   142  GROUP-LONGEST  length (16), reserved (16)
 //!   11  MONITOR     -
 //!   12  LANE-CLOSED lane (32)
 //!   32  SA-NEEDED   address                 160  GROUP-KEYS     salt (16), end s (32), n (16),
@@ -105,7 +105,7 @@ mod codec;
 #[cfg(test)]
 mod tests;
 
-use super::{CareOf, Mac, Stamp, VifKey};
+use super::{CareOf, Longest, Mac, Stamp, VifKey};
 use crate::security::Suite;
 use crate::security::keys::Secret;
 use crate::security::policy::{Floor, Policy};
@@ -129,7 +129,9 @@ pub const MAX_VALUES: usize = 128;
 pub const MAX_MACS: usize = 256;
 /// Most cells in [`Event::Row`].
 pub const MAX_CELLS: usize = 16;
-/// Longest counter name and cell, in bytes: 128 values of 2 + 112 + 8 bytes fit in [`MAX_LEN`].
+/// Longest cell, in bytes: 16 of them fit in [`MAX_LEN`].
+pub const MAX_CELL: usize = 400;
+/// Longest counter name, in bytes: 128 values of 2 + 112 + 8 bytes fit in [`MAX_LEN`].
 pub const MAX_TEXT: usize = 112;
 /// Most keys in [`Event::GroupKeys`]: for each policy that has keys, one that is used and one that is
 /// also accepted.
@@ -250,6 +252,8 @@ pub enum Table {
     Stats,
     /// The hosts with which keys are agreed on.
     Peers,
+    /// The hosts that tell of themselves.
+    Hosts,
 }
 
 /// From varpd to a client.
@@ -344,6 +348,11 @@ pub enum Event {
         mac: Mac,
         /// How long not to ask again, in milliseconds.
         hold_ms: u32,
+    },
+    /// Group frames are to leave in datagrams of this length at most, from now on.
+    GroupLongest {
+        /// The IP packet's length, 1280 at least; unknown: as long as the underlay link takes.
+        longest: Longest,
     },
     /// A lane to or from another vif of this host ([`crate::lane`]). Carries its memory and an end
     /// of a pair of sockets.

@@ -89,8 +89,11 @@
 //! # Messages to the group
 //!
 //! A speaker sends a HELLO every max(30 s, speakers / 20 s), a quarter more or less at random. At
-//! start, and when anything in it changes, it sends the HELLO at 0, 0.3 and 1 s as well. So a segment
-//! of any size hears about 20 HELLOs a second.
+//! start, and when its list, its group or its address changes, it sends the HELLO at 0, 0.3 and 1 s as
+//! well; the next such change waits until max(2 s, speakers / 100 s) after the last. When it hears a new
+//! speaker, or one with another generation, it sends its next HELLO within max(1 s, speakers / 20 s), but not sooner than max(3 s,
+//! speakers / 20 s) after the last. So a segment of any size hears about 20 HELLOs a second. A change of
+//! the number of vifs alone waits for the next HELLO.
 //!
 //! Once a minute a speaker sends the same HELLO with flag B to the default group and port of each
 //! address family that it does not use. So hosts with a wrong group, port or family are seen.
@@ -112,10 +115,16 @@
 //! one datagram there for each of its own. That holds for LISTs, for copies of group frames and for
 //! relayed messages.
 //!
-//! **The list.** A host that lacks the list which a HELLO names, by generation and digest, sends the
-//! speaker a HELLO with W. If that has a right HMAC and a right answer, the speaker sends its LISTs to
-//! that host at once. Otherwise it answers with a nonce, and sends its LISTs to the group after its
-//! next HELLO: once for all newcomers.
+//! **The list.** A host that lacks the list which a HELLO names by its digest waits two seconds or more
+//! for LISTs to the group, and then sends the speaker a HELLO with W. If that has a right answer, the
+//! speaker sends its LISTs to that host, 20 LISTs a second at most. Otherwise its HELLO with R brings
+//! the nonce for a right answer, and the host asks again at once. A right answer is enough, without an
+//! HMAC: whoever gives it receives at that address, and has asked. If a host asks without a right answer
+//! although it was sent a nonce, it does not hear what it is sent alone: then the speaker sends its LISTs
+//! to the group after its next HELLO.
+//!
+//! **Whether unicast arrives.** Of each two hosts the one with the lower name asks the other once in
+//! max(60 s, speakers / 2 s), without W.
 //!
 //! # LISTs
 //!
@@ -135,7 +144,10 @@
 //! believe an entry with a right tag, also without an HMAC. They keep it until its sender's lifetime
 //! ends, an entry with a right tag and a later time arrives, or a LIST with a right HMAC leaves the
 //! vnet out. Anybody on the segment can make up all the rest. Hosts therefore only show it, and take
-//! the longest datagram of a vnet's group from it.
+//! the longest datagram of a vnet's group from it, on vnets without keys. A farewell of a host that had
+//! an entry with a right tag is not believed: such a host is gone when its lifetime has ended. LISTs without
+//! a right tag end an entry that had one ten minutes after it came; meanwhile the host is asked for its list
+//! again.
 
 pub mod list;
 

@@ -25,6 +25,7 @@ mod disguises;
 mod disturbances;
 #[path = "../support/driver.rs"]
 mod driver;
+mod echoes;
 mod failover;
 mod flood;
 mod flows;

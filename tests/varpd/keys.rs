@@ -24,14 +24,23 @@ pub(crate) struct Keys(PathBuf);
 
 impl Keys {
     pub(crate) fn new(net: &Net) -> Self {
-        let keys = Self::empty(net, 0);
+        Self::named(net, "keys")
+    }
+
+    /// In a directory of this name.
+    pub(crate) fn named(net: &Net, name: &str) -> Self {
+        let keys = Self::empty_named(net, name, 0);
         assert!(generate(&keys.file(), &[]).status.success());
         keys
     }
 
     /// Without a key, a user's.
     fn empty(net: &Net, owner: u32) -> Self {
-        let directory = net.path("keys");
+        Self::empty_named(net, "keys", owner)
+    }
+
+    fn empty_named(net: &Net, name: &str, owner: u32) -> Self {
+        let directory = net.path(name);
         fs::create_dir(&directory).unwrap();
         fs::set_permissions(&directory, Permissions::from_mode(0o700)).unwrap();
         chown(&directory, Some(owner), None).unwrap();

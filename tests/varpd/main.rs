@@ -16,6 +16,7 @@
 
 mod admission;
 mod hostile;
+mod hosts;
 mod keys;
 mod learning;
 mod migration;

@@ -7,7 +7,7 @@ use std::io;
 use socket2::{SockFilter, Socket};
 
 use crate::sys::sockopt::Instruction;
-use crate::wire::{VnetId, esp, varp};
+use crate::wire::{VnetId, esp, hello, varp};
 
 /// Offset of the payload from the UDP header.
 const PAYLOAD: u32 = 8;
@@ -29,12 +29,14 @@ pub(super) fn nothing_filter() -> [Instruction; 1] {
     [(RETURN, 0, 0, NOTHING)]
 }
 
-/// Passes VARP: requests about these vnets, or about all if they are too many, and all else. Whoever has no
+/// Passes hello, and VARP: requests about these vnets, or about all if they are too many, and all else. Whoever has no
 /// vif on a vnet has no answer to a request that was sent to all. Messages of other versions pass, so that
 /// varpd can name their sender.
 pub(super) fn varp_filter(vnets: &[VnetId]) -> Vec<Instruction> {
     let mut filter = vec![
         (LOAD_H, 0, 0, PAYLOAD),
+        (JUMP_EQUAL, 0, 1, u16::from_be_bytes(hello::MAGIC).into()),
+        (RETURN, 0, 0, WHOLE),
         (JUMP_EQUAL, 1, 0, u16::from_be_bytes(varp::MAGIC).into()),
         (RETURN, 0, 0, NOTHING),
         (LOAD_B, 0, 0, PAYLOAD + varp::VERSION_OFFSET as u32),

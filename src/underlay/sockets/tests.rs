@@ -142,6 +142,7 @@ fn questions_are_heard_about_own_vnets() {
             assert!(heard(&message(varp::VERSION, opcode, 43)), "others are heard about all");
         }
         assert!(heard(&message(1, 1, 43)), "whoever speaks another version is to be named");
+        assert!(heard(b"VH\x01\x01"), "hello is about all vnets");
         assert!(!heard(b"VK\x01\x01") && !heard(b"VA"));
         assert!(count > MOST_VNETS.into() || !heard(&message(varp::VERSION, 1, 42)[..11]));
     }

@@ -117,6 +117,9 @@ impl DataPath for Nic {
             let step = worker.receive_lanes(rx.queue_mut(), memory, now);
             receive_again |= on_ring!(rx, memory, step) == Some(Progress::More);
         }
+        if worker.has_echoes() {
+            worker.answer_echoes(clock::now().wall_ms.saturating_mul(1000), now);
+        }
         if turn.heeds_reports {
             worker.handle_reports(now);
         }

@@ -12,9 +12,9 @@ use crate::wire::fragment::Piece;
 use super::{Batch, Outgoing, Route, Stager, Step, fill, leaves_partial, refusal};
 use crate::metrics::VifCounter;
 
-/// Whether all receivers at a destination put pieces together.
+/// Whether all receivers at a destination put pieces together; those of a group do.
 pub fn takes_pieces(route: &Route) -> bool {
-    route.capabilities.contains(Capabilities::FRAGMENT) && !route.is_group
+    route.capabilities.contains(Capabilities::FRAGMENT)
 }
 
 /// Numbers of frames that leave in pieces.

@@ -109,7 +109,10 @@ impl<U: Underlay> Worker<U> {
         let max_datagram = self.max_datagram(&frame.route, now);
         let max_frame = max_datagram.saturating_sub(encap::LEN);
         let lead = batch.lead(frame);
-        let dropped = if self.is_carried(lead, max_frame, takes_pieces(&frame.route), now) {
+        // To a group nobody can send less: each member has its own length.
+        let is_carried = frame.route.is_group
+            || self.is_carried(lead, max_frame, takes_pieces(&frame.route), now);
+        let dropped = if is_carried {
             self.send_pieces(batch, at, max_datagram, now)
         } else {
             Some(VifCounter::tx_drop_too_big)
@@ -228,7 +231,7 @@ impl<U: Underlay> Worker<U> {
     }
 
     /// Sends datagrams to where `like` goes; ends at the first that is refused.
-    fn send_all<'d>(
+    pub(super) fn send_all<'d>(
         &mut self,
         datagrams: impl Iterator<Item = &'d [u8]>,
         like: &Message<'_>,

@@ -51,6 +51,8 @@ impl<U: Underlay> Worker<U> {
         let dropped = self.incoming.len() + self.incoming.take_detours().len();
         self.counters.add(VifCounter::rx_drop_policy, dropped as u64);
         self.incoming.take_handovers().for_each(drop);
+        let echoes = self.incoming.take_echoes().len() as u64;
+        self.counters.add(VifCounter::rx_drop_policy, echoes);
         self.incoming.clear();
         let unpacked = self.unpacked.len() as u64;
         self.unpacked.clear();

@@ -1,6 +1,7 @@
 //! The data path against a driver of twenty lines, without a device or sockets.
 
 mod direct;
+mod echo;
 mod forwarding;
 mod limits;
 mod messages;

@@ -22,7 +22,7 @@ use crate::vif::stranger;
 use crate::vif::throttle::{Allowance, Cost, Direction};
 use crate::vif::tx::{self, SourceMac, Verdict};
 use crate::wire::frame::Addresses;
-use crate::wire::{Capabilities, CareOf, Longest, encap, frame};
+use crate::wire::{Capabilities, CareOf, encap, frame};
 
 /// Frames of one batch at most, and bytes after which it is large enough.
 pub(super) const BATCH_FRAMES: usize = 256;
@@ -241,8 +241,9 @@ impl<U: Underlay> Worker<U> {
             to: self.place.group,
             is_group: true,
             is_redirected: false,
-            capabilities: Capabilities::NONE,
-            longest: Longest::UNKNOWN,
+            // All receivers put pieces together.
+            capabilities: Capabilities::FRAGMENT,
+            longest: self.group_longest,
         }
     }
 

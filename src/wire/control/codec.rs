@@ -9,8 +9,8 @@ mod keys;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{
-    ErrorCode, Event, HEADER_LEN, MAX_CELLS, MAX_ERROR_TEXT, MAX_MACS, MAX_QUEUE_PAIRS, MAX_TEXT,
-    MAX_VALUES, Request, Table, VERSION,
+    ErrorCode, Event, HEADER_LEN, MAX_CELL, MAX_CELLS, MAX_ERROR_TEXT, MAX_MACS, MAX_QUEUE_PAIRS,
+    MAX_TEXT, MAX_VALUES, Request, Table, VERSION,
 };
 use crate::wire::reader::Reader;
 use crate::wire::{
@@ -63,6 +63,7 @@ mod code {
     pub(super) const REFUSED: u8 = 139;
     pub(super) const LANE: u8 = 140;
     pub(super) const CLOSE_LANE: u8 = 141;
+    pub(super) const GROUP_LONGEST: u8 = 142;
 }
 
 impl Request {
@@ -206,6 +207,13 @@ fn parse_lane(r: &mut Reader<'_>) -> Result<Event, ParseError> {
     Ok(Event::Lane { lane, pair, is_read, mac: r.mac()?, addr: r.addr()? })
 }
 
+fn parse_group_longest(r: &mut Reader<'_>) -> Result<Event, ParseError> {
+    // No host asks for less than every path of IPv6 takes.
+    let longest = Longest::new(r.u16()?, Ipv6Addr::UNSPECIFIED.into()).ok_or(ParseError::Value)?;
+    r.zero::<2>()?;
+    Ok(Event::GroupLongest { longest })
+}
+
 fn parse_flush(r: &mut Reader<'_>) -> Result<Request, ParseError> {
     let flags = r.u8()?;
     let reserved = r.u8()?;
@@ -258,11 +266,12 @@ impl Event {
             code::STATS_REQUEST => Self::StatsRequest { xid },
             code::ROW => {
                 let n = r.count(MAX_CELLS)?;
-                Self::Row { cells: (0..n).map(|_| r.text(MAX_TEXT)).collect::<Result<_, _>>()? }
+                Self::Row { cells: (0..n).map(|_| r.text(MAX_CELL)).collect::<Result<_, _>>()? }
             }
             code::END => Self::End,
             code::LANE => parse_lane(&mut r)?,
             code::CLOSE_LANE => Self::CloseLane { lane: r.u32()? },
+            code::GROUP_LONGEST => parse_group_longest(&mut r)?,
             code::ERROR => {
                 Self::Error { code: ErrorCode::from_code(r.u8()?)?, text: r.text(MAX_ERROR_TEXT)? }
             }
@@ -306,7 +315,7 @@ impl Event {
                 let mut w = Writer::new(code::ROW, 0);
                 w.count(cells.len(), MAX_CELLS);
                 for cell in cells.iter().take(MAX_CELLS) {
-                    w.text(cell, MAX_TEXT);
+                    w.text(cell, MAX_CELL);
                 }
                 w.done()
             }
@@ -317,6 +326,9 @@ impl Event {
                 w.u32(*lane).u8(*pair).u8(flags).mac(*mac).addr(addr).done()
             }
             Self::CloseLane { lane } => Writer::new(code::CLOSE_LANE, 0).u32(*lane).done(),
+            Self::GroupLongest { longest } => {
+                Writer::new(code::GROUP_LONGEST, 0).u16(longest.number()).u16(0).done()
+            }
             Self::Error { code, text } => {
                 Writer::new(code::ERROR, 0).u8(code.code()).text(text, MAX_ERROR_TEXT).done()
             }
@@ -326,7 +338,8 @@ impl Event {
 
 impl Table {
     /// All, in the order of their codes, which start at 1.
-    const ALL: [Self; 5] = [Self::Vnets, Self::Vifs, Self::Varp, Self::Stats, Self::Peers];
+    const ALL: [Self; 6] =
+        [Self::Vnets, Self::Vifs, Self::Varp, Self::Stats, Self::Peers, Self::Hosts];
 
     fn code(self) -> u8 {
         match self {
@@ -335,6 +348,7 @@ impl Table {
             Self::Varp => 3,
             Self::Stats => 4,
             Self::Peers => 5,
+            Self::Hosts => 6,
         }
     }
 

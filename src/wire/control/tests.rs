@@ -197,6 +197,11 @@ fn events() -> Vec<(Event, &'static str)> {
              06 00 0706 20010db8000000000000000000000001",
         ),
         (Event::CloseLane { lane: 5 }, "02 8d 0000 00000000 00000005"),
+        (
+            Event::GroupLongest { longest: Longest::of_mtu(1500, Ipv4Addr::LOCALHOST.into()) },
+            "02 8e 0000 00000000 05dc 0000",
+        ),
+        (Event::GroupLongest { longest: Longest::UNKNOWN }, "02 8e 0000 00000000 0000 0000"),
     ]
 }
 
@@ -279,7 +284,7 @@ fn each_fault_has_its_name() {
     assert_eq!(with(2, 1), Err(ParseError::Reserved));
     assert_eq!(with(7, 1), Err(ParseError::Reserved));
     assert_eq!(with(8, 0), Err(ParseError::Value));
-    assert_eq!(with(8, 6), Err(ParseError::Value));
+    assert_eq!(with(8, 7), Err(ParseError::Value));
     assert_eq!(Request::parse(&[]), Err(ParseError::Truncated));
     // A newer version may have another layout: it's named before anything else is looked at.
     assert_eq!(Request::parse(&[3, 0]), Err(ParseError::Version));
@@ -421,6 +426,9 @@ fn event() -> impl Strategy<Value = Event> {
             |((lane, is_read), pair, mac, addr)| Event::Lane { lane, pair, is_read, mac, addr }
         ),
         any::<u32>().prop_map(|lane| Event::CloseLane { lane }),
+        (1280_u16..).prop_map(|len| Event::GroupLongest {
+            longest: Longest::new(len, Ipv6Addr::UNSPECIFIED.into()).unwrap(),
+        }),
     ]
 }
 

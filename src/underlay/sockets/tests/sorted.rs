@@ -4,7 +4,7 @@ use super::*;
 use crate::security::keys::Secret;
 use crate::security::noise::Entropy;
 use crate::wire::handshake::{self, Kind};
-use crate::wire::varp;
+use crate::wire::{hello, varp};
 
 fn entropy() -> Entropy {
     Entropy::new(Secret::new([5; 32]))
@@ -69,6 +69,14 @@ fn each_class_has_a_socket_of_its_own() {
             }
             assert_eq!(class_of(&longest[..lens.start() - 1]), None, "{kind:?}");
             assert_eq!(class_of(&[&longest[..], &[0]].concat()), None, "{kind:?}");
+        }
+        for version in [hello::VERSION, hello::VERSION + 1] {
+            let mut longest = [&hello::MAGIC[..], &[version]].concat();
+            longest.resize(hello::MAX_LEN, 0);
+            for len in [hello::LIST_LEN, hello::HELLO_LEN, hello::MAX_LEN] {
+                assert_eq!(class_of(&longest[..len]), Some(Class::Hello));
+            }
+            assert_eq!(class_of(&[&longest[..], &[0]].concat()), None);
         }
         let mut older = handshake(Kind::Ack, 0);
         older[handshake::VERSION_OFFSET] = 1;

@@ -133,16 +133,39 @@ fn who_does_not_heed_the_answer_is_carried() {
 }
 
 #[test]
-fn groups_and_old_peers_get_no_pieces() {
+fn old_peers_get_no_pieces() {
     let (mut worker, mut driver) = (capable_worker(), Driver::new());
     learn(&mut worker, [2, 0, 0, 0, 0, 3], 8);
-    for to in [[0xff; 6], [0x33, 0x33, 0, 0, 0, 1], [2, 0, 0, 0, 0, 3]] {
-        offer_with_header(&mut driver, [0; 12], &frame(to, OWN, &[0; 2000]));
-    }
+    offer_with_header(&mut driver, [0; 12], &frame([2, 0, 0, 0, 0, 3], OWN, &[0; 2000]));
     transmit(&mut worker, &mut driver);
     assert!(worker.underlay.sent.is_empty());
-    assert_eq!(worker.counters.get(VifCounter::tx_drop_too_big), 3);
+    assert_eq!(worker.counters.get(VifCounter::tx_drop_too_big), 1);
     assert_eq!(worker.counters.get(VifCounter::tx_fragmented), 0);
+}
+
+/// Also if a packet says that it must not be fragmented: nobody could tell all members of a group to send less.
+#[test]
+fn long_group_frames_travel_in_pieces_that_each_member_takes() {
+    let mut multicast = Packet { dont_fragment: true, ..Packet::udp(2000) }.build();
+    multicast[..6].copy_from_slice(&[1, 0, 0x5e, 0, 0, 1]);
+    multicast[6..12].copy_from_slice(&OWN);
+    for longest in [0, 1300] {
+        let (mut worker, mut driver) = (capable_worker(), Driver::new());
+        worker.set_group_longest(Longest::new(longest, addr(7).ip()).unwrap());
+        let frames = [frame([0xff; 6], OWN, &[0; 2000]), multicast.clone()];
+        frames.iter().for_each(|frame| offer_with_header(&mut driver, [0; 12], frame));
+        // Fits the link, and not the narrow member.
+        let short = frame([0xff; 6], OWN, &[0; 1300]);
+        offer_with_header(&mut driver, [0; 12], &short);
+        transmit(&mut worker, &mut driver);
+        let most = if longest == 0 { worker.place.max_datagram } else { 1300 - 28 };
+        let sent = mem::take(&mut worker.underlay.sent);
+        assert!(sent.iter().all(|(to, bytes)| *to == worker.place.group && bytes.len() <= most));
+        let in_pieces = if longest == 0 { 2 } else { 3 };
+        assert_eq!(worker.counters.get(VifCounter::tx_fragmented), in_pieces);
+        assert_eq!(worker.counters.get(VifCounter::tx_drop_too_big), 0);
+        assert!(!worker.has_answers());
+    }
 }
 
 fn too_long_report(mtu: u32) -> Report {

@@ -122,7 +122,7 @@ fn take(payload: Payload<'_>, frames: &mut Vec<Vec<u8>>) {
     match payload {
         Payload::Frame(entry) => frames.push(entry.frame.to_vec()),
         Payload::Bundle(all) => frames.extend(all.map(|entry| entry.unwrap().frame.to_vec())),
-        Payload::Piece(..) | Payload::Handover(_) => panic!("a frame"),
+        Payload::Piece(..) | Payload::Handover(_) | Payload::Echo(_) => panic!("a frame"),
     }
 }
 

@@ -1,0 +1,31 @@
+//! The counters of hello.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::metrics::counters;
+
+counters! {
+    /// What varpd sent, received and dropped of HELLO and LIST messages.
+    HostsCounters by HostsCounter {
+        hello_tx = "HELLO messages sent to the group",
+        hello_tx_questions = "HELLO messages sent to one host, to ask for its list or whether it answers",
+        hello_tx_answers = "HELLO messages sent to one host that asked",
+        hello_tx_lists = "LIST messages sent",
+        hello_rx = "HELLO and LIST messages received",
+        hello_rx_malformed = "of hello_rx, those that are neither",
+        hello_rx_version = "of hello_rx, those of another version",
+        hello_joined = "hosts heard for the first time, or again after they had left",
+        hello_left = "hosts that said that they leave, or were not heard for four intervals",
+        hello_limited = "questions not answered because of a limit, per host or in all",
+        hello_drop_own = "own HELLO and LIST messages that the underlay handed back",
+        hello_drop_port = "HELLO and LIST messages from another port than VARP's",
+        hello_drop_source = "HELLO and LIST messages from another address than their sender's",
+        hello_drop_cast = "HELLO messages to the group with a nonce, or to this host without one",
+        hello_drop_relay = "HELLO messages of relays; this host believes none",
+        hello_drop_unasked = "answers to a question that this host did not ask",
+        hello_drop_unknown = "LIST messages of hosts whose HELLO was not heard",
+        hello_drop_stale = "HELLO and LIST messages whose time was received before, or is older than the last 64 of their sender",
+        hello_drop_forged = "entries of LIST messages with a wrong tag, for a secured vnet",
+        hello_drop_full = "HELLO messages of new hosts, and entries of LIST messages, for which the table had no room",
+    }
+}

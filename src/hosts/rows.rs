@@ -1,0 +1,100 @@
+//! What operators see of other hosts.
+
+use std::time::Duration;
+
+use super::Hosts;
+use super::agree::differences;
+use super::table::{Held, Host};
+use crate::security::membership::TOLERANCE;
+use crate::time::Now;
+use crate::wire::VnetId;
+use crate::wire::hello::Release;
+use crate::wire::name::Name;
+
+/// A host, on one of the vnets that it has in common with this one, or on none.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// The host.
+    pub host: Name,
+    /// Its program's version.
+    pub release: Release,
+    /// Number of its vifs.
+    pub vifs: u32,
+    /// How long ago it was heard by group, and by unicast.
+    pub by_group: Option<Duration>,
+    /// See `by_group`.
+    pub by_unicast: Option<Duration>,
+    /// How far its clock is ahead of this host's, in milliseconds.
+    pub ahead_ms: i64,
+    /// The vnet.
+    pub vnet: Option<VnetId>,
+    /// The longest datagram that its vifs there take; 0 if it did not say.
+    pub longest: u16,
+    /// What differs from this host, in words.
+    pub notes: Vec<String>,
+}
+
+impl Hosts {
+    /// All hosts: a row for each vnet that a host has in common with this one, or one row without a vnet.
+    pub fn rows(&self, now: Now) -> Vec<Row> {
+        let mut rows = Vec::new();
+        for (name, host) in self.table.iter() {
+            let Some(said) = host.said else { continue };
+            let base = Row {
+                host: name,
+                release: said.release,
+                vifs: said.vifs,
+                by_group: host.by_group.map(|at| now.mono - at),
+                by_unicast: host.by_unicast.map(|at| now.mono - at),
+                ahead_ms: host.ahead_ms,
+                vnet: None,
+                longest: 0,
+                notes: self.notes(name, host),
+            };
+            let common = self.own.setup.vnets.iter();
+            let common = common.filter_map(|(id, here)| {
+                let held = host.entries.get(id).filter(|held| held.listed)?;
+                Some((*id, here, held))
+            });
+            let before = rows.len();
+            for (id, here, Held { entry, .. }) in common {
+                let mut notes: Vec<String> =
+                    differences(here, entry).iter().map(ToString::to_string).collect();
+                notes.extend(base.notes.iter().cloned());
+                rows.push(Row { vnet: Some(id), longest: entry.longest, notes, ..base.clone() });
+            }
+            if rows.len() == before {
+                rows.push(base);
+            }
+        }
+        rows
+    }
+
+    /// What is wrong with a host, whatever the vnet.
+    fn notes(&self, name: Name, host: &Host) -> Vec<String> {
+        let mut notes = Vec::new();
+        if name.realm() != self.own.name.realm() {
+            notes.push(format!("realm {}, here {}", name.realm(), self.own.name.realm()));
+        }
+        if Duration::from_millis(host.ahead_ms.unsigned_abs()) > TOLERANCE {
+            let side = if host.ahead_ms > 0 { "ahead" } else { "behind" };
+            notes.push(format!("clock {} s {side}", host.ahead_ms.unsigned_abs() / 1000));
+        }
+        if host.by_group.is_none() {
+            notes.push("not heard by group".to_owned());
+        }
+        if host.hears == Some(false) {
+            notes.push("does not hear this host by group".to_owned());
+        }
+        let (there, here) = (host.said.and_then(|said| said.group), self.own.setup.group);
+        if let Some((there, here)) = there.zip(here).filter(|(there, here)| there != here) {
+            notes.push(format!("VARP group {there}, here {here}"));
+        }
+        if host.lacks_list() {
+            notes.push("its list of vnets is not known yet".to_owned());
+        } else if host.is_cut {
+            notes.push("it has more vnets than this host can hold".to_owned());
+        }
+        notes
+    }
+}

@@ -1,0 +1,171 @@
+//! Hello: the shell around [`Hosts`], which hosts this one knows, and what backends are told of it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::hosts::{Difference, ONE, Output, Row, Setup, To, VNET, Vnet};
+use crate::show::NONE;
+use crate::time::Now;
+use crate::wire::control::Event;
+use crate::wire::hello::list::Choice;
+use crate::wire::name::{Name, Realm};
+use crate::wire::{Longest, VnetId};
+
+use super::clients::ClientId;
+use super::daemon::Daemon;
+use super::varp::Via;
+
+/// What the host's own state as others hear it depends on: the vifs, the keys, the MTU and the address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Basis {
+    vifs: u64,
+    keys: u64,
+    mtu: Option<u32>,
+    address: IpAddr,
+}
+
+impl Daemon {
+    /// A HELLO or LIST has come.
+    pub(super) fn hear_hello(&mut self, via: Via, from: SocketAddr, bytes: &[u8], now: Now) {
+        self.hosts.handle_message(from, via == Via::Group, bytes, now);
+        self.drive_hello(now);
+    }
+
+    /// Sees whether others are to hear something new of this host, and does what is due.
+    pub(super) fn refresh_hello(&mut self, now: Now) {
+        let basis = Basis {
+            vifs: self.registry.revision(),
+            keys: self.security.revision(),
+            mtu: self.mtu,
+            address: self.place.address,
+        };
+        if self.hello_basis != Some(basis) {
+            self.hello_basis = Some(basis);
+            let name = Name::host(Realm(self.config.realm), basis.address);
+            if self.hosts.name() != name {
+                self.hosts.move_to(name, now);
+            }
+            let setup = self.own_setup();
+            self.hosts.set_up(setup, now);
+        }
+        if self.hosts.poll_timeout() <= now.mono {
+            self.hosts.handle_timeout(now);
+        }
+        self.drive_hello(now);
+    }
+
+    fn own_setup(&self) -> Setup {
+        let vnets = self.registry.vnets().into_iter().map(|vnet| (vnet, self.own_vnet(vnet)));
+        Setup {
+            vnets: vnets.collect(),
+            vifs: u32::try_from(self.registry.iter().count()).unwrap_or(u32::MAX),
+            group: Some(self.varp.group_address),
+        }
+    }
+
+    fn own_vnet(&self, vnet: VnetId) -> Vnet {
+        let policy = self.config.policy(vnet);
+        let seals = policy.sent().is_secured();
+        let suite = self.config.group_suites(vnet).into_iter().next();
+        Vnet {
+            policy,
+            cipher: suite.filter(|_| seals),
+            groups: self.own_groups(),
+            longest: self.longest_datagram(),
+            keys: self.security.hello_keys(vnet),
+        }
+    }
+
+    fn own_groups(&self) -> Choice {
+        let code = |choice| match choice {
+            crate::config::Choice::One => ONE,
+            crate::config::Choice::Vnet => VNET,
+        };
+        let codes: Vec<u8> = self.config.groups.iter().map(code).collect();
+        let sent = codes.first().copied().unwrap_or(ONE);
+        Choice { sent, accepted: codes.iter().fold(0, |all, code| all | code) }
+    }
+
+    /// The host ends: if no vif of it lives on, others need not wait until they miss it.
+    pub(super) fn leave_hello(&mut self, now: Now) {
+        if self.registry.iter().next().is_none() {
+            self.hosts.leave(now);
+            self.drive_hello(now);
+            self.varp.flush(now.mono, &self.counters);
+        }
+    }
+
+    fn drive_hello(&mut self, now: Now) {
+        while let Some(output) = self.hosts.poll_output() {
+            match output {
+                Output::Send { to, bytes } => {
+                    let to = match to {
+                        To::Group => self.varp.group_address,
+                        To::Host(to) => to,
+                    };
+                    self.varp.send_bytes(to, bytes, now.mono, &self.counters);
+                }
+                Output::Longest { vnet, longest } => {
+                    log::debug!("vnet {vnet}: group frames in datagrams of {longest:?}");
+                    for (_, client) in self.backends(vnet) {
+                        self.tell(client, &Event::GroupLongest { longest }, now);
+                    }
+                }
+                Output::Differs { host, vnet, what } => self.doubt_setup(vnet, host, what, now),
+            }
+        }
+    }
+
+    /// Tells a backend that has just registered how long its group frames may be, if that is known.
+    pub(super) fn tell_group_longest(&mut self, vnet: VnetId, client: ClientId, now: Now) {
+        let longest = self.hosts.longest(vnet);
+        if longest != Longest::UNKNOWN || self.hosts.is_certain() {
+            self.tell(client, &Event::GroupLongest { longest }, now);
+        }
+    }
+
+    /// Names a host whose group frames are lost, or that loses those of this host.
+    fn doubt_setup(&mut self, vnet: VnetId, host: Name, what: Difference, now: Now) {
+        let advice = match what {
+            Difference::Deaf(_) => {
+                "a step of the change of 'groups' was skipped, there or here: change one step at a time, on all hosts"
+            }
+            Difference::Unheard(_) => {
+                "a step of the change of 'groups' was skipped, here or there: change one step at a time, on all hosts"
+            }
+            Difference::Cipher { .. } => "give both hosts the same group-cipher",
+            // Said of each message of VARP that is dropped for it.
+            _ => return,
+        };
+        if self.security.doubts.is_other_setup(vnet, host.ip(), now.mono) {
+            log::warn!(
+                "vnet {vnet}: group frames between host {host} and this one are lost: {what}; {advice}"
+            );
+        }
+    }
+
+    /// The other hosts, as operators see them.
+    pub(super) fn host_rows(&self, now: Now) -> Vec<Vec<String>> {
+        let ago = |time: Option<std::time::Duration>| {
+            time.map_or_else(|| NONE.to_owned(), |ago| format!("{:.1}", ago.as_secs_f64()))
+        };
+        let row = |row: Row| {
+            let sign = if row.ahead_ms < 0 { "-" } else { "" };
+            let ahead = row.ahead_ms.unsigned_abs();
+            vec![
+                row.host.to_string(),
+                row.release.to_string(),
+                row.vifs.to_string(),
+                ago(row.by_group),
+                ago(row.by_unicast),
+                format!("{sign}{}.{:03}", ahead / 1000, ahead % 1000),
+                row.vnet.map_or_else(|| NONE.to_owned(), |vnet| vnet.to_string()),
+                match row.longest {
+                    0 => NONE.to_owned(),
+                    longest => longest.to_string(),
+                },
+                if row.notes.is_empty() { "ok".to_owned() } else { row.notes.join("; ") },
+            ]
+        };
+        self.hosts.rows(now).into_iter().map(row).collect()
+    }
+}

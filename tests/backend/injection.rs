@@ -114,15 +114,16 @@ const KINDS: &[Kind] = &[
     some("reserved bits", VifCounter::rx_drop_flags, |n| {
         let (at, bits): (usize, &[u8]) = [
             (0, &[0x41, 0x42, 0x44, 0x48][..]),
-            (1, &[0x08, 0x10, 0x20, 0x40, 0x80]),
+            (1, &[0x10, 0x18, 0x20, 0x40, 0x80]),
             (2, &[1, 0x80, 0xff]),
             (3, &[1, 0x80, 0xff]),
         ][n as usize % 4];
         altered(at, bits[n as usize / 4 % bits.len()])
     }),
     some("flags that exclude each other", VifCounter::rx_drop_flags, |n| {
-        altered(1, [3, 7][n as usize % 2])
+        altered(1, [3, 7, 9, 10, 12, 15][n as usize % 6])
     }),
+    some("flag O with what is no echo", VifCounter::rx_drop_echo, |_| altered(1, 8)),
     // Read as a piece, its offset is beyond that of any frame.
     some("flag F without a piece", VifCounter::rx_drop_fragment, |n| altered(1, 4 + n as u8 % 3)),
     some("flag C without a transport header", VifCounter::rx_drop_checksum, |_| altered(1, 1)),

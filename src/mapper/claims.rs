@@ -216,7 +216,8 @@ impl Mapper {
         if let Some(next) = self.next_interval(now.mono) {
             self.watch(vif, next);
         }
-        let known = self.vifs.owner(&key).is_some() || self.cached_claim(&key).is_some();
+        let is_elsewhere = self.cached_claim(&key).is_some_and(|claim| claim.is_own());
+        let known = self.vifs.owner(&key).is_some() || is_elsewhere;
         if !known && self.pending.get(&key).is_none() && self.may_ask(vif, key) {
             self.begin(vif, key, asker, Stage::Ask, now);
         }

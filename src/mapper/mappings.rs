@@ -86,6 +86,10 @@ impl Mapper {
     /// The owner is found, by an answer or an announcement: those who wait and those who were told
     /// something else hear of it.
     pub(super) fn found(&mut self, key: VifKey, claim: Claim, lifetime: Duration, now: Now) {
+        // A vif that runs here and had lost its key to another vif yields to no MAC behind one.
+        if !claim.is_own() && self.abandoned(key, now) {
+            return;
+        }
         self.judge_place(key, claim);
         let pending = self.end_pending(&key);
         let answered = pending.as_ref().map(|p| p.nonce);

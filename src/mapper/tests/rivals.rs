@@ -243,3 +243,23 @@ fn where_a_vif_has_stopped_its_mac_may_be_behind_another_host() {
     bench.hear_announce(key(7, 1), learnt(2, HOUR));
     assert_eq!(bench.mapper.forwarding(key(7, 1)), Some(learnt(2, HOUR)));
 }
+
+/// Two guests had the MAC, of which the other one has ended: a bridge that sends from it does not inherit it.
+#[test]
+fn a_vif_that_lost_its_mac_to_another_takes_it_back_from_a_learnt_claim() {
+    let mut bench = Bench::hosting();
+    bench.pass_ms(10_000);
+    bench.hear_announce(key(7, 1), claim(2, HOUR));
+    assert_eq!(bench.mapper.claim(VIF), None);
+    bench.outputs();
+    let learnt = Claim { behind: Some(mac(8)), ..claim(3, HOUR + 1000) };
+    bench.hear_announce(key(7, 1), learnt);
+    bench.pass_ms(300);
+    let asked = |(to, message): &(Destination, Message)| {
+        (*to == Destination::Unicast(varp_of(2)) && message.key == key(7, 1))
+            .then_some(message.nonce)
+    };
+    let nonce = bench.sent().iter().find_map(asked).expect("its owner is asked");
+    bench.hear(2, false, message(key(7, 1), nonce, Body::Absent));
+    assert!(bench.mapper.claim(VIF).is_some_and(|ours| ours.is_own()));
+}

@@ -14,7 +14,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg,
     setsockopt, socket, sockopt,
 };
-use vnet::wire::{handshake, varp};
+use vnet::wire::{handshake, hello, varp};
 
 use super::support::netns::Underlay;
 
@@ -36,6 +36,8 @@ pub(crate) enum Kind {
     Varp,
     /// A message about keys in UDP.
     Handshake,
+    /// What a host says of itself in UDP.
+    Hello,
     /// What a host's kernel says by itself: ARP, IGMP, IPv6 neighbours.
     Kernel,
     /// Anything else.
@@ -194,6 +196,7 @@ fn classify_packet(protocol: u8, body: &[u8]) -> Kind {
         (UDP, Some(said)) if said.first().is_some_and(|byte| byte & ESP_BIT != 0) => Kind::Esp,
         (UDP, Some(said)) if varp::Message::parse(said).is_ok() => Kind::Varp,
         (UDP, Some(said)) if handshake::Message::parse(said).is_ok() => Kind::Handshake,
+        (UDP, Some(said)) if hello::Message::parse(said).is_ok() => Kind::Hello,
         _ => Kind::Other,
     }
 }

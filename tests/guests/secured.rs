@@ -282,7 +282,7 @@ fn strangers_try(site: &Site, g1: &mut Guest, g2: &mut Guest, mut member: Strang
     }
 }
 
-/// All that crossed the underlay from hosts a and b is ESP, or about addresses and keys; the host that
+/// All that crossed the underlay from hosts a and b is ESP, or about addresses, keys and hosts; the host that
 /// is not secured shows that other things would have been seen.
 fn assert_sealed(site: &Site, seen: &Seen) {
     let [a, b, c] = [0, 1, 2].map(|host| site.underlay.host(host).ipv4);

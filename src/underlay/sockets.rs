@@ -10,10 +10,11 @@
 //!  vif group     group, 1798               of the group's datagrams, frames of the vif's vnet; one
 //!                                          socket for each group that the vif listens at
 //!  vif sender    underlay address, other   nothing: see below
+//!  reserved      all addresses, 1798       nothing: nobody else is to have the port
 //! ```
 //!
-//! All that is bound to the group shares it with `SO_REUSEADDR`, so the kernel hands each socket a
-//! copy of each datagram; a classic BPF filter on each lets pass what is meant for it. A filter is
+//! All sockets at VARP's port share it with `SO_REUSEPORT` and are of one user (`reserved.rs`). The kernel hands each socket
+//! that is bound to the group a copy of each datagram; a classic BPF filter on each lets pass what is meant for it. A filter is
 //! locked (`SO_LOCK_FILTER`) before the socket is given to a backend. A UDP socket's filter sees the
 //! datagram from its UDP header on (net/core/filter.c), so the payload starts at offset 8.
 //!
@@ -27,6 +28,7 @@
 
 mod filters;
 mod moved;
+mod reserved;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -40,10 +42,12 @@ use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, SockRef, Sock
 use thiserror::Error;
 
 use self::filters::{attach_filter, nothing_filter, varp_filter, vnet_filter};
+use self::reserved::Reserved;
 use super::classes::{self, Class};
 use super::opener::Privileged;
 use super::{groups, steering};
 use crate::security::handshake::token::TokenKey;
+use crate::sys::process;
 use crate::sys::sockopt::{self, Instruction};
 use crate::wire::VnetId;
 
@@ -182,6 +186,7 @@ pub struct VarpSockets {
     classes: Vec<UdpSocket>,
     /// Gets what is of no class, and drops it.
     junk: UdpSocket,
+    _reserved: Reserved,
 }
 
 impl VarpSockets {
@@ -261,6 +266,8 @@ pub enum AdoptError {
 #[derive(Debug)]
 pub struct Opener {
     site: Site,
+    /// This process's user.
+    user: u32,
     /// Where in the range of ports the next search starts, so that a port rests after use.
     next: u16,
     /// Who makes large buffers; `None`: this process, if it may.
@@ -272,7 +279,8 @@ pub struct Opener {
 impl Opener {
     /// For this site.
     pub fn new(site: Site) -> Self {
-        Self { site, next: 0, privileged: None, small: Cell::new(0) }
+        let user = process::own_user();
+        Self { site, user, next: 0, privileged: None, small: Cell::new(0) }
     }
 
     /// Has somebody else make large buffers.
@@ -304,38 +312,34 @@ impl Opener {
         Ok(self.small.replace(counted) == counted)
     }
 
-    /// The sockets that VARP and handshakes are sent from and answered to. [`io::ErrorKind::AddrInUse`]:
-    /// another varpd has the address and port.
+    /// The sockets that VARP and handshakes are sent from and answered to.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AddrInUse`]: another varpd has the address and port. [`io::ErrorKind::ResourceBusy`]:
+    /// a process of another user has the port.
     pub fn varp_unicast(&self, key: TokenKey) -> io::Result<VarpSockets> {
         let at = self.local(self.site.address, self.site.port).into();
         let [first, others @ ..] = Class::ALL.map(|class| match class {
             Class::Newcomer => self.socket(NEWCOMER_BUFFER),
             _ => self.socket(VARP_BUFFER),
         });
+        let reserved = self.reserve()?;
         let first = first?;
         self.sends(&first)?;
-        first.bind(&at)?;
-        let mut classes = vec![first];
+        let mut classes = vec![shared(first, &at)?];
         for socket in others {
-            // The first was bound alone, so the port is nobody else's; now it is shared.
-            classes.push(self.beside(classes.first(), socket?, &at)?);
+            classes.push(shared(socket?, &at)?);
         }
         let junk = self.socket(0)?;
         attach_filter(&junk, &nothing_filter())?;
-        let junk = self.beside(classes.first(), junk, &at)?;
+        let junk = shared(junk, &at)?;
         let sockets = VarpSockets {
             classes: classes.into_iter().map(UdpSocket::from).collect(),
             junk: junk.into(),
+            _reserved: reserved,
         };
         sockets.sort(self.site.address, key)?;
         Ok(sockets)
-    }
-
-    /// Another socket where the first is.
-    fn beside(&self, first: Option<&Socket>, socket: Socket, at: &SockAddr) -> io::Result<Socket> {
-        first.into_iter().chain([&socket]).try_for_each(|s| s.set_reuse_port(true))?;
-        socket.bind(at)?;
-        Ok(socket)
     }
 
     /// The socket that receives VARP sent to the group, but no questions until
@@ -573,8 +577,7 @@ impl Opener {
     ) -> io::Result<Socket> {
         let socket = self.socket(buffer)?;
         attach_filter(&socket, filter)?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&self.local(group, self.site.port).into())?;
+        let socket = shared(socket, &self.local(group, self.site.port).into())?;
         self.receives_group(&socket, group)?;
         Ok(socket)
     }
@@ -681,6 +684,17 @@ pub fn hear_questions(socket: &UdpSocket, vnets: &BTreeSet<VnetId>) -> io::Resul
     let vnets: Vec<VnetId> = vnets.iter().copied().collect();
     let socket = SockRef::from(socket);
     attach_filter(&socket, &varp_filter(&vnets))
+}
+
+/// Binds a socket to an address at VARP's port.
+fn shared(socket: Socket, at: &SockAddr) -> io::Result<Socket> {
+    socket.set_reuse_port(true)?;
+    socket.bind(at).map_err(|e| match e.kind() {
+        // Those of this user share it.
+        io::ErrorKind::AddrInUse => io::ErrorKind::ResourceBusy.into(),
+        _ => e,
+    })?;
+    Ok(socket)
 }
 
 /// Where one socket has the port there is nothing that its user need say.

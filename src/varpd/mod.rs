@@ -120,6 +120,11 @@ pub enum VarpdError {
     /// The address and port are taken.
     #[error("{0} is in use: is another varpd running?")]
     PortInUse(SocketAddr),
+    /// Another user has the port, and could speak in this host's name.
+    #[error(
+        "UDP port {0} is in use by a process of another user, who could send VARP in this host's name: end it (see 'ss -ulpn sport = {0}'); if it is a backend, restart it, since it has sockets of a varpd that ran as another user"
+    )]
+    PortOfAnother(u16),
     /// A secured vnet's key can't be read.
     #[error("{0}")]
     Key(String),
@@ -186,7 +191,10 @@ impl VarpdError {
             | Self::Account { source, .. }
             | Self::OwnUser { source, .. } => process::is_lasting(source),
             Self::System { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
-            Self::Bind(BindError::Live(_)) | Self::PortInUse(_) | Self::Sandbox(_) => false,
+            Self::Bind(BindError::Live(_))
+            | Self::PortInUse(_)
+            | Self::PortOfAnother(_)
+            | Self::Sandbox(_) => false,
         };
         if is_lasting { 2 } else { 1 }
     }

@@ -97,6 +97,7 @@ impl Varp {
             let at = SocketAddr::new(ip, port);
             move |e: io::Error| match e.kind() {
                 io::ErrorKind::AddrInUse => VarpdError::PortInUse(at),
+                io::ErrorKind::ResourceBusy => VarpdError::PortOfAnother(port),
                 _ => failed(format!("open the VARP socket at {at}"))(e),
             }
         };

@@ -173,7 +173,7 @@ fn record(host: &Host, send: impl FnOnce()) -> Message {
             host.enter();
             let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None);
             let socket = socket.unwrap();
-            socket.set_reuse_address(true).unwrap();
+            socket.set_reuse_port(true).unwrap();
             socket.bind(&SocketAddr::from((GROUP, PORT)).into()).unwrap();
             socket.join_multicast_v4(&GROUP, &host.ipv4).unwrap();
             UdpSocket::from(socket)

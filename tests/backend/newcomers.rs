@@ -88,8 +88,7 @@ struct Newcomer {
 impl Newcomer {
     fn new(round: u8, number: u8) -> Self {
         let own = SocketAddr::from((address(round, number), PORT));
-        let socket = UdpSocket::bind(own).unwrap();
-        socket.set_nonblocking(true).unwrap();
+        let socket = shared(own);
         let SocketAddr::V4(v4) = own else { unreachable!() };
         SockRef::from(&socket).set_multicast_if_v4(v4.ip()).unwrap();
         let now = clock::now();
@@ -230,11 +229,17 @@ impl Asker {
 
 /// The group, for all hosts that come.
 fn group_socket(own: Ipv4Addr) -> UdpSocket {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
-    socket.set_reuse_address(true).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    socket.bind(&SocketAddr::from((GROUP, PORT)).into()).unwrap();
+    let socket = shared((GROUP, PORT).into());
     socket.join_multicast_v4(&GROUP, &own).unwrap();
+    socket
+}
+
+/// A socket at VARP's port, which it shares with the host's varpd.
+fn shared(at: SocketAddr) -> UdpSocket {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket.bind(&at.into()).unwrap();
     socket.into()
 }
 

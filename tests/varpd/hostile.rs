@@ -192,7 +192,7 @@ fn there_are_only_so_many_clients() {
 fn without_file_descriptors_it_waits_for_better_times() {
     let Some(net) = Net::new("varpd: out of descriptors") else { return };
     let mut command = net.a().command("prlimit");
-    command.args(["--nofile=24:24", env!("CARGO_BIN_EXE_varpd"), "--underlay", "eth0", "--socket"]);
+    command.args(["--nofile=28:28", env!("CARGO_BIN_EXE_varpd"), "--underlay", "eth0", "--socket"]);
     let socket = net.path("few.sock");
     let process = super::spawn("few", &net, command.arg(&socket));
     wait_until("it is ready", SOON, || process.log().contains("varpd: ready"));

@@ -25,6 +25,7 @@ mod opener;
 mod operator;
 mod operators;
 mod peer;
+mod port;
 mod registration;
 mod resolution;
 mod startup;

@@ -55,10 +55,9 @@ const VARPD_SETS: &[SocketOption] = &[
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
     // The same, and sys::seqpacket::set_queue.
     (libc::SOL_SOCKET, libc::SO_SNDBUF),
-    // underlay::sockets: attach_filter, lock_unless_steered, group_socket, beside, sort
+    // underlay::sockets: attach_filter, lock_unless_steered, shared, sort, reserved
     (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER),
     (libc::SOL_SOCKET, libc::SO_LOCK_FILTER),
-    (libc::SOL_SOCKET, libc::SO_REUSEADDR),
     (libc::SOL_SOCKET, libc::SO_REUSEPORT),
     (libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF),
     // underlay::sockets: sends, receives_group

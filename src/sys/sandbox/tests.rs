@@ -102,6 +102,7 @@ const ATTEMPTS_OF_VARPD: &[(&str, Attempt)] = &[
     ("send from another's address", || sets(libc::IPPROTO_IP, libc::IP_TRANSPARENT)),
     ("send by another interface", || sets(libc::SOL_SOCKET, libc::SO_BINDTODEVICE)),
     ("mark packets", || sets(libc::SOL_SOCKET, libc::SO_MARK)),
+    ("share a port with other users", || sets(libc::SOL_SOCKET, libc::SO_REUSEADDR)),
     ("change what a socket lets pass", || sets(libc::SOL_SOCKET, libc::SO_DETACH_FILTER)),
     ("take more memory", || sets(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE)),
     ("open a file", || File::open("/etc/passwd").is_ok()),

@@ -267,7 +267,7 @@ fn own_sockets_are_adopted_and_lies_are_not() {
         assert!(refused(42, 2, one_twice).contains("one to send from"));
         let mut unfiltered = dup(&vif);
         let open = opener.socket(4096).unwrap();
-        open.set_reuse_address(true).unwrap();
+        open.set_reuse_port(true).unwrap();
         open.bind(&opener.local(group, opener.site.port).into()).unwrap();
         unfiltered[0] = open.into();
         assert!(refused(42, 2, unfiltered).contains("filter"));

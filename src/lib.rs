@@ -46,7 +46,7 @@
 //! |---|---|---|
 //! | [`wire`] | all formats that leave a process | yes |
 //! | [`mapper`] | the VARP state machine of a host | yes |
-//! | [`hosts`] | the state machine of hello: which other hosts there are | yes |
+//! | [`hosts`] | the state machine of hello: knows the other hosts and their settings | yes |
 //! | [`security`] | policies, keys, handshakes, sealing of secured vnets | yes |
 //! | [`lane`] | rings of shared memory between two backends of a host | except for the memory |
 //! | [`limiter`] | token buckets, rates and sizes | yes |

@@ -1,4 +1,4 @@
-//! A limit on log messages: what guests, clients and the underlay can provoke must not fill the log.
+//! Limits on log messages, so that guests, clients and the underlay cannot fill the log.
 
 #![forbid(unsafe_code)]
 
@@ -54,7 +54,7 @@ impl Quiet {
     }
 }
 
-/// Most subjects that are told apart.
+/// Limit on subjects with limits of their own.
 const MOST_SUBJECTS: usize = 64;
 
 /// A limit for each of several subjects, such as kinds of messages or users: a subject that is provoked often does
@@ -90,7 +90,7 @@ impl<K: PartialEq> QuietEach<K> {
     }
 }
 
-/// Most owners that are told apart.
+/// Limit on owners with limits of their own.
 const MOST_OWNERS: usize = 256;
 
 /// A limit for each of several owners, such as users or vnets, and for each subject of an owner, such as its vifs or
@@ -148,7 +148,7 @@ impl<O: Ord, K: PartialEq> QuietOf<O, K> {
     }
 }
 
-/// How often a message is repeated while what it says goes on.
+/// Interval at which a message is repeated while its cause lasts.
 const REPEAT: Duration = Duration::from_secs(3600);
 
 /// Lets a message about something that goes on through once, again after an hour, and at once if it is another.

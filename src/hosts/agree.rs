@@ -1,4 +1,4 @@
-//! How another host has set up a vnet, compared with this one.
+//! Compares another host's settings of a vnet with this host's.
 
 use std::fmt;
 
@@ -8,44 +8,44 @@ use crate::security::{Level, Suite};
 use crate::wire::hello::Entry;
 use crate::wire::hello::list::Choice;
 
-/// Something that differs.
+/// A difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Difference {
-    /// One of the two refuses what the other sends.
+    /// The policies differ, and one of the two hosts refuses the frames of the other.
     Policy {
         /// The other's.
         there: Choice,
         /// This host's.
         here: Policy,
     },
-    /// Another policy, but each takes what the other sends.
+    /// The policies differ, but each host accepts the frames of the other.
     OtherPolicy {
         /// The other's.
         there: Choice,
         /// This host's.
         here: Policy,
     },
-    /// A key that is not accepted here.
+    /// The other host uses a key that this host does not accept.
     Key,
-    /// A key that is accepted here, but not the one that is used.
+    /// The other host uses a key that this host accepts but does not use.
     OtherKey,
-    /// Group frames are sealed with different ciphers.
+    /// The hosts seal group frames with different ciphers.
     Cipher {
         /// The other's code.
         there: u8,
         /// This host's code.
         here: u8,
     },
-    /// The other sends group frames where this host does not listen.
+    /// The other host sends group frames to a group that this host does not listen to.
     Deaf(u8),
-    /// This host sends group frames where the other does not listen.
+    /// This host sends group frames to a group that the other host does not listen to.
     Unheard(u8),
-    /// Other groups, but each listens where the other sends.
+    /// The groups differ, but each host listens to the group that the other sends to.
     OtherGroups(Choice),
 }
 
 impl Difference {
-    /// Whether frames or messages are lost for it.
+    /// Whether the difference causes loss of frames or messages.
     pub const fn is_harmful(self) -> bool {
         !matches!(self, Self::OtherPolicy { .. } | Self::OtherKey | Self::OtherGroups(_))
     }
@@ -104,12 +104,12 @@ fn groups(choice: Choice) -> String {
     names.join(",")
 }
 
-/// The code of the group of VARP, and its bit among those that are listened at.
+/// Code of the group of VARP, and its bit among the groups that a host listens to.
 pub const ONE: u8 = 1;
-/// The code of the vnet's own group, and its bit.
+/// Code of the vnet's own group, and its bit.
 pub const VNET: u8 = 2;
 
-/// All that differs.
+/// All differences.
 pub(super) fn differences(here: &Vnet, there: &Entry) -> Vec<Difference> {
     let mut all = Vec::new();
     let (sent, accepted) = here.policy.codes();

@@ -1,8 +1,8 @@
-//! Messages to single hosts: questions, answers, and lists for those who lack them.
+//! Messages to single hosts: questions, answers, and lists for the hosts that lack them.
 //!
 //! A host that lacks another's list asks for it with the nonce that the other has sent it last. If it has none, or an
-//! old one, the answer brings one, and it asks again at once. So a list is sent to nobody who does not receive at the address
-//! that it asks from. And one of each two hosts asks the other now and then whether unicast arrives at all.
+//! old one, the answer brings one, and it asks again at once. So a host gets a list only if it receives at the address that
+//! it asks from. In addition, one host of each pair regularly asks the other whether unicast arrives at all.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -17,38 +17,38 @@ use crate::wire::VnetId;
 use crate::wire::hello::{Flags, Hello};
 use crate::wire::name::Name;
 
-/// LISTs a second, to the group and to single hosts.
+/// Limit on LISTs sent per second, to the group and to single hosts together.
 const LISTS: u32 = 20;
-/// Between two looks at whether more may leave.
+/// Time between two checks whether the limit permits another LIST.
 const LIST_PAUSE: Duration = Duration::from_millis(50);
-/// Hosts that wait for a list at most; others ask again.
+/// Limit on hosts that wait for this host's list; further hosts have to ask again.
 const MAX_ERRANDS: usize = 64;
-/// Answers a second, and at once.
+/// Limit on answers: per second, and burst.
 const ANSWERS: (u32, u32) = (20, 40);
-/// Questions for lists a second, and at once.
+/// Limit on questions for lists: per second, and burst.
 const QUESTIONS: (u32, u32) = (10, 20);
-/// How long a list may be under way before it is asked for, at least.
+/// Least time for which a host waits for LISTs to the group before it asks for the list.
 const LIST_DELAY: Duration = Duration::from_secs(2);
-/// The same for a host that has just started: others have sent theirs before.
+/// The same for a host that has just started: the other hosts sent their LISTs before that.
 const FIRST_DELAY: Duration = Duration::from_millis(300);
-/// How long a host counts as just started.
+/// Time after the start for which a host counts as just started.
 pub(super) const NEW: Duration = Duration::from_secs(60);
-/// Wait for a list that was asked for; it doubles, so many times at most.
+/// Delay before the same list is asked for again. It doubles with each question, up to [`MOST_DOUBLINGS`] times.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 const MOST_DOUBLINGS: u32 = 6;
-/// How often each host is asked whether it answers: a small segment, and what each host adds on a large one.
+/// Interval of questions whether a host answers: the least, and the part that each host on a large segment adds.
 const CHECK: Duration = Duration::from_secs(60);
 const CHECK_PER_HOST: Duration = Duration::from_millis(500);
 
-/// A list that is to be sent, in as many LISTs as it takes.
+/// This host's list, or a range of it, to be sent in as many LISTs as necessary.
 #[derive(Debug)]
 struct Errand {
-    /// The group, or a host.
+    /// Destination: the group, or a host.
     to: To,
     range: (VnetId, VnetId),
 }
 
-/// What is under way to single hosts.
+/// Messages to single hosts that are planned.
 #[derive(Debug)]
 pub(super) struct Errands {
     lists: VecDeque<Errand>,
@@ -56,7 +56,7 @@ pub(super) struct Errands {
     lists_at: Instant,
     answers: TokenBucket,
     questions: TokenBucket,
-    /// When the next host is asked whether it answers, and the one that was asked last.
+    /// Time of the next question whether a host answers, and the host that was asked last.
     check_at: Instant,
     checked: Option<Name>,
 }
@@ -75,13 +75,13 @@ impl Errands {
         }
     }
 
-    /// The group is to hear of the vnets in a range.
+    /// Plans LISTs of the vnets in a range, to the group.
     pub(super) fn tell_group(&mut self, range: (VnetId, VnetId)) {
         self.lists.retain(|errand| errand.to != To::Group || errand.range != range);
         self.lists.push_front(Errand { to: To::Group, range });
     }
 
-    /// A host is to hear of all, unless too many are.
+    /// Plans LISTs of all vnets to a host, unless too many hosts wait.
     fn tell_host(&mut self, to: SocketAddr) {
         let to = To::Host(to);
         if self.lists.len() < MAX_ERRANDS && self.lists.iter().all(|errand| errand.to != to) {
@@ -89,7 +89,7 @@ impl Errands {
         }
     }
 
-    /// When something is to leave.
+    /// Time at which the next message is due.
     pub(super) fn due(&self) -> impl Iterator<Item = Instant> {
         let lists = (!self.lists.is_empty()).then_some(self.lists_at);
         lists.into_iter().chain([self.check_at])
@@ -97,7 +97,7 @@ impl Errands {
 }
 
 impl Hosts {
-    /// Sends lists, as far as the limit allows.
+    /// Sends LISTs within the limit.
     pub(super) fn send_lists(&mut self, now: Now) {
         while let Some(Errand { to, range }) = self.errands.lists.pop_front() {
             if !self.errands.pace.take(now.mono) {
@@ -113,7 +113,7 @@ impl Hosts {
         }
     }
 
-    /// Asks a host for its list some time soon, if this host lacks it.
+    /// Plans a question for a host's list, if this host lacks it.
     pub(super) fn plan_question(&mut self, name: Name, now: Now) {
         let delay = if now.mono < self.since + NEW {
             FIRST_DELAY + within(FIRST_DELAY, &mut self.random)
@@ -146,7 +146,7 @@ impl Hosts {
         self.question(name, Flags::WANTS_LIST, now);
     }
 
-    /// A host has answered: if it lacked a nonce of this host's, it can be asked anew now.
+    /// A host has answered: if this host lacked its nonce, it asks again now.
     pub(super) fn heed_answer(&mut self, name: Name, now: Now) {
         let Some(host) = self.table.get_mut(name) else { return };
         if host.wants_list() && host.asked > 0 && host.asked_with != host.nonce {
@@ -158,8 +158,8 @@ impl Hosts {
         let Some(host) = self.table.get_mut(name) else { return };
         host.has_nonce = true;
         let (to, answer) = (host.addr, host.nonce);
-        let heard = if host.by_group.is_some() { Flags::HEARD } else { Flags::NONE };
-        self.tell(to, Addressing { flags: flags.with(heard), nonce: 0, answer }, now);
+        let flags = flags.with(host.heard());
+        self.tell(to, Addressing { flags, nonce: 0, answer }, now);
     }
 
     /// Sends a HELLO to one host.
@@ -188,17 +188,16 @@ impl Hosts {
                 self.errands.tell_host(to);
                 self.errands.lists_at = now.mono;
             } else if host.has_nonce {
-                // It does not hear what it is sent alone.
+                // Unicast does not reach it.
                 self.own.tell_all();
             }
         }
         host.has_nonce = true;
-        let heard = if host.by_group.is_some() { Flags::HEARD } else { Flags::NONE };
-        let flags = Flags::ANSWER.with(heard);
+        let flags = Flags::ANSWER.with(host.heard());
         self.tell(to, Addressing { flags, nonce: 0, answer: question.nonce }, now);
     }
 
-    /// Asks the next host whether it answers, if it is time to. Of two hosts, the one with the lower name asks.
+    /// Asks the next host whether it answers, if the question is due. Of two hosts, the one with the lower name asks.
     pub(super) fn check_one(&mut self, now: Now) {
         if self.errands.check_at > now.mono {
             return;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::metrics::counters;
 
 counters! {
-    /// What varpd sent, received and dropped of HELLO and LIST messages.
+    /// HELLO and LIST messages that varpd sent, received and dropped.
     HostsCounters by HostsCounter {
         hello_tx = "HELLO messages sent to the group",
         hello_tx_questions = "HELLO messages sent to one host, to ask for its list or whether it answers",

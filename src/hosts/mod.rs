@@ -1,28 +1,29 @@
-//! Which other hosts there are, and how they have set up the vnets that this host serves: the state machine of
-//! hello. [`crate::wire::hello`] has its messages and its rules.
+//! The state machine of hello: it knows the other hosts, and their settings of the vnets that this host serves.
+//! [`crate::wire::hello`] has its messages and its rules.
 //!
-//! Hosts announce themselves to the group now and then, with a digest of their list of vnets. Whoever lacks that list
-//! asks for it. So every host knows all others, for operators, and how long the group frames of a vnet may be so that
-//! each of them can receive them.
+//! Hosts announce themselves to the group regularly, with a digest of their list of vnets. Hosts that lack the list
+//! ask for it. So each host can show operators all others, and knows the longest group frames that every host of a vnet
+//! can receive.
 //!
-//! The machine does no I/O and reads no clock: messages and changes come in with the time, and what is to be
-//! done comes out as data ([`Output`]). Drive it like this: after each input call [`Hosts::poll_output`] until it
+//! The machine does no I/O and reads no clock: messages and changes come in with the time, and effects come out
+//! as data ([`Output`]). Drive it like this: after each input call [`Hosts::poll_output`] until it
 //! returns nothing, and call [`Hosts::handle_timeout`] at [`Hosts::poll_timeout`].
 //!
-//! | File | What |
+//! | File | Contents |
 //! |---|---|
 //! | `own` | this host: its list, and its messages |
-//! | `schedule` | when it speaks to the group |
+//! | `schedule` | the times of its messages to the group |
 //! | `receive` | messages of others |
 //! | `asking` | questions to single hosts, answers, and lists |
 //! | `nonces` | proofs that a host receives at its address |
-//! | `table` | the hosts that were heard, in bounded memory |
-//! | `agree` | in which respects another host is set up otherwise |
-//! | `rows` | what operators see |
+//! | `table` | the other hosts, in bounded memory |
+//! | `agree` | differences between the settings of another host and this one |
+//! | `rows` | the table that operators see |
 //!
-//! What it believes: without a segment key anybody on the segment can make up a host, so all this is only shown. Of
-//! secured vnets it believes entries with right tags, whoever sends them, and keeps them although somebody says that
-//! their host has left the vnet, or is gone. Only they shorten the group frames of such a vnet.
+//! Trust: without a segment key anybody on the segment can make up a host. On vnets that are not secured, such hosts
+//! are shown to operators and shorten group frames. On secured vnets the machine believes entries with right tags,
+//! whatever their source, and keeps them for a time although a message without a right tag says that their host has left
+//! the vnet, or is gone. Only such entries shorten the group frames of a secured vnet.
 
 #![forbid(unsafe_code)]
 
@@ -58,11 +59,11 @@ use own::{Addressing, Own};
 use schedule::Schedule;
 use table::Table;
 
-/// No group frame is cut shorter than for this length, whatever hosts say: every path of IPv6 takes it (RFC 8200, section
-/// 5), and every useful one of IPv4.
+/// Least length of the datagrams of group frames, even if a host says that it takes less: every path of IPv6 takes it
+/// (RFC 8200, section 5), and every useful one of IPv4.
 pub const LEAST_GROUP: u16 = 1280;
 
-/// Where a message goes.
+/// Destination of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum To {
     /// The group of VARP.
@@ -71,12 +72,12 @@ pub enum To {
     Host(SocketAddr),
 }
 
-/// What is to be done.
+/// An effect that the caller has to carry out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Send this message.
     Send {
-        /// Where to.
+        /// The destination.
         to: To,
         /// The message.
         bytes: Vec<u8>,
@@ -88,45 +89,45 @@ pub enum Output {
         /// The length; unknown if every host takes as much as this one's interface does.
         longest: Longest,
     },
-    /// A host has set up a vnet so that frames get lost. Said with each HELLO of that host.
+    /// A host's settings of a vnet cause loss of frames. Repeated with each HELLO of that host.
     Differs {
         /// The host.
         host: Name,
         /// The vnet.
         vnet: VnetId,
-        /// In what.
+        /// The difference.
         what: Difference,
     },
 }
 
-/// What a host knows of the others.
+/// A host's knowledge of the others.
 #[derive(Debug)]
 pub struct Hosts {
     own: Own,
     port: u16,
-    /// Since when it speaks under its name.
+    /// Time since which it speaks under its name.
     since: Instant,
-    /// When all that it knows is given out once more: by then it has heard all others, and what an earlier process
-    /// gave out is over.
+    /// Time at which all lengths are given out once more: by then it has heard all others, and lengths that an earlier
+    /// process gave out are out of date.
     certain_at: Option<Instant>,
     table: Table,
     schedule: Schedule,
     errands: Errands,
     nonces: Nonces,
     random: Random,
-    /// The longest datagrams of group frames that were given out, where they are known.
+    /// The longest datagrams of group frames, as last given out; without the vnets where they are unknown.
     longest: BTreeMap<VnetId, u16>,
-    /// Vnets for which they may have changed.
+    /// Vnets whose longest datagram may have changed.
     touched: BTreeSet<VnetId>,
     outputs: VecDeque<Output>,
     counters: HostsCounters,
-    /// Hosts that are taken to speak at least.
+    /// Least number of hosts that are assumed to speak.
     #[cfg(test)]
     assumed: u32,
 }
 
 impl Hosts {
-    /// A host without vnets that speaks from now on, from and to this port. `seed` is secret randomness.
+    /// Makes a host without vnets that speaks from now on, from and to this port. `seed` is secret randomness.
     pub fn new(name: Name, port: u16, seed: [u8; 32], now: Now) -> Self {
         let seed = Secret::new(seed);
         Self {
@@ -148,7 +149,7 @@ impl Hosts {
         }
     }
 
-    /// This host is set up like this from now on.
+    /// Replaces this host's settings.
     pub fn set_up(&mut self, setup: Setup, now: Now) {
         let mut gone: BTreeSet<VnetId> = self.own.setup.vnets.keys().copied().collect();
         gone.retain(|vnet| !setup.vnets.contains_key(vnet));
@@ -162,20 +163,20 @@ impl Hosts {
         self.settle();
     }
 
-    /// The host has another name.
+    /// Gives this host another name.
     pub fn move_to(&mut self, name: Name, now: Now) {
         self.own.move_to(name, now);
         self.since = now.mono;
         self.schedule = Schedule::new(now.mono);
     }
 
-    /// The host leaves: others need not wait until they miss it. If vifs of it live on, say nothing instead.
+    /// Tells others that the host leaves, so that they drop it at once. Do not call this if vifs of the host live on.
     pub fn leave(&mut self, now: Now) {
         let bytes = self.own.hello(Addressing::default(), std::time::Duration::ZERO, now);
         self.outputs.push_back(Output::Send { to: To::Group, bytes });
     }
 
-    /// Does what is due.
+    /// Handles timers that are due.
     pub fn handle_timeout(&mut self, now: Now) {
         if self.schedule.due() <= now.mono {
             self.speak(now);
@@ -189,19 +190,19 @@ impl Hosts {
         self.settle();
     }
 
-    /// When something is due next.
+    /// Time of the next timer.
     pub fn poll_timeout(&self) -> Instant {
         let errands = self.errands.due();
         let others = self.table.next().into_iter().chain(errands).chain(self.certain_at);
         others.fold(self.schedule.due(), Instant::min)
     }
 
-    /// What is to be done next.
+    /// The next effect.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
-    /// How long the datagrams of a vnet's group frames may be; unknown if as long as this host's interface takes.
+    /// The longest datagram for a vnet's group frames; unknown if no host takes less than this host's interface.
     pub fn longest(&self, vnet: VnetId) -> Longest {
         let known = self.longest.get(&vnet).copied().unwrap_or_default();
         Longest::new(known, self.own.name.ip()).unwrap_or(Longest::UNKNOWN)
@@ -212,12 +213,12 @@ impl Hosts {
         &self.counters
     }
 
-    /// Whether it has heard all others, so that a length which is unknown is not just one that it has not heard of.
+    /// Whether it has had time to hear all others. Before that, an unknown length only means that none was heard yet.
     pub const fn is_certain(&self) -> bool {
         self.certain_at.is_none()
     }
 
-    /// Says all lengths once more, if it is certain of them from now on.
+    /// Gives out all lengths once more when they become certain.
     fn give_out(&mut self, now: Now) {
         if self.certain_at.take_if(|at| *at <= now.mono).is_some() {
             let vnets = self.own.setup.vnets.keys();
@@ -245,7 +246,7 @@ impl Hosts {
         known
     }
 
-    /// Says to the group that this host is here.
+    /// Sends a HELLO to the group.
     fn speak(&mut self, now: Now) {
         let speakers = self.speakers();
         let bytes = self.own.hello(Addressing::default(), schedule::lifetime(speakers), now);
@@ -261,7 +262,7 @@ impl Hosts {
         self.outputs.push_back(Output::Send { to, bytes });
     }
 
-    /// Ends what is over, and asks those who are to be asked.
+    /// Ends hosts and entries that have expired, and asks hosts whose question is due.
     fn sweep(&mut self, now: Now) {
         let swept = self.table.sweep(now.mono);
         self.counters.add(HostsCounter::hello_left, swept.gone.len() as u64);
@@ -272,7 +273,7 @@ impl Hosts {
         self.table.settle();
     }
 
-    /// What is known of these vnets has changed.
+    /// Marks vnets whose longest datagram may have changed.
     fn touch(&mut self, vnets: impl IntoIterator<Item = VnetId>) {
         let own = &self.own.setup.vnets;
         self.touched.extend(vnets.into_iter().filter(|vnet| own.contains_key(vnet)));
@@ -293,7 +294,7 @@ impl Hosts {
         }
     }
 
-    /// The least of what the hosts of a vnet take, if any of them takes less than this host.
+    /// The longest datagram that all hosts of a vnet take, if one of them takes less than this host.
     fn least(&self, vnet: VnetId) -> Option<u16> {
         let takes_all = self.own.takes_all(vnet)?;
         let hosts = self.table.iter().filter_map(|(_, host)| host.takes(vnet, takes_all));

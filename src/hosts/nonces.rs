@@ -1,17 +1,18 @@
 //! Nonces of HELLOs to single hosts: made from a secret, the address and the time, so that they cost no memory.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::security::keys::{MacKey, Secret};
 use crate::time::Instant;
+use crate::wire::name::mapped;
 
-/// How long a nonce is the current one.
+/// Time for which a nonce is the current one.
 const EPOCH: Duration = Duration::from_secs(30);
-/// Earlier ones that are accepted: a nonce is of use for two minutes at least.
+/// Number of earlier nonces that are accepted: a nonce is valid for two minutes at least.
 const EARLIER: u64 = 4;
 
-/// Makes and knows again this host's nonces.
+/// Makes this host's nonces, and recognizes them when other hosts repeat them.
 #[derive(Debug)]
 pub(super) struct Nonces(MacKey);
 
@@ -25,19 +26,15 @@ impl Nonces {
         self.of(to, epoch(now))
     }
 
-    /// Whether a host at this address was sent this nonce, not long ago.
+    /// Whether this host sent this nonce to the address of late.
     pub(super) fn accepts(&self, from: SocketAddr, nonce: u64, now: Instant) -> bool {
         let now = epoch(now);
         nonce != 0 && (now.saturating_sub(EARLIER)..=now).any(|at| self.of(from, at) == nonce)
     }
 
     fn of(&self, to: SocketAddr, epoch: u64) -> u64 {
-        let ip = match to.ip() {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-            IpAddr::V6(ip) => ip,
-        };
         let parts: [&[u8]; 3] =
-            [&Ipv6Addr::octets(&ip), &to.port().to_be_bytes(), &epoch.to_be_bytes()];
+            [&mapped(to.ip()).octets(), &to.port().to_be_bytes(), &epoch.to_be_bytes()];
         let [a, b, c, d, e, f, g, h, ..] = self.0.sign(&parts);
         u64::from_be_bytes([a, b, c, d, e, f, g, h]).max(1)
     }

@@ -1,4 +1,4 @@
-//! This host, as others hear of it: its list of vnets, and its messages.
+//! This host's list of vnets, and the messages that it sends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use crate::wire::hello::{
 use crate::wire::name::Name;
 use crate::wire::{Longest, VnetId};
 
-/// Entries that fit one LIST, whatever they are.
+/// Number of entries that fit one LIST, with or without tags.
 pub(super) const PER_LIST: usize = (MAX_LEN - LIST_LEN) / PROVED_LEN;
 /// The first and the last vnet id.
 pub(super) const ALL: (VnetId, VnetId) = match VnetId::new(u32::MAX) {
@@ -28,23 +28,23 @@ pub(super) const ALL: (VnetId, VnetId) = match VnetId::new(u32::MAX) {
     None => (VnetId::PHYSICAL, VnetId::PHYSICAL),
 };
 
-/// A vnet that this host has vifs on, as it is set up here.
+/// This host's settings of a vnet on which it has vifs.
 #[derive(Clone, Debug)]
 pub struct Vnet {
     /// Its policy.
     pub policy: Policy,
-    /// The cipher of the group frames that are sent.
+    /// The cipher of the group frames that this host sends.
     pub cipher: Option<Suite>,
-    /// The group that frames are sent to, and those that are listened at ([`Entry::groups`]).
+    /// The group that this host sends frames to, and the groups that it listens to ([`Entry::groups`]).
     pub groups: Choice,
-    /// The longest datagram that each of the vifs takes.
+    /// The longest datagram that all of its vifs on the vnet take.
     pub longest: Longest,
-    /// The keys that are accepted, the used one first; none on a vnet that is not secured.
+    /// The accepted keys, first the one in use; none on a vnet that is not secured.
     pub keys: Vec<(KeyId, MacKey)>,
 }
 
 impl Vnet {
-    /// The entry of a LIST, its tag still to be made.
+    /// The entry of a LIST, without its tag.
     fn entry(&self, vnet: VnetId) -> Entry {
         let (sent, accepted) = self.policy.codes();
         let proof = |(id, _): &(KeyId, MacKey)| Proof { key_id: id.0, tag: [0; TAG_LEN] };
@@ -58,24 +58,24 @@ impl Vnet {
         }
     }
 
-    /// The key of this id.
+    /// The key with this id.
     pub(super) fn key(&self, id: u32) -> Option<&MacKey> {
         self.keys.iter().find(|(known, _)| known.0 == id).map(|(_, key)| key)
     }
 }
 
-/// What this host is.
+/// This host's settings, as it tells them to others.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
     /// The vnets that it has vifs on.
     pub vnets: BTreeMap<VnetId, Vnet>,
     /// Number of vifs.
     pub vifs: u32,
-    /// Where its messages to the group go.
+    /// Destination of its messages to the group.
     pub group: Option<SocketAddr>,
 }
 
-/// What a tag covers of an entry in a message.
+/// The bytes that the tag of an entry covers.
 pub(super) fn tagged(sender: Name, time_ms: u64, generation: u32, entry: &Entry) -> Vec<u8> {
     let mut all = sender.to_bytes().to_vec();
     all.extend(time_ms.to_be_bytes());
@@ -108,7 +108,7 @@ fn release() -> Release {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Addressing {
     pub(super) flags: Flags,
-    /// Both 0 to the group.
+    /// Both are 0 in messages to the group.
     pub(super) nonce: u64,
     pub(super) answer: u64,
 }
@@ -123,9 +123,9 @@ pub(super) struct Own {
     digest: u64,
     /// The time of the last message.
     last_ms: u64,
-    /// Vnets whose entries the group has not been told yet.
+    /// Vnets whose entries have changed since they were last sent to the group.
     changed: BTreeSet<VnetId>,
-    /// The group is to be told all.
+    /// The whole list is to be sent to the group.
     tell_all: bool,
 }
 
@@ -146,20 +146,20 @@ impl Own {
         own
     }
 
-    /// A generation that was never used.
+    /// A generation that this host has never used.
     fn renew(&mut self, now: Now) {
         let seconds = u32::try_from(now.wall_ms / 1000).unwrap_or(u32::MAX);
         self.generation = seconds.max(self.generation.wrapping_add(1));
     }
 
-    /// Whether any host counts as one of a vnet, as frames without protection are accepted there; `None` on a vnet
-    /// that this host does not serve.
+    /// Whether hosts need no right tag to count as hosts of a vnet, because it accepts frames without protection.
+    /// `None` on a vnet that this host does not serve.
     pub(super) fn takes_all(&self, vnet: VnetId) -> Option<bool> {
         let own = self.setup.vnets.get(&vnet)?;
         Some(own.keys.is_empty() || own.policy.accepts(Level::None))
     }
 
-    /// The host is set up otherwise; returns the vnets whose entry or keys are others than before.
+    /// Replaces the host's settings; returns the vnets whose entry or keys have changed.
     pub(super) fn set(&mut self, setup: Setup, now: Now) -> BTreeSet<VnetId> {
         let ids = |vnet: Option<&Vnet>| {
             vnet.map(|vnet| vnet.keys.iter().map(|(id, _)| *id).collect::<Vec<_>>())
@@ -182,19 +182,19 @@ impl Own {
         others
     }
 
-    /// The host has another name: others know nothing of it.
+    /// Gives the host another name, under which others do not know it yet.
     pub(super) fn move_to(&mut self, name: Name, now: Now) {
         self.name = name;
         self.tell_all = true;
         self.renew(now);
     }
 
-    /// The group is to be told the whole list, after the next HELLO.
+    /// Plans the whole list for the group, after the next HELLO.
     pub(super) const fn tell_all(&mut self) {
         self.tell_all = true;
     }
 
-    /// The range of vnets that the group is still to be told.
+    /// The range of vnets whose entries are still to be sent to the group.
     pub(super) fn take_untold(&mut self) -> Option<(VnetId, VnetId)> {
         let changed = std::mem::take(&mut self.changed);
         if std::mem::take(&mut self.tell_all) {
@@ -203,7 +203,7 @@ impl Own {
         changed.first().copied().zip(changed.last().copied())
     }
 
-    /// Whether the group has been told of all changes.
+    /// Whether all changes have been sent to the group.
     pub(super) fn is_told(&self) -> bool {
         self.changed.is_empty()
     }
@@ -213,7 +213,7 @@ impl Own {
         self.digest
     }
 
-    /// Each message has a later time than the one before, but for a clock that was far ahead and was set right.
+    /// The time of the next message: later than that of the last, unless the clock was far ahead and has been set right.
     fn time(&mut self, now: Now) -> u64 {
         let ahead = Duration::from_millis(self.last_ms.saturating_sub(now.wall_ms));
         self.last_ms =
@@ -234,7 +234,7 @@ impl Own {
         }
     }
 
-    /// A HELLO.
+    /// Makes a HELLO.
     pub(super) fn hello(&mut self, to: Addressing, lifetime: Duration, now: Now) -> Vec<u8> {
         let hello = Hello {
             lifetime_ms: u32::try_from(lifetime.as_millis()).unwrap_or(u32::MAX),
@@ -251,7 +251,7 @@ impl Own {
         self.message(Body::Hello(hello), to.flags, time).to_bytes()
     }
 
-    /// A LIST of the vnets from `first` to `last`, or of as many of them as fit; and where the next begins.
+    /// Makes a LIST of the vnets from `first` to `last`, or of as many as fit; also returns the start of the next LIST.
     pub(super) fn list(
         &mut self,
         (first, last): (VnetId, VnetId),

@@ -1,4 +1,4 @@
-//! Messages of other hosts, checked in the order of what is cheap.
+//! Handles messages of other hosts; the cheapest checks come first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::wire::name::Name;
 use crate::wire::{ParseError, VnetId};
 
 impl Hosts {
-    /// Takes in a datagram, and whether it came to the group.
+    /// Handles a datagram that came to the group or to this host alone.
     pub fn handle_message(&mut self, from: SocketAddr, is_group: bool, bytes: &[u8], now: Now) {
         self.counters.inc(HostsCounter::hello_rx);
         if let Err(counter) = self.hear(from, is_group, bytes, now) {
@@ -78,7 +78,7 @@ impl Hosts {
         let host = self.table.enter(name, from, until, false);
         let host = host.ok_or(HostsCounter::hello_drop_full)?;
         if host.proved_until().is_some() {
-            // Somebody may have used up the times that it has.
+            // Forged messages may have used up the times of this one.
             host.stay(until);
         }
         if !host.seen.take(message.time_ms) {
@@ -102,7 +102,7 @@ impl Hosts {
         if known.is_none() {
             self.counters.inc(HostsCounter::hello_joined);
         }
-        // One that was started anew has forgotten all others.
+        // A host that has restarted has forgotten all others.
         if known.is_none_or(|known| known.generation != generation) {
             self.schedule.greet(self.speakers(), &mut self.random, now.mono);
         }
@@ -116,7 +116,7 @@ impl Hosts {
         Ok(())
     }
 
-    /// A host says that it leaves. Of one that has proved something this is not believed.
+    /// A host says that it leaves. This is not believed if entries of that host had right tags.
     fn farewell(&mut self, message: &Message<'_>) -> Result<(), HostsCounter> {
         let name = message.sender;
         let Some(host) = self.table.get_mut(name).filter(|host| host.proved_until().is_none())
@@ -162,7 +162,7 @@ impl Hosts {
         self.counters.add(HostsCounter::hello_drop_full, cut as u64);
         let after = self.takes(name, list);
         for ((vnet, before), (_, after)) in before.into_iter().zip(after) {
-            // Only what was the least, or becomes it, makes a difference.
+            // Only a change of the least length, or to it, makes a difference.
             let least = self.longest.get(&vnet).copied().unwrap_or(u16::MAX);
             if before != after && before.into_iter().chain(after).any(|takes| takes <= least) {
                 self.touched.insert(vnet);
@@ -172,7 +172,7 @@ impl Hosts {
         Ok(())
     }
 
-    /// What a host takes on this host's vnets in the range of a LIST.
+    /// The longest datagrams that a host takes on this host's vnets in the range of a LIST.
     fn takes(&self, name: Name, list: &List<'_>) -> Vec<(VnetId, Option<u16>)> {
         let host = self.table.get(name);
         let own = self.own.setup.vnets.range(list.first..=list.last).map(|(vnet, _)| *vnet);
@@ -183,7 +183,7 @@ impl Hosts {
         own.map(|vnet| (vnet, takes(vnet))).collect()
     }
 
-    /// For each entry with a tag that this host can check: whether that is right. Counts those that are not.
+    /// For each entry with a tag that this host can check: whether the tag is right. Counts wrong tags.
     fn check_tags(&self, message: &Message<'_>, list: &List<'_>) -> BTreeMap<VnetId, bool> {
         let check = |entry: Entry| {
             let stamp = (message.sender, message.time_ms, message.generation);
@@ -195,7 +195,7 @@ impl Hosts {
         checked
     }
 
-    /// Whether an entry's tag is right; `None` if it has none, or one of a key that is not known here.
+    /// Whether an entry's tag is right; `None` without a tag, or if this host does not have the tag's key.
     fn check_tag(
         &self,
         (sender, time_ms, generation): (Name, u64, u32),
@@ -206,7 +206,7 @@ impl Hosts {
         Some(key.verify(&[&tagged(sender, time_ms, generation, entry)], &proof.tag))
     }
 
-    /// This host's keys of these vnets, or its vnets, are others: looks again at the entries that it has.
+    /// Checks the recorded entries of these vnets again, after this host's vnets or their keys have changed.
     pub(super) fn prove_again(&mut self, vnets: &BTreeSet<VnetId>, now: Now) {
         let mut right = Vec::new();
         for (name, host) in self.table.iter() {
@@ -227,7 +227,7 @@ impl Hosts {
         }
     }
 
-    /// Says what a host has set up so that frames get lost.
+    /// Reports settings of a host that cause loss of frames.
     fn compare(&mut self, name: Name) {
         let Some(host) = self.table.get(name) else { return };
         for (vnet, here) in &self.own.setup.vnets {
@@ -240,7 +240,7 @@ impl Hosts {
     }
 }
 
-/// How long a host may be taken as present.
+/// Time for which a host counts as present without being heard.
 fn stays(hello: &Hello<'_>) -> Duration {
     Duration::from_millis(hello.lifetime_ms.into()).min(LONGEST_LIFETIME)
 }

@@ -1,4 +1,4 @@
-//! What operators see of other hosts.
+//! The table of other hosts that operators see.
 
 use std::time::Duration;
 
@@ -20,17 +20,17 @@ pub struct Row {
     pub release: Release,
     /// Number of its vifs.
     pub vifs: u32,
-    /// How long ago it was heard by group, and by unicast.
+    /// Time since it was last heard by multicast.
     pub by_group: Option<Duration>,
-    /// See `by_group`.
+    /// Time since it was last heard by unicast.
     pub by_unicast: Option<Duration>,
-    /// How far its clock is ahead of this host's, in milliseconds.
+    /// By how many milliseconds its clock is ahead of this host's; below zero: behind.
     pub ahead_ms: i64,
     /// The vnet.
     pub vnet: Option<VnetId>,
     /// The longest datagram that its vifs there take; 0 if it did not say.
     pub longest: u16,
-    /// What differs from this host, in words.
+    /// The differences from this host, in words.
     pub notes: Vec<String>,
 }
 
@@ -70,7 +70,7 @@ impl Hosts {
         rows
     }
 
-    /// What is wrong with a host, whatever the vnet.
+    /// Notes on a host that do not depend on the vnet.
     fn notes(&self, name: Name, host: &Host) -> Vec<String> {
         let mut notes = Vec::new();
         if name.realm() != self.own.name.realm() {

@@ -1,6 +1,6 @@
-//! When HELLOs to the group leave.
+//! The times of HELLOs to the group.
 //!
-//! | Why | When |
+//! | Reason | Time |
 //! |---|---|
 //! | nothing has changed | every max(30 s, hosts / 20 s), a quarter more or less |
 //! | this host starts, or its list or address has changed | at 0, 0.3 and 1 s; the next such change waits until max(2 s, hosts / 100 s) after the last |
@@ -13,31 +13,31 @@ use std::time::Duration;
 use crate::mapper::nonce::Nonces as Random;
 use crate::time::Instant;
 
-/// Interval of a small segment.
+/// Interval on a small segment.
 const LEAST_INTERVAL: Duration = Duration::from_secs(30);
-/// And what each host adds on a large one: 20 HELLOs a second in all.
+/// Interval per host on a large segment: all hosts together send 20 HELLOs a second.
 const PER_HOST: Duration = Duration::from_millis(50);
-/// Intervals after which a host that is not heard is gone.
+/// Number of intervals after which a host that is not heard counts as gone.
 const INTERVALS: u32 = 4;
-/// After a change.
+/// Times of HELLOs after a change.
 const REPEATS: [Duration; 3] =
     [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(1000)];
-/// Between two changes that are told at once.
+/// Least time between the HELLOs of two changes; on a large segment, per host.
 const LEAST_PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_PER_HOST: Duration = Duration::from_millis(10);
-/// Within which a newcomer is greeted, and how long after the last HELLO at the earliest.
+/// Longest time until a newcomer is greeted, and least time after the last HELLO, on a small segment.
 const LEAST_GREETING: Duration = Duration::from_secs(1);
 const LEAST_GAP: Duration = Duration::from_secs(3);
 
-/// No host is taken as present for longer without being heard, whatever it says: that of 6,000 hosts.
+/// Limit on the lifetime that a host can claim for itself: the lifetime on a segment of 6,000 hosts.
 pub(super) const LONGEST_LIFETIME: Duration = Duration::from_secs(1200);
 
-/// How often each of so many hosts speaks.
+/// The interval of each host's HELLOs on a segment with this number of hosts.
 pub(super) fn interval(hosts: u32) -> Duration {
     LEAST_INTERVAL.max(PER_HOST * hosts)
 }
 
-/// How long each of so many hosts may be taken as present.
+/// The time for which a host counts as present without being heard, on a segment with this number of hosts.
 pub(super) fn lifetime(hosts: u32) -> Duration {
     interval(hosts) * INTERVALS
 }
@@ -50,17 +50,17 @@ pub(super) fn within(bound: Duration, random: &mut Random) -> Duration {
 /// The times of this host's HELLOs to the group.
 #[derive(Debug)]
 pub(super) struct Schedule {
-    /// The next that leaves without any reason.
+    /// The next HELLO without a change.
     regular: Instant,
-    /// Those that a change has caused, ascending.
+    /// HELLOs because of changes, ascending.
     changes: Vec<Instant>,
-    /// The first of the last three of those.
+    /// The first HELLO of the last change.
     changed: Option<Instant>,
     last: Option<Instant>,
 }
 
 impl Schedule {
-    /// Of a host that starts.
+    /// The schedule of a host that starts.
     pub(super) fn new(now: Instant) -> Self {
         let mut new =
             Self { regular: now + LEAST_INTERVAL, changes: Vec::new(), changed: None, last: None };
@@ -68,10 +68,10 @@ impl Schedule {
         new
     }
 
-    /// What is told has changed.
+    /// Plans HELLOs because their contents have changed.
     pub(super) fn change(&mut self, hosts: u32, now: Instant) {
         let first = match self.changed {
-            // What has changed is in that HELLO already.
+            // That HELLO will contain this change, too.
             Some(first) if self.changes.contains(&first) => return,
             Some(last) => now.max(last + LEAST_PAUSE.max(PAUSE_PER_HOST * hosts)),
             None => now,
@@ -81,19 +81,19 @@ impl Schedule {
         self.changes.sort();
     }
 
-    /// A host is new.
+    /// Plans a HELLO because a new host was heard.
     pub(super) fn greet(&mut self, hosts: u32, random: &mut Random, now: Instant) {
         let window = LEAST_GREETING.max(PER_HOST * hosts);
         let earliest = self.last.map_or(now, |last| last + LEAST_GAP.max(PER_HOST * hosts));
         self.regular = self.regular.min(earliest.max(now + within(window, random)));
     }
 
-    /// When the next leaves.
+    /// Time of the next HELLO.
     pub(super) fn due(&self) -> Instant {
         self.changes.first().map_or(self.regular, |first| self.regular.min(*first))
     }
 
-    /// One has left.
+    /// A HELLO was sent: plans the next.
     pub(super) fn sent(&mut self, hosts: u32, random: &mut Random, now: Instant) {
         self.changes.retain(|at| *at > now);
         self.last = Some(now);

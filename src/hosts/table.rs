@@ -1,4 +1,4 @@
-//! The hosts that were heard, and their vnets. Bounded.
+//! The other hosts and their vnets, in bounded memory.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,21 +10,21 @@ use crate::limiter::TokenBucket;
 use crate::security::membership::Seen;
 use crate::time::Instant;
 use crate::wire::VnetId;
-use crate::wire::hello::{Entry, List, Release};
+use crate::wire::hello::{Entry, Flags, List, Release};
 use crate::wire::name::Name;
 
-/// Hosts at most.
+/// Limit on hosts.
 pub(super) const MAX_HOSTS: usize = 4096;
-/// Entries of one host, and of all.
+/// Limits on the entries of one host, and of all together.
 pub(super) const MAX_ENTRIES_PER_HOST: usize = 4096;
 pub(super) const MAX_ENTRIES: usize = 65_536;
-/// How long an entry with a right tag is believed although LISTs without one say something else: a host that has left
-/// the vnet says so like this, and so does a liar. Meanwhile the host is asked, whose answer proves what it has.
+/// Time for which an entry with a right tag is believed although LISTs without one contradict it: a host that has left
+/// the vnet sends such LISTs, and so does a forger. Meanwhile this host asks that host, whose answer proves its entries.
 const LINGERS: Duration = Duration::from_secs(600);
-/// Answers to one host a second, and at once.
+/// Limit on answers to one host: per second, and burst.
 const ANSWERS: (u32, u32) = (1, 4);
 
-/// What the last HELLO of a host said.
+/// The contents of a host's last HELLO.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Said {
     pub(super) release: Release,
@@ -37,24 +37,24 @@ pub(super) struct Said {
 /// A vnet of a host.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
-    /// As the host's last LIST has it.
+    /// The entry in the host's last LIST.
     pub(super) entry: Entry,
     pub(super) time_ms: u64,
     pub(super) generation: u32,
-    /// Whether the host's last LIST of that range has it.
+    /// Whether the host's last LIST of that range contains it.
     pub(super) listed: bool,
     /// The last entry with a right tag.
     pub(super) proof: Option<Proved>,
 }
 
-/// What an entry with a right tag says.
+/// The contents of an entry with a right tag.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Proved {
     pub(super) longest: u16,
     pub(super) time_ms: u64,
-    /// How long it is believed.
+    /// Time until which it is believed.
     pub(super) until: Instant,
-    /// And no longer if LISTs without a right tag leave the vnet out, or say something else of it.
+    /// An earlier end, if LISTs without a right tag omit or contradict it.
     latest: Instant,
 }
 
@@ -65,7 +65,7 @@ impl Proved {
 }
 
 impl Held {
-    /// Whether what is proved is also what the host's last LIST says.
+    /// Whether the proved entry agrees with the host's last LIST.
     fn is_settled(&self) -> bool {
         self.proof.is_none_or(|proof| self.listed && proof.time_ms == self.time_ms)
     }
@@ -74,31 +74,31 @@ impl Held {
 /// A host.
 #[derive(Debug)]
 pub(super) struct Host {
-    /// Nothing if only entries with right tags are known.
+    /// `None` if only entries with right tags are known.
     pub(super) said: Option<Said>,
     pub(super) addr: SocketAddr,
     pub(super) by_group: Option<Instant>,
     pub(super) by_unicast: Option<Instant>,
-    /// How far its clock is ahead of this host's.
+    /// By how many milliseconds its clock is ahead of this host's.
     pub(super) ahead_ms: i64,
-    /// Whether it says that it hears this host by group.
+    /// Whether it says that it hears this host by multicast.
     pub(super) hears: Option<bool>,
-    /// How long it is taken as present.
+    /// Time until which it counts as present.
     pub(super) until: Instant,
     pub(super) seen: Seen,
     pub(super) entries: BTreeMap<VnetId, Held>,
     /// Of those that are listed.
     pub(super) digest: u64,
-    /// There was no room for all its entries.
+    /// Whether some of its entries found no room.
     pub(super) is_cut: bool,
-    /// The nonce of its last HELLO to this host, and the one that was repeated when it was last asked.
+    /// The nonce of its last HELLO to this host, and the nonce that this host repeated in its last question.
     pub(super) nonce: u64,
     pub(super) asked_with: u64,
-    /// When it is asked for its list, and how often it was in vain.
+    /// Time of the next question for its list, and number of questions in vain.
     pub(super) ask_at: Option<Instant>,
     pub(super) asked: u32,
     pub(super) answers: TokenBucket,
-    /// It was sent a nonce.
+    /// Whether this host has sent it a nonce.
     pub(super) has_nonce: bool,
 }
 
@@ -126,17 +126,22 @@ impl Host {
         }
     }
 
-    /// Whether its list is another than the one that is known.
+    /// The flag that tells it whether it was heard by group.
+    pub(super) const fn heard(&self) -> Flags {
+        if self.by_group.is_some() { Flags::HEARD } else { Flags::NONE }
+    }
+
+    /// Whether its list differs from the one that this host knows.
     pub(super) fn lacks_list(&self) -> bool {
         !self.is_cut && self.said.is_some_and(|said| said.digest != self.digest)
     }
 
-    /// Whether it is to be asked for its list.
+    /// Whether this host has to ask it for its list.
     pub(super) fn wants_list(&self) -> bool {
         self.lacks_list() || self.entries.values().any(|held| !held.is_settled())
     }
 
-    /// The longest datagram that it takes on a vnet, by its entry with a right tag; or by any, if `takes_all`.
+    /// The longest datagram that it takes on a vnet, by its entry with a right tag, or by any entry if `takes_all`.
     pub(super) fn takes(&self, vnet: VnetId, takes_all: bool) -> Option<u16> {
         let held = self.entries.get(&vnet)?;
         let proved = held.proof.map(|proof| proof.longest);
@@ -144,12 +149,12 @@ impl Host {
         said.filter(|longest| *longest != 0)
     }
 
-    /// How long an entry with a right tag is believed, if there is one.
+    /// Time until which an entry with a right tag is believed, if there is one.
     pub(super) fn proved_until(&self) -> Option<Instant> {
         self.entries.values().filter_map(|held| Some(held.proof?.until)).max()
     }
 
-    /// It is as present as it says; entries with right tags are believed for as long as that, or longer.
+    /// Renews its lifetime to what its HELLO says, and that of its entries with right tags to at least as much.
     pub(super) fn stay(&mut self, until: Instant) {
         for held in self.entries.values_mut() {
             let is_settled = held.is_settled();
@@ -167,13 +172,13 @@ impl Host {
     }
 }
 
-/// All of them.
+/// All hosts.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     hosts: BTreeMap<Name, Host>,
-    /// Entries of all hosts.
+    /// Number of entries of all hosts.
     entries: usize,
-    /// When something is due: an end, or a question; early rather than late.
+    /// Time of the next end or question, or earlier.
     next: Option<Instant>,
 }
 
@@ -199,18 +204,18 @@ impl Table {
         self.hosts.iter().map(|(name, host)| (*name, host))
     }
 
-    /// The first host behind a name.
+    /// The first host after a name.
     pub(super) fn after(&self, name: Name) -> Option<Name> {
         self.hosts.range((Excluded(name), Unbounded)).next().map(|(name, _)| *name)
     }
 
-    /// How many there are behind a name.
+    /// Number of hosts after a name.
     pub(super) fn count_after(&self, name: Name) -> u32 {
         let behind = self.hosts.range((Excluded(name), Unbounded)).count();
         u32::try_from(behind).unwrap_or(u32::MAX)
     }
 
-    /// A host, which is new if it was not known; `None` if there is no room. A host that has proved something
+    /// A host's record, which is made if there is none; `None` if there is no room. A host that has proved an entry
     /// takes the place of one that has not.
     pub(super) fn enter(
         &mut self,
@@ -231,15 +236,15 @@ impl Table {
         Some(self.hosts.entry(name).or_insert_with(|| Host::new(addr, until)))
     }
 
-    /// A host is gone.
+    /// Removes a host.
     pub(super) fn remove(&mut self, name: Name) {
         if let Some(host) = self.hosts.remove(&name) {
             self.entries -= host.entries.len();
         }
     }
 
-    /// Enters a LIST: `is_fresh` says whether its time is one that was not received before, `proved` which of
-    /// its entries have right tags. Returns how many entries had no room.
+    /// Enters a LIST. `is_fresh`: its time was not received before. `proved`: which of its entries have right tags.
+    /// Returns the number of entries for which there was no room.
     pub(super) fn list(
         &mut self,
         name: Name,
@@ -291,18 +296,18 @@ impl Table {
         cut
     }
 
-    /// Something is due then.
+    /// Schedules an end or a question.
     pub(super) fn due(&mut self, at: Instant) {
         self.next = Some(self.next.map_or(at, |next| next.min(at)));
     }
 
-    /// When something may be due.
+    /// Time at which something may be due.
     pub(super) const fn next(&self) -> Option<Instant> {
         self.next
     }
 
-    /// Ends what is over. Returns the hosts that are gone, those to be asked, and the vnets that proofs have ended
-    /// for.
+    /// Removes hosts and proofs that have expired. Returns the hosts that are gone, the hosts to ask, and the vnets
+    /// whose proofs have expired.
     pub(super) fn sweep(&mut self, now: Instant) -> Swept {
         let mut swept = Swept::default();
         for (name, host) in &mut self.hosts {
@@ -330,7 +335,7 @@ impl Table {
         swept
     }
 
-    /// Finds anew when something is due.
+    /// Computes the time of the next end or question again.
     pub(super) fn settle(&mut self) {
         let ends = |host: &Host| {
             let proofs = host.entries.values().filter_map(|held| Some(held.proof?.until));
@@ -340,7 +345,7 @@ impl Table {
     }
 }
 
-/// What a look at all hosts found.
+/// Result of a search through all hosts.
 #[derive(Debug, Default)]
 pub(super) struct Swept {
     pub(super) gone: Vec<Name>,

@@ -1,6 +1,6 @@
 //! MACs behind a vif follow it: a bridge that migrates is announced once, and all that is behind it is reached.
 //!
-//! | Where a newer claim of a vif is known | What becomes of the MACs behind it |
+//! | Host that hears a newer claim of a vif | MACs behind that vif |
 //! |---|---|
 //! | a cache has mappings of them | they are at the vif's new place |
 //! | a cache had, and everybody is asked for them, as their host has lost the vif | the same |
@@ -8,7 +8,7 @@
 //! | the vif was here, and they have gone with its rings | they are at its new place, for local users, too |
 //!
 //! The vif's new host does not know them until each of them has sent something. Until then it says that they are
-//! absent when it is asked to confirm one. Who uses the mapping then asks it for the vif as well, and everybody for
+//! absent when it is asked to confirm one. The host that uses the mapping then asks it for the vif as well, and everybody for
 //! the MAC, once: it may be behind another vif since. If the vif is there, the mapping holds.
 
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::time::Now;
 use crate::wire::VifKey;
 use crate::wire::varp::Claim;
 
-/// How long the host of a vif has to confirm it, for the MACs behind it. Longer than the retries of that
+/// Time that the host of a vif has to confirm it, for the MACs behind it. Longer than the retries of that
 /// question take.
 pub(super) const VOUCH_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -1,6 +1,6 @@
 //! Claims of MACs behind local vifs.
 //!
-//! Such a MAC moves as the guests' network likes: a bridge is plugged elsewhere, a virtual router (VRRP) fails
+//! Such a MAC may move any number of times: a bridge is plugged elsewhere, a virtual router (VRRP) fails
 //! over and back. Receivers follow each newer claim at once. It is the claimant that waits: its claim is made
 //! [`MOVE_INTERVAL`] after the last move that it knew of when its guest sent, and never dropped. Its stamp is that of the guest's
 //! frame and not of the moment when it is made, so that of several claimants which wait the one wins whose
@@ -20,9 +20,9 @@ use crate::wire::{Stamp, VifKey};
 
 /// The least time between two moves of a MAC behind vifs, as far as its claimants know.
 const MOVE_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a backend does not ask again for a MAC that is another vif's own.
+/// Time for which a backend does not ask again for a MAC that is another vif's own.
 pub(super) const REFUSED_HOLD: Duration = INTERVAL;
-/// How long the owner of a MAC is waited for at most before everything is looked at anew.
+/// Longest wait for the owner of a MAC, before the claim is decided again.
 const OWNER_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Mapper {
@@ -71,7 +71,7 @@ impl Mapper {
         }
     }
 
-    /// A claim that was to be made is not, or is made now.
+    /// Drops a planned claim, or makes it now.
     pub(super) fn unwant(&mut self, vif: LocalVif) -> Option<Wanted> {
         let wanted = self.vifs.get_mut(vif)?.wanted.take()?;
         self.timers.cancel(wanted.due, Timer::Claim(vif));

@@ -1,6 +1,6 @@
-//! Learnt claims against own ones: what a guest's frames say takes no other guest's MAC.
+//! Learnt claims against own ones: a guest cannot take another guest's MAC by sending from it.
 //!
-//! | Where a learnt claim to a MAC is heard | What happens |
+//! | Host that hears a learnt claim to a MAC | Action |
 //! |---|---|
 //! | the own vif is here | its host corrects the claimant, and announces its claim, once a second at most |
 //! | a cache has the own claim | it waits 100 to 300 ms for that announcement; without it, it asks the owner's host, once a second at most. It takes the learnt claim when that host says that the vif is absent, or does not answer three times |
@@ -20,9 +20,9 @@ use crate::time::{Instant, Now};
 use crate::wire::VifKey;
 use crate::wire::varp::Claim;
 
-/// How long a cache waits at least for the owner to announce its claim.
+/// Least time that a cache waits for the owner to announce its claim.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// And how much longer at random, so that not all caches ask at once.
+/// Longest random addition to that time, so that not all caches ask at once.
 const JITTER: Duration = Duration::from_millis(200);
 /// The least time between two questions to the owner of a MAC, and between two claims that defend one.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);

@@ -16,13 +16,13 @@ use crate::time::Instant;
 use crate::wire::VnetId;
 use crate::wire::name::Name;
 
-/// How long a silent host still counts: a host with a vif sends a message every five minutes.
+/// Time for which a silent host still counts: a host with a vif sends a message every five minutes.
 pub const RECENT: Duration = Duration::from_secs(660);
 /// Limit on recorded hosts of a vnet whose messages had tags.
 pub const MOST_TAGGED: usize = 16_384;
 /// Limit on recorded hosts of a vnet whose messages had none.
 pub const MOST_UNTAGGED: usize = 4096;
-/// How often a full table is searched for hosts that have been silent for long.
+/// Least time between two searches of a full table for hosts that have been silent for long.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The hosts of a vnet whose last message used another key or policy than this host's.
@@ -32,11 +32,11 @@ pub struct Others {
     pub tagged: usize,
     /// Without a tag, although this host sends tags.
     pub untagged: usize,
-    /// There may be more: a table was full of late.
+    /// There may be more, because a table was full recently.
     pub is_full: bool,
 }
 
-/// Hosts, and when each was last heard with what.
+/// Hosts, and the time and the key of the last message of each.
 #[derive(Debug)]
 struct Heard<T> {
     hosts: BTreeMap<Name, (T, Instant)>,

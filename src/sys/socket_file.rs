@@ -1,6 +1,6 @@
 //! Makes the files of listening Unix sockets, with their mode and group, in directories that others may write to.
 //!
-//! A socket's mode and group are set by name, and whoever may write to the directory could put another file, or a link
+//! A socket's mode and group are set by name, and a user who may write to the directory could put another file, or a link
 //! to one, in the socket's place before that. So the socket is made and dressed in a new directory that only this
 //! process's user can enter, and then moved to its place. It replaces what is there, and has its mode and group from the
 //! start.
@@ -18,7 +18,7 @@ use nix::unistd::{Gid, fchownat, geteuid, mkdtemp};
 /// See [`Failed`].
 pub const CREATE: &str = "create the socket";
 
-/// What failed, in words that follow "can't", and how.
+/// The step that failed, in words that follow "can't", and its error.
 pub type Failed = (&'static str, io::Error);
 
 /// For `map_err`.
@@ -30,7 +30,7 @@ fn failed<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Failed {
 /// any, that group. Returns the socket, and the device and inode of its file.
 ///
 /// # Errors
-/// What failed. Nothing is left behind then, and what was at `path` still is.
+/// The step that failed. It leaves nothing behind, and does not change a file at `path`.
 pub fn place<T>(
     path: &Path,
     mode: u32,

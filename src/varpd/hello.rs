@@ -1,4 +1,4 @@
-//! Hello: the shell around [`Hosts`], which hosts this one knows, and what backends are told of it.
+//! Hello: connects [`Hosts`] with the sockets, tells backends the longest group frames, and shows operators the hosts.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,7 +14,7 @@ use super::clients::ClientId;
 use super::daemon::Daemon;
 use super::varp::Via;
 
-/// What the host's own state as others hear it depends on: the vifs, the keys, the MTU and the address.
+/// The inputs of the host's own HELLO and LISTs: the vifs, the keys, the MTU and the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Basis {
     vifs: u64,
@@ -24,13 +24,13 @@ pub(super) struct Basis {
 }
 
 impl Daemon {
-    /// A HELLO or LIST has come.
+    /// Handles a HELLO or LIST.
     pub(super) fn hear_hello(&mut self, via: Via, from: SocketAddr, bytes: &[u8], now: Now) {
         self.hosts.handle_message(from, via == Via::Group, bytes, now);
         self.drive_hello(now);
     }
 
-    /// Sees whether others are to hear something new of this host, and does what is due.
+    /// Updates this host's settings if they have changed, and handles timers that are due.
     pub(super) fn refresh_hello(&mut self, now: Now) {
         let basis = Basis {
             vifs: self.registry.revision(),
@@ -85,7 +85,7 @@ impl Daemon {
         Choice { sent, accepted: codes.iter().fold(0, |all, code| all | code) }
     }
 
-    /// The host ends: if no vif of it lives on, others need not wait until they miss it.
+    /// Tells others that this host leaves, if none of its vifs lives on.
     pub(super) fn leave_hello(&mut self, now: Now) {
         if self.registry.iter().next().is_none() {
             self.hosts.leave(now);
@@ -115,7 +115,7 @@ impl Daemon {
         }
     }
 
-    /// Tells a backend that has just registered how long its group frames may be, if that is known.
+    /// Tells a backend that has just registered the longest datagram for its group frames, if it is known.
     pub(super) fn tell_group_longest(&mut self, vnet: VnetId, client: ClientId, now: Now) {
         let longest = self.hosts.longest(vnet);
         if longest != Longest::UNKNOWN || self.hosts.is_certain() {
@@ -123,17 +123,14 @@ impl Daemon {
         }
     }
 
-    /// Names a host whose group frames are lost, or that loses those of this host.
+    /// Warns of a host whose group frames are lost here, or that loses this host's.
     fn doubt_setup(&mut self, vnet: VnetId, host: Name, what: Difference, now: Now) {
         let advice = match what {
-            Difference::Deaf(_) => {
+            Difference::Deaf(_) | Difference::Unheard(_) => {
                 "a step of the change of 'groups' was skipped, there or here: change one step at a time, on all hosts"
             }
-            Difference::Unheard(_) => {
-                "a step of the change of 'groups' was skipped, here or there: change one step at a time, on all hosts"
-            }
             Difference::Cipher { .. } => "give both hosts the same group-cipher",
-            // Said of each message of VARP that is dropped for it.
+            // The log already says so for VARP messages that are dropped because of it.
             _ => return,
         };
         if self.security.doubts.is_other_setup(vnet, host.ip(), now.mono) {

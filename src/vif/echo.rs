@@ -1,6 +1,6 @@
-//! Answers to echoes of other hosts: how many, and which.
+//! Answers echoes of other hosts, within limits.
 //!
-//! Everybody on the underlay can ask, so answers are limited, per source and for the whole vif, and none is longer than
+//! Anybody on the underlay can ask, so answers are limited, per source and for the whole vif, and none is longer than
 //! its question. Nothing of this reaches the guest.
 
 #![forbid(unsafe_code)]
@@ -15,14 +15,14 @@ use crate::wire::VnetId;
 use crate::wire::echo::Message;
 use crate::wire::encap::{Flags, Header};
 
-/// Answers a second, and at once, for a vif.
+/// Limit on a vif's answers: per second, and burst.
 const VIF: u32 = 100;
 /// The same to one source.
 const SOURCE: u32 = 10;
-/// Sources that are told apart.
+/// Limit on recorded sources. While the table is full, other sources get no answer.
 const MAX_SOURCES: usize = 256;
 
-/// How many answers may still leave; the queue pairs of a vif share it.
+/// The limits of a vif, which its queue pairs share.
 #[derive(Debug)]
 pub struct Limits(Mutex<Buckets>);
 
@@ -40,7 +40,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Whether a question of this source is answered.
+    /// Whether the limits permit an answer to this source; if so, counts it.
     pub fn admits(&self, from: IpAddr, now: Instant) -> bool {
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Buckets { vif, sources } = &mut *buckets;

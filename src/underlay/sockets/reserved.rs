@@ -17,7 +17,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use super::filters::{attach_filter, nothing_filter};
 use super::{Opener, sockopt};
 
-/// What reserves the port.
+/// The sockets that reserve the port.
 #[derive(Debug)]
 pub(super) struct Reserved {
     _wildcards: Vec<Socket>,
@@ -49,7 +49,7 @@ impl Opener {
         Ok(Reserved { _wildcards, _name })
     }
 
-    /// The socket whose name one varpd at an address has.
+    /// The socket with the name that only one varpd at an address can have.
     fn name(&self) -> io::Result<Option<Socket>> {
         let at = self.local(self.site.address, self.site.port);
         let name = SockAddr::unix(format!("\0vnet/varp/{at}"))?;

@@ -11,7 +11,7 @@
 //!  QEMU ── vhost-user socket ──► vhost_user: filter, device      varpd ◄── VARP ──► other hosts
 //!   │                              │ wake-ups                     │ mapper: who is where
 //!   │ shared memory                ▼                              │ registry: vifs, sockets
-//!   └─ rings, buffers ──────► vif: workers, one per queue pair ◄──┘
+//!   └─ rings, buffers ──────► port: workers, one per queue pair ◄──┘
 //!                                  │      control socket: "where is this MAC?", sockets
 //!                                  ▼
 //!                              underlay: datagrams ──────────────────────────────► other backends
@@ -27,18 +27,18 @@
 //! | care-of address, CoA | the underlay address of a vif: its host's IP address and a UDP port of its own ([`wire::CareOf`]) |
 //! | claim, stamp | a host's statement that a vif is on it; of two claims to one vif, the one with the higher stamp wins ([`mapper`]) |
 //! | frontend, driver | QEMU at the vhost-user socket; the virtio-net driver in the guest |
-//! | worker | the data path of a queue pair: a thread and its state ([`vif::worker`]) |
+//! | worker | the data path of a queue pair: a thread and its state ([`port::worker`]) |
 //! | lead | the beginning of a frame, copied out of the guest's memory before any decision about the frame ([`offload::LEAD_LEN`]) |
 //! | message | the data of one `sendmsg` call: a datagram, or several of equal length that the kernel separates (UDP_SEGMENT; [`sys::mmsg`]) |
-//! | staged, scattered | staged: a message that was copied into one buffer; scattered: one whose payload the kernel reads from the guest's memory ([`vif::outgoing`]) |
+//! | staged, scattered | staged: a message that was copied into one buffer; scattered: one whose payload the kernel reads from the guest's memory ([`tunnel::outgoing`]) |
 //! | train | datagrams of one sender and equal length that the kernel delivers as one message (UDP_GRO; [`sys::train`]) |
-//! | piece | in a ring or a batch: contiguous memory that holds part of a frame ([`vif::ring::Piece`]). On the wire: a fragment of a frame that exceeds the path MTU (flag F; [`wire::fragment`]) |
+//! | piece | in a ring or a batch: contiguous memory that holds part of a frame ([`guest::ring::Piece`]). On the wire: a fragment of a frame that exceeds the path MTU (flag F; [`wire::fragment`]) |
 //! | bundle | small frames to one destination that share a datagram (flag B; [`offload::bundle`]) |
-//! | sealed, opened | sealed: encrypted or authenticated as an ESP packet; opened: the reverse ([`vif::protect`]) |
-//! | parked | a frame that waits for the resolution of its destination ([`vif::park`]) |
+//! | sealed, opened | sealed: encrypted or authenticated as an ESP packet; opened: the reverse ([`tunnel::protect`]) |
+//! | parked | a frame that waits for the resolution of its destination ([`tunnel::unresolved`]) |
 //! | lane | a unidirectional ring in memory that two backends of a host share ([`lane`]) |
-//! | learnt, behind a vif | other MACs than the NIC's from which a bridge in the guest sends ([`vif::learnt`]) |
-//! | departed, late | departed: a MAC that has moved from here to another host; late: frames that still arrive for it ([`vif::departed`]) |
+//! | learnt, behind a vif | other MACs than the NIC's from which a bridge in the guest sends ([`port::learned`]) |
+//! | departed, late | departed: a MAC that has moved from here to another host; late: frames that still arrive for it ([`tunnel::moved`]) |
 //!
 //! # Where things are
 //!
@@ -51,7 +51,11 @@
 //! | [`lane`] | rings of shared memory between two backends of a host | except for the memory |
 //! | [`limiter`] | token buckets, rates and sizes | yes |
 //! | [`offload`] | checksums, segmentation, coalescing, bundles, pieces | yes |
-//! | [`vif`] | a NIC: the data path in packet order, and its link to varpd | mostly |
+//! | [`guest`] | the virtio side of a NIC: rings, frames from the guest's memory and into it | except for the memory |
+//! | [`tunnel`] | one end of a vnet's tunnel: frames to datagrams and back | except for the sockets |
+//! | [`local`] | lanes of a queue pair, in place of the tunnel within a host | except for the memory |
+//! | [`port`] | joins guest, tunnel and lanes: the data path of a queue pair, in packet order | mostly |
+//! | [`vif`] | a NIC: its queue pairs, and its link to varpd | no |
 //! | [`vhost_user`] | the vhost-user interface to QEMU: connection, filter, device, rings | no |
 //! | [`underlay`] | sockets: opening and filtering them, batches of datagrams | no |
 //! | [`varpd`] | the daemon's shell around the mapper | no |
@@ -65,24 +69,24 @@
 //!
 //! # The path of a frame
 //!
-//! [`vif::worker`] has a diagram. Sending: a kick wakes the pair's thread. [`vif::guest`] turns
-//! descriptor chains into checked frames and copies their headers. [`vif::tx`] decides about each frame;
+//! [`port::worker`] has a diagram. Sending: a kick wakes the pair's thread. [`guest::transmit`] turns
+//! descriptor chains into checked frames and copies their headers. [`port::tx`] decides about each frame;
 //! [`vif::guard`] checks the addresses of its sender.
-//! [`vif::outgoing`] copies frames into a staging buffer, segments large ones and bundles small
-//! ones for the path to their destination ([`vif::paths`]). On a secured vnet [`vif::protect`] seals them there.
+//! [`tunnel::outgoing`] copies frames into a staging buffer, segments large ones and bundles small
+//! ones for the path to their destination ([`tunnel::paths`]). On a secured vnet [`tunnel::protect`] seals them there.
 //! [`underlay`] sends the buffer in a few messages. If a frame exceeds the path MTU and cannot
-//! be segmented, [`vif::too_big`] answers its sender, or it leaves in fragments, which [`vif::reassembly`]
-//! puts together at the receiver. Receiving: a readable socket wakes the thread. [`vif::protect`] opens sealed
-//! datagrams. [`vif::rx`] accepts a frame or names the reason to drop it. [`offload::gro`] merges segments.
-//! [`vif::guest`] copies the frame into the guest's buffers. In a stream of long segments the kernel copies the payload
-//! there itself, because the worker can predict the next message ([`vif::direct`]).
+//! be segmented, [`vif::too_big`] answers its sender, or it leaves in fragments, which [`tunnel::reassembly`]
+//! puts together at the receiver. Receiving: a readable socket wakes the thread. [`tunnel::protect`] opens sealed
+//! datagrams. [`tunnel::rx`] accepts a frame or names the reason to drop it. [`offload::gro`] merges segments.
+//! [`guest::deliver`] copies the frame into the guest's buffers. In a stream of long segments the kernel copies the payload
+//! there itself, because the worker can predict the next message ([`port::direct`]).
 //!
-//! Between two vifs of one host there is a shorter path: [`vif::lanes`] copies the frame from
+//! Between two vifs of one host there is a shorter path: [`local::lanes`] copies the frame from
 //! the guest's ring into memory that both backends map, and the other worker copies it from there to its guest.
 //!
 //! # Ownership of state
 //!
-//! * A worker ([`vif::worker::Worker`]) owns the state of the data path: sockets, resolved addresses, waiting
+//! * A worker ([`port::worker::Worker`]) owns the state of the data path: sockets, resolved addresses, waiting
 //!   frames. It outlives the frontend's connections.
 //! * A lane ([`lane`]) has no owner: two backends hold its ends, and neither trusts the other.
 //!   varpd remembers only that it made it.
@@ -95,18 +99,22 @@
 
 pub mod cli;
 pub mod config;
+pub mod guest;
 pub mod hosts;
 pub mod lane;
 pub mod limiter;
+pub mod local;
 pub mod mapper;
 pub mod metrics;
 pub mod offload;
 pub mod operator;
+pub mod port;
 mod quiet;
 pub mod security;
 pub mod show;
 pub mod sys;
 pub mod time;
+pub mod tunnel;
 pub mod underlay;
 pub mod varpd;
 pub mod vhost_user;

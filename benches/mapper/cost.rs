@@ -9,7 +9,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use vnet::mapper::{LocalVif, Mapper, MapperCounter};
 use vnet::time::Instant;
-use vnet::vif::neighbors::Neighbors;
+use vnet::tunnel::neighbors::Neighbors;
 use vnet::wire::Mac;
 
 use crate::report::table;

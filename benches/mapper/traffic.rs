@@ -10,7 +10,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use vnet::mapper::{Config, Destination, LocalVif, Mapper, Notice, Output};
-use vnet::vif::neighbors::{Lookup, Neighbors};
+use vnet::tunnel::neighbors::{Lookup, Neighbors};
 use vnet::wire::VifKey;
 use vnet::wire::varp::{Body, Message};
 

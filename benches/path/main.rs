@@ -2,9 +2,10 @@
 //! on the other.
 //!
 //! `cargo bench --bench path` prints the least nanoseconds per frame of many rounds, which other
-//! load on the machine hardly changes; `valgrind --tool=callgrind` on the program it names with
-//! `--no-run` counts instructions. What the kernel and the guest's processor add is told by
-//! `benches/run`.
+//! load on the machine hardly changes. `valgrind --tool=callgrind` on the program that it names with
+//! `--no-run` counts instructions: those of a round are the difference of two runs that are some rounds
+//! apart. Arguments: the number of rounds, and the cases. `benches/run` measures what the kernel and
+//! the guest's processor add.
 
 mod ring;
 
@@ -16,22 +17,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etherparse::PacketBuilder;
+use vnet::guest::HeaderLayout;
+use vnet::lane;
 use vnet::metrics::{VifCounter, VifCounters};
 use vnet::offload::features::Offloads;
 use vnet::offload::header::Header;
 use vnet::offload::layout::Layout;
+use vnet::port::tx::SourceMac;
+use vnet::port::worker::{LaneOffer, Place, Worker};
 use vnet::security::keys::Secret;
 use vnet::security::sadb::sender_key;
 use vnet::security::{Level, Suite};
 use vnet::sys::clock;
+use vnet::sys::doorbell::Doorbell;
 use vnet::sys::mmsg::{Message, ReceiveBatch};
 use vnet::time::Instant;
+use vnet::tunnel::protect::Protection;
+use vnet::tunnel::rx::Receiver;
 use vnet::underlay::{Port, Underlay};
-use vnet::vif::guest::HeaderLayout;
-use vnet::vif::protect::Protection;
-use vnet::vif::rx::Receiver;
-use vnet::vif::tx::SourceMac;
-use vnet::vif::worker::{Place, Worker};
 use vnet::wire::esp::Spi;
 use vnet::wire::{Capabilities, CareOf, EncapKinds, Longest, Mac, VifKey, VnetId};
 
@@ -220,10 +223,62 @@ fn receive(name: &str, rounds: usize, kept: Vec<(Vec<u8>, usize)>, count: u16) -
     least(rounds, &mut underlay, || step(&mut worker.borrow_mut()))
 }
 
+/// What a frame costs through a lane: its writer, and its reader.
+fn through_lane(name: &str, rounds: usize, bytes: &[u8], pieces: &[usize], count: u16) {
+    const ID: u32 = 1;
+    let (mut from, mut to) = (Driver::new(), Driver::new());
+    from.fill_tx(bytes, pieces, count);
+    to.fill_rx();
+    let (mut writer, _) = worker(OWN, PEER, Loop::default());
+    let (mut reader, counters) = worker(PEER, OWN, Loop::default());
+    let memory = lane::create().expect("memory");
+    let (bell, other) = Doorbell::pair().expect("a pair");
+    let shared = memory.try_clone().expect("a descriptor");
+    let ends = [
+        (&mut writer, false, addr(2), [shared, bell]),
+        (&mut reader, true, addr(1), [memory, other]),
+    ];
+    for (worker, is_read, addr, descriptors) in ends {
+        worker.prepare_lanes(Arc::default()).expect("a timer");
+        worker.open_lane(LaneOffer { lane: ID, is_read, addr }, descriptors, Instant::ZERO);
+    }
+    // Without a handover a lane opens some time after its first frame.
+    let mut now = Instant::ZERO;
+    let each = least(
+        rounds,
+        || (),
+        || {
+            from.offer_tx(count);
+            writer.transmit(&mut from.tx, &from.memory, now).expect("a sound ring");
+            reader.lanes_rung(u16::try_from(ID).expect("small"), now);
+            reader.receive_lanes(&mut to.rx, &to.memory, now).expect("a sound ring");
+            to.offer_rx();
+            now += Duration::from_millis(1);
+        },
+    ) / f64::from(count);
+    assert!(counters.get(VifCounter::rx_local_frames) > 0, "{name}");
+    println!("{name:12} through a lane {each:7.1} ns");
+}
+
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let rounds = arguments.iter().find_map(|text| text.parse().ok()).unwrap_or(ROUNDS);
-    measure("64", rounds, &frame(64, None), &[], 256);
-    measure("1400", rounds, &frame(1400, None), &[12 + 42], 128);
-    measure("64 KiB TSO", rounds, &frame(62_000, Some(1398)), &[12 + 54, 32 << 10], 4);
+    let arguments = std::env::args().skip(1).filter(|text| !text.starts_with('-'));
+    let arguments: Vec<String> = arguments.collect();
+    let rounds = arguments.first().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
+    let wanted = arguments.get(1..).unwrap_or_default();
+    let (short, long) = (frame(64, None), frame(1400, None));
+    let large = frame(62_000, Some(1398));
+    let cases: [(&str, &[u8], &[usize], u16); 3] = [
+        ("64", &short, &[], 256),
+        ("1400", &long, &[12 + 42], 128),
+        ("64 KiB TSO", &large, &[12 + 54, 32 << 10], 4),
+    ];
+    for (name, bytes, pieces, count) in cases {
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+            measure(name, rounds, bytes, pieces, count);
+        }
+        let lane = format!("lane {name}");
+        if wanted.is_empty() || wanted.contains(&lane) {
+            through_lane(&lane, rounds, bytes, pieces, count);
+        }
+    }
 }

@@ -12,7 +12,7 @@ use vnet::offload::layout::Layout;
 use vnet::sys::iovec::{self, IoVec};
 use vnet::sys::mmsg::{self, BATCH, Message};
 use vnet::sys::{clock, sockopt};
-use vnet::vif::outgoing::{Batch, Outgoing, Route, Stager, Step};
+use vnet::tunnel::outgoing::{Batch, Outgoing, Route, Stager, Step};
 use vnet::wire::{Capabilities, Longest, VnetId};
 
 /// As a vif's socket.

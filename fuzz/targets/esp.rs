@@ -17,10 +17,10 @@ use vnet::security::replay::SIZE;
 use vnet::security::sadb::sender_key;
 use vnet::security::{Level, Suite};
 use vnet::time::{Instant, Now};
+use vnet::tunnel::protect::Protection;
+use vnet::tunnel::rx::{Payload, Receiver};
 use vnet::underlay::Port;
 use vnet::vif::link::CAPABILITIES;
-use vnet::vif::protect::Protection;
-use vnet::vif::rx::{Payload, Receiver};
 use vnet::wire::esp::{ALIGNMENT, HEAD_LEN, Head, NEXT_HEADER, Spi, padding};
 use vnet::wire::{Mac, VifKey, VnetId};
 

@@ -8,12 +8,12 @@ use std::os::fd::RawFd;
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
+use vnet::guest::HeaderLayout;
 use vnet::offload::features::Offloads;
 use vnet::sys::mmsg::{Message, ReceiveBatch};
 use vnet::sys::train::{self, IoVecMut, Train};
 use vnet::underlay::{Port, Underlay};
 use vnet::vhost_user::vring::GuestMemory;
-use vnet::vif::guest::HeaderLayout;
 use vnet::wire::Mac;
 
 use super::Input;

@@ -5,14 +5,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use vnet::guest::HeaderLayout;
+use vnet::local::lanes::Handovers;
 use vnet::metrics::{VifCounter, VifCounters};
 use vnet::offload::features::Offloads;
+use vnet::port::tx::SourceMac;
+use vnet::port::worker::{LaneOffer, Place, Worker};
 use vnet::time::Instant;
-use vnet::vif::guest::HeaderLayout;
-use vnet::vif::lanes::Handovers;
-use vnet::vif::rx::Receiver;
-use vnet::vif::tx::SourceMac;
-use vnet::vif::worker::{LaneOffer, Place, Worker};
+use vnet::tunnel::rx::Receiver;
 use vnet::wire::{Capabilities, Mac, VifKey, VnetId};
 
 use super::Input;

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 
 use vnet::offload::features::Offloads;
 use vnet::offload::gro::{Merger, Received};
+use vnet::tunnel::rx::{Addressee, Payload, Receiver};
 use vnet::underlay::Port;
 use vnet::vif::link::CAPABILITIES;
-use vnet::vif::rx::{Addressee, Payload, Receiver};
 use vnet::wire::frame::Addresses;
 use vnet::wire::{Mac, VifKey, VnetId};
 

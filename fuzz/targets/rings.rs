@@ -10,16 +10,16 @@ use std::time::Duration;
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
+use vnet::guest::HeaderLayout;
 use vnet::metrics::VifCounters;
 use vnet::offload::features::Offloads;
+use vnet::port::tx::SourceMac;
+use vnet::port::worker::{Place, Worker};
 use vnet::sys::mmsg::{Message, ReceiveBatch};
 use vnet::time::Instant;
+use vnet::tunnel::rx::Receiver;
 use vnet::underlay::{Port, Underlay};
 use vnet::vhost_user::vring::GuestMemory;
-use vnet::vif::guest::HeaderLayout;
-use vnet::vif::rx::Receiver;
-use vnet::vif::tx::SourceMac;
-use vnet::vif::worker::{Place, Worker};
 use vnet::wire::{Capabilities, CareOf, EncapKinds, Longest, Mac, VifKey, VnetId};
 
 use super::Input;

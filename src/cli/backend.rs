@@ -7,11 +7,11 @@ use clap::{ArgGroup, Parser};
 
 use crate::config::SocketMode;
 use crate::limiter::units::{Rate, Size};
+use crate::port::throttle::Limits;
+use crate::port::tx::SourceMac;
 use crate::security::Level;
 use crate::vif::guard::Prefix;
 use crate::vif::serve::View;
-use crate::vif::throttle::Limits;
-use crate::vif::tx::SourceMac;
 use crate::wire::{Mac, VnetId};
 
 /// The forms of the command. clap's own usage line would show the required options as optional.

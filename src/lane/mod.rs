@@ -39,7 +39,7 @@
 //! frame, before decisions are made from them; payload bytes are only ever copied. Who breaks the
 //! rules loses the lane ([`Lie`]), and its frames go over loopback UDP again. A reader that stands
 //! still fills its lane, and what is to be written then is dropped and counted, after a wait that is
-//! bounded (see [`crate::vif::lanes`]).
+//! bounded (see [`crate::local::lanes`]).
 //!
 //! **Waking.** Before a side waits it says so in memory, then looks once more; the other writes its
 //! index first and then looks whether somebody waits. One of the two sees the other (both have a

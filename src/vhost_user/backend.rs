@@ -38,7 +38,7 @@ const TRANSPORT: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | F_LOG
 ///
 /// Not here, because nothing behind it would keep the promise: packed rings, ring reset, platform
 /// IOMMU, RSS. Nor GUEST_ANNOUNCE, which needs a control queue: the backend notices itself that a guest
-/// arrives ([`crate::vif::arrival`]), and QEMU says so too then (SEND_RARP).
+/// arrives ([`crate::port::arrival`]), and QEMU says so too then (SEND_RARP).
 const FEATURES: &[(u32, Offered)] = &[
     (VIRTIO_F_VERSION_1, Offered::Always),
     // Chains are always given back in the order in which they came.

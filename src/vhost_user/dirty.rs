@@ -1,7 +1,7 @@
 //! Which pages of guest memory were written to: what a frontend asks for while it migrates a guest.
 //!
 //! Every write of this process into guest memory goes through `vm-memory`'s slices (see
-//! [`crate::vif::ring::Piece`]), which tell a bitmap of each after it. The bitmap of a region is a
+//! [`crate::guest::ring::Piece`]), which tell a bitmap of each after it. The bitmap of a region is a
 //! [`DirtyBitmap`]: a flag, false for nearly all of a guest's life, and behind it the place in the
 //! frontend's [`Log`]. While it is false a write costs a load from a hot cache line: a chain of a ring takes
 //! as many instructions as without (146 and 147; with a frame of 60 bytes copied in, 420 and 408), while

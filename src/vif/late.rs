@@ -4,9 +4,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use super::nic::Nic;
 use crate::sys::event::{Interest, Poller};
 use crate::time::Instant;
+use crate::vif::nic::Nic;
 
 /// The sockets that are watched; none most of the time.
 #[derive(Debug, Default)]

@@ -1,6 +1,6 @@
 //! All MACs behind a vif (`--learn`), over its queue pairs: registered with varpd, aged, bounded.
 //!
-//! Each queue pair has a table of its own ([`super::learnt`]); here they are held together. A MAC
+//! Each queue pair has a table of its own ([`crate::port::learned`]); here they are held together. A MAC
 //! comes in when a queue pair sees it, or when varpd says that it is held for this vif (its backend
 //! was restarted). It goes when it has not been used for five minutes, when a newer claim says that it
 //! is elsewhere, when varpd refuses it, or when the guest's rings stop.
@@ -8,10 +8,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::learnt::{FULL_HOLD, MAX_LEARNT};
-use super::nic::{Lent, Nic};
 use crate::metrics::VifCounter;
+use crate::port::learned::{FULL_HOLD, MAX_LEARNT};
 use crate::time::Instant;
+use crate::vif::nic::{Lent, Nic};
 use crate::wire::control::Request;
 use crate::wire::{Mac, Stamp};
 
@@ -157,11 +157,11 @@ mod tests {
 
     use super::*;
     use crate::metrics::VifCounters;
+    use crate::port::tx::SourceMac;
+    use crate::port::worker::{Place, Worker};
+    use crate::tunnel::rx::Receiver;
     use crate::underlay::groups::Groups;
     use crate::underlay::udp::UdpUnderlay;
-    use crate::vif::rx::Receiver;
-    use crate::vif::tx::SourceMac;
-    use crate::vif::worker::{Place, Worker};
     use crate::wire::{Capabilities, VifKey, VnetId};
 
     const A: Mac = Mac([2, 0, 0, 0, 0, 0xa]);

@@ -1,6 +1,6 @@
 //! The backend's side of the control protocol: what varpd says, and what it is told.
 //!
-//! No I/O happens here: the loop in [`super::serve`] moves the messages.
+//! No I/O happens here: the loop in [`crate::vif::serve`] moves the messages.
 
 mod ending;
 
@@ -11,12 +11,8 @@ use std::time::Duration;
 
 use log::Level;
 
-use super::announcing::Announcing;
-use super::key_ends::KeyEnds;
-use super::learning::Learning;
-use super::nic::{Lent, Nic};
-use super::worker::LaneOffer;
 use crate::metrics::VifCounter;
+use crate::port::worker::LaneOffer;
 use crate::quiet::QuietEach;
 use crate::security::Suite;
 use crate::security::group::Salt;
@@ -24,6 +20,10 @@ use crate::security::keys::Secret;
 use crate::security::policy::{Floor, Policy};
 use crate::sys::process;
 use crate::time::Instant;
+use crate::vif::announcing::Announcing;
+use crate::vif::key_ends::KeyEnds;
+use crate::vif::learning::Learning;
+use crate::vif::nic::{Lent, Nic};
 use crate::wire::control::{ErrorCode, Event, Request};
 use crate::wire::{Capabilities, CareOf, Mac, Stamp, VifKey};
 

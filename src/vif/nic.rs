@@ -16,24 +16,24 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::alarm::Alarm;
-use super::departed::LateSender;
-use super::echo::Limits;
-use super::lanes::Handovers;
-use super::neighbors::Question;
-use super::protect::Protection;
-use super::stranger::Stranger;
-use super::throttle::Direction;
-use super::worker::{Place, Worker};
+use crate::local::lanes::Handovers;
 use crate::metrics::VifCounters;
 use crate::offload::features::Offloads;
+use crate::port::stranger::Stranger;
+use crate::port::throttle::Direction;
+use crate::port::worker::{Place, Worker};
 use crate::security::policy::Policy;
 use crate::sys::clock;
 use crate::time::Instant;
+use crate::tunnel::echo::Limits;
+use crate::tunnel::moved::LateSender;
+use crate::tunnel::neighbors::Question;
+use crate::tunnel::protect::Protection;
 use crate::underlay::groups::Groups;
 use crate::underlay::udp::UdpUnderlay;
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::device::Wake;
+use crate::vif::alarm::Alarm;
 use crate::wire::{Mac, VnetId};
 
 /// The ports a worker polls, in the order of its descriptors.

@@ -6,17 +6,17 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use super::link::CAPABILITIES;
-use super::rx::Receiver;
-use super::serve::{ServeError, doing};
-use super::worker::Place;
+use crate::port::worker::Place;
 use crate::security::Level;
 use crate::security::policy::Policy;
 use crate::sys::mmsg::MAX_MESSAGE_LEN;
 use crate::sys::seqpacket::Connection;
+use crate::tunnel::rx::Receiver;
 use crate::underlay::groups::{self, Groups};
 use crate::underlay::sockets;
 use crate::underlay::udp::UdpUnderlay;
+use crate::vif::link::CAPABILITIES;
+use crate::vif::serve::{ServeError, doing};
 use crate::wire::control::{self, ErrorCode, Event, Request};
 use crate::wire::{CareOf, VifKey, encap, esp, frame};
 

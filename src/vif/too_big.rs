@@ -1,6 +1,6 @@
 //! The answer to a frame that is too long for its path: what a router would say.
 //!
-//! TCP is cut to fit, whoever is to blame (see [`super::outgoing`]). For other packets that must
+//! TCP is cut to fit, whoever is to blame (see [`crate::tunnel::outgoing`]). For other packets that must
 //! not be fragmented the sender is told which length does fit: ICMP "fragmentation needed"
 //! (RFC 792, RFC 1191) for IPv4 with DF, ICMPv6 "packet too big" (RFC 4443, 3.2) for IPv6. The
 //! answer seems to come from the packet's destination; it stays within the vnet and is seen by
@@ -14,7 +14,7 @@ use etherparse::PacketBuilder;
 use etherparse::icmpv4::DestUnreachableHeader;
 use etherparse::{Icmpv4Type, Icmpv6Type, IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice};
 
-use super::told::Flow;
+use crate::port::pmtu_feedback::Flow;
 use crate::wire::Mac;
 use crate::wire::frame::{ADDRESSES_LEN, HEADER_LEN};
 

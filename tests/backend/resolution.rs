@@ -15,7 +15,7 @@ use crate::support::{step, wait_until};
 use crate::{Net, SOON};
 
 /// Frames that wait for one destination at most.
-const PARKED: u32 = vnet::vif::park::MAX_FRAMES_PER_MAC as u32;
+const PARKED: u32 = vnet::tunnel::unresolved::MAX_FRAMES_PER_MAC as u32;
 /// Timers with which an unanswered resolution ends after 0.2 s, and is not tried again for 60 s.
 const HASTY: &str = "[timers]\nreply-timeout = 0.1\ntries = 2\nearly-retries = []\n\
                      negative-lifetime = 60\n";

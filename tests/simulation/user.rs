@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vnet::mapper::Notice;
 use vnet::time::Instant;
-use vnet::vif::departed::Departures;
+use vnet::tunnel::moved::MovedMacs;
 use vnet::wire::{CareOf, Mac, Stamp, VifKey};
 
 use crate::host::config;
@@ -52,7 +52,7 @@ pub(crate) struct User {
     pub(crate) stamp: Option<Stamp>,
     pub(crate) neighbours: BTreeMap<Mac, Neighbour>,
     /// What a newer claim says to be elsewhere: the shipped table.
-    pub(crate) departures: Departures,
+    pub(crate) departures: MovedMacs,
 }
 
 impl User {

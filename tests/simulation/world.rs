@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use vnet::mapper::{Destination, LocalVif, Mapper, Notice, Output};
 use vnet::time::{Instant, Now};
-use vnet::vif::departed::{LateSender, Verdict};
+use vnet::tunnel::moved::{LateSender, Verdict};
 use vnet::wire::name::Realm;
 use vnet::wire::varp::{Claim, Message};
 use vnet::wire::{CareOf, Mac, VifKey};

@@ -1,7 +1,7 @@
 //! Large tables, and flows that live for long.
 
 use super::*;
-use crate::vif::neighbors::{Lookup, Neighbors};
+use crate::tunnel::neighbors::{Lookup, Neighbors};
 
 fn any_mac(number: u32) -> Mac {
     let [a, b, c, d] = number.to_be_bytes();

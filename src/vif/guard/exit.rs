@@ -19,12 +19,13 @@
 use std::cell::{Cell, OnceCell};
 
 use super::{Guard, Offence, Prefix};
+use crate::guest::MODERN_HEADER_LEN;
+use crate::guest::transmit::{MAX_PIECES, TransmitFrame};
 use crate::offload::LEAD_LEN;
 use crate::offload::header;
+use crate::port::tx::{Judged, Verdict};
 use crate::sys::iovec::{Gather, IoVec};
 use crate::sys::mmsg::{MAX_PARTS, MAX_SEGMENTS};
-use crate::vif::guest::{MAX_PIECES, MODERN_HEADER_LEN, TransmitFrame};
-use crate::vif::tx::{Judged, Verdict};
 use crate::wire::Mac;
 
 /// A virtio-net header at full length, right-aligned, and the beginning of a frame.
@@ -129,7 +130,7 @@ fn replace_front<'b>(pieces: &mut Vec<IoVec<'b>>, start: usize, own: &'b [u8]) {
 mod tests {
     use super::*;
     use crate::metrics::VifCounter;
-    use crate::vif::outgoing::AddressBytes;
+    use crate::tunnel::outgoing::AddressBytes;
     use etherparse::PacketBuilder;
     use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 

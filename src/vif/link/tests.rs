@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use super::*;
 use crate::metrics::VifCounters;
+use crate::port::tx::SourceMac;
+use crate::port::worker::{Place, Worker};
 use crate::security::keys::{SaKey, Secret};
 use crate::security::sadb::{Inbound, Lifetime, Outbound};
 use crate::security::{Level, Suite};
+use crate::tunnel::protect::Protection;
+use crate::tunnel::rx::Receiver;
 use crate::underlay::groups::Groups;
 use crate::underlay::udp::UdpUnderlay;
-use crate::vif::protect::Protection;
-use crate::vif::rx::Receiver;
-use crate::vif::tx::SourceMac;
-use crate::vif::worker::{Place, Worker};
 use crate::wire::VnetId;
 use crate::wire::esp::Spi;
 

@@ -10,14 +10,14 @@ use virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_queue::QueueT;
 
 use super::{ANNOUNCING_PAIR, Nic, Replaced, Source};
+use crate::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
 use crate::metrics::VifCounter;
 use crate::offload::features::Offloads;
+use crate::port::throttle::Direction;
+use crate::port::worker::Progress;
 use crate::sys::clock;
 use crate::sys::event_share::EventShare;
 use crate::vhost_user::device::{DataPath, Interest, Rings, Wake};
-use crate::vif::guest::{HeaderLayout, LEGACY_HEADER_LEN, MODERN_HEADER_LEN};
-use crate::vif::throttle::Direction;
-use crate::vif::worker::Progress;
 
 /// Least MTU in bytes of anything that carries IPv4 (RFC 791, section 3.2), and the least that a device may
 /// name (virtio 1.2, section 5.1.4).

@@ -8,13 +8,13 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::{ServeError, Serving, doing, too_low};
+use crate::port::worker::Place;
 use crate::security::Level;
 use crate::sys::seqpacket::Connection;
 use crate::time::Instant;
 use crate::vif::registration::{
     Registration, connect, longest_packet, place, register_with, registration,
 };
-use crate::vif::worker::Place;
 use crate::wire::control::{self, Event, Request};
 
 /// Timeout of a registration with a restarted varpd; the main thread does nothing else meanwhile.

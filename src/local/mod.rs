@@ -1,0 +1,10 @@
+//! The way to other vifs of this host, and from them: through shared memory ([`crate::lane`]) instead of
+//! the tunnel.
+//!
+//! | File | Content |
+//! |---|---|
+//! | [`lanes`] | the lanes of a queue pair: which there are, when they open and how they end |
+//! | [`unpacked`] | offloads of frames that come through a lane, for guests that do not accept them |
+
+pub mod lanes;
+pub mod unpacked;

@@ -1,0 +1,268 @@
+//! The worker's part for trains of long segments: the kernel copies them straight into the guest's
+//! buffers. The theory is told in [`crate::port::direct`].
+
+use std::io;
+use std::mem;
+
+use super::Worker;
+use crate::guest::deliver::{Deliverer, Delivery};
+use crate::guest::ring::RingView;
+use crate::metrics::VifCounter;
+use crate::offload::gro::Merged;
+use crate::port::direct::{HEAD_LEN, Hunch, Plan};
+use crate::sys::mmsg::{MAX_PARTS, RECEIVE_BATCH};
+use crate::sys::train::{Arrived, IoVecMut, Train};
+use crate::time::Instant;
+use crate::tunnel::incoming::Home;
+use crate::underlay::{Port, Underlay};
+use crate::vhost_user::vring::RingError;
+use crate::wire::encap;
+
+/// What a worker keeps for this.
+#[derive(Debug)]
+pub(super) struct Direct {
+    /// Whether to look.
+    pub(super) hunch: Hunch,
+    /// The beginning of the message that was looked at.
+    head: [u8; HEAD_LEN],
+    /// The headers of the message that was received.
+    headers: Vec<u8>,
+}
+
+impl Default for Direct {
+    fn default() -> Self {
+        Self { hunch: Hunch::default(), head: [0; HEAD_LEN], headers: Vec::new() }
+    }
+}
+
+/// How receiving this way ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Course {
+    /// Nothing waits in the socket.
+    Emptied,
+    /// It was a batch's worth, or what is left of a message waits to be delivered.
+    Again,
+    /// What waits is to be received the usual way.
+    Usual,
+    /// The guest has no buffers for what waits; it kicks when it has.
+    Starved,
+}
+
+impl<U: Underlay> Worker<U> {
+    /// Delivers the trains that wait at `port` as long as they are what was foreseen, up to a batch.
+    /// Nothing may wait to be delivered.
+    ///
+    /// # Errors
+    /// The ring is broken and must be stopped.
+    pub(super) fn receive_direct(
+        &mut self,
+        port: Port,
+        ring: &mut RingView<'_, '_>,
+        now: Instant,
+    ) -> Result<Course, RingError> {
+        let is_limited = self.throttle.read_ahead().is_some();
+        if port != Port::Own
+            || !self.direct.hunch.is_on()
+            || is_limited
+            || self.protection.is_some()
+            || self.is_halted
+        {
+            return Ok(Course::Usual);
+        }
+        let mut deliverer = Deliverer::default();
+        let mut course = Ok(Course::Again);
+        for _ in 0..RECEIVE_BATCH {
+            course = self.receive_train(ring, &mut deliverer, now);
+            if !matches!(course, Ok(Course::Again)) || !self.incoming.is_empty() {
+                break;
+            }
+        }
+        // The guest sees what was delivered also when the ring turns out to be broken after it.
+        ring.publish()?;
+        course
+    }
+
+    fn receive_train<'m>(
+        &mut self,
+        ring: &mut RingView<'_, 'm>,
+        deliverer: &mut Deliverer<'m>,
+        now: Instant,
+    ) -> Result<Course, RingError> {
+        let plan = match self.look(now) {
+            Ok(plan) => plan,
+            Err(course) => return Ok(course),
+        };
+        match deliverer.reserve(ring, plan.frame_len(), self.layout)? {
+            None => {}
+            Some(Delivery::NoBuffers { seen }) => {
+                ring.publish()?;
+                if ring.enable_kicks_beyond(seen)? {
+                    return Ok(Course::Usual);
+                }
+                self.starved = true;
+                return Ok(Course::Starved);
+            }
+            Some(Delivery::BadChain) => {
+                self.counters.inc(VifCounter::rx_drop_malformed);
+                return Ok(Course::Usual);
+            }
+            Some(Delivery::TooLong | Delivery::Done) => {
+                self.direct.hunch.failed();
+                return Ok(Course::Usual);
+            }
+        }
+        let Some(arrived) = self.take_into_room(&plan, deliverer) else {
+            self.direct.hunch.failed();
+            deliverer.release(ring);
+            return Ok(Course::Usual);
+        };
+        match arrived {
+            Ok((train, overflow)) => {
+                self.count_overflow(overflow);
+                self.settle(&plan, train, ring, deliverer, now)?;
+                Ok(Course::Again)
+            }
+            Err(error) => {
+                deliverer.room(self.payload_at(&plan)).clear(plan.payload_len(usize::MAX));
+                deliverer.release(ring);
+                self.heed_failure(&error, now);
+                Ok(Course::Usual)
+            }
+        }
+    }
+
+    /// A message that was foreseen could not be received. What it was about datagrams that were sent before
+    /// is told by their reports.
+    fn heed_failure(&mut self, error: &io::Error, now: Instant) {
+        if error.kind() != io::ErrorKind::WouldBlock && self.heed_reports(now).is_empty() {
+            self.direct.hunch.failed();
+            self.complain("cannot receive into the guest's buffers", error, now);
+        }
+    }
+
+    /// Foresees what the next message will be.
+    ///
+    /// # Errors
+    /// It is not for this way, or there is none.
+    fn look(&mut self, now: Instant) -> Result<Plan, Course> {
+        let Self { direct, underlay, merger, place, neighbors, learnt, departures, .. } = self;
+        let train = underlay.peek(Port::Own, &mut direct.head).map_err(|error| {
+            // Other errors, of datagrams that were sent before, are no concern of this one.
+            let is_empty = error.kind() == io::ErrorKind::WouldBlock;
+            if is_empty { Course::Emptied } else { Course::Usual }
+        })?;
+        let home = Home { receiver: &place.receiver, neighbors, learnt, departures, now };
+        let head = direct.head.get(..train.segment).unwrap_or(&direct.head);
+        Plan::foresee(train, head, &home, merger).ok_or_else(|| {
+            direct.hunch.missed();
+            self.counters.inc(VifCounter::rx_direct_missed);
+            Course::Usual
+        })
+    }
+
+    /// Receives the message that was foreseen, its headers into our memory, its payload into the
+    /// guest's; `None`, and it still waits, if that is in too many pieces.
+    fn take_into_room(
+        &mut self,
+        plan: &Plan,
+        deliverer: &Deliverer<'_>,
+    ) -> Option<io::Result<Arrived>> {
+        let payload_at = self.payload_at(plan);
+        let Self { direct, underlay, .. } = self;
+        direct.headers.resize(plan.headers_len(), 0);
+        let mut headers = direct.headers.as_mut_slice();
+        let mut room = deliverer.room(payload_at);
+        let mut parts = Vec::with_capacity(4 * plan.train().datagrams());
+        for (header, payload) in plan.datagrams() {
+            let (own, rest) = mem::take(&mut headers).split_at_mut_checked(header)?;
+            headers = rest;
+            parts.push(IoVecMut::from_slice(own));
+            room.next(payload, |piece| parts.push(IoVecMut::from_guest(&piece)));
+        }
+        if parts.len() > MAX_PARTS {
+            return None;
+        }
+        let arrived = underlay.take(Port::Own, &mut parts);
+        deliverer.room(payload_at).mark_written(plan.payload_len(usize::MAX));
+        Some(arrived)
+    }
+
+    /// Where in the guest's buffers the payload begins.
+    fn payload_at(&self, plan: &Plan) -> usize {
+        self.layout.len + plan.frame_header()
+    }
+
+    /// Delivers what is as foreseen of a message that was received; the rest goes the usual way.
+    fn settle<'m>(
+        &mut self,
+        plan: &Plan,
+        train: Train,
+        ring: &mut RingView<'_, 'm>,
+        deliverer: &mut Deliverer<'m>,
+        now: Instant,
+    ) -> Result<(), RingError> {
+        let payload_at = self.payload_at(plan);
+        let Self { direct, merger, layout, counters, .. } = self;
+        let merged = plan.verify(train, &direct.headers, &direct.head, merger);
+        let frames = merged.as_ref().map_or(0, |merged| merged.frames);
+        let mut left = Vec::new();
+        if frames < plan.train().datagrams() {
+            let done = plan.payload_len(frames);
+            let mut room = deliverer.room(payload_at + done);
+            let datagrams = plan.datagrams().zip(plan.headers(&direct.headers));
+            for ((_, payload), header) in datagrams.skip(frames) {
+                left.extend_from_slice(header);
+                room.append_to(payload, &mut left);
+            }
+            deliverer.room(payload_at + done).clear(plan.payload_len(usize::MAX) - done);
+        }
+        match merged {
+            Some(Merged { header, head, frames }) => {
+                let own =
+                    direct.headers.get(encap::LEN..).and_then(|h| h.get(..plan.frame_header()));
+                let head = if frames > 1 { head } else { own.unwrap_or_default() };
+                let len = plan.frame_header() + plan.payload_len(frames);
+                deliverer.commit(ring, &header, head, len, *layout)?;
+                counters.inc(VifCounter::rx_frames);
+                counters.inc(VifCounter::rx_direct_frames);
+                counters.add(VifCounter::rx_bytes, len as u64);
+            }
+            None => deliverer.release(ring),
+        }
+        if left.is_empty() {
+            direct.hunch.came_true();
+        } else {
+            self.put_back(train, plan, left, frames, now);
+        }
+        Ok(())
+    }
+
+    /// What is left of a message goes the usual way.
+    fn put_back(
+        &mut self,
+        train: Train,
+        plan: &Plan,
+        mut left: Vec<u8>,
+        frames: usize,
+        now: Instant,
+    ) {
+        // A short end alone is what some kernels need.
+        if plan.train().datagrams() - frames > 1 {
+            self.direct.hunch.failed();
+        }
+        if train.len > plan.train().len {
+            // Another message than the one that was foreseen, and cut: somebody else reads the socket.
+            return self.counters.inc(VifCounter::rx_drop_truncated);
+        }
+        if frames == 0 {
+            left.truncate(train.len);
+        }
+        let Self { incoming, place, neighbors, learnt, departures, .. } = self;
+        let mut home = Home { receiver: &place.receiver, neighbors, learnt, departures, now };
+        let message = (train.from, left.as_slice(), train.segment);
+        incoming.put(Port::Own, message, &mut home, &self.counters);
+        if self.incoming.has_detours() {
+            self.forward_detours(now);
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! Frames from other vifs of this host: out of their lanes, into the guest.
+
+use virtio_queue::Queue;
+
+use crate::guest::HeaderLayout;
+use crate::guest::deliver::{Deliverer, Delivery};
+use crate::guest::ring::RingView;
+use crate::lane::{Entry, Lie, SHORT};
+use crate::local::lanes::State;
+use crate::local::unpacked;
+use crate::metrics::{VifCounter, VifCounters};
+use crate::offload::LEAD_LEN;
+use crate::offload::features::Offloads;
+use crate::offload::header::{self, Header, Request};
+use crate::port::throttle::Allowance;
+use crate::port::worker::receive::{ATTEMPTS, Outcome};
+use crate::port::worker::{MERGED_LEN, Progress, Worker};
+use crate::sys::iovec::IoVec;
+use crate::time::Instant;
+use crate::tunnel::incoming::lane::Residents;
+use crate::underlay::Underlay;
+use crate::vhost_user::vring::{GuestMemory, RingError};
+use crate::wire::frame::Addresses;
+use crate::wire::{encap, frame};
+
+/// Frames and bytes read from a lane before the next has its turn, and the guest is told of them:
+/// it can work on these while we go on.
+const TURN_FRAMES: usize = 256;
+const TURN_BYTES: usize = 256 << 10;
+/// Frames that are dropped from a lane at once: more than it holds.
+const MOST_DISCARDED: usize = 1 << 16;
+
+/// How reading a lane ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Read {
+    /// For now.
+    Done,
+    /// There may be more.
+    More,
+    /// The guest has no buffers, or only useless ones.
+    Stuck(Outcome),
+    /// The rest waits for credit (`--rate-in`).
+    Held,
+}
+
+impl<U: Underlay> Worker<U> {
+    /// Delivers what is in the lanes, one turn for each, behind what was read from
+    /// sockets before.
+    ///
+    /// # Errors
+    /// The ring is broken and must be stopped.
+    pub fn receive_lanes(
+        &mut self,
+        queue: &mut Queue,
+        memory: &GuestMemory,
+        now: Instant,
+    ) -> Result<Progress, RingError> {
+        if self.is_halted {
+            self.drop_halted();
+        }
+        let mut ring = RingView::new(queue, memory)?;
+        let outcome = self.deliver_incoming(&mut ring, now)?;
+        if outcome != Outcome::All {
+            return Ok(outcome.into());
+        }
+        self.lanes.open_gates(now);
+        let mut allowance = self.throttle.incoming.open(now);
+        let read = self.read_lanes(&mut ring, &mut allowance);
+        if self.throttle.incoming.close(allowance) {
+            self.counters.inc(VifCounter::rx_throttled);
+        }
+        ring.publish()?;
+        self.lanes.settle(now, &self.counters);
+        let read = read?;
+        self.starved = read == Read::Stuck(Outcome::Starved);
+        Ok(match read {
+            // A timer wakes us when there is credit.
+            Read::Done | Read::Held => Progress::Idle,
+            Read::More => Progress::More,
+            Read::Stuck(outcome) => outcome.into(),
+        })
+    }
+
+    fn read_lanes(
+        &mut self,
+        ring: &mut RingView<'_, '_>,
+        allowance: &mut Allowance,
+    ) -> Result<Read, RingError> {
+        let mut deliverer = Deliverer::default();
+        let outcome = self.deliver_unpacked(ring, &mut deliverer)?;
+        if outcome != Outcome::All {
+            return Ok(Read::Stuck(outcome));
+        }
+        let mut read = Read::Done;
+        for n in 0..self.lanes.readers() {
+            match self.read_lane(n, ring, &mut deliverer, allowance)? {
+                Read::Done => {}
+                Read::More => read = Read::More,
+                stuck @ (Read::Stuck(_) | Read::Held) => {
+                    self.lanes.advance(n);
+                    return Ok(stuck);
+                }
+            }
+            ring.publish()?;
+        }
+        self.lanes.advance(1);
+        Ok(read)
+    }
+
+    /// Reads one lane for a turn. Short frames are taken many at a time, and then go the way of those
+    /// that came in datagrams: neighbours may be merged.
+    fn read_lane<'m>(
+        &mut self,
+        n: usize,
+        ring: &mut RingView<'_, 'm>,
+        deliverer: &mut Deliverer<'m>,
+        allowance: &mut Allowance,
+    ) -> Result<Read, RingError> {
+        let (mut frames, mut bytes) = (0, 0);
+        let read = loop {
+            let Some(lane) = self.lanes.reader(n) else { break Read::Done };
+            if frames >= TURN_FRAMES || bytes >= TURN_BYTES {
+                break Read::More;
+            }
+            let entry = match lane.reader.peek() {
+                Ok(Some(entry)) => entry,
+                Ok(None) => {
+                    lane.reader.publish();
+                    match lane.reader.sleep() {
+                        Ok(true) => lane.state = State::Empty,
+                        Ok(false) => continue,
+                        Err(Lie) => lane.state = State::Failed,
+                    }
+                    break Read::Done;
+                }
+                Err(Lie) => {
+                    lane.state = State::Failed;
+                    break Read::Done;
+                }
+            };
+            if !allowance.admits() {
+                break Read::Held;
+            }
+            if entry.len() <= SHORT
+                && let Some((taken, outcome)) = self.deliver_short(n, ring, allowance)?
+            {
+                frames += taken;
+                match outcome {
+                    Outcome::All => continue,
+                    Outcome::Held => break Read::Held,
+                    stuck => break Read::Stuck(stuck),
+                }
+            }
+            frames += header::segments_at_most(entry.header(), entry.len());
+            bytes += entry.len();
+            let outcome = self.deliver_entry(n, &entry, ring, deliverer)?;
+            if outcome != Outcome::All {
+                break Read::Stuck(outcome);
+            }
+            allowance.charge(entry.len());
+        };
+        if let Some(lane) = self.lanes.reader(n) {
+            lane.reader.publish();
+        }
+        self.count_received();
+        Ok(read)
+    }
+
+    /// Takes short frames from a lane, as many as one copy brings, and delivers them; returns how
+    /// many, `None` if what is next is not to be had so. What the guest has no buffers for, and what
+    /// waits for credit, waits like what came from sockets.
+    fn deliver_short(
+        &mut self,
+        n: usize,
+        ring: &mut RingView<'_, '_>,
+        allowance: &mut Allowance,
+    ) -> Result<Option<(usize, Outcome)>, RingError> {
+        let Self { lanes, incoming, place, learnt, departures, counters, .. } = self;
+        let Some(lane) = lanes.reader(n) else { return Ok(None) };
+        let residents = Residents { receiver: &place.receiver, learnt, departures };
+        let filled =
+            incoming.fill_from_lane(&mut lane.reader, residents, |drop| counters.inc(drop));
+        let taken = match filled {
+            Ok(0) => return Ok(None),
+            Ok(taken) => taken,
+            Err(Lie) => {
+                lane.state = State::Failed;
+                0
+            }
+        };
+        lane.reader.publish();
+        let outcome = self.deliver_batch(ring, allowance);
+        ring.publish()?;
+        Ok(Some((taken, outcome?)))
+    }
+
+    fn count_received(&mut self) {
+        let received = std::mem::take(&mut self.received_locally);
+        if received.frames > 0 {
+            self.counters.add(VifCounter::rx_frames, received.frames);
+            self.counters.add(VifCounter::rx_local_frames, received.frames);
+            self.counters.add(VifCounter::rx_bytes, received.bytes);
+        }
+    }
+
+    /// Judges a frame as one that came from the underlay, and gives it to the guest. Unless the guest
+    /// has no buffers, it is taken from its lane.
+    fn deliver_entry<'m>(
+        &mut self,
+        n: usize,
+        entry: &Entry,
+        ring: &mut RingView<'_, 'm>,
+        deliverer: &mut Deliverer<'m>,
+    ) -> Result<Outcome, RingError> {
+        let Self { lanes, place, offloads, layout, counters, received_locally, .. } = self;
+        let (learnt, departures) = (&self.learnt, &self.departures);
+        let residents = Residents { receiver: &place.receiver, learnt, departures };
+        let Some(lane) = lanes.reader(n) else { return Ok(Outcome::All) };
+        // What is decided upon is copied first; the rest is only ever copied.
+        let mut lead = [0; LEAD_LEN];
+        let room = if is_cut(entry) { LEAD_LEN } else { frame::HEADER_LEN };
+        let copied = lane.reader.copy(entry, lead.get_mut(..room).unwrap_or_default());
+        let lead = lead.get(..copied).unwrap_or_default();
+        let request = match judge(entry, lead, residents) {
+            Ok(request) => request,
+            Err(counter) => {
+                counters.inc(counter);
+                lane.reader.take(entry);
+                return Ok(Outcome::All);
+            }
+        };
+        let fits = request == Request::Plain || entry.len() <= MERGED_LEN;
+        if let Some(header) = unpacked::as_it_is(&request, lead, *offloads).filter(|_| fits) {
+            let parts = [IoVec::from_slice(lead), lane.reader.bytes(entry, copied)];
+            match hand(deliverer, ring, &header, &parts, *layout, counters)? {
+                Handed::Done => {
+                    received_locally.add(entry.len());
+                    count_group(counters, lead);
+                }
+                Handed::TooLong if request == Request::Plain => {
+                    counters.inc(VifCounter::rx_drop_no_buffer);
+                }
+                Handed::Stuck(outcome) => return Ok(outcome),
+                Handed::TooLong => return self.unpack(n, entry, lead, &request, ring, deliverer),
+            }
+            lane.reader.take(entry);
+            return Ok(Outcome::All);
+        }
+        self.unpack(n, entry, lead, &request, ring, deliverer)
+    }
+
+    /// Does what the guest does not accept to be left to it, in memory of our own.
+    fn unpack<'m>(
+        &mut self,
+        n: usize,
+        entry: &Entry,
+        lead: &[u8],
+        request: &Request,
+        ring: &mut RingView<'_, 'm>,
+        deliverer: &mut Deliverer<'m>,
+    ) -> Result<Outcome, RingError> {
+        let Some(lane) = self.lanes.reader(n) else { return Ok(Outcome::All) };
+        let mut bytes = lead.to_vec();
+        lane.reader.bytes(entry, lead.len()).append_to(&mut bytes);
+        lane.reader.take(entry);
+        let max_frame = self.place.max_datagram.saturating_sub(encap::LEN);
+        if self.unpacked.fill(request, &mut bytes, self.offloads, max_frame).is_err() {
+            self.counters.inc(VifCounter::rx_drop_lane);
+        }
+        self.deliver_unpacked(ring, deliverer)
+    }
+
+    fn deliver_unpacked<'m>(
+        &mut self,
+        ring: &mut RingView<'_, 'm>,
+        deliverer: &mut Deliverer<'m>,
+    ) -> Result<Outcome, RingError> {
+        let Self { unpacked, layout, counters, received_locally, .. } = self;
+        while let Some((frame, header)) = unpacked.first() {
+            let parts = [IoVec::from_slice(frame)];
+            match hand(deliverer, ring, header, &parts, *layout, counters)? {
+                Handed::Done => {
+                    received_locally.add(frame.len());
+                    count_group(counters, frame);
+                }
+                Handed::TooLong => counters.inc(VifCounter::rx_drop_no_buffer),
+                Handed::Stuck(outcome) => return Ok(outcome),
+            }
+            unpacked.take();
+        }
+        Ok(Outcome::All)
+    }
+
+    /// Drops what waits in the lanes, or was taken from them, and could not be delivered for long.
+    pub(in crate::port::worker) fn discard_lanes(&mut self) {
+        let dropped = self.take_from_lanes();
+        self.counters.add(VifCounter::rx_drop_no_ring, dropped);
+    }
+
+    /// Takes what waits in the lanes, and forgets it; returns how many frames that were.
+    pub(in crate::port::worker) fn take_from_lanes(&mut self) -> u64 {
+        let mut dropped = 0;
+        for lane in self.lanes.all_readers() {
+            for _ in 0..MOST_DISCARDED {
+                // Who lies is found out when the lane is read next.
+                let Ok(Some(entry)) = lane.reader.peek() else { break };
+                lane.reader.take(&entry);
+                dropped += 1;
+            }
+            lane.reader.publish();
+            lane.state = State::Busy;
+        }
+        dropped
+    }
+
+    /// Forgets what was taken from lanes.
+    pub(in crate::port::worker) fn drop_unpacked(&mut self) {
+        self.counters.add(VifCounter::rx_drop_no_ring, self.unpacked.len() as u64);
+        self.unpacked.clear();
+    }
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Handed {
+    Done,
+    TooLong,
+    Stuck(Outcome),
+}
+
+/// Gives the guest a frame, if it has the buffers.
+fn hand<'m>(
+    deliverer: &mut Deliverer<'m>,
+    ring: &mut RingView<'_, 'm>,
+    header: &Header,
+    parts: &[IoVec<'_>],
+    layout: HeaderLayout,
+    counters: &VifCounters,
+) -> Result<Handed, RingError> {
+    for _ in 0..ATTEMPTS {
+        match deliverer.deliver(ring, header, parts, layout)? {
+            Delivery::Done => return Ok(Handed::Done),
+            Delivery::TooLong => return Ok(Handed::TooLong),
+            Delivery::BadChain => counters.inc(VifCounter::rx_drop_malformed),
+            Delivery::NoBuffers { seen } => {
+                ring.publish()?;
+                if !ring.enable_kicks_beyond(seen)? {
+                    return Ok(Handed::Stuck(Outcome::Starved));
+                }
+            }
+        }
+    }
+    Ok(Handed::Stuck(Outcome::Interrupted))
+}
+
+/// Whether a frame is to be cut, as its header says.
+fn is_cut(entry: &Entry) -> bool {
+    !matches!(entry.header(), [_, 0, ..])
+}
+
+/// Checks a frame whose beginning was copied: addresses, and what its header says.
+fn judge(entry: &Entry, lead: &[u8], residents: Residents<'_>) -> Result<Request, VifCounter> {
+    residents.accept(lead)?;
+    let (header, len) = (entry.header(), entry.len());
+    Request::parse_uncut(header, len, Offloads::ALL)
+        .unwrap_or_else(|| Request::parse(header, lead, len, Offloads::ALL))
+        .map_err(|_| VifCounter::rx_drop_lane)
+}
+
+fn count_group(counters: &VifCounters, frame: &[u8]) {
+    if Addresses::parse(frame).is_ok_and(|addresses| addresses.destination.is_group()) {
+        counters.inc(VifCounter::rx_group_frames);
+    }
+}

@@ -1,0 +1,265 @@
+//! The worker's part towards the guest: what sockets have received is put into the receive ring.
+
+use std::io;
+use std::mem;
+
+use virtio_queue::Queue;
+
+use super::direct::Course;
+use super::{BUDGET, Progress, Worker};
+use crate::guest::deliver::{Deliverer, Delivery};
+use crate::guest::ring::RingView;
+use crate::metrics::VifCounter;
+use crate::offload::header::Header;
+use crate::port::throttle::Allowance;
+use crate::sys::iovec::IoVec;
+use crate::time::Instant;
+use crate::tunnel::incoming::Home;
+use crate::underlay::{Port, Underlay};
+use crate::vhost_user::vring::{GuestMemory, RingError};
+
+/// Times that a batch may go back to a receive ring without a frame delivered, before others get
+/// their turn: a guest that adds useless chains as fast as they are given back must not hold us.
+pub(super) const ATTEMPTS: usize = 16;
+
+/// How delivering ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Nothing is left to deliver.
+    All,
+    /// The guest has no buffers for the rest, and kicks when it has.
+    Starved,
+    /// The rest waits for credit, and a timer.
+    Held,
+    /// The guest keeps adding chains that no frame fits.
+    Interrupted,
+}
+
+impl From<Outcome> for Progress {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::All | Outcome::Starved | Outcome::Held => Self::Idle,
+            Outcome::Interrupted => Self::More,
+        }
+    }
+}
+
+impl<U: Underlay> Worker<U> {
+    /// Delivers what arrived at `port`, for a bounded number of batches.
+    ///
+    /// # Errors
+    /// The ring is broken and must be stopped.
+    pub fn receive(
+        &mut self,
+        port: Port,
+        queue: &mut Queue,
+        memory: &GuestMemory,
+        now: Instant,
+    ) -> Result<Progress, RingError> {
+        let mut ring = RingView::new(queue, memory)?;
+        let mut may_hold_more = true;
+        for turn in 0..BUDGET {
+            let outcome = self.deliver_incoming(&mut ring, now)?;
+            if outcome != Outcome::All || !may_hold_more {
+                return Ok(outcome.into());
+            }
+            match self.receive_direct(port, &mut ring, now)? {
+                Course::Usual => {}
+                Course::Again => continue,
+                Course::Starved => return Ok(Progress::Idle),
+                Course::Emptied => return Ok(self.found_nothing(turn, now)),
+            }
+            if !self.fill(port, now) {
+                return Ok(self.found_nothing(turn, now));
+            }
+            // What comes later wakes the worker anew: the guest need not wait for a look.
+            may_hold_more = self.incoming.was_full();
+        }
+        self.deliver_incoming(&mut ring, now).map(Progress::from)
+    }
+
+    /// A socket is empty, at so many turns after a wake-up.
+    fn found_nothing(&mut self, turn: usize, now: Instant) -> Progress {
+        // Woken for nothing to read: reports make a socket poll, too, until they are read.
+        if turn == 0 {
+            self.heed_reports(now);
+        }
+        Progress::Idle
+    }
+
+    /// Delivers frames that were read before but not delivered.
+    ///
+    /// # Errors
+    /// The ring is broken and must be stopped.
+    pub fn retry(
+        &mut self,
+        queue: &mut Queue,
+        memory: &GuestMemory,
+        now: Instant,
+    ) -> Result<Progress, RingError> {
+        let mut ring = RingView::new(queue, memory)?;
+        self.deliver_incoming(&mut ring, now).map(Progress::from)
+    }
+
+    /// Whether [`Worker::answer`] has something to say to the guest.
+    pub fn has_answers(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
+    /// Delivers our own answers to what the guest sent, as far as there are buffers; the rest is
+    /// forgotten, since the guest's next try raises it again.
+    ///
+    /// # Errors
+    /// The ring is broken and must be stopped.
+    pub fn answer(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<(), RingError> {
+        let mut ring = RingView::new(queue, memory)?;
+        let mut deliverer = Deliverer::default();
+        for answer in mem::take(&mut self.answers) {
+            let parts = [IoVec::from_slice(&answer)];
+            if deliverer.deliver(&mut ring, &Header::PLAIN, &parts, self.layout)? == Delivery::Done
+            {
+                self.counters.inc(VifCounter::rx_answers);
+            }
+        }
+        ring.publish()
+    }
+
+    /// Reads the next batch from a socket; false when nothing waits.
+    pub(super) fn fill(&mut self, port: Port, now: Instant) -> bool {
+        let Self { incoming, underlay, place, neighbors, learnt, departures, .. } = self;
+        let mut home = Home { receiver: &place.receiver, neighbors, learnt, departures, now };
+        let opening = self.protection.as_ref().map(|protection| protection.opening(now));
+        let opening = opening.map(|opening| opening.closed(self.is_halted));
+        let filled = incoming.fill(port, underlay, &mut home, &self.counters, opening);
+        if let Err(error) = filled {
+            if error.kind() != io::ErrorKind::WouldBlock && self.heed_reports(now).is_empty() {
+                self.complain("cannot receive from the underlay", &error, now);
+            }
+            return false;
+        }
+        let overflow = self.incoming.take_overflow();
+        if port == Port::Own {
+            self.count_overflow(overflow);
+        }
+        if let Some(from) = self.incoming.take_misfit() {
+            self.name_misfit(from, now);
+        }
+        if self.is_halted {
+            self.drop_halted();
+        }
+        if self.incoming.has_detours() {
+            self.forward_detours(now);
+        }
+        true
+    }
+
+    /// Counts what found the socket buffer full, if the kernel said how many those were so far. The group
+    /// socket's count has also what its filter turned away, so only that of the own says anything.
+    pub(super) fn count_overflow(&mut self, overflow: Option<u32>) {
+        let Some(overflow) = overflow else { return };
+        // The kernel's counter wraps at 32 bits.
+        let lost = overflow.wrapping_sub(mem::replace(&mut self.overflow, overflow));
+        self.counters.add(VifCounter::rx_drop_overflow, u64::from(lost));
+    }
+
+    /// Delivers what was read. The guest sees what was delivered also when the ring turns out to be
+    /// broken after it.
+    pub(super) fn deliver_incoming(
+        &mut self,
+        ring: &mut RingView<'_, '_>,
+        now: Instant,
+    ) -> Result<Outcome, RingError> {
+        let mut allowance = self.throttle.incoming.open(now);
+        let outcome = self.deliver_batch(ring, &mut allowance);
+        if self.throttle.incoming.close(allowance) {
+            self.counters.inc(VifCounter::rx_throttled);
+        }
+        ring.publish()?;
+        self.note_handovers();
+        self.starved = matches!(outcome, Ok(Outcome::Starved));
+        outcome
+    }
+
+    /// What came before a handover is delivered: its lane may be read.
+    fn note_handovers(&mut self) {
+        if self.incoming.is_empty() {
+            for (from, lane) in self.incoming.take_handovers() {
+                self.lanes.note_handover(from, lane);
+            }
+        }
+    }
+
+    /// Delivers what was read, as far as the limit allows.
+    pub(super) fn deliver_batch(
+        &mut self,
+        ring: &mut RingView<'_, '_>,
+        allowance: &mut Allowance,
+    ) -> Result<Outcome, RingError> {
+        let mut attempts = 0;
+        let mut most = usize::MAX;
+        let Self { incoming, merger, counters, layout, direct, .. } = self;
+        let mut deliverer = Deliverer::default();
+        while let Some(merged) = merger.merge(|n| if n < most { incoming.get(n) } else { None }) {
+            if !allowance.admits() {
+                return Ok(Outcome::Held);
+            }
+            let Ok(merged) = merged else {
+                counters.inc(VifCounter::rx_drop_checksum);
+                incoming.take(1);
+                continue;
+            };
+            let payload = |n| {
+                let frame = incoming.get(n);
+                IoVec::from_slice(frame.map_or(&[], |frame| merged.payload_of(&frame)))
+            };
+            let head = IoVec::from_slice(merged.head);
+            let (header, count) = (&merged.header, merged.frames);
+            let (delivery, len) = if count == 1 {
+                let parts = [head, payload(0)];
+                (deliverer.deliver(ring, header, &parts, *layout)?, total_len(&parts))
+            } else {
+                let payloads = (0..count).map(payload);
+                let parts: Vec<IoVec<'_>> = std::iter::once(head).chain(payloads).collect();
+                (deliverer.deliver(ring, header, &parts, *layout)?, total_len(&parts))
+            };
+            match delivery {
+                Delivery::Done => {
+                    counters.inc(VifCounter::rx_frames);
+                    counters.add(VifCounter::rx_local_frames, incoming.is_local().into());
+                    counters.add(VifCounter::rx_bytes, len as u64);
+                    allowance.charge(len);
+                    counters.add(VifCounter::rx_group_frames, incoming.is_group().into());
+                    if !incoming.is_local() && incoming.get(0).is_some_and(|f| f.is_partial()) {
+                        direct.hunch.merged(len, count);
+                    }
+                    incoming.take(count);
+                }
+                // The guest's whole ring holds less: not merged, the frames may fit.
+                Delivery::TooLong if count > 1 => most = 1,
+                Delivery::TooLong => {
+                    counters.add(VifCounter::rx_drop_no_buffer, count as u64);
+                    incoming.take(count);
+                }
+                Delivery::BadChain => {
+                    counters.inc(VifCounter::rx_drop_malformed);
+                    attempts += 1;
+                }
+                Delivery::NoBuffers { seen } => {
+                    ring.publish()?;
+                    if !ring.enable_kicks_beyond(seen)? {
+                        return Ok(Outcome::Starved);
+                    }
+                    attempts += 1;
+                }
+            }
+            if attempts == ATTEMPTS {
+                return Ok(Outcome::Interrupted);
+            }
+        }
+        Ok(Outcome::All)
+    }
+}
+
+fn total_len(parts: &[IoVec<'_>]) -> usize {
+    parts.iter().map(IoVec::len).sum()
+}

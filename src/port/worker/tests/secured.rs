@@ -1,0 +1,72 @@
+//! What leaves on a secured vnet besides the frames of a batch: pieces, and frames of our own.
+
+use super::*;
+use crate::port::arrival::rarp;
+use crate::security::Level;
+use crate::tunnel::protect::tests::pair_between;
+use crate::wire::encap;
+
+const ALL: Capabilities = crate::vif::link::CAPABILITIES;
+
+/// Of what is sealed, too, and of each kind of message: nothing is lost, and order is kept.
+#[test]
+fn what_is_sealed_leaves_in_pieces_when_the_kernel_knows_better() {
+    let (one, two) = pair_between(addr(1), addr(7));
+    let mut worker = offloading_worker(ALL);
+    worker.set_protection(Some(one));
+    worker.underlay.max_datagram = Some(1000);
+    let mut driver = Driver::new();
+    let mut sent = Vec::new();
+    for len in [300, 300, 300, 300, 300, 300, 1200, 1200, 1100, 1390] {
+        sent.push(frame(PEER, OWN, &vec![sent.len() as u8; len]));
+        driver.offer_frame(sent.last().unwrap());
+    }
+    transmit(&mut worker, &mut driver);
+    assert!(worker.underlay.sent.iter().all(|(_, d)| d.len() <= 1000 && d[0] & 0x80 != 0));
+    assert_eq!(worker.counters.get(VifCounter::tx_frames), 10);
+
+    let mut peer = offloading_worker(ALL);
+    peer.place.receiver.capabilities = ALL;
+    peer.place.receiver.key.mac = Mac(PEER);
+    peer.set_features(MERGEABLE, Offloads::NONE);
+    peer.set_protection(Some(two));
+    let mut driver = Driver::new();
+    let places: Vec<u64> = (0..SIZE).flat_map(|_| driver.offer(&[(&[], 0x1000, WRITE)])).collect();
+    let datagrams = mem::take(&mut worker.underlay.sent).into_iter();
+    peer.underlay.own.extend(datagrams.map(|(_, datagram)| (addr(1), datagram)));
+    // More than one batch.
+    (0..4).for_each(|_| receive(&mut peer, &mut driver));
+    let used = driver.used().into_iter();
+    let read = |((_, len), at): ((u32, u32), &u64)| driver.read(*at, len as usize)[12..].to_vec();
+    let arrived: Vec<Vec<u8>> = used.zip(&places).map(read).collect();
+    assert!(arrived == sent, "all, and in order");
+    for worker in [&worker, &peer] {
+        let values = worker.counters.snapshot().into_iter();
+        let drops = values.filter(|(name, value)| name.contains("_drop_") && *value > 0);
+        assert_eq!(drops.count(), 0);
+    }
+}
+
+/// Members hear of a guest's arrival, and nobody else learns its MAC.
+#[test]
+fn the_announcement_of_an_arrival_is_sealed() {
+    let (one, two) = pair_between(addr(1), addr(7));
+    let mut worker = worker();
+    worker.set_protection(Some(
+        Protection::of_vif(worker.place.receiver.key.vnet, Level::Conf)().unwrap(),
+    ));
+    worker.arrival().told(true, Instant::ZERO);
+    worker.announce_arrival(Instant::ZERO);
+    assert_eq!(worker.counters.get(VifCounter::tx_drop_no_key), 1, "there is no key yet");
+    assert!(worker.underlay.sent.is_empty());
+
+    worker.set_protection(Some(one));
+    let next = worker.arrival().poll_timeout().unwrap();
+    worker.announce_arrival(next);
+    let [(to, sealed)] = &mut worker.underlay.sent[..] else { panic!("one datagram") };
+    assert_eq!(*to, addr(1798));
+    assert!(!sealed.windows(OWN.len()).any(|bytes| bytes == OWN), "the MAC is not readable");
+    let inner = two.opening(next).open(Port::Group, addr(1), sealed).unwrap();
+    assert_eq!(sealed[inner][encap::LEN..], rarp(Mac(OWN)));
+    assert_eq!(worker.counters.get(VifCounter::tx_announcements), 1);
+}

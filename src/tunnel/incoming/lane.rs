@@ -1,0 +1,127 @@
+//! Short frames that come through a lane: taken many at a time, they wait and are merged like those
+//! that came in datagrams.
+
+use super::{Incoming, Place, Within};
+use crate::lane::{Lie, Reader};
+use crate::local::unpacked;
+use crate::metrics::VifCounter;
+use crate::port::learned::LearnedMacs;
+use crate::tunnel::moved::MovedMacs;
+use crate::tunnel::rx::{Addressee, Receiver};
+use crate::underlay::Port;
+
+/// Whose frames are taken from lanes. Unlike those in datagrams ([`super::Home`]), they are dropped
+/// if the MAC has left, not sent on.
+#[derive(Clone, Copy, Debug)]
+pub struct Residents<'a> {
+    /// The vif.
+    pub receiver: &'a Receiver,
+    /// What is behind it.
+    pub learnt: &'a LearnedMacs,
+    /// What has left.
+    pub departures: &'a MovedMacs,
+}
+
+impl Residents<'_> {
+    /// Checks the addresses of a frame, or of its beginning; returns whether it is for a group.
+    ///
+    /// # Errors
+    /// The name of the drop.
+    pub fn accept(&self, frame: &[u8]) -> Result<bool, VifCounter> {
+        let mac = match self.receiver.accept_frame(Port::Own, frame)? {
+            Addressee::Group => return Ok(true),
+            Addressee::Vif => self.receiver.key.mac,
+            Addressee::Other(mac) if self.learnt.most() > 0 => mac,
+            Addressee::Other(_) => return Err(VifCounter::rx_drop_destination),
+        };
+        match self.departures.has_left(mac) {
+            true => Err(VifCounter::rx_drop_departed),
+            false => Ok(false),
+        }
+    }
+}
+
+impl Incoming {
+    /// Takes the next frames of a lane, if they are short and ask for no more than those in
+    /// datagrams; returns how many. `dropped` is given the name of each drop. Nothing may be
+    /// waiting.
+    ///
+    /// # Errors
+    /// The writer of the lane has broken its rules.
+    pub fn fill_from_lane(
+        &mut self,
+        lane: &mut Reader,
+        residents: Residents<'_>,
+        mut dropped: impl FnMut(VifCounter),
+    ) -> Result<usize, Lie> {
+        self.clear();
+        let Self { chunk, places, .. } = self;
+        lane.take_short(chunk, |header, frame, start| {
+            let Some(is_partial) = unpacked::as_in_datagram(header, frame) else { return false };
+            match residents.accept(frame) {
+                Ok(is_group) => {
+                    // Neither is longer than a chunk.
+                    if let (Ok(start), Ok(len)) = (start.try_into(), frame.len().try_into()) {
+                        places.push(Place {
+                            start,
+                            len,
+                            within: Within::Lane,
+                            is_partial,
+                            is_group,
+                        });
+                    }
+                }
+                Err(counter) => dropped(counter),
+            }
+            true
+        })
+    }
+
+    /// Whether the first frame that waits came through a lane.
+    pub fn is_local(&self) -> bool {
+        let first = self.places.get(self.next);
+        first.is_some_and(|place| matches!(place.within, Within::Lane))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Instant;
+    use crate::wire::{Capabilities, CareOf, EncapKinds, Longest, Mac, VifKey, VnetId};
+
+    const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const BEHIND: Mac = Mac([2, 0, 0, 0, 0, 2]);
+    const PEER: Mac = Mac([2, 0, 0, 0, 0, 3]);
+
+    #[test]
+    fn frames_for_who_is_here_or_may_be_are_taken_and_no_others() {
+        let own = ([192, 0, 2, 1], 4000).into();
+        let key = VifKey { vnet: VnetId::new(42).unwrap(), mac: OWN };
+        let receiver = Receiver { key, own, capabilities: Capabilities::NONE };
+        let (mut learnt, mut departures) = (LearnedMacs::default(), MovedMacs::default());
+        let accept = |to: Mac, learnt: &LearnedMacs, departures: &MovedMacs| {
+            let residents = Residents { receiver: &receiver, learnt, departures };
+            residents.accept(&[&to.0[..], &PEER.0, &[8, 0]].concat())
+        };
+        assert_eq!(accept(Mac([0xff; 6]), &learnt, &departures), Ok(true));
+        assert_eq!(accept(OWN, &learnt, &departures), Ok(false));
+        let elsewhere = Err(VifCounter::rx_drop_destination);
+        assert_eq!(accept(BEHIND, &learnt, &departures), elsewhere);
+        // A bridge's table may know what ours does not yet: after a migration it is empty.
+        learnt = LearnedMacs::new(2);
+        assert_eq!(accept(BEHIND, &learnt, &departures), Ok(false));
+        let (kinds, capabilities) = (EncapKinds::UDP, Capabilities::NONE);
+        let coa = CareOf {
+            addr: ([192, 0, 2, 2], 4000).into(),
+            kinds,
+            capabilities,
+            longest: Longest::UNKNOWN,
+        };
+        for mac in [OWN, BEHIND] {
+            departures.insert(mac, coa, coa.addr.ip(), Instant::from_millis(30_000));
+            assert_eq!(accept(mac, &learnt, &departures), Err(VifCounter::rx_drop_departed));
+        }
+        assert_eq!(accept(Mac([0xff; 6]), &learnt, &departures), Ok(true));
+    }
+}

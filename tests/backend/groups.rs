@@ -7,49 +7,77 @@
 //! ```
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::nic::{BROADCAST, Nic, mac, number, vif};
 use crate::rollout::{FRAMES, reconfigure, send_round, wait_rounds, wait_vifs};
-use crate::secured::{assert_no_drops, wait_passes};
-use crate::support::netns::Host;
+use crate::secured::{Keys, assert_no_drops, wait_passes};
+use crate::support::netns::{Family, Host};
 use crate::support::{pause, step};
-use crate::{Net, SOON};
+use crate::{MTU, Net, SOON};
 
 /// The group of VARP, and of frames unless hosts are told otherwise.
-const ONE: Ipv4Addr = Ipv4Addr::new(224, 10, 0, 1);
+const ONE: IpAddr = IpAddr::V4(Ipv4Addr::new(224, 10, 0, 1));
+const ONE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xff15, 0, 0, 0, 0, 0, 0xe00a, 1));
 
 fn config(groups: &str) -> String {
     format!("groups = {groups}\n")
 }
 
+/// The group of VARP in a family.
+fn one(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => ONE,
+        Family::V6 => ONE_V6,
+    }
+}
+
 /// The group of a vnet with a small id.
-fn of_vnet(id: u8) -> Ipv4Addr {
-    Ipv4Addr::new(239, 192, 0, id)
+fn of_vnet(family: Family, id: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(239, 192, 0, id).into(),
+        Family::V6 => Ipv6Addr::new(0xff15, 0, 0, 0, 0, 0, 0x8000, id.into()).into(),
+    }
 }
 
 /// The groups that a host's interface listens at, of the two kinds.
-fn joined(host: &Host) -> BTreeSet<Ipv4Addr> {
-    let mut command = host.command("cat");
-    let output = command.arg("/proc/net/igmp").output().unwrap();
+fn joined(host: &Host, family: Family) -> BTreeSet<IpAddr> {
+    let file = match family {
+        Family::V4 => "/proc/net/igmp",
+        Family::V6 => "/proc/net/igmp6",
+    };
+    let output = host.command("cat").arg(file).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let group = |line: &str| u32::from_str_radix(line.split_whitespace().next()?, 16).ok();
-    // As it is in memory.
-    let groups = text.lines().filter(|line| line.starts_with('\t')).filter_map(group);
-    let groups = groups.map(|bits| Ipv4Addr::from(bits.to_ne_bytes()));
-    groups.filter(|group| *group == ONE || group.octets()[0] == 239).collect()
+    match family {
+        Family::V4 => {
+            // As it is in memory.
+            let group = |line: &str| u32::from_str_radix(line.split_whitespace().next()?, 16).ok();
+            let lines = text.lines().filter(|line| line.starts_with('\t'));
+            let groups = lines.filter_map(group).map(|bits| Ipv4Addr::from(bits.to_ne_bytes()));
+            let groups = groups.map(IpAddr::from);
+            groups.filter(|group| *group == ONE || *group >= of_vnet(family, 0)).collect()
+        }
+        Family::V6 => {
+            let group = |line: &str| u128::from_str_radix(line.split_whitespace().nth(2)?, 16).ok();
+            let groups = text.lines().filter_map(group).map(Ipv6Addr::from);
+            groups.filter(|group| group.segments()[0] == 0xff15).map(IpAddr::from).collect()
+        }
+    }
 }
 
-/// A round, of which all must arrive, once. Frames to all may overtake each other where their sender changes the
-/// group.
-fn round(nics: &mut [Nic], sent: u32) {
+/// A round: each frame arrives once, or is lost. Returns the number of frames that are lost. Frames to all may overtake
+/// each other where their sender changes the group.
+fn round(nics: &mut [Nic], sent: u32) -> usize {
     let expected = send_round(nics, sent);
+    let mut lost = 0;
     for nic in nics {
         let mut arrived = BTreeSet::new();
         while arrived.len() < expected {
             let Some(frame) = nic.next_frame(SOON) else {
-                panic!("{:?}: {} of {expected} arrived: {arrived:?}", nic.vif, arrived.len())
+                println!("{:?}: {} of {expected} arrived: {arrived:?}", nic.vif, arrived.len());
+                lost += expected - arrived.len();
+                break;
             };
             let [to, from] = [0, 6].map(|at| <[u8; 6]>::try_from(&frame[at..at + 6]).unwrap());
             let n = number(&frame, from);
@@ -57,42 +85,49 @@ fn round(nics: &mut [Nic], sent: u32) {
             assert!(arrived.insert((from, to, n)), "{n} from {from:x?} to {to:x?} came twice");
         }
     }
+    lost
 }
 
-#[test]
-fn live_hosts_go_from_one_group_to_the_vnets_and_back_in_steps_without_loss() {
-    let (one, vnet) = ("['one']", "['vnet']");
+/// Takes three hosts through the steps from one group to the vnet's and back, under traffic.
+fn roll_out(family: Family, is_secured: bool) {
+    let (one_group, vnet) = ("['one']", "['vnet']");
     let (both, instead) = ("['one', 'vnet']", "['vnet', 'one']");
-    let name = "from one group to those of vnets and back, in steps";
-    let Some(mut net) = Net::with_configs(name, &[config(one), config(one), config(one)]) else {
-        return;
+    let keys = Keys::new();
+    let config = |groups: &str| match is_secured {
+        true => config(groups) + &keys.config("conf", "k", &[("use", "a1")], ""),
+        false => config(groups),
     };
+    let name = format!("one group, groups of vnets: {family:?}, secured: {is_secured}");
+    let Some(mut net) = Net::build(&name, 3, MTU, family, |_| config(one_group)) else { return };
     let start = |host: u8| {
         Nic::start(&format!("g{host}"), vif(42, host + 1), &net.varpds[usize::from(host)])
     };
     let mut nics: Vec<Nic> = (0..3).map(start).collect();
-    round(&mut nics, 0);
+    assert_eq!(round(&mut nics, 0), 0);
     let places = |net: &Net| net.each(|varpd| varpd.show("vifs")[0]["coa"].clone());
     let before = places(&net);
     let (end, rounds) = (AtomicBool::new(false), AtomicU32::new(1));
+    let mut lost = 0;
     std::thread::scope(|scope| {
         let traffic = scope.spawn(|| {
+            let mut lost = 0;
             while !end.load(Ordering::Relaxed) {
-                round(&mut nics, FRAMES * rounds.load(Ordering::Relaxed));
+                lost += round(&mut nics, FRAMES * rounds.load(Ordering::Relaxed));
                 rounds.fetch_add(1, Ordering::Relaxed);
             }
+            lost
         });
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for groups in [both, instead, vnet, instead, both, one] {
+            for groups in [both, instead, vnet, instead, both, one_group] {
+                step(&format!("groups = {groups}"));
                 for host in 0..3 {
-                    step(&format!("host {host}: groups = {groups}"));
                     reconfigure(&mut net.varpds[host], &config(groups));
                     wait_vifs(&net.varpds[host], "active");
                     wait_rounds(&rounds);
                     // varpd itself listens at the one in any case.
-                    let own = (groups != one).then_some(of_vnet(42));
-                    let want = own.into_iter().chain([ONE]).collect();
-                    assert_eq!(joined(net.underlay.host(host)), want, "{groups}");
+                    let own = (groups != one_group).then_some(of_vnet(family, 42));
+                    let want = own.into_iter().chain([one(family)]).collect();
+                    assert_eq!(joined(net.underlay.host(host), family), want, "{groups}");
                 }
             }
         }));
@@ -100,14 +135,25 @@ fn live_hosts_go_from_one_group_to_the_vnets_and_back_in_steps_without_loss() {
         while !traffic.is_finished() {
             pause();
         }
-        // What was lost says more than that it was waited for.
-        traffic.join().unwrap();
+        lost = traffic.join().unwrap();
         outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
     assert_eq!(places(&net), before, "the vifs are where they were");
-    step(&format!("{} frames, none lost", rounds.into_inner() * FRAMES * 9));
+    // Each NIC sends to two others, and to both of them at once.
+    let sent = rounds.into_inner() * FRAMES * 9;
+    step(&format!("{sent} frames sent, {lost} lost on the way to a guest"));
+    assert_eq!(lost, 0, "of {sent} frames");
     for (host, nic) in nics.iter().enumerate() {
         assert_no_drops(&net, host, nic);
+    }
+}
+
+#[test]
+fn live_hosts_go_from_one_group_to_the_vnets_and_back_in_steps_without_loss() {
+    for family in [Family::V4, Family::V6] {
+        for is_secured in [false, true] {
+            roll_out(family, is_secured);
+        }
     }
 }
 
@@ -119,9 +165,10 @@ fn a_host_listens_only_at_the_groups_of_its_own_vnets() {
     let mut two = Nic::start("g2", vif(42, 2), &net.varpds[1]);
     let other = Nic::start("g3", vif(43, 3), &net.varpds[1]);
     wait_passes(&mut one, &mut two, 1);
-    let groups = |host: usize| joined(net.underlay.host(host));
-    assert_eq!(groups(0), [ONE, of_vnet(42)].into());
-    assert_eq!(groups(1), [ONE, of_vnet(42), of_vnet(43)].into());
+    let groups = |host: usize| joined(net.underlay.host(host), Family::V4);
+    let [first, second] = [42, 43].map(|id| of_vnet(Family::V4, id));
+    assert_eq!(groups(0), [ONE, first].into());
+    assert_eq!(groups(1), [ONE, first, second].into());
     drop(other);
     one.send(mac(2), 2);
     assert_eq!(two.receive(mac(1)), 2);

@@ -128,16 +128,16 @@ impl Net {
         Self::build(test, hosts, MTU, Family::V4, |host| &configs[host])
     }
 
-    fn build<'c>(
+    fn build<C: AsRef<str>>(
         test: &str,
         hosts: u8,
         mtu: u32,
         family: Family,
-        config: impl Fn(usize) -> &'c str,
+        config: impl Fn(usize) -> C,
     ) -> Option<Self> {
         Self::build_with(test, hosts, mtu, |host, directory| {
             let number = usize::from(host.ipv4.octets()[3]) - 1;
-            Varpd::start_with(host, host.address(family), config(number), directory)
+            Varpd::start_with(host, host.address(family), config(number).as_ref(), directory)
         })
     }
 

@@ -10,7 +10,7 @@ use super::vifs::{Own, Vif, Why};
 use super::{Destination, Event, LocalVif, Mapper, MapperCounter, Notice};
 use crate::time::{Instant, Now};
 use crate::wire::varp::{Body, Claim, Message};
-use crate::wire::{Stamp, VifKey};
+use crate::wire::{Stamp, VifKey, VnetId};
 
 /// The least time between two announcements that answer unproven corrections of one vif.
 const CHALLENGE_INTERVAL: Duration = Duration::from_secs(1);
@@ -37,11 +37,11 @@ impl Mapper {
         }
         let Some(started) = self.vifs.get_mut(vif).filter(|v| !v.active) else { return };
         started.active = true;
-        let is_learnt = started.behind.is_some();
+        let (vnet, is_learnt) = (started.key.vnet, started.behind.is_some());
         let prior = prior.filter(|&stamp| stamp != Stamp(0));
         let stamp = match prior {
-            Some(prior) => self.clock.resume(prior, now.wall_ms),
-            None => self.clock.tick(now.wall_ms),
+            Some(prior) => self.clocks.of(vnet).resume(prior, now.wall_ms),
+            None => self.tick(vnet, now),
         };
         match prior {
             Some(_) => self.claim_key(vif, stamp, Why::Resumed, now),
@@ -55,14 +55,14 @@ impl Mapper {
     /// a vif was seen again, and is claimed now or soon.
     pub fn announce(&mut self, vif: LocalVif, now: Now) {
         let Some(present) = self.vifs.get(vif).filter(|v| v.active) else { return };
-        let is_learnt = present.behind.is_some();
+        let (vnet, is_learnt) = (present.key.vnet, present.behind.is_some());
         if present.own.is_some() {
             self.restart_series(vif, now);
         } else if is_learnt {
-            let stamp = self.clock.tick(now.wall_ms);
+            let stamp = self.tick(vnet, now);
             self.claim_learnt(vif, stamp, now);
         } else if self.may_reclaim(vif, now.mono) {
-            let stamp = self.clock.tick(now.wall_ms);
+            let stamp = self.tick(vnet, now);
             self.claim_key(vif, stamp, Why::Again, now);
         }
     }
@@ -99,7 +99,7 @@ impl Mapper {
                 self.watch(vif, now.mono + self.config.lifetime);
                 return;
             }
-            stamp = self.clock.tick(now.wall_ms);
+            stamp = self.tick(key.vnet, now);
         }
         self.own_key(vif, stamp, why, now);
     }
@@ -251,7 +251,7 @@ impl Mapper {
         let Some(vif) = self.vifs.with_key(key).find(runs) else { return false };
         let may = self.may_reclaim(vif, now.mono);
         if may {
-            let stamp = self.clock.tick(now.wall_ms);
+            let stamp = self.tick(key.vnet, now);
             self.claim_key(vif, stamp, Why::Again, now);
         }
         may
@@ -282,7 +282,7 @@ impl Mapper {
             }
             return older.then_some(ours);
         }
-        if theirs.same_owner(&ours) {
+        if theirs.owner().of_host() == self.own.name() {
             // An earlier life of this host, whose clock has been set back since.
             if self.may_reclaim(vif, now.mono) {
                 self.reclaim(vif, now);
@@ -361,10 +361,16 @@ impl Mapper {
         self.send(to, key, heard.nonce, false, body);
     }
 
+    /// A stamp above all that were seen on the vnet.
+    pub(super) fn tick(&mut self, vnet: VnetId, now: Now) -> Stamp {
+        self.clocks.of(vnet).tick(now.wall_ms)
+    }
+
     /// Claims again, above all stamps seen.
     pub(super) fn reclaim(&mut self, vif: LocalVif, now: Now) {
+        let Some(vnet) = self.vifs.get(vif).map(|state| state.key.vnet) else { return };
         self.count(MapperCounter::reclaims);
-        let stamp = self.clock.tick(now.wall_ms);
+        let stamp = self.tick(vnet, now);
         self.claim_key(vif, stamp, Why::Again, now);
     }
 

@@ -17,8 +17,13 @@
 //!
 //! A host whose wall clock was never set (before [`SANE_WALL`]: no battery, no NTP yet) has nothing
 //! to measure by. It follows its peers, up to [`CEILING`].
+//!
+//! Each vnet has a clock of its own ([`Clocks`]): a member of one vnet, or anybody on the segment of one without
+//! keys, does not move the stamps of another.
 
-use crate::wire::Stamp;
+use std::collections::BTreeMap;
+
+use crate::wire::{Stamp, VnetId};
 
 /// How far above the wall clock a stamp may lie, in milliseconds: one day. Much more than clocks
 /// that anybody looks after differ by, and a hijack by a forged stamp ends when it has passed.
@@ -28,7 +33,42 @@ const SANE_WALL: u64 = 1_704_067_200_000;
 /// The highest stamp that is ever plausible: 2^43 ms, in the year 2248.
 const CEILING: u64 = 1 << 43;
 
-/// The clock of one mapper.
+/// Clocks kept at most of vnets that have left this host.
+const MOST_KEPT: usize = 1024;
+
+/// The clocks of a mapper: one for each vnet with vifs here, and for those that have left and whose clock was
+/// ahead of the wall clock.
+#[derive(Debug, Default)]
+pub(super) struct Clocks {
+    clocks: BTreeMap<VnetId, Clock>,
+    /// How many of them are of vnets that have left.
+    kept: usize,
+}
+
+impl Clocks {
+    /// The first vif of a vnet has come.
+    pub(super) fn begin(&mut self, vnet: VnetId) {
+        self.kept -= usize::from(self.clocks.contains_key(&vnet));
+        self.clocks.entry(vnet).or_default();
+    }
+
+    /// The last vif of a vnet has gone. Its next claims must be above its last ones.
+    pub(super) fn end(&mut self, vnet: VnetId, wall_ms: u64) {
+        let Some(clock) = self.clocks.get(&vnet) else { return };
+        if clock.highest > wall_ms && self.kept < MOST_KEPT {
+            self.kept += 1;
+        } else {
+            self.clocks.remove(&vnet);
+        }
+    }
+
+    /// The clock of a vnet that has vifs here.
+    pub(super) fn of(&mut self, vnet: VnetId) -> &mut Clock {
+        self.clocks.entry(vnet).or_default()
+    }
+}
+
+/// The clock of one vnet.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
     highest: u64,
@@ -78,6 +118,34 @@ mod tests {
 
     const NOW: u64 = 1_767_225_600_000;
     const HOUR: u64 = 3_600_000;
+
+    fn vnet(id: u32) -> VnetId {
+        VnetId::new(id).unwrap()
+    }
+
+    #[test]
+    fn a_vnet_that_returns_has_stamps_above_its_earlier_ones() {
+        let mut clocks = Clocks::default();
+        clocks.begin(vnet(7));
+        clocks.of(vnet(7)).observe(Stamp(NOW + HOUR), NOW);
+        clocks.end(vnet(7), NOW);
+        clocks.begin(vnet(7));
+        assert_eq!(clocks.of(vnet(7)).tick(NOW), Stamp(NOW + HOUR + 1));
+    }
+
+    #[test]
+    fn vnets_that_come_and_go_leave_a_bounded_number_of_clocks() {
+        let mut clocks = Clocks::default();
+        for id in (2..5000).chain(2..5000) {
+            clocks.begin(vnet(id));
+            clocks.of(vnet(id)).observe(Stamp(NOW + HOUR), NOW);
+            clocks.end(vnet(id), NOW);
+        }
+        assert_eq!((clocks.clocks.len(), clocks.kept), (MOST_KEPT, MOST_KEPT));
+        clocks.begin(vnet(9000));
+        clocks.end(vnet(9000), NOW);
+        assert_eq!(clocks.clocks.len(), MOST_KEPT, "one that is not ahead is not kept");
+    }
 
     #[test]
     fn stamps_follow_the_wall_clock_and_never_repeat() {

@@ -57,8 +57,11 @@
 //! be able to do harm by sending packets from afar, so: a reply must repeat a 64-bit nonce that
 //! only the asked could know; an announcement must come through the group; all must come from their
 //! author's address and from VARP's port, and claim for no other host; a correction must
-//! repeat a nonce, or come from the host that it disclaims for. A correction to an owner that does
-//! neither is not believed but answered with an announcement, which its true cause will correct.
+//! repeat the nonce of a question to its author. One that does not makes this host ask: with an announcement where it
+//! contradicts a claim of this host, which the true cause will correct; with a question where
+//! it comes from the host that a mapping names, once a second at most.
+//! Loopback addresses, link-local ones from another link, and addresses of this host are no place of a
+//! remote vif, whoever says so: frames would go into services of this host.
 //! A message with a tag is dropped: no key here could check it, and a host that tags messages for
 //! this vnet believes that it is secured. (What has checked a tag takes it off.)
 //! Nothing is learnt from requests, so nobody can place a mapping by asking; that of an owner in doubt is
@@ -126,7 +129,7 @@ mod vifs;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use thiserror::Error;
@@ -138,7 +141,7 @@ pub use rows::{Row, State};
 pub use vifs::Bridge;
 
 use cache::Cache;
-use clock::Clock;
+use clock::Clocks;
 use interest::Interest;
 use moves::Moves;
 use nonce::Nonces;
@@ -184,7 +187,9 @@ pub struct Mapper {
     config: Config,
     /// This host: where VARP messages are sent from and replies come to.
     own: Author,
-    clock: Clock,
+    /// The addresses of this host.
+    local: BTreeSet<IpAddr>,
+    clocks: Clocks,
     nonces: Nonces,
     vifs: Vifs,
     cache: Cache,
@@ -205,7 +210,8 @@ impl Mapper {
             corrections: TokenBucket::new(per_second, per_second),
             own: Author { realm: config.realm, addr: receive::canonical(own) },
             config,
-            clock: Clock::default(),
+            clocks: Clocks::default(),
+            local: BTreeSet::new(),
             nonces: Nonces::new(seed),
             vifs: Vifs::default(),
             cache: Cache::default(),
@@ -275,6 +281,9 @@ impl Mapper {
             announcing: TokenBucket::new(limits.announces_per_second, limits.announce_burst),
             moves: Moves::default(),
         };
+        if !self.vifs.hosts(key.vnet) {
+            self.clocks.begin(key.vnet);
+        }
         self.vifs.insert(vif, new);
         Ok(())
     }
@@ -287,6 +296,7 @@ impl Mapper {
             self.end_pending(&deserted);
         }
         if !self.vifs.hosts(key.vnet) {
+            self.clocks.end(key.vnet, now.wall_ms);
             for known in self.cache.keys(Some(key.vnet)) {
                 self.forget(&known);
             }

@@ -18,14 +18,19 @@ impl Mapper {
         self.own.addr = receive::canonical(own);
     }
 
+    /// The addresses of this host, all of them: no remote vif is at one.
+    pub fn set_local(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.local = addresses;
+    }
+
     /// A vif, or a MAC behind one, has another care-of address: if it owns its key it claims it anew.
     pub fn move_vif(&mut self, vif: LocalVif, coa: CareOf, now: Now) {
         let Some(state) = self.vifs.get_mut(vif).filter(|state| state.coa != coa) else { return };
         state.coa = coa;
-        let owns = state.own.is_some();
+        let (vnet, owns) = (state.key.vnet, state.own.is_some());
         self.pending.moved(vif, coa);
         if owns {
-            let stamp = self.clock.tick(now.wall_ms);
+            let stamp = self.tick(vnet, now);
             self.claim_key(vif, stamp, Why::Again, now);
         }
     }

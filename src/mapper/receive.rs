@@ -1,13 +1,15 @@
 //! Messages of other hosts: who is believed what.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::cache::Known;
 use super::claims::outranks;
+use super::clock::Clock;
 use super::pending::Stage;
 use super::{Destination, Event, Mapper, MapperCounter, millis};
 use crate::time::{Instant, Now};
+use crate::wire::name::is_reachable;
 use crate::wire::varp::{Author, Body, Claim, Message};
 use crate::wire::{CareOf, VifKey};
 
@@ -100,6 +102,11 @@ impl Mapper {
         if !is_relay && author.addr != from {
             return Err(MapperCounter::rx_drop_source);
         }
+        if !self.is_elsewhere(author.addr.ip(), from)
+            || message.body.claim().is_some_and(|claim| !self.is_place(message, *claim, from))
+        {
+            return Err(MapperCounter::rx_drop_address);
+        }
         let is_authors = |claim: Claim| claim.owner().of_host() == author.name();
         match message.body {
             Body::Announce { .. } if !via_group && !is_relay => Err(MapperCounter::rx_drop_cast),
@@ -111,6 +118,27 @@ impl Mapper {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the vif that a claim is about can be where it says.
+    fn is_place(&self, message: &Message, claim: Claim, from: SocketAddr) -> bool {
+        if self.is_elsewhere(claim.coa.addr.ip(), from) {
+            return true;
+        }
+        // A claim of this host's own earlier life is outdone where the vif is here; see `contend`.
+        let is_of_earlier_life = claim.owner().of_host() == self.own.name();
+        let is_correction = matches!(message.body, Body::Correction { .. });
+        is_correction && is_of_earlier_life && self.vifs.owner(&message.key).is_some()
+    }
+
+    /// Whether an address is that of another host on this underlay, as far as this host can know. Another varpd on
+    /// this host speaks for its own address: the kernel takes no IPv4 packet from elsewhere whose source
+    /// is an address of this host.
+    pub(super) fn is_elsewhere(&self, ip: IpAddr, from: SocketAddr) -> bool {
+        let own = self.own.addr.ip();
+        let is_neighbour = from.ip() == ip && ip.is_ipv4() || own.is_loopback();
+        let is_local = ip == own || self.local.contains(&ip) && !is_neighbour;
+        !is_local && is_reachable(ip, own)
     }
 
     /// Whether a question may say that its asker's claim is in doubt: as with an announcement, whoever is
@@ -220,11 +248,13 @@ impl Mapper {
                 self.challenge(vif, now.mono);
                 return;
             }
-        } else if !self.may_correct(key, nonce, author) {
-            self.count(MapperCounter::rx_drop_unasked);
-            return;
-        } else if is_foreign {
-            self.doubt_mapping(key, now);
+        } else if is_foreign || !self.is_answer(key, nonce, author) {
+            if self.is_owners_host(key, author) {
+                self.count(MapperCounter::rx_unproven);
+                self.doubt_mapping(key, now);
+            } else {
+                self.count(MapperCounter::rx_drop_unasked);
+            }
             return;
         }
         let lifetime = self.config.believed(lifetime_ms);
@@ -239,17 +269,25 @@ impl Mapper {
         }
     }
 
-    /// Whether a correction answers our question, or comes from the host that it disclaims for.
-    fn may_correct(&self, key: VifKey, nonce: u64, author: Author) -> bool {
-        let ip = author.addr.ip();
-        let asked = |stage| matches!(stage, Stage::Confirm(host) if host.ip() == ip);
-        let open = self.pending.get(&key).is_some_and(|p| p.nonce == nonce && asked(p.stage));
-        open || self.cached_claim(&key).is_some_and(|claim| claim.coa.addr.ip() == ip)
+    /// Whether a correction answers our question to its author.
+    fn is_answer(&self, key: VifKey, nonce: u64, author: Author) -> bool {
+        let asked = |stage| matches!(stage, Stage::Confirm(host) if host == author.addr);
+        self.pending.get(&key).is_some_and(|p| p.nonce == nonce && asked(p.stage))
     }
 
-    /// Takes a claim's stamp into the clock.
+    /// Whether a cached mapping names the author as the host of the vif.
+    fn is_owners_host(&self, key: VifKey, author: Author) -> bool {
+        let ip = author.addr.ip();
+        self.cached_claim(&key).is_some_and(|claim| claim.coa.addr.ip() == ip)
+    }
+
+    /// Takes a claim's stamp into the clock of its vnet.
     fn observe(&mut self, key: VifKey, claim: Claim, now: Now) {
-        if !self.clock.observe(claim.stamp, now.wall_ms) {
+        let is_plausible = match self.vifs.hosts(key.vnet) {
+            true => self.clocks.of(key.vnet).observe(claim.stamp, now.wall_ms),
+            false => Clock::plausible(claim.stamp, now.wall_ms),
+        };
+        if !is_plausible {
             self.count(MapperCounter::rx_implausible);
             self.event(Event::Implausible { key, claim });
         }
@@ -345,13 +383,14 @@ impl Mapper {
 
     /// A frame arrived for a vif that has left: its sender's host, which `sender` is an address
     /// of, is told where the vif is now, if that is known; a host is told at once, soon again, and then at
-    /// most once a second. Vifs of this host need not be: they heard it when it was learnt.
+    /// most once a second. Vifs of this host need not be: they heard it when it was learnt. That host then asks this one.
     pub fn correct(&mut self, key: VifKey, sender: SocketAddr, now: Now) {
         let host = sender.ip().to_canonical();
         let Some(claim) = self.forwarding(key).filter(|_| self.vifs.owner(&key).is_none()) else {
             return;
         };
-        let note = self.notes.get_mut(&key).filter(|_| host != self.own.addr.ip());
+        let is_told = self.is_elsewhere(host, sender);
+        let note = self.notes.get_mut(&key).filter(|_| is_told);
         if !note.is_some_and(|note| note.tell(host, now.mono)) {
             return;
         }

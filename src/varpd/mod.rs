@@ -254,6 +254,7 @@ pub fn run(config: Config) -> Result<(), VarpdError> {
             "not confined (--no-sandbox): an attacker who takes over this process has all its rights"
         ),
     }
+    daemon.read_addresses()?;
     daemon.load_keys(clock::now()).map_err(VarpdError::Key)?;
     about_user.into_iter().for_each(|text| log::warn!("{text}"));
     daemon.tell_small_buffers();

@@ -15,6 +15,7 @@ use crate::mapper::LocalVif;
 use crate::metrics::VarpdCounter;
 use crate::sys::event::Interest;
 use crate::sys::link;
+use crate::sys::rtnetlink::Interface;
 use crate::time::Now;
 use crate::wire::{CareOf, Longest};
 
@@ -25,7 +26,7 @@ use super::register::Handed;
 use super::registry::Owner;
 use super::site::{Place, Step};
 use super::varp::{Varp, Via};
-use super::waiting;
+use super::{VarpdError, waiting};
 
 /// When what has failed at sockets is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -37,6 +38,18 @@ impl Daemon {
         self.follower.heard(news, now.mono);
     }
 
+    /// Tells the mapper the addresses of this host.
+    pub(super) fn read_addresses(&mut self) -> Result<(), VarpdError> {
+        let interfaces = waiting::list(&self.config, &mut self.rtnetlink)?;
+        self.keep_addresses(&interfaces);
+        Ok(())
+    }
+
+    fn keep_addresses(&mut self, interfaces: &[Interface]) {
+        let all = interfaces.iter().flat_map(|interface| interface.addresses.iter().copied());
+        self.mapper.set_local(all.collect());
+    }
+
     /// Looks where the host is, if it is time to, and follows.
     pub(super) fn follow_underlay(&mut self, now: Now) {
         if self.follower.poll_timeout().is_none_or(|at| at > now.mono) {
@@ -46,6 +59,7 @@ impl Daemon {
         let took = self.rtnetlink.took();
         self.follower.looked(took, now.mono + took);
         let done = listed.map_err(|e| e.to_string()).and_then(|interfaces| {
+            self.keep_addresses(&interfaces);
             let step = self.follower.look(&self.config, &self.place, &interfaces, now.mono);
             self.take_step(&step, now)?;
             Ok(step)

@@ -307,7 +307,7 @@ pub enum Unusable {
     /// Port 0.
     #[error("it has no port")]
     Port,
-    /// It is loopback or link-local, and this host's own underlay is not.
+    /// It is loopback or link-local, and this host's own underlay is not; or no host's at all.
     #[error("it means another host here than there")]
     Local,
     /// IPv4 on an underlay of IPv6, or the reverse.
@@ -322,7 +322,6 @@ impl CareOf {
     /// Why not.
     pub fn usable_from(&self, own: IpAddr) -> Result<(), Unusable> {
         let (ip, own) = (self.addr.ip(), own.to_canonical());
-        let is_link_local = |ip: IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
         if !self.kinds.contains(EncapKinds::UDP) {
             return Err(Unusable::Kinds);
         }
@@ -332,8 +331,7 @@ impl CareOf {
         if ip.is_ipv4() != own.is_ipv4() {
             return Err(Unusable::Family);
         }
-        let is_local = ip.is_loopback() && !own.is_loopback();
-        if is_local || is_link_local(ip) && !is_link_local(own) {
+        if !name::is_reachable(ip, own) {
             return Err(Unusable::Local);
         }
         Ok(())

@@ -168,6 +168,18 @@ pub(super) const fn is_host(ip: IpAddr) -> bool {
     }
 }
 
+/// Whether the host with the underlay address `own` can reach another host at `ip`: a loopback address, or a
+/// link-local one, means the same host to both only if the underlay itself is loopback, or the link.
+pub fn is_reachable(ip: IpAddr, own: IpAddr) -> bool {
+    let is_link_local = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    let (ip, own) = (ip.to_canonical(), own.to_canonical());
+    let is_of_link = !is_link_local(ip) || is_link_local(own);
+    is_host(ip) && is_of_link && (!ip.is_loopback() || own.is_loopback())
+}
+
 impl Reader<'_> {
     /// A name. Port 0 makes it a host's; where only one of the two may stand the caller checks.
     pub(super) fn name(&mut self) -> Result<Name, ParseError> {

@@ -4,6 +4,7 @@
 mod along;
 mod bounds;
 mod claiming;
+mod forgeries;
 mod learning;
 mod moved;
 mod moving;

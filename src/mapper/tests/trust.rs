@@ -138,6 +138,205 @@ fn an_unproven_correction_of_a_mapping_is_dropped() {
     assert_eq!(bench.count(MapperCounter::rx_drop_unasked), 2);
 }
 
+/// Its sender's address proves nothing.
+#[test]
+fn a_correction_in_the_name_of_the_owners_host_makes_this_one_ask_and_no_more() {
+    let mut bench = Bench::hosting();
+    bench.learn(VIF, 2, claim(2, 0));
+    for nonce in 0..10 {
+        bench.hear(2, false, message(key(7, 2), nonce, correction(claim(3, 2000))));
+        assert_eq!(bench.mapper.rows(bench.now)[1].claim, Some(claim(2, 0)));
+    }
+    assert_eq!(bench.count(MapperCounter::rx_unproven), 10);
+    let sent = bench.sent();
+    let [(Destination::Unicast(to), asked)] = sent.as_slice() else { panic!("{sent:?}") };
+    assert_eq!(*to, varp_of(2));
+    let still = message(key(7, 2), asked.nonce, reply(claim(2, 0)));
+    bench.hear(2, false, still);
+    bench.hear(2, false, message(key(7, 2), asked.nonce, correction(claim(3, 2000))));
+    assert_eq!(bench.mapper.rows(bench.now)[1].claim, Some(claim(2, 0)), "the answer was given");
+    assert_eq!(bench.sent(), [], "and nobody is asked again at once");
+    bench.pass_ms(1000);
+    bench.hear(2, false, message(key(7, 2), 0, correction(claim(3, 2000))));
+    assert_eq!(bench.sent().len(), 1);
+}
+
+fn at(ip: &str) -> CareOf {
+    CareOf { addr: SocketAddr::new(ip.parse().unwrap(), 6000), ..coa(2, 0) }
+}
+
+/// Frames would go into services of this host.
+#[test]
+fn no_vif_is_at_a_loopback_address_or_at_one_of_this_host() {
+    let mut bench = Bench::hosting();
+    bench.mapper.set_local(["192.0.2.1", "10.0.0.1"].map(|ip| ip.parse().unwrap()).into());
+    bench.learn(VIF, 2, claim(2, 0));
+    let ours = bench.mapper.claim(VIF);
+    let places = ["127.0.0.1", "127.8.9.1", "::1", "0.0.0.0", "::", "224.0.0.1", "ff02::1"];
+    let others = ["255.255.255.255", "fe80::1", "169.254.1.1", "192.0.2.1", "10.0.0.1"];
+    for place in places.into_iter().chain(others) {
+        bench.pass_ms(2000);
+        bench.refresh(VIF, 2);
+        let stamp = Stamp(bench.now.wall_ms);
+        let there = Claim { coa: at(place), stamp, ..claim(2, 0) };
+        // What host 2 is asked about another vif, or says of this host's own one.
+        bench.hear(2, false, message(key(7, 2), 0, correction(there)));
+        let asked = bench.sent().into_iter().find(|(_, m)| m.key == key(7, 2));
+        let nonce = asked.map_or(1, |(_, message)| message.nonce);
+        bench.hear(2, false, message(key(7, 2), nonce, correction(there)));
+        bench.hear(2, false, message(key(7, 2), nonce, reply(there)));
+        bench.hear(2, true, message(key(7, 2), nonce, announce(there)));
+        // And in the name of whoever has that address.
+        let addr = SocketAddr::new(there.coa.addr.ip(), varp::PORT);
+        for body in [announce(there), reply(there), correction(claim(3, 2000)), correction(there)] {
+            let author = Author { realm: Realm(0), addr };
+            let said = Message { author, ..message(key(7, 2), nonce, body) };
+            for via_group in [true, false] {
+                bench.mapper.handle_message(varp_of(2), via_group, &said, bench.now);
+            }
+        }
+        let rows = bench.mapper.rows(bench.now);
+        assert_eq!(rows[1].claim, Some(claim(2, 0)), "{place}");
+        bench.hear_announce(key(7, 2), claim(2, 0));
+        bench.outputs();
+    }
+    assert_eq!(bench.mapper.claim(VIF), ours);
+    assert!(bench.count(MapperCounter::rx_drop_address) >= 4 * 12);
+}
+
+/// Whoever is asked, or hears an announcement, could otherwise send a vif's frames into services of its own host.
+#[test]
+fn a_claim_of_this_host_to_its_own_vif_is_outdone() {
+    let mut bench = Bench::hosting();
+    bench.pass_ms(70_000);
+    bench.mapper.announce(VIF, bench.now);
+    let nonce = bench.sent()[0].1.nonce;
+    let stamp = Stamp(bench.now.wall_ms + HOUR);
+    let there = Claim { stamp, coa: coa(1, 53), ..claim(1, 0) };
+    bench.hear(2, false, message(key(7, 1), nonce, correction(there)));
+    assert_eq!(bench.mapper.claim(VIF).unwrap().stamp, Stamp(stamp.0 + 1));
+    let told = bench.told();
+    assert!(!told.iter().any(|(_, notice)| matches!(notice, Notice::Lost { .. })), "{told:?}");
+    bench.mapper.set_active(VIF, false, None, bench.now);
+    bench.hear(2, false, message(key(7, 1), nonce, correction(there)));
+    assert_eq!(bench.mapper.forwarding(key(7, 1)), None, "nor is it followed when the vif is away");
+}
+
+/// Two varpds on one host, for two underlays say, are two hosts to each other.
+#[test]
+fn another_varpd_of_this_host_speaks_for_its_own_address() {
+    let mut bench = Bench::hosting();
+    bench.mapper.set_local(["192.0.2.1", "192.0.2.2"].map(|ip| ip.parse().unwrap()).into());
+    bench.learn(VIF, 2, claim(2, 0));
+    assert_eq!(bench.mapper.rows(bench.now)[1].claim, Some(claim(2, 0)));
+    bench.learn(VIF, 3, claim(3, 0));
+    bench.refresh(VIF, 3);
+    bench.pass_ms(20_000);
+    bench.refresh(VIF, 3);
+    let nonce = bench.sent().pop().unwrap().1.nonce;
+    bench.hear(3, false, message(key(7, 3), nonce, correction(claim(2, 5000))));
+    assert_eq!(bench.count(MapperCounter::rx_drop_address), 1, "and nobody else does");
+}
+
+#[test]
+fn on_a_link_local_underlay_link_local_addresses_are_places() {
+    let config = Config { announce_interval: Duration::ZERO, ..Config::default() };
+    let own = "[fe80::1]:1798".parse().unwrap();
+    let now = Now { mono: Instant::from_millis(1_000_000), wall_ms: WALL };
+    let mut bench = Bench { mapper: Mapper::new(config, [1; 16], own), now };
+    bench.mapper.add_vif(VIF, key(7, 1), at("fe80::1")).unwrap();
+    bench.mapper.set_active(VIF, true, None, bench.now);
+    bench.resolve(VIF, 2);
+    let nonce = bench.sent().pop().unwrap().1.nonce;
+    let there = Claim { coa: at("fe80::2"), ..claim(2, 0) };
+    let from = "[fe80::2]:1798".parse().unwrap();
+    let author = Author { realm: Realm(0), addr: from };
+    let said = Message { author, ..message(key(7, 2), nonce, reply(there)) };
+    bench.mapper.handle_message(from, false, &said, bench.now);
+    assert_eq!(bench.mapper.rows(bench.now)[1].claim, Some(there));
+}
+
+/// Anybody on the segment of a vnet without keys could otherwise run the clocks of all others a day ahead.
+#[test]
+fn stamps_of_one_vnet_do_not_move_those_of_another() {
+    let mut bench = Bench::hosting();
+    bench.activate(OTHER, key(8, 1));
+    bench.hear_announce(key(8, 2), claim(2, HOUR));
+    bench.hear_announce(key(9, 2), claim(2, 2 * HOUR));
+    bench.pass_ms(5000);
+    for (vif, expected) in [(VIF, bench.now.wall_ms), (OTHER, WALL + HOUR + 1)] {
+        bench.mapper.set_active(vif, false, None, bench.now);
+        bench.mapper.set_active(vif, true, None, bench.now);
+        assert_eq!(bench.mapper.claim(vif).unwrap().stamp, Stamp(expected));
+    }
+    let third = LocalVif(3);
+    bench.activate(third, key(9, 1));
+    assert_eq!(bench.mapper.claim(third).unwrap().stamp, Stamp(bench.now.wall_ms));
+}
+
+/// A random message of anybody, to a host that knows and has some vifs: whatever it sends by unicast goes to where the
+/// message came from, or is a question to the host that it knows as that of the vif.
+#[test]
+fn nobody_is_made_to_answer_a_third_host() {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut below = |n: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % n
+    };
+    let mut bench = Bench::hosting();
+    bench.learn(VIF, 2, claim(2, 0));
+    let (mut answers, mut questions) = (0, 0);
+    for round in 0..20_000 {
+        if round % 200 == 0 {
+            bench.mapper.flush(None, None);
+            bench.resolve(VIF, 2);
+            bench.hear_announce(key(7, 2), claim(2, bench.now.wall_ms - WALL));
+            bench.outputs();
+        }
+        let mut host = || u8::try_from(2 + below(4)).unwrap();
+        let (from, third, fourth) = (host(), host(), host());
+        let author = if below(4) == 0 { third } else { from };
+        let owner = if below(2) == 0 { fourth } else { author };
+        let mac = u8::try_from(1 + below(4)).unwrap();
+        let stamp = bench.now.wall_ms - WALL + below(2000);
+        let behind = (below(3) == 0).then_some(key(7, 9).mac);
+        let claim = Claim { behind, ..claim(owner, stamp) };
+        let bodies = [
+            request(owner, false),
+            request(owner, true),
+            reply(claim),
+            announce(claim),
+            correction(claim),
+            Body::Absent,
+        ];
+        let body = bodies[usize::try_from(below(6)).unwrap()];
+        let relayed = below(8) == 0;
+        let said = Message { relayed, ..by(author, message(key(7, mac), 1 + below(3), body)) };
+        let known = bench.mapper.rows(bench.now);
+        let knows = |to: SocketAddr| {
+            let at = |row: &Row| row.claim.is_some_and(|claim| claim.coa.addr.ip() == to.ip());
+            known.iter().any(|row| row.key == said.key && at(row))
+        };
+        bench.mapper.handle_message(varp_of(from), below(2) == 0, &said, bench.now);
+        for (to, sent) in bench.sent() {
+            match (to, sent.body) {
+                (Destination::Group, _) => {}
+                (Destination::Unicast(to), Body::Request { .. }) if knows(to) => questions += 1,
+                (Destination::Unicast(to), _) => {
+                    assert_eq!((to, from), (varp_of(from), author), "{said:?}: {sent:?}");
+                    answers += 1;
+                }
+            }
+        }
+        // Confirmations come due, as questions to hosts that are known.
+        bench.pass_ms(below(100));
+        bench.outputs();
+    }
+    assert!(answers > 500 && questions > 10, "{answers} answers, {questions} questions");
+}
+
 #[test]
 fn an_unproven_correction_of_an_owner_is_met_with_an_announcement() {
     let mut bench = Bench::hosting();

@@ -369,7 +369,7 @@ impl World {
             Action::Die(instance) => self.die(instance),
             Action::Reboot(key) => {
                 let instance = self.intended[&key];
-                if self.users[instance].active {
+                if self.users[instance].active && !self.is_starting(key) {
                     self.deactivate(instance);
                     self.after(2 * SECOND, Event::Act(Action::Activate(instance)));
                 }
@@ -422,7 +422,7 @@ impl World {
 
     fn crash(&mut self, key: VifKey) {
         let source = self.intended[&key];
-        if !self.users[source].active {
+        if !self.users[source].active || self.is_starting(key) {
             return;
         }
         self.totals.crashes += 1;
@@ -442,12 +442,19 @@ impl World {
                 over = ends;
             }
         }
+        self.starting.insert(key, self.now + Duration::from_micros(over));
         // To two places, whose claims may cross so that each makes another, and back.
         let moves = self.count_moves(key, if places == 1 { 1 } else { 5 });
         if self.scenario == Scenario::Migrations && moves <= UNDAMPED {
             // A question, an announcement, a correction and an announcement, each at most 2 ms.
             self.after(over + 9 * MILLI, Event::Act(Action::Found(key)));
         }
+    }
+
+    /// Whether the guest was killed lately and is still being started again. Whoever killed the first of two starts would leave
+    /// a second one behind that nobody ever ends.
+    fn is_starting(&self, key: VifKey) -> bool {
+        self.starting.get(&key).is_some_and(|&over| self.now <= over)
     }
 
     /// How often a key has moved, now that it moves so many times more.
@@ -477,7 +484,8 @@ impl World {
         let Some(&source) = self.intended.get(&key) else { return };
         let runs = |user: &&User| user.key == key && user.active && !user.learnt;
         // While a guest is started in two places at once, there is no telling which of them migrates.
-        if !self.users[source].active || self.users.iter().filter(runs).count() > 1 {
+        let is_one = self.users.iter().filter(runs).count() == 1 && !self.is_starting(key);
+        if !self.users[source].active || !is_one {
             return;
         }
         self.totals.migrations += 1;

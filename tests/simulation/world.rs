@@ -126,6 +126,8 @@ pub(crate) struct World {
     pub(crate) users: Vec<User>,
     /// The instance whose guest runs last started, for each key.
     pub(crate) intended: BTreeMap<VifKey, usize>,
+    /// Until when a guest that was killed is being started again.
+    pub(crate) starting: BTreeMap<VifKey, Instant>,
     /// How often each key has moved.
     pub(crate) moves: BTreeMap<VifKey, u32>,
     /// The highest claim that was ever made, for each key.
@@ -164,6 +166,7 @@ impl World {
             hosts,
             users: Vec::new(),
             intended: BTreeMap::new(),
+            starting: BTreeMap::new(),
             moves: BTreeMap::new(),
             highest: BTreeMap::new(),
             violation: None,

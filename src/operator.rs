@@ -4,6 +4,7 @@
 
 mod key;
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,14 +13,17 @@ use thiserror::Error;
 
 use crate::cli::vnet::{Action, Args, Filter, ShowTable};
 use crate::config::{DEFAULT_OPERATOR_SOCKET, DEFAULT_SOCKET};
-use crate::show;
+use crate::show::{self, Rows};
 use crate::sys::seqpacket::Connection;
-use crate::wire::control::{ErrorCode, Event, MAX_LEN, Request, Table};
+use crate::wire::ParseError;
+use crate::wire::control::{
+    Cell, ErrorCode, Event, Features, MAX_LEN, Request, Table, VERSION, software,
+};
 
 /// varpd answers at once, or after it has waited 300 ms for backends.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// An answer that makes no sense.
-const UNKNOWN: &str = "unknown answer (is it of another version?)";
+const UNKNOWN: &str = "unknown answer";
 
 /// Why a command failed; each has its exit code.
 #[derive(Debug, Error)]
@@ -53,6 +57,12 @@ pub enum OperatorError {
     /// varpd says nothing, or nothing that makes sense.
     #[error("varpd: {0}")]
     Answer(&'static str),
+    /// varpd is of a release that has another control protocol.
+    #[error(
+        "varpd speaks version {0} of the control protocol, this program version {VERSION}: install both from one release, \
+         and restart varpd"
+    )]
+    Version(u8),
     /// A system call failed.
     #[error("{}: {source}", path.display())]
     Io {
@@ -74,6 +84,7 @@ impl OperatorError {
             | Self::Unready(_)
             | Self::Refused(_)
             | Self::Answer(_)
+            | Self::Version(_)
             | Self::Io { .. } => 1,
         }
     }
@@ -107,10 +118,9 @@ fn answer(args: &Args, socket: &Path) -> Result<String, OperatorError> {
                 let text = "vnets, peers and hosts have no MAC addresses: --mac selects vifs, varp and stats";
                 return Err(OperatorError::Usage(text.into()));
             }
-            let table = Table::from(*table);
-            let rows = ask(socket, &Request::Show { table })?;
-            let rows = select(table, rows, *filter)?;
-            Ok(if args.json { show::as_json(table, &rows) } else { show::as_text(table, &rows) })
+            let rows = ask(socket, &Request::Show { table: Table::from(*table) })?;
+            let rows = select(rows, *filter)?;
+            Ok(if args.json { rows.as_json() } else { rows.as_text() })
         }
         Action::Key { action } => key::run(action, socket),
         Action::Flush { filter } => {
@@ -121,18 +131,15 @@ fn answer(args: &Args, socket: &Path) -> Result<String, OperatorError> {
 }
 
 /// An empty table is an answer; a filter that matches nothing is not.
-fn select(
-    table: Table,
-    mut rows: Vec<Vec<String>>,
-    filter: Filter,
-) -> Result<Vec<Vec<String>>, OperatorError> {
+fn select(answer: Rows, filter: Filter) -> Result<Rows, OperatorError> {
     let Filter { vnet, mac } = filter;
     let filter = show::Filter { vnet, mac };
-    rows.retain(|row| filter.selects(table, row));
+    let Rows { columns, mut rows } = answer;
+    rows.retain(|row| filter.selects(&columns, row));
     if rows.is_empty() && (vnet.is_some() || mac.is_some()) {
         return Err(OperatorError::NotFound);
     }
-    Ok(rows)
+    Ok(Rows { columns, rows })
 }
 
 /// Prints events as they come, until nobody reads them or varpd ends.
@@ -147,19 +154,25 @@ fn monitor(
     let filter = show::Filter { vnet, mac };
     let connection = call(socket, &Request::Monitor)?;
     let mut buffer = vec![0; MAX_LEN];
+    let mut columns = Cow::default();
     loop {
         if !connection.wait_readable(PATIENCE).map_err(failed)? {
             continue;
         }
         let cells = match receive(&connection, socket, &mut buffer)? {
             Event::Row { cells } => cells,
-            Event::End => continue,
+            Event::Columns { columns: sent } => {
+                columns = sent;
+                continue;
+            }
+            Event::Hello { .. } | Event::End => continue,
             _ => return Err(OperatorError::Answer(UNKNOWN)),
         };
-        let is_missed = cells.get(1).is_some_and(|event| event == show::MISSED);
-        if is_missed || filter.selects_among(show::MONITOR, &cells) {
+        let is_missed = *show::cell(&columns, &cells, "event") == Cell::text(show::MISSED);
+        if is_missed || filter.selects(&columns, &cells) {
             let format = if args.json { show::event_as_json } else { show::event_as_text };
-            if out.write_all(format(&cells).as_bytes()).and_then(|()| out.flush()).is_err() {
+            let line = format(&columns, &cells);
+            if out.write_all(line.as_bytes()).and_then(|()| out.flush()).is_err() {
                 return Ok(());
             }
         }
@@ -176,11 +189,15 @@ fn call(path: &Path, request: &Request) -> Result<Connection, OperatorError> {
         io::ErrorKind::PermissionDenied => OperatorError::Closed(path.to_owned()),
         _ => failed(source),
     })?;
-    // varpd may have refused the connection and closed it: then its word waits to be read.
-    match connection.send(&request.emit(), &[]) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(failed(e)),
-        _ => Ok(connection),
+    let hello = Request::Hello { features: Features::NONE, software: software("vnet") };
+    for request in [&hello, request] {
+        match connection.send(&request.emit(), &[]) {
+            // varpd has refused the connection or the first message, and closed it: its word waits to be read.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => break,
+            sent => sent.map_err(failed)?,
+        }
     }
+    Ok(connection)
 }
 
 /// The next event.
@@ -194,27 +211,31 @@ fn receive(
     if got.len == 0 {
         return Err(OperatorError::Answer("closed the connection"));
     }
-    match buffer.get(..got.len).map(Event::parse) {
-        Some(Ok(Event::Error { code: ErrorCode::NotFound, .. })) => Err(OperatorError::NotFound),
-        Some(Ok(Event::Error { text, .. })) => Err(OperatorError::Refused(text)),
-        Some(Ok(event)) => Ok(event),
+    let bytes = buffer.get(..got.len).unwrap_or_default();
+    match (Event::parse(bytes), bytes.first()) {
+        (Ok(Event::Error { code: ErrorCode::NotFound, .. }), _) => Err(OperatorError::NotFound),
+        (Ok(Event::Error { text, .. }), _) => Err(OperatorError::Refused(text)),
+        (Ok(event), _) => Ok(event),
+        (Err(ParseError::Version), Some(&version)) => Err(OperatorError::Version(version)),
         _ => Err(OperatorError::Answer(UNKNOWN)),
     }
 }
 
 /// Sends a request and collects the rows of the answer.
-fn ask(path: &Path, request: &Request) -> Result<Vec<Vec<String>>, OperatorError> {
+fn ask(path: &Path, request: &Request) -> Result<Rows, OperatorError> {
     let failed = |source| OperatorError::Io { path: path.to_owned(), source };
     let connection = call(path, request)?;
-    let mut rows = Vec::new();
+    let mut answer = Rows::default();
     let mut buffer = vec![0; MAX_LEN];
     loop {
         if !connection.wait_readable(PATIENCE).map_err(failed)? {
             return Err(OperatorError::Answer("no answer"));
         }
         match receive(&connection, path, &mut buffer)? {
-            Event::Row { cells } => rows.push(cells),
-            Event::End => return Ok(rows),
+            Event::Hello { .. } => {}
+            Event::Columns { columns } => answer.columns = columns.into_owned(),
+            Event::Row { cells } => answer.rows.push(cells),
+            Event::End => return Ok(answer),
             _ => return Err(OperatorError::Answer(UNKNOWN)),
         }
     }
@@ -223,6 +244,7 @@ fn ask(path: &Path, request: &Request) -> Result<Vec<Vec<String>>, OperatorError
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::control::Column;
     use clap::Parser;
 
     fn fails(args: &[&str]) -> OperatorError {
@@ -244,11 +266,12 @@ mod tests {
 
     #[test]
     fn an_empty_table_is_found_and_an_empty_selection_is_not() {
+        let table = |rows| Rows { columns: vec![Column::number("vnet", "")], rows };
         let none = Filter::default();
-        assert!(select(Table::Vifs, Vec::new(), none).unwrap().is_empty());
+        assert!(select(table(Vec::new()), none).unwrap().rows.is_empty());
         let one = Filter { vnet: crate::wire::VnetId::new(42), mac: None };
-        assert!(select(Table::Vifs, Vec::new(), one).is_err());
-        let row = vec!["42".to_owned(), "52:54:00:00:00:01".to_owned()];
-        assert_eq!(select(Table::Vifs, vec![row.clone()], one).unwrap(), [row]);
+        assert!(select(table(Vec::new()), one).is_err());
+        let found = table(vec![vec![Cell::Number(42)]]);
+        assert_eq!(select(found.clone(), one).unwrap(), found);
     }
 }

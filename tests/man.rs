@@ -74,7 +74,7 @@ fn counters() -> String {
     let mut text = ".SH COUNTERS\nShown by\n.BR \"vnet show stats\" .\n".to_owned();
     let sets = [
         ("Of a vif", VifCounters::descriptions()),
-        ("Of varpd, at this moment", VARPD_GAUGES.to_vec()),
+        ("Of varpd, at this moment", VARPD_GAUGES.map(|(name, _, about)| (name, about)).to_vec()),
         ("Of varpd", VarpdCounters::descriptions()),
         ("Of varpd's address resolution", MapperCounters::descriptions()),
         ("Of varpd's keys", SadbCounters::descriptions()),

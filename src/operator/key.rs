@@ -7,9 +7,9 @@ use super::{OperatorError, ask};
 use crate::cli::vnet::KeyAction;
 use crate::security::keyfile::{self, KeyFile, Other};
 use crate::security::keys::{Secret, fingerprint};
-use crate::show;
+use crate::show::{Rows, as_word};
 use crate::sys::{process, secret_file};
-use crate::wire::control::{Request, Table};
+use crate::wire::control::{Cell, Request, Table};
 
 /// Carries out the command; returns the output. `varpd` is varpd's control socket.
 pub(super) fn run(action: &KeyAction, varpd: &Path) -> Result<String, OperatorError> {
@@ -56,45 +56,46 @@ fn check_unused(key: &KeyFile, varpd: &Path) -> Result<(), OperatorError> {
 
 /// The reason not to give up an old key, given the fingerprint of the used one, and the tables of
 /// vnets and peers.
-fn in_the_way(used: &str, vnets: &[Vec<String>], peers: &[Vec<String>]) -> Option<String> {
-    let cell = |table, row: &Vec<String>, name: &str| -> String {
-        let at = show::columns(table).iter().position(|column| column.name == name);
-        at.and_then(|at| row.get(at)).cloned().unwrap_or_default()
-    };
-    let of_key = |row: &&Vec<String>| cell(Table::Vnets, row, "key") == used;
-    let found: Vec<&Vec<String>> = vnets.iter().filter(of_key).collect();
+fn in_the_way(used: &str, vnets: &Rows, peers: &Rows) -> Option<String> {
+    let of_key = |row: &&Vec<Cell>| as_word(vnets.cell(row, "key")) == used;
+    let found: Vec<&Vec<Cell>> = vnets.rows.iter().filter(of_key).collect();
     if found.is_empty() {
         let text = "varpd on this host has no vif on a vnet that uses the new key, so it can't tell who uses the old one";
         return Some(text.to_owned());
     }
     for row in found {
-        let vnet = cell(Table::Vnets, row, "vnet");
-        let uses_another = |row: &&Vec<String>| {
-            cell(Table::Peers, row, "vnet") == vnet && cell(Table::Peers, row, "key") == "other"
+        let id = vnets.cell(row, "vnet");
+        let vnet = as_word(id);
+        let uses_another = |row: &&Vec<Cell>| {
+            peers.cell(row, "vnet") == id && *peers.cell(row, "key") == Cell::text("other")
         };
-        let sessions: Vec<String> =
-            peers.iter().filter(uses_another).map(|row| cell(Table::Peers, row, "peer")).collect();
+        let sessions = peers.rows.iter().filter(uses_another);
+        let sessions: Vec<String> = sessions.map(|row| as_word(peers.cell(row, "peer"))).collect();
         if !sessions.is_empty() {
             let hosts = sessions.join(", ");
             return Some(format!(
                 "on vnet {vnet} there are sessions with another key with {hosts}"
             ));
         }
-        let others = cell(Table::Vnets, row, "others");
-        let untagged = cell(Table::Vnets, row, "untagged");
-        let counted = others.strip_suffix(show::AT_LEAST);
-        if let Some(counted) = counted {
-            return Some(format!(
-                "on vnet {vnet} varpd has heard more hosts than it can count, at least {counted} with another key or policy"
-            ));
-        }
-        if others != "0" {
-            let unproved = match untagged.as_str() {
-                "0" => String::new(),
-                _ => format!(", {untagged} of them without a key, as anybody on the underlay can"),
-            };
-            let text = "hosts were last heard with another key or policy";
-            return Some(format!("on vnet {vnet} {others} {text}{unproved}"));
+        match vnets.cell(row, "others") {
+            Cell::Number(0) => {}
+            Cell::AtLeast(counted) => {
+                return Some(format!(
+                    "on vnet {vnet} varpd has heard more hosts than it can count, at least {counted} with another key or policy"
+                ));
+            }
+            others => {
+                let unproved = match vnets.cell(row, "untagged") {
+                    Cell::Number(0) => String::new(),
+                    n => {
+                        let n = as_word(n);
+                        format!(", {n} of them without a key, as anybody on the underlay can")
+                    }
+                };
+                let others = as_word(others);
+                let text = "hosts were last heard with another key or policy";
+                return Some(format!("on vnet {vnet} {others} {text}{unproved}"));
+            }
         }
     }
     None
@@ -128,6 +129,7 @@ fn fingerprints(key: &KeyFile) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::control::Column;
 
     #[test]
     fn a_key_goes_through_its_steps_and_is_never_printed() {
@@ -169,33 +171,43 @@ mod tests {
 
     #[test]
     fn an_old_key_is_given_up_when_no_host_is_known_to_use_it() {
-        let row = |table, cells: &[(&str, &str)]| -> Vec<String> {
-            let cell =
-                |name: &str| cells.iter().find(|(of, _)| *of == name).map_or("-", |(_, text)| text);
-            show::columns(table).iter().map(|column| cell(column.name).to_owned()).collect()
+        let vnets = |rows: &[(u64, &'static str, Cell, u64)]| Rows {
+            columns: ["vnet", "key", "others", "untagged"].map(Column::text).into(),
+            rows: rows
+                .iter()
+                .map(|(vnet, key, others, untagged)| {
+                    let (vnet, untagged) = (Cell::Number(*vnet), Cell::Number(*untagged));
+                    vec![vnet, Cell::text(*key), others.clone(), untagged]
+                })
+                .collect(),
         };
-        let heard = |id, key, others, untagged| {
-            let cells = [("vnet", id), ("key", key), ("others", others), ("untagged", untagged)];
-            row(Table::Vnets, &cells)
+        let peers = |rows: &[(u64, &'static str, &'static str)]| Rows {
+            columns: ["vnet", "peer", "key"].map(Column::text).into(),
+            rows: rows
+                .iter()
+                .map(|&(vnet, peer, key)| {
+                    vec![Cell::Number(vnet), Cell::text(peer), Cell::text(key)]
+                })
+                .collect(),
         };
-        let vnet = |id, key, others| heard(id, key, others, "0");
-        let peer = |id, host, key| row(Table::Peers, &[("vnet", id), ("peer", host), ("key", key)]);
-        let why = |vnets: &[Vec<String>], peers: &[Vec<String>]| in_the_way("new", vnets, peers);
-        assert_eq!(why(&[vnet("42", "new", "0")], &[peer("42", "192.0.2.2", "use")]), None);
-        let of_another = peer("43", "192.0.2.9", "other");
-        assert_eq!(why(&[vnet("42", "new", "0"), vnet("43", "old", "3")], &[of_another]), None);
-        let said = why(&[vnet("42", "old", "0")], &[]).unwrap();
+        let why = |vnets: &Rows, peers: &Rows| in_the_way("new", vnets, peers);
+        let none = || Cell::Number(0);
+        let new = vnets(&[(42, "new", none(), 0)]);
+        assert_eq!(why(&new, &peers(&[(42, "192.0.2.2", "use")])), None);
+        let old_43 = vnets(&[(42, "new", none(), 0), (43, "old", Cell::Number(3), 0)]);
+        assert_eq!(why(&old_43, &peers(&[(43, "192.0.2.9", "other")])), None);
+        let said = why(&vnets(&[(42, "old", none(), 0)]), &peers(&[])).unwrap();
         assert!(said.contains("can't tell"), "{said}");
-        let said = why(&[vnet("42", "new", "0")], &[peer("42", "192.0.2.2", "other")]).unwrap();
+        let said = why(&new, &peers(&[(42, "192.0.2.2", "other")])).unwrap();
         assert!(said.contains("vnet 42") && said.contains("192.0.2.2"), "{said}");
-        let said = why(&[vnet("42", "new", "1")], &[]).unwrap();
+        let said = why(&vnets(&[(42, "new", Cell::Number(1), 0)]), &peers(&[])).unwrap();
         assert!(said.contains("vnet 42 1 host") && !said.contains("without a key"), "{said}");
-        let said = why(&[heard("42", "new", "3", "2")], &[]).unwrap();
+        let said = why(&vnets(&[(42, "new", Cell::Number(3), 2)]), &peers(&[])).unwrap();
         assert!(
             said.contains("vnet 42 3 host") && said.contains("2 of them without a key"),
             "{said}"
         );
-        let said = why(&[vnet("42", "new", "0+")], &[]).unwrap();
+        let said = why(&vnets(&[(42, "new", Cell::AtLeast(0), 0)]), &peers(&[])).unwrap();
         assert!(said.contains("vnet 42") && said.contains("can count"), "a full table: {said}");
     }
 }

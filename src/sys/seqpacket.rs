@@ -146,8 +146,16 @@ impl Connection {
     }
 
     /// Receives a datagram; [`io::ErrorKind::WouldBlock`] if none waits.
+    ///
+    /// A peer that closed its end with datagrams of ours unread gives an error first, once. Its last words
+    /// are still to be read.
     pub fn recv(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        let received = ancillary::receive(self.0.as_fd(), buffer)?;
+        let received = match ancillary::receive(self.0.as_fd(), buffer) {
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {
+                ancillary::receive(self.0.as_fd(), buffer)?
+            }
+            received => received?,
+        };
         Ok(Received { len: received.len, truncated: received.is_cut, fds: received.descriptors })
     }
 
@@ -273,6 +281,17 @@ mod tests {
         drop(client);
         assert!(server.hung_up());
         assert_eq!(server.recv(&mut buffer).unwrap().len, 0);
+    }
+
+    #[test]
+    fn the_last_words_of_a_peer_that_did_not_listen_are_read() {
+        let (_listener, client, server, _dir) = pair();
+        client.send(b"unread", &[]).unwrap();
+        server.send(b"no", &[]).unwrap();
+        drop(server);
+        let mut buffer = [0; 4];
+        assert_eq!(client.recv(&mut buffer).unwrap().len, 2);
+        assert_eq!(client.recv(&mut buffer).unwrap().len, 0);
     }
 
     #[test]

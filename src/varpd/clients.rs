@@ -17,7 +17,7 @@ use crate::sys::event::{Interest, Poller};
 use crate::sys::seqpacket::{Connection, Peer};
 use crate::time::{Instant, Now};
 use crate::wire::VifKey;
-use crate::wire::control::{ErrorCode, Event};
+use crate::wire::control::{Cell, Column, ErrorCode, Event, Features};
 
 use super::monitor::missed;
 
@@ -68,6 +68,8 @@ pub(super) struct Client {
     pub(super) peer: Peer,
     pub(super) door: Door,
     pub(super) role: Role,
+    /// What it has beyond the version of the protocol, once it has said HELLO.
+    pub(super) features: Option<Features>,
     /// Rows that wait for room in the kernel's queue.
     rows: VecDeque<Vec<u8>>,
     /// The table goes on behind this key, when these rows are taken.
@@ -87,6 +89,9 @@ pub(super) struct Clients {
     most: usize,
     most_per_user: usize,
 }
+
+/// Rows of a table: the cells of each.
+pub(super) type Rows = Vec<Vec<Cell>>;
 
 /// What became of an attempt to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +145,9 @@ impl Clients {
         poller.add(&connection, id.0, Interest::Read)?;
         self.next += 1;
         let (role, rows, page, missed) = (Role::Unknown, VecDeque::new(), None, (0, 0));
-        let client = Client { connection, peer, door, role, rows, page, took: now, missed };
+        let features = None;
+        let client =
+            Client { connection, peer, door, role, features, rows, page, took: now, missed };
         self.clients.insert(id, client);
         Ok(Ok(id))
     }
@@ -202,8 +209,15 @@ impl Clients {
     }
 
     /// Begins a table that is made a page at a time: the client will be shown to be writable.
-    pub(super) fn begin_pages(&mut self, id: ClientId, poller: &Poller, now: Now) -> Sent {
+    pub(super) fn begin_pages(
+        &mut self,
+        id: ClientId,
+        columns: &'static [Column],
+        poller: &Poller,
+        now: Now,
+    ) -> Sent {
         if let Some(client) = self.clients.get_mut(&id) {
+            client.rows.push_back(Event::Columns { columns: columns.into() }.emit());
             (client.page, client.took) = (Some(None), now.mono);
         }
         self.flush(id, poller, now)
@@ -218,7 +232,7 @@ impl Clients {
     pub(super) fn send_page(
         &mut self,
         id: ClientId,
-        rows: Vec<Vec<String>>,
+        rows: Rows,
         more: Option<VifKey>,
         poller: &Poller,
         now: Now,
@@ -233,16 +247,18 @@ impl Clients {
         self.flush(id, poller, now)
     }
 
-    /// Sends rows, as fast as the client takes them, and the end.
+    /// Sends a table, as fast as the client takes its rows, and the end.
     pub(super) fn send_rows(
         &mut self,
         id: ClientId,
-        rows: Vec<Vec<String>>,
+        columns: &'static [Column],
+        rows: Rows,
         poller: &Poller,
         now: Now,
     ) -> Sent {
         let Some(client) = self.clients.get_mut(&id) else { return Sent::Ok };
         client.took = now.mono;
+        client.rows.push_back(Event::Columns { columns: columns.into() }.emit());
         client.rows.extend(rows.into_iter().map(|cells| Event::Row { cells }.emit()));
         client.rows.push_back(Event::End.emit());
         self.flush(id, poller, now)
@@ -382,19 +398,21 @@ mod tests {
         let mut b = bench(4, 4);
         let (reader, id) = b.connect();
         let id = id.unwrap();
-        let rows: Vec<Vec<String>> = (0..5000).map(|n| vec![n.to_string()]).collect();
-        let sent = b.clients.send_rows(id, rows, &b.poller, at(0));
+        let rows: Rows = (0..5000).map(|n| vec![Cell::Number(n)]).collect();
+        const COLUMNS: &[Column] = &[Column::number("n", "rows")];
+        let sent = b.clients.send_rows(id, COLUMNS, rows, &b.poller, at(0));
         assert_eq!(sent, Sent::Ok);
         assert_eq!(b.clients.with_rows(), 1, "more than the kernel holds");
         assert_eq!(b.clients.send(id, &Event::End, &[]), Sent::Stalled);
         assert_eq!(b.clients.stalled(Instant::from_millis(9999)), []);
         assert_eq!(b.clients.stalled(Instant::from_millis(10_000)), [id]);
 
+        assert_eq!(read(&reader), Some(Event::Columns { columns: COLUMNS.into() }));
         let mut got = 0;
         loop {
             match read(&reader) {
                 Some(Event::Row { cells }) => {
-                    assert_eq!(cells, [got.to_string()]);
+                    assert_eq!(cells, [Cell::Number(got)]);
                     got += 1;
                 }
                 Some(event) => {
@@ -418,7 +436,7 @@ mod tests {
         let id = id.unwrap();
         b.clients.get_mut(id).unwrap().role = Role::Monitor;
         for n in 0..EVENTS {
-            let row = Event::Row { cells: vec![n.to_string()] }.emit();
+            let row = Event::Row { cells: vec![Cell::Number(n)] }.emit();
             assert_eq!(b.clients.offer(id, row, &b.poller, at(n)), Sent::Ok);
         }
         assert!(b.clients.get(id).unwrap().rows.len() <= MOST_EVENTS);
@@ -432,12 +450,13 @@ mod tests {
         while seen + missed < EVENTS {
             match read(&reader) {
                 Some(Event::Row { cells }) if cells.len() == 1 => {
-                    assert_eq!(cells, [(seen + missed).to_string()], "in order");
+                    assert_eq!(cells, [Cell::Number(seen + missed)], "in order");
                     seen += 1;
                 }
                 Some(Event::Row { cells }) => {
-                    assert_eq!(cells[1], "missed");
-                    missed += cells.last().unwrap().parse::<u64>().unwrap();
+                    assert_eq!(cells[1], Cell::text("missed"));
+                    let Some(Cell::Number(count)) = cells.last() else { panic!("{cells:?}") };
+                    missed += count;
                 }
                 Some(other) => panic!("{other:?}"),
                 None => assert_eq!(b.clients.flush(id, &b.poller, at(0)), Sent::Ok),

@@ -20,6 +20,7 @@ use crate::sys::{clock, link, process};
 use crate::time::{Instant, Now};
 use crate::underlay::opener::{MOST_BYTES, Privileged};
 use crate::underlay::sockets::{Opener, VifSockets};
+use crate::wire::control::Table;
 use crate::wire::name::{Name, Realm};
 use crate::wire::varp::{self, Message};
 use crate::wire::{ParseError, VnetId, handshake, hello};
@@ -38,6 +39,7 @@ use super::security::Security;
 use super::site::Place;
 use super::speakers::Speakers;
 use super::stats::Runs;
+use super::tables::columns;
 use super::varp::{Varp, Via};
 use super::{VarpdError, failed};
 
@@ -514,7 +516,8 @@ impl Daemon {
         while let Some(run) = self.runs.poll_done(now.mono) {
             self.varp.count_drops(true, now.mono, &self.counters);
             let rows = self.stats_rows(&run.answers);
-            let sent = self.clients.send_rows(run.client, rows, &self.poller, now);
+            let sent =
+                self.clients.send_rows(run.client, columns(Table::Stats), rows, &self.poller, now);
             self.drop_if_stalled(run.client, sent, now);
         }
         if self.accept_again.is_some_and(|at| at <= now.mono) {

@@ -3,14 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::hosts::{Difference, ONE, Output, Row, Setup, To, VNET, Vnet};
-use crate::show::NONE;
 use crate::time::Now;
-use crate::wire::control::Event;
+use crate::wire::control::{Cell, Event};
 use crate::wire::hello::list::Choice;
 use crate::wire::name::{Name, Realm};
 use crate::wire::{Longest, VnetId};
 
-use super::clients::ClientId;
+use super::clients::{ClientId, Rows};
 use super::daemon::Daemon;
 use super::varp::Via;
 
@@ -141,26 +140,24 @@ impl Daemon {
     }
 
     /// The other hosts, as operators see them.
-    pub(super) fn host_rows(&self, now: Now) -> Vec<Vec<String>> {
-        let ago = |time: Option<std::time::Duration>| {
-            time.map_or_else(|| NONE.to_owned(), |ago| format!("{:.1}", ago.as_secs_f64()))
-        };
+    pub(super) fn host_rows(&self, now: Now) -> Rows {
         let row = |row: Row| {
-            let sign = if row.ahead_ms < 0 { "-" } else { "" };
-            let ahead = row.ahead_ms.unsigned_abs();
             vec![
-                row.host.to_string(),
-                row.release.to_string(),
-                row.vifs.to_string(),
-                ago(row.by_group),
-                ago(row.by_unicast),
-                format!("{sign}{}.{:03}", ahead / 1000, ahead % 1000),
-                row.vnet.map_or_else(|| NONE.to_owned(), |vnet| vnet.to_string()),
+                Cell::text(row.host.to_string()),
+                Cell::text(row.release.to_string()),
+                Cell::Number(row.vifs.into()),
+                Cell::or_nothing(row.by_group, Cell::Span),
+                Cell::or_nothing(row.by_unicast, Cell::Span),
+                Cell::Offset(row.ahead_ms),
+                Cell::or_nothing(row.vnet, |vnet| Cell::Number(vnet.get().into())),
                 match row.longest {
-                    0 => NONE.to_owned(),
-                    longest => longest.to_string(),
+                    0 => Cell::Nothing,
+                    longest => Cell::Number(longest.into()),
                 },
-                if row.notes.is_empty() { "ok".to_owned() } else { row.notes.join("; ") },
+                match row.notes.is_empty() {
+                    true => Cell::text("ok"),
+                    false => Cell::text(row.notes.join("; ")),
+                },
             ]
         };
         self.hosts.rows(now).into_iter().map(row).collect()

@@ -199,8 +199,8 @@ impl Daemon {
 
     /// How many there may be behind a vif: as many as its backend said, and the configuration allows.
     fn most_learnt(&self, id: LocalVif) -> usize {
-        let said = self.registry.get(id).and_then(|vif| vif.learn).map(usize::from);
-        said.unwrap_or(usize::MAX).min(self.config.limits.learnt_per_vif)
+        let said = self.registry.get(id).map_or(0, |vif| vif.learn.into());
+        self.config.limits.learnt_per_vif.min(said)
     }
 
     /// A vif has another backend, which may learn less: what is beyond that is behind it no more.

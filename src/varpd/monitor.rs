@@ -4,13 +4,26 @@
 //! and how many is the next thing that it is told.
 
 use crate::mapper::Event;
-use crate::show::{self, NONE};
+use crate::show;
 use crate::time::Now;
-use crate::wire::control;
+use crate::wire::control::{self, Cell, Column};
 
 use super::clients::{ClientId, Role};
 use super::daemon::Daemon;
 use super::requests::Failure;
+
+/// What an event consists of.
+const COLUMNS: &[Column] = &[
+    Column::text("time"),
+    Column::text("event"),
+    Column::number("vnet", ""),
+    Column::text("mac"),
+    Column::text("coa"),
+    Column::text("stamp"),
+    Column::text("from"),
+    // How many events this monitor was too slow for.
+    Column::number("missed", "events"),
+];
 
 /// Most monitors at a time.
 const MOST_MONITORS: usize = 16;
@@ -24,8 +37,11 @@ impl Daemon {
         if let Some(client) = self.clients.get_mut(id) {
             client.role = Role::Monitor;
         }
-        let sent = self.clients.send(id, &control::Event::End, &[]);
-        self.drop_if_stalled(id, sent, now);
+        let columns = control::Event::Columns { columns: COLUMNS.into() };
+        for event in [columns, control::Event::End] {
+            let sent = self.clients.send(id, &event, &[]);
+            self.drop_if_stalled(id, sent, now);
+        }
         Ok(())
     }
 
@@ -50,31 +66,28 @@ impl Daemon {
     }
 }
 
-/// The cells of an event, in the order of [`show::MONITOR`].
-fn cells(event: &Event, wall_ms: u64) -> Vec<String> {
-    let or_none = |text: Option<String>| text.unwrap_or_else(|| NONE.to_owned());
+/// The cells of an event, in the order of [`COLUMNS`].
+fn cells(event: &Event, wall_ms: u64) -> Vec<Cell> {
     let claim = event.claim();
     vec![
-        or_none(show::time(wall_ms)),
-        event.name().to_owned(),
-        event.key().vnet.to_string(),
-        event.key().mac.to_string(),
-        or_none(claim.map(|claim| claim.coa.to_string())),
-        or_none(claim.map(|claim| show::stamp(claim.stamp))),
-        or_none(event.before().map(|before| before.coa.to_string())),
-        NONE.to_owned(),
+        Cell::Time(wall_ms),
+        Cell::text(event.name()),
+        Cell::Number(event.key().vnet.get().into()),
+        Cell::Mac(event.key().mac),
+        Cell::or_nothing(claim, |claim| Cell::Address(claim.coa.addr)),
+        Cell::or_nothing(claim, |claim| Cell::Time(claim.stamp.0)),
+        Cell::or_nothing(event.before(), |before| Cell::Address(before.coa.addr)),
+        Cell::Nothing,
     ]
 }
 
 /// What one is told who missed events.
 pub(super) fn missed(count: u64, wall_ms: u64) -> Vec<u8> {
-    let time = show::time(wall_ms).unwrap_or_else(|| NONE.to_owned());
-    let mut cells = vec![NONE.to_owned(); show::MONITOR.len()];
-    for (cell, text) in cells.iter_mut().zip([time, show::MISSED.to_owned()]) {
-        *cell = text;
-    }
+    let mut cells = vec![Cell::Nothing; COLUMNS.len()];
+    let known = [Cell::Time(wall_ms), Cell::text(show::MISSED)];
+    cells.iter_mut().zip(known).for_each(|(cell, known)| *cell = known);
     if let Some(last) = cells.last_mut() {
-        *last = count.to_string();
+        *last = Cell::Number(count);
     }
     control::Event::Row { cells }.emit()
 }

@@ -34,8 +34,8 @@ pub(super) struct Registration {
     pub(super) queue_pairs: u8,
     pub(super) active: bool,
     pub(super) stamp: Option<Stamp>,
-    /// How many MACs it says that it learns at most, if it says so.
-    pub(super) learn: Option<u16>,
+    /// How many MACs it says that it learns at most.
+    pub(super) learn: u16,
     /// The least that it carries frames under.
     pub(super) floor: Floor,
 }

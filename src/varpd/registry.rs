@@ -39,8 +39,8 @@ pub(super) struct Vif<S> {
     pub(super) sockets: S,
     /// Its backend takes lanes.
     pub(super) takes_lanes: bool,
-    /// How many MACs behind it its backend says that it learns at most, if it says so.
-    pub(super) learn: Option<u16>,
+    /// How many MACs behind it its backend says that it learns at most.
+    pub(super) learn: u16,
     /// Number of its queue pairs.
     pub(super) queue_pairs: u8,
     /// Its rings run, as far as is known.
@@ -292,7 +292,7 @@ mod tests {
             owner: Owner::Live(ClientId(1)),
             sockets: (),
             takes_lanes: false,
-            learn: None,
+            learn: 0,
             queue_pairs: 1,
             active: true,
             is_halted: false,

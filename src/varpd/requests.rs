@@ -7,15 +7,20 @@ use crate::mapper::LocalVif;
 use crate::metrics::VarpdCounter;
 use crate::sys::event::Ready;
 use crate::time::Now;
-use crate::wire::control::{ErrorCode, Event, MAX_LEN, Request, Table, VERSION};
-use crate::wire::{Capabilities, Mac, ParseError, VifKey, VnetId};
+use crate::wire::control::{
+    ErrorCode, Event, Features, MAX_LEN, Request, Table, VERSION, software,
+};
+use crate::wire::{Mac, ParseError, VifKey, VnetId};
 
 use super::admission::Who;
 use super::clients::{Client, ClientId, Door, Role, Sent};
 use super::daemon::Daemon;
 use super::register::Registration;
 use super::registry::Owner;
+use super::tables::columns;
 
+/// What varpd has beyond the version of the protocol.
+const FEATURES: Features = Features::LANES;
 /// Messages taken from one client in a turn.
 const BUDGET: usize = 32;
 /// Most tables that wait to be read, in total.
@@ -102,6 +107,7 @@ impl Daemon {
         if !matches!(request, Request::Register { .. }) {
             self.counters.add(VarpdCounter::descriptors_closed, fds.len() as u64);
         }
+        let Some(features) = client.features else { return self.greet(id, request, now) };
         match (client.role, request) {
             (
                 Role::Unknown,
@@ -109,9 +115,8 @@ impl Daemon {
             ) => {
                 let registration = Registration {
                     key,
-                    // What other hosts hear of.
-                    capabilities: capabilities.without(Capabilities::LANES),
-                    takes_lanes: capabilities.contains(Capabilities::LANES),
+                    capabilities,
+                    takes_lanes: features.contains(Features::LANES),
                     queue_pairs,
                     active,
                     stamp,
@@ -160,8 +165,8 @@ impl Daemon {
                 self.lane_closed(vif, lane, now);
                 Ok(())
             }
-            (Role::Backend(vif), Request::Stats { xid, values }) => {
-                if !self.runs.answer(xid, vif, values) {
+            (Role::Backend(vif), Request::Stats { xid, samples }) => {
+                if !self.runs.answer(xid, vif, samples) {
                     self.counters.inc(VarpdCounter::stats_late);
                 }
                 Ok(())
@@ -174,6 +179,21 @@ impl Daemon {
             }
             _ => Err(Failure::fatal(ErrorCode::Invalid, "message out of place")),
         }
+    }
+
+    /// The first message of a client.
+    fn greet(&mut self, id: ClientId, request: Request, now: Now) -> Result<(), Failure> {
+        let Request::Hello { features, software: theirs } = request else {
+            return Err(Failure::fatal(ErrorCode::Invalid, "the first message must be HELLO"));
+        };
+        log::debug!("client {} is {theirs:?}, {features:?}", id.0);
+        if let Some(client) = self.clients.get_mut(id) {
+            client.features = Some(features);
+        }
+        let hello = Event::Hello { features: FEATURES, software: software("varpd") };
+        let sent = self.clients.send(id, &hello, &[]);
+        self.drop_if_stalled(id, sent, now);
+        Ok(())
     }
 
     /// Whether a client may ask what operators ask; else why not.
@@ -215,7 +235,7 @@ impl Daemon {
             Table::Vnets => self.vnet_rows(now),
             Table::Vifs => self.vif_rows(),
             Table::Varp => {
-                let sent = self.clients.begin_pages(id, &self.poller, now);
+                let sent = self.clients.begin_pages(id, columns(table), &self.poller, now);
                 self.drop_if_stalled(id, sent, now);
                 return Ok(());
             }
@@ -223,7 +243,7 @@ impl Daemon {
             Table::Hosts => self.host_rows(now),
             Table::Stats => return self.begin_stats(id, now),
         };
-        let sent = self.clients.send_rows(id, rows, &self.poller, now);
+        let sent = self.clients.send_rows(id, columns(table), rows, &self.poller, now);
         self.drop_if_stalled(id, sent, now);
         Ok(())
     }
@@ -332,7 +352,10 @@ impl Daemon {
 fn unreadable(error: ParseError, bytes: &[u8]) -> Failure {
     let text = match (error, bytes.first()) {
         (ParseError::Version, Some(version)) => {
-            format!("control protocol version {version} is not spoken here, only {VERSION}")
+            format!(
+                "version {version} of the control protocol is not spoken here, only version {VERSION}: install all programs from \
+                 one release, and restart those that run"
+            )
         }
         _ => format!("malformed message: {error}"),
     };

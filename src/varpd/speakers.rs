@@ -58,7 +58,7 @@ impl Mortal for Process {
 #[derive(Debug)]
 struct Speaker<P> {
     key: VifKey,
-    learn: Option<u16>,
+    learn: u16,
     process: P,
 }
 
@@ -79,13 +79,7 @@ impl<P> Default for Speakers<P> {
 impl Speakers {
     /// The process at the other end of a connection speaks for a vif from now on. One that can't be
     /// told from its successors (before Linux 6.5), or has ended already, is not remembered.
-    pub(super) fn enter(
-        &mut self,
-        connection: &Connection,
-        peer: Peer,
-        key: VifKey,
-        learn: Option<u16>,
-    ) {
+    pub(super) fn enter(&mut self, connection: &Connection, peer: Peer, key: VifKey, learn: u16) {
         match connection.process() {
             Ok(process) => self.insert(peer, Speaker { key, learn, process }),
             Err(e) => log::debug!("process {} can't be watched: {e}", peer.pid),
@@ -103,20 +97,13 @@ impl<P: Mortal> Speakers<P> {
     ///
     /// # Errors
     /// It may not speak for this vif.
-    pub(super) fn check(
-        &self,
-        peer: Peer,
-        key: VifKey,
-        learn: Option<u16>,
-    ) -> Result<Option<u16>, OtherVif> {
+    pub(super) fn check(&self, peer: Peer, key: VifKey, learn: u16) -> Result<u16, OtherVif> {
         match self.living(peer) {
             Some(speaker) if speaker.key != key => {
                 Err(OtherVif { pid: peer.pid, key: speaker.key })
             }
-            Some(Speaker { learn: Some(first), .. }) => {
-                Ok(Some(learn.map_or(*first, |learn| learn.min(*first))))
-            }
-            _ => Ok(learn),
+            Some(speaker) => Ok(learn.min(speaker.learn)),
+            None => Ok(learn),
         }
     }
 
@@ -158,7 +145,7 @@ mod tests {
         VifKey { vnet: VnetId::new(vnet).unwrap(), mac: Mac([2, 0, 0, 0, 0, mac]) }
     }
 
-    fn speaker(key: VifKey, learn: Option<u16>, ended: &Rc<Cell<bool>>) -> Speaker<Rc<Cell<bool>>> {
+    fn speaker(key: VifKey, learn: u16, ended: &Rc<Cell<bool>>) -> Speaker<Rc<Cell<bool>>> {
         Speaker { key, learn, process: Rc::clone(ended) }
     }
 
@@ -169,11 +156,11 @@ mod tests {
     #[test]
     fn a_process_has_one_vif_as_long_as_it_lives() {
         let (mut speakers, ended) = (Speakers::default(), Rc::new(Cell::new(false)));
-        assert_eq!(speakers.check(peer(1000, 7), key(42, 1), None), Ok(None));
-        speakers.insert(peer(1000, 7), speaker(key(42, 1), None, &ended));
-        assert_eq!(speakers.check(peer(1000, 7), key(42, 1), None), Ok(None));
+        assert_eq!(speakers.check(peer(1000, 7), key(42, 1), 0), Ok(0));
+        speakers.insert(peer(1000, 7), speaker(key(42, 1), 0, &ended));
+        assert_eq!(speakers.check(peer(1000, 7), key(42, 1), 0), Ok(0));
         for other in [key(42, 2), key(43, 1)] {
-            let refusal = speakers.check(peer(1000, 7), other, None).unwrap_err();
+            let refusal = speakers.check(peer(1000, 7), other, 0).unwrap_err();
             let want = "process 7 speaks for vif 42/02:00:00:00:00:01, and for no other as long as \
                         it lives";
             assert_eq!(refusal.to_string(), want);
@@ -182,23 +169,19 @@ mod tests {
         let want = "process 7 speaks for vif 42/02:00:00:00:00:01, and is no operator as long as it \
                     lives";
         assert_eq!(refusal.to_string(), want);
-        assert_eq!(speakers.check(peer(1000, 8), key(43, 1), None), Ok(None), "another process");
+        assert_eq!(speakers.check(peer(1000, 8), key(43, 1), 0), Ok(0), "another process");
         assert_eq!(speakers.check_operator(peer(1000, 8)), Ok(()), "another process");
         ended.set(true);
         assert_eq!(speakers.check_operator(peer(1000, 7)), Ok(()), "another of that number");
-        assert_eq!(
-            speakers.check(peer(1000, 7), key(43, 1), None),
-            Ok(None),
-            "another of that number"
-        );
+        assert_eq!(speakers.check(peer(1000, 7), key(43, 1), 0), Ok(0), "another of that number");
     }
 
     #[test]
     fn root_and_those_without_a_number_are_not_held_to_it() {
         let mut speakers = Speakers::default();
         for who in [peer(0, 7), peer(1000, 0)] {
-            speakers.insert(who, speaker(key(42, 1), None, &Rc::new(Cell::new(false))));
-            assert_eq!(speakers.check(who, key(43, 1), None), Ok(None));
+            speakers.insert(who, speaker(key(42, 1), 0, &Rc::new(Cell::new(false))));
+            assert_eq!(speakers.check(who, key(43, 1), 0), Ok(0));
             assert_eq!(speakers.check_operator(who), Ok(()));
         }
     }
@@ -207,14 +190,13 @@ mod tests {
     fn a_process_learns_no_more_than_it_said_first() {
         let (mut speakers, ended) = (Speakers::default(), Rc::new(Cell::new(false)));
         let (who, own) = (peer(1000, 7), key(42, 1));
-        assert_eq!(speakers.check(who, own, Some(300)), Ok(Some(300)));
-        speakers.insert(who, speaker(own, Some(2), &ended));
-        for (wanted, gets) in [(Some(300), 2), (None, 2), (Some(2), 2), (Some(1), 1)] {
-            assert_eq!(speakers.check(who, own, wanted), Ok(Some(gets)));
+        assert_eq!(speakers.check(who, own, 300), Ok(300));
+        speakers.insert(who, speaker(own, 2, &ended));
+        for (wanted, gets) in [(300, 2), (2, 2), (1, 1)] {
+            assert_eq!(speakers.check(who, own, wanted), Ok(gets));
         }
         ended.set(true);
-        assert_eq!(speakers.check(who, own, Some(300)), Ok(Some(300)), "another of that number");
-        assert_eq!(speakers.check(who, own, None), Ok(None), "that knows nothing of it");
+        assert_eq!(speakers.check(who, own, 300), Ok(300), "another of that number");
     }
 
     #[test]
@@ -222,8 +204,7 @@ mod tests {
         let mut speakers = Speakers::default();
         for pid in 1..10_000 {
             let lives = pid % 100 == 0;
-            speakers
-                .insert(peer(1000, pid), speaker(key(42, 1), None, &Rc::new(Cell::new(!lives))));
+            speakers.insert(peer(1000, pid), speaker(key(42, 1), 0, &Rc::new(Cell::new(!lives))));
         }
         assert!(speakers.by_pid.len() < 99 + 2 * FEW + 99, "{}", speakers.by_pid.len());
         assert!((1..100).all(|n| speakers.by_pid.contains_key(&(n * 100))));

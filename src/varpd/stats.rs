@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::mapper::LocalVif;
 use crate::time::Instant;
+use crate::wire::control::Sample;
 
 use super::clients::ClientId;
 
@@ -16,8 +17,8 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(300);
 /// Most runs at a time.
 const MOST_RUNS: usize = 16;
 
-/// Counters of a vif: names and values.
-pub(super) type Counters = Vec<(String, u64)>;
+/// Counters of a vif.
+pub(super) type Counters = Vec<Sample>;
 
 /// A run of collecting.
 #[derive(Debug)]
@@ -97,6 +98,7 @@ impl Runs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::control::Kind;
 
     const A: LocalVif = LocalVif(1);
     const B: LocalVif = LocalVif(2);
@@ -111,7 +113,9 @@ mod tests {
         let mut runs = Runs::default();
         let xid = runs.begin(ME, [A, B].into_iter(), at(0)).unwrap();
         assert!(runs.begin(ME, [A].into_iter(), at(0)).is_none(), "one at a time");
-        assert!(runs.answer(xid, A, vec![("x".into(), 1)]));
+        let sample =
+            |value| Sample { name: "x".into(), kind: Kind::Counter, unit: "frames".into(), value };
+        assert!(runs.answer(xid, A, vec![sample(1)]));
         assert!(!runs.answer(xid, A, vec![]), "only once");
         assert!(!runs.answer(xid + 1, B, vec![]));
         assert!(!runs.answer(xid, LocalVif(3), vec![]));
@@ -119,7 +123,7 @@ mod tests {
         assert!(runs.answer(xid, B, vec![]));
         let run = runs.poll_done(at(1)).unwrap();
         assert_eq!((run.client, run.answers.len()), (ME, 2));
-        assert_eq!(run.answers[&A], Some(vec![("x".into(), 1)]));
+        assert_eq!(run.answers[&A], Some(vec![sample(1)]));
         assert_eq!(runs.next_deadline(), None);
     }
 

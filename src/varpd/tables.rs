@@ -1,15 +1,15 @@
-//! The rows of the tables that operators ask for; [`crate::show::columns`] names their columns.
+//! The tables that operators ask for.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use crate::mapper::{LocalVif, Row, State};
-use crate::metrics::VARPD_GAUGES;
+use crate::metrics::{Reading, VARPD_GAUGES};
 use crate::security::sadb::rows;
-use crate::show::{self, NONE};
 use crate::time::Now;
+use crate::wire::control::{Cell, Column, Kind, Sample, Table};
 use crate::wire::{VifKey, VnetId};
 
+use super::clients::Rows;
 use super::daemon::Daemon;
 use super::learnt::Learnt;
 use super::registry::Owner;
@@ -17,10 +17,94 @@ use super::stats::Counters;
 
 /// Rows of the mapper's table that are made in one turn of the loop: less than a millisecond's work.
 const PAGE: usize = 512;
-/// The scope of varpd's own counters.
-const OWN_SCOPE: &str = "varpd";
 
-type Rows = Vec<Vec<String>>;
+/// The columns of a table.
+pub(super) const fn columns(table: Table) -> &'static [Column] {
+    match table {
+        Table::Vnets => VNETS,
+        Table::Vifs => VIFS,
+        Table::Varp => VARP,
+        Table::Stats => STATS,
+        Table::Peers => PEERS,
+        Table::Hosts => HOSTS,
+    }
+}
+
+const VNETS: &[Column] = &[
+    Column::number("vnet", ""),
+    Column::number("vifs", "vifs"),
+    Column::number("active", "vifs"),
+    Column::number("cached", "mappings"),
+    Column::text("group"),
+    Column::text("policy"),
+    Column::text("key"),
+    Column::number("others", "hosts"),
+    Column::number("untagged", "hosts"),
+];
+const VIFS: &[Column] = &[
+    Column::number("vnet", ""),
+    Column::text("mac"),
+    Column::number("uid", ""),
+    Column::number("pid", ""),
+    Column::text("coa"),
+    Column::text("state"),
+    Column::text("stamp"),
+    Column::text("since"),
+];
+const VARP: &[Column] = &[
+    Column::number("vnet", ""),
+    Column::text("mac"),
+    Column::text("coa"),
+    Column::text("stamp"),
+    Column::text("state"),
+    Column::number("age", SECONDS),
+    Column::number("expires", SECONDS),
+];
+const PEERS: &[Column] = &[
+    Column::number("vnet", ""),
+    Column::text("peer"),
+    Column::text("policy"),
+    Column::text("state"),
+    Column::text("key"),
+    Column::text("cipher"),
+    Column::number("age", SECONDS),
+    Column::number("rekey", SECONDS),
+    Column::number("expires", SECONDS),
+    Column::number("senders", "senders"),
+    Column::number("sessions", "sessions"),
+    Column::number("made", "sessions"),
+    Column::number("failed", "handshakes"),
+    Column::number("dropped", "messages"),
+];
+const HOSTS: &[Column] = &[
+    Column::text("host"),
+    Column::text("version"),
+    Column::number("vifs", "vifs"),
+    Column::number("group", SECONDS),
+    Column::number("unicast", SECONDS),
+    Column::number("clock", SECONDS),
+    Column::number("vnet", ""),
+    Column::number("longest", "bytes"),
+    Column::text("note"),
+];
+/// A number of varpd itself has neither vnet nor MAC.
+const STATS: &[Column] = &[
+    Column::number("vnet", ""),
+    Column::text("mac"),
+    Column::text("counter"),
+    Column::number("value", ""),
+    Column::detail("unit"),
+    Column::detail("kind"),
+];
+const SECONDS: &str = "seconds";
+
+fn number(n: usize) -> Cell {
+    Cell::Number(u64::try_from(n).unwrap_or(u64::MAX))
+}
+
+fn vnet(vnet: VnetId) -> Cell {
+    Cell::Number(vnet.get().into())
+}
 
 impl Daemon {
     /// The vnets that have vifs here.
@@ -38,17 +122,20 @@ impl Daemon {
         }
         let row = |(vnet, sums): (VnetId, Sums)| {
             let others = self.security.others(vnet, now);
-            let at_least = if others.is_full { show::AT_LEAST } else { "" };
+            let heard = number(others.tagged + others.untagged);
             vec![
-                vnet.to_string(),
-                sums.vifs.to_string(),
-                sums.active.to_string(),
-                self.mapper.known_on(vnet).to_string(),
-                self.groups_of(vnet).to_string(),
-                self.config.policy(vnet).to_string(),
-                self.security.fingerprint(vnet).unwrap_or(NONE).to_owned(),
-                format!("{}{at_least}", others.tagged + others.untagged),
-                others.untagged.to_string(),
+                self::vnet(vnet),
+                number(sums.vifs),
+                number(sums.active),
+                number(self.mapper.known_on(vnet)),
+                Cell::text(self.groups_of(vnet).to_string()),
+                Cell::text(self.config.policy(vnet).to_string()),
+                Cell::or_nothing(self.security.fingerprint(vnet), |key| Cell::text(key.to_owned())),
+                match heard {
+                    Cell::Number(heard) if others.is_full => Cell::AtLeast(heard),
+                    heard => heard,
+                },
+                number(others.untagged),
             ]
         };
         vnets.into_iter().map(row).collect()
@@ -59,17 +146,17 @@ impl Daemon {
         let mut rows = self.learnt_rows();
         let row = |vif: &super::registry::Vif<_>| {
             let cells = vec![
-                vif.key.vnet.to_string(),
-                vif.key.mac.to_string(),
-                vif.peer.uid.to_string(),
+                vnet(vif.key.vnet),
+                Cell::Mac(vif.key.mac),
+                Cell::Number(vif.peer.uid.into()),
                 match vif.owner {
-                    Owner::Live(_) => vif.peer.pid.to_string(),
-                    Owner::Kept(_) => NONE.to_owned(),
+                    Owner::Live(_) => pid(vif.peer.pid),
+                    Owner::Kept(_) => Cell::Nothing,
                 },
-                vif.coa.to_string(),
-                vif.state().to_owned(),
-                vif.stamp.map_or_else(|| NONE.to_owned(), show::stamp),
-                show::time(vif.since_ms).unwrap_or_else(|| NONE.to_owned()),
+                Cell::Address(vif.coa.addr),
+                Cell::text(vif.state()),
+                Cell::or_nothing(vif.stamp, |stamp| Cell::Time(stamp.0)),
+                Cell::Time(vif.since_ms),
             ];
             (vif.key, cells)
         };
@@ -79,18 +166,18 @@ impl Daemon {
     }
 
     /// The MACs behind vifs.
-    fn learnt_rows(&self) -> Vec<(VifKey, Vec<String>)> {
+    fn learnt_rows(&self) -> Vec<(VifKey, Vec<Cell>)> {
         let row = |vif: &super::registry::Vif<_>, learnt: &Learnt| {
             let key = VifKey { mac: learnt.mac, ..vif.key };
             let cells = vec![
-                key.vnet.to_string(),
-                key.mac.to_string(),
-                vif.peer.uid.to_string(),
-                vif.peer.pid.to_string(),
-                vif.coa.to_string(),
-                if learnt.stamp.is_some() { "learnt" } else { "lost" }.to_owned(),
-                learnt.stamp.map_or_else(|| NONE.to_owned(), show::stamp),
-                show::time(learnt.since_ms).unwrap_or_else(|| NONE.to_owned()),
+                vnet(key.vnet),
+                Cell::Mac(key.mac),
+                Cell::Number(vif.peer.uid.into()),
+                pid(vif.peer.pid),
+                Cell::Address(vif.coa.addr),
+                Cell::text(if learnt.stamp.is_some() { "learnt" } else { "lost" }),
+                Cell::or_nothing(learnt.stamp, |stamp| Cell::Time(stamp.0)),
+                Cell::Time(learnt.since_ms),
             ];
             (key, cells)
         };
@@ -100,21 +187,20 @@ impl Daemon {
 
     /// A page of what the mapper knows: the rows behind a key, and the last key if there may be more.
     pub(super) fn varp_page(&self, after: Option<VifKey>, now: Now) -> (Rows, Option<VifKey>) {
-        let or_none = |text: Option<String>| text.unwrap_or_else(|| NONE.to_owned());
         let rows = self.mapper.rows_after(after, PAGE, now);
         let last = rows.last().map(|row| row.key).filter(|_| rows.len() >= PAGE);
         let row = |row: &Row| {
             vec![
-                row.key.vnet.to_string(),
-                row.key.mac.to_string(),
-                or_none(row.claim.map(|claim| claim.coa.to_string())),
-                or_none(row.claim.map(|claim| show::stamp(claim.stamp))),
-                row.state.to_string(),
-                seconds(row.age),
+                vnet(row.key.vnet),
+                Cell::Mac(row.key.mac),
+                Cell::or_nothing(row.claim, |claim| Cell::Address(claim.coa.addr)),
+                Cell::or_nothing(row.claim, |claim| Cell::Time(claim.stamp.0)),
+                Cell::text(row.state.to_string()),
+                Cell::Span(row.age),
                 match row.state {
                     // A claim of this host lasts until it ends.
-                    State::Local => NONE.to_owned(),
-                    _ => seconds(row.remaining),
+                    State::Local => Cell::Nothing,
+                    _ => Cell::Span(row.remaining),
                 },
             ]
         };
@@ -123,25 +209,24 @@ impl Daemon {
 
     /// The hosts with which keys are agreed on, by vnet.
     pub(super) fn peer_rows(&self, now: Now) -> Rows {
-        let or_none = |text: Option<String>| text.unwrap_or_else(|| NONE.to_owned());
         let row = |row: rows::Row| {
             let serving = row.serving;
-            let time = |of: fn(rows::Serving) -> Duration| or_none(serving.map(|s| seconds(of(s))));
+            let of = |cell: fn(rows::Serving) -> Cell| Cell::or_nothing(serving, cell);
             vec![
-                row.vnet.to_string(),
-                row.peer.to_string(),
-                row.level.to_string(),
-                row.state.to_string(),
-                or_none(serving.map(|s| if s.has_used_key { "use" } else { "other" }.to_owned())),
-                or_none(serving.map(|s| s.suite.to_string())),
-                time(|s| s.age),
-                time(|s| s.rekey_in),
-                time(|s| s.ends_in),
-                or_none(serving.map(|s| s.senders_left.to_string())),
-                row.sessions.to_string(),
-                row.tally.made.to_string(),
-                row.tally.failed.to_string(),
-                row.tally.dropped.to_string(),
+                vnet(row.vnet),
+                Cell::text(row.peer.to_string()),
+                Cell::text(row.level.to_string()),
+                Cell::text(row.state.to_string()),
+                of(|s| Cell::text(if s.has_used_key { "use" } else { "other" })),
+                of(|s| Cell::text(s.suite.to_string())),
+                of(|s| Cell::Span(s.age)),
+                of(|s| Cell::Span(s.rekey_in)),
+                of(|s| Cell::Span(s.ends_in)),
+                of(|s| Cell::Number(s.senders_left.into())),
+                number(row.sessions),
+                Cell::Number(row.tally.made),
+                Cell::Number(row.tally.failed),
+                Cell::Number(row.tally.dropped),
             ]
         };
         self.security.sadb.rows(now).into_iter().map(row).collect()
@@ -149,31 +234,44 @@ impl Daemon {
 
     /// varpd's counters, then those that backends sent.
     pub(super) fn stats_rows(&self, answers: &BTreeMap<LocalVif, Option<Counters>>) -> Rows {
-        let row = |scope: &str, name: &str, value: u64| {
-            vec![scope.to_owned(), name.to_owned(), value.to_string()]
-        };
         let vifs = self.registry.iter().count();
         let gauges = [self.clients.len(), vifs, self.lanes.len(), self.hosts.known()];
-        let gauges = VARPD_GAUGES.iter().zip(gauges).map(|((name, _), n)| (*name, n as u64));
-        let own = self.counters.snapshot().into_iter();
-        let own = gauges.chain(own).chain(self.mapper.counters().snapshot());
-        let own = own.chain(self.security.sadb.counters().snapshot());
-        let own = own.chain(self.hosts.counters().snapshot());
-        let mut rows: Rows = own.map(|(name, value)| row(OWN_SCOPE, name, value)).collect();
+        let gauges = VARPD_GAUGES.iter().zip(gauges).map(|((name, unit, _), value)| {
+            sample(None, name, Kind::Gauge, unit, u64::try_from(value).unwrap_or(u64::MAX))
+        });
+        let own = self.counters.readings().chain(self.mapper.counters().readings());
+        let own = own.chain(self.security.sadb.counters().readings());
+        let own = own.chain(self.hosts.counters().readings());
+        let own =
+            own.map(|Reading { name, unit, value }| sample(None, name, Kind::Counter, unit, value));
+        let mut rows: Rows = gauges.chain(own).collect();
         for (&id, answer) in answers {
             let Some(vif) = self.registry.get(id) else { continue };
-            let scope = vif.key.to_string();
+            let key = Some(vif.key);
             match answer {
-                Some(values) => {
-                    rows.extend(values.iter().map(|(name, value)| row(&scope, name, *value)));
-                }
-                None => rows.push(row(&scope, "stalled", 1)),
+                Some(samples) => rows.extend(samples.iter().map(|of_vif| {
+                    let Sample { name, kind, unit, value } = of_vif;
+                    sample(key, name, *kind, unit, *value)
+                })),
+                None => rows.push(sample(key, "stalled", Kind::Gauge, "", 1)),
             }
         }
         rows
     }
 }
 
-fn seconds(duration: Duration) -> String {
-    format!("{:.1}", duration.as_secs_f64())
+/// A row of counters: of a vif, or of varpd.
+fn sample(of: Option<VifKey>, name: &str, kind: Kind, unit: &str, value: u64) -> Vec<Cell> {
+    vec![
+        Cell::or_nothing(of, |key| vnet(key.vnet)),
+        Cell::or_nothing(of, |key| Cell::Mac(key.mac)),
+        Cell::text(name.to_owned()),
+        Cell::Number(value),
+        if unit.is_empty() { Cell::Nothing } else { Cell::text(unit.to_owned()) },
+        Cell::text(kind.name()),
+    ]
+}
+
+fn pid(pid: i32) -> Cell {
+    u64::try_from(pid).map_or(Cell::Nothing, Cell::Number)
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use log::Level;
 
-use crate::metrics::VifCounter;
+use crate::metrics::{Reading, VifCounter};
 use crate::port::worker::LaneOffer;
 use crate::quiet::QuietEach;
 use crate::security::Suite;
@@ -24,7 +24,7 @@ use crate::vif::announcing::Announcing;
 use crate::vif::key_ends::KeyEnds;
 use crate::vif::learning::Learning;
 use crate::vif::nic::{Lent, Nic};
-use crate::wire::control::{ErrorCode, Event, Request};
+use crate::wire::control::{ErrorCode, Event, Features, Kind, Request, Sample, software};
 use crate::wire::{Capabilities, CareOf, Mac, Stamp, VifKey};
 
 /// What this backend's receivers understand beyond plain frames.
@@ -108,6 +108,11 @@ impl Link {
     }
 
     /// The first message on a new connection.
+    pub fn hello() -> Request {
+        Request::Hello { features: Features::LANES, software: software("vhost-user-vnet") }
+    }
+
+    /// The next message on a new connection.
     pub fn register(&mut self) -> Request {
         self.told_active = self.nic.is_active();
         if !self.told_active {
@@ -115,11 +120,11 @@ impl Link {
         }
         Request::Register {
             key: self.key,
-            capabilities: CAPABILITIES.with(Capabilities::LANES),
+            capabilities: CAPABILITIES,
             queue_pairs: self.queue_pairs,
             active: self.told_active,
             stamp: self.stamp,
-            learn: Some(self.learn),
+            learn: self.learn,
             floor: self.floor,
         }
     }
@@ -312,7 +317,11 @@ impl Link {
                     now,
                 );
             }
-            Event::Registered { .. } | Event::Row { .. } | Event::End => {
+            Event::Hello { .. }
+            | Event::Registered { .. }
+            | Event::Columns { .. }
+            | Event::Row { .. }
+            | Event::End => {
                 let line = format_args!("varpd sent an unexpected message");
                 self.say(Level::Warn, "unexpected", line, now);
             }
@@ -425,8 +434,11 @@ impl Link {
     }
 
     fn stats(&self, xid: u32) -> Request {
-        let values = self.nic.counters().snapshot();
-        Request::Stats { xid, values: values.into_iter().map(|(n, v)| (n.to_owned(), v)).collect() }
+        let sample = |Reading { name, unit, value }| {
+            let (name, unit) = (name.to_owned(), unit.to_owned());
+            Sample { name, kind: Kind::Counter, unit, value }
+        };
+        Request::Stats { xid, samples: self.nic.counters().readings().map(sample).collect() }
     }
 
     /// Frames that have waited too long are dropped, MACs not used for long forgotten.

@@ -1,6 +1,7 @@
 //! The registration of a vif with varpd: the exchange, and what follows from the answer (the guest's MTU,
 //! the workers' place on the underlay).
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -15,10 +16,10 @@ use crate::tunnel::rx::Receiver;
 use crate::underlay::groups::{self, Groups};
 use crate::underlay::sockets;
 use crate::underlay::udp::UdpUnderlay;
-use crate::vif::link::CAPABILITIES;
+use crate::vif::link::{CAPABILITIES, Link};
 use crate::vif::serve::{ServeError, doing};
 use crate::wire::control::{self, ErrorCode, Event, Request};
-use crate::wire::{CareOf, VifKey, encap, esp, frame};
+use crate::wire::{CareOf, ParseError, VifKey, encap, esp, frame};
 
 /// What varpd says of a new vif, and its sockets.
 pub(super) struct Registration {
@@ -48,22 +49,35 @@ pub(super) fn register_with(
     queue_pairs: u8,
     timeout: Duration,
 ) -> Result<Registration, ServeError> {
-    varpd.send(&request.emit(), sockets).map_err(doing("cannot write to varpd"))?;
-    let in_time = varpd.wait_readable(timeout).map_err(doing("cannot wait for varpd"))?;
-    if !in_time {
-        return Err(ServeError::Silent { awaited: "answer to the registration", timeout });
+    for (request, sockets) in [(&Link::hello(), [].as_slice()), (request, sockets)] {
+        match varpd.send(&request.emit(), sockets) {
+            // varpd has refused the connection or the first message, and closed it: its word waits to be read.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
+            sent => sent.map_err(doing("cannot write to varpd"))?,
+        }
     }
     let mut buffer = vec![0; control::MAX_LEN];
-    let received = varpd.recv(&mut buffer).map_err(doing("cannot read from varpd"))?;
-    let bytes = buffer.get(..received.len).unwrap_or_default();
-    let event = match Event::parse(bytes) {
-        _ if bytes.is_empty() => {
-            return Err(ServeError::refused_for_now("it closed the connection"));
+    loop {
+        let in_time = varpd.wait_readable(timeout).map_err(doing("cannot wait for varpd"))?;
+        if !in_time {
+            return Err(ServeError::Silent { awaited: "answer to the registration", timeout });
         }
-        Ok(event) => event,
-        Err(error) => return Err(ServeError::Protocol(error.to_string())),
-    };
-    registration(event, received.fds, sockets.is_empty(), queue_pairs)
+        let received = varpd.recv(&mut buffer).map_err(doing("cannot read from varpd"))?;
+        let bytes = buffer.get(..received.len).unwrap_or_default();
+        match (Event::parse(bytes), bytes.first()) {
+            (_, None) => return Err(ServeError::refused_for_now("it closed the connection")),
+            (Ok(Event::Hello { features, software }), _) => {
+                log::debug!("varpd is {software:?}, {features:?}");
+            }
+            (Ok(event), _) => {
+                return registration(event, received.fds, sockets.is_empty(), queue_pairs);
+            }
+            (Err(ParseError::Version), Some(&version)) => {
+                return Err(ServeError::OtherVersion { version });
+            }
+            (Err(error), _) => return Err(ServeError::Protocol(error.to_string())),
+        }
+    }
 }
 
 /// What varpd says of a vif; `with_sockets`: all come along, otherwise at most those of groups.

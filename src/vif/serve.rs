@@ -45,8 +45,8 @@ use crate::vif::late::LateWatch;
 use crate::vif::link::{CAPABILITIES, Link};
 use crate::vif::nic::Nic;
 use crate::vif::registration::{Registration, connect, guest_mtu, place, register_with};
-use crate::wire::control::{self, Event, Request};
-use crate::wire::{Capabilities, VifKey};
+use crate::wire::VifKey;
+use crate::wire::control::{self, Event, Request, VERSION};
 
 /// How long varpd may take to answer the first registration.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
@@ -109,6 +109,15 @@ pub enum ServeError {
     /// varpd broke the protocol.
     #[error("varpd sent a malformed or unexpected answer: {0}")]
     Protocol(String),
+    /// varpd is of a release with another control protocol.
+    #[error(
+        "varpd speaks version {version} of the control protocol, this program version {VERSION}: install all programs from one \
+         release, and restart those that run"
+    )]
+    OtherVersion {
+        /// What varpd speaks.
+        version: u8,
+    },
     /// varpd is connected but silent.
     #[error("varpd does not answer: no {awaited} within {timeout:?}")]
     Silent {
@@ -161,7 +170,11 @@ impl ServeError {
             Self::Refused { is_lasting, .. } => *is_lasting,
             Self::Unreachable { .. } => self.is_denied(),
             Self::Attach(error) => error.is_lasting(),
-            Self::Protocol(_) | Self::Silent { .. } | Self::Sandbox(_) | Self::System(..) => false,
+            Self::Protocol(_)
+            | Self::OtherVersion { .. }
+            | Self::Silent { .. }
+            | Self::Sandbox(_)
+            | Self::System(..) => false,
         };
         if is_lasting { 2 } else { 1 }
     }
@@ -195,11 +208,11 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let varpd = connect(&options.varpd)?;
     let register = Request::Register {
         key: options.key,
-        capabilities: CAPABILITIES.with(Capabilities::LANES),
+        capabilities: CAPABILITIES,
         queue_pairs: options.queue_pairs,
         active: false,
         stamp: None,
-        learn: Some(u16::try_from(options.learn).unwrap_or(u16::MAX)),
+        learn: u16::try_from(options.learn).unwrap_or(u16::MAX),
         floor: Floor::new(options.policy),
     };
     let registration = register_with(&varpd, &register, &[], options.queue_pairs, START_TIMEOUT)?;

@@ -8,7 +8,7 @@
 //!  0                   1                   2                   3
 //!  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
 //! +---------------+---------------+-------------------------------+
-//! |  version = 1  |     type      |       reserved, MBZ           |
+//! |  version = 2  |     type      |       reserved, MBZ           |
 //! +---------------+---------------+-------------------------------+
 //! |  xid: STATS and STATS-REQUEST; all others MBZ                 |
 //! +---------------------------------------------------------------+
@@ -20,10 +20,11 @@
 //!    2  SET-ACTIVE  active (8, 0 or 1)      130  CLAIMED        mac (48), stamp (64)
 //!    3  ANNOUNCE    -                       131  LOST           mac, stamp, coa, lifetime
 //!    4  RESOLVE     mac (48), refresh (8)   132  MAPPING        mac, coa, stamp, lifetime ms (32)
-//!    5  STATS       n (16), n x             133  UNRESOLVED     mac (48), hold ms (32)
-//!                   {text, value (64)}      134  INVALIDATE     mac (48)
+//!    5  STATS       n (16), n x {name,      133  UNRESOLVED     mac (48), hold ms (32)
+//!                   kind (8), unit,         134  INVALIDATE     mac (48)
+//!                   value (64)}
 //!    6  SHOW        table (8)               135  STATS-REQUEST  -
-//!    7  FLUSH       flags (8: 1 vnet,       136  ROW            n (16), n x text
+//!    7  FLUSH       flags (8: 1 vnet,       136  ROW            n (16), n x cell
 //!                   2 mac), reserved (8),   137  END            -
 //!                   mac (48), vnet (32)     138  ERROR          code (8), text
 //!    8  LATE        mac (48), address       139  REFUSED        mac (48), hold ms (32)
@@ -33,6 +34,9 @@
 //!   10  FORGET      n (16), n x mac (48)   142  GROUP-LONGEST  length (16), reserved (16)
 //!   11  MONITOR     -
 //!   12  LANE-CLOSED lane (32)
+//!   13  HELLO       features (64), text     143  HELLO          features (64), text
+//!                                           144  COLUMNS        n (16), n x {name, unit,
+//!                                                              flags (8: 1 numbers, 2 detail)}
 //!   32  SA-NEEDED   address                 160  GROUP-KEYS     salt (16), end s (32), n (16),
 //!   33  SA-READY    number (32)                                n x {suite, key (256)}
 //!                                           161  SA-OUT         address, suite, lifetime ms (32),
@@ -85,7 +89,10 @@
 //! |  ...                                                          |
 //! +---------------------------------------------------------------+
 //!
-//! text: length in bytes (16), UTF-8
+//! text, name, unit: length in bytes (16), UTF-8
+//! kind: 1 counter, 2 gauge
+//! cell: type (8), value: 0 nothing; 1 text; 2 number (64); 3 number (64), or more; 4 span of time, us (64);
+//!       5 difference of clocks, ms (64, signed); 6 time, ms since 1970 (64); 7 mac (48); 8 address
 //! level: 0 none, 1 auth, 2 conf
 //! policy: level (8) that is sent under, a bit (1 << level) for each that is accepted (8), reserved (16)
 //! suite (8), reserved (8): 1 AES-256-GCM, 2 AES-256-GMAC, 3 ChaCha20-Poly1305
@@ -96,20 +103,29 @@
 //! with LANE (its memory, then a socket). REGISTERED that answers a REGISTER with sockets has none, or the
 //! group sockets alone: then the vnet's groups are others than those that were brought. Any other descriptor is closed by whoever receives it.
 //!
-//! LANE and CLOSE-LANE are sent only to backends that set bit 2^15 of their capabilities, which no
-//! care-of address has; LANE-CLOSED only by those that were sent the LANE. Bit 2^14, which none has
-//! either, says that the number of MACs that the backend learns at most is given; without it, as in the
-//! messages of backends that know nothing of it, that field is reserved.
+//! The first message of each side is HELLO: the features that it has beyond this version, one bit each ([`Features`]),
+//! and its software, for people. A client need not wait for varpd's HELLO before it goes on. Who speaks another version is told so, and
+//! a client that says anything before HELLO too. A side uses a feature only if both have it; unknown bits mean nothing.
+//! LANE and CLOSE-LANE are sent only to backends with the feature `LANES`, and LANE-CLOSED only by those that were sent the LANE.
+//!
+//! SHOW is answered by COLUMNS, a ROW for each row of the table, and END; MONITOR by COLUMNS and END, then a ROW for each event.
+//! A number in a row is told apart from others of its name by the other cells of the row.
 
 mod codec;
+mod features;
+mod row;
 #[cfg(test)]
 mod tests;
+
+pub use features::Features;
+pub use row::{Cell, Column, Kind, MAX_CELL, MAX_CELLS, MAX_NAME, MAX_UNIT, Sample};
 
 use super::{CareOf, Longest, Mac, Stamp, VifKey};
 use crate::security::Suite;
 use crate::security::keys::Secret;
 use crate::security::policy::{Floor, Policy};
 use crate::security::sadb::{Inbound, Outbound};
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -127,12 +143,8 @@ pub const MAX_FDS: usize = 2 + 2 * MAX_QUEUE_PAIRS as usize;
 pub const MAX_VALUES: usize = 128;
 /// Most MACs in [`Request::Learn`] and [`Request::Forget`].
 pub const MAX_MACS: usize = 256;
-/// Most cells in [`Event::Row`].
-pub const MAX_CELLS: usize = 16;
-/// Longest cell, in bytes: 16 of them fit in [`MAX_LEN`].
-pub const MAX_CELL: usize = 400;
-/// Longest counter name, in bytes: 128 values of 2 + 112 + 8 bytes fit in [`MAX_LEN`].
-pub const MAX_TEXT: usize = 112;
+/// Longest name of a software, in bytes.
+pub const MAX_SOFTWARE: usize = 64;
 /// Most keys in [`Event::GroupKeys`]: for each policy that has keys, one that is used and one that is
 /// also accepted.
 pub const MAX_GROUP_KEYS: usize = 4;
@@ -141,10 +153,22 @@ pub const MAX_INBOUND: usize = 256;
 /// Longest text of an error, in bytes.
 pub const MAX_ERROR_TEXT: usize = 1024;
 
+/// What a program of this release calls itself in its HELLO.
+pub fn software(program: &str) -> String {
+    format!("{program} {}", env!("CARGO_PKG_VERSION"))
+}
+
 /// From a backend or the operator's command to varpd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// First message of a backend: this connection is that of a vif.
+    /// First message of every client.
+    Hello {
+        /// What it has beyond this version.
+        features: Features,
+        /// Its name and version, for people.
+        software: String,
+    },
+    /// A backend's next message: this connection is that of a vif.
     ///
     /// A backend that already has sockets (varpd was restarted) sends them along, group socket
     /// first, so that varpd learns its CoA and can keep duplicates. If they don't fit varpd's
@@ -160,9 +184,9 @@ pub enum Request {
         active: bool,
         /// The stamp of the claim that an earlier varpd made for this backend, if any.
         stamp: Option<Stamp>,
-        /// How many MACs it learns at most ([`Request::Learn`]), if it says so. As long as the process
-        /// lives it can learn no more than it said first.
-        learn: Option<u16>,
+        /// How many MACs it learns at most ([`Request::Learn`]). As long as the process lives it can learn no more
+        /// than it said first.
+        learn: u16,
         /// The least that it carries frames under. One that the vnet's policy is too low for carries none, and
         /// the vif is not claimed, until it registers anew.
         floor: Floor,
@@ -181,12 +205,12 @@ pub enum Request {
         /// An entry that is in use and soon expires: confirm by unicast first.
         refresh: bool,
     },
-    /// Answer to [`Event::StatsRequest`]: named counters, in the order they are shown.
+    /// Answer to [`Event::StatsRequest`], in the order they are shown.
     Stats {
         /// Repeats the request's number.
         xid: u32,
-        /// Name and value.
-        values: Vec<(String, u64)>,
+        /// The counters.
+        samples: Vec<Sample>,
     },
     /// On a secured vnet, another session with the host at this address is needed: packets of one
     /// that is not known came from there, or the keys for there have sealed nearly all they may.
@@ -217,10 +241,10 @@ pub enum Request {
         /// Which.
         macs: Vec<Mac>,
     },
-    /// The operator wants to see what happens: answered by [`Event::End`] when that begins, then by
+    /// The operator wants to see what happens: answered by [`Event::Columns`] and [`Event::End`] when that begins, then by
     /// an [`Event::Row`] for each event, until it goes.
     Monitor,
-    /// The operator asks for a table; answered by [`Event::Row`]s and one [`Event::End`].
+    /// The operator asks for a table; answered by [`Event::Columns`], [`Event::Row`]s and one [`Event::End`].
     Show {
         /// Which.
         table: Table,
@@ -259,6 +283,13 @@ pub enum Table {
 /// From varpd to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
+    /// Answers [`Request::Hello`].
+    Hello {
+        /// What varpd has beyond this version.
+        features: Features,
+        /// Its name and version, for people.
+        software: String,
+    },
     /// The vif is registered. Carries its sockets, in the order told above. If the backend sent its own, those of groups
     /// alone, where its own are of others, or none.
     Registered {
@@ -378,10 +409,15 @@ pub enum Event {
         /// To be repeated in the answer.
         xid: u32,
     },
-    /// A line of a table: cells as text, in the order of the table's columns.
+    /// The columns of the rows that follow.
+    Columns {
+        /// From left to right.
+        columns: Cow<'static, [Column]>,
+    },
+    /// A line of a table.
     Row {
-        /// The cells.
-        cells: Vec<String>,
+        /// The cells, in the order of the columns.
+        cells: Vec<Cell>,
     },
     /// The request is done.
     End,

@@ -222,10 +222,6 @@ impl Capabilities {
     pub const FRAGMENT: Self = Self(4);
     /// Echo and trace (flag O).
     pub const ECHO: Self = Self(8);
-    /// Not of a receiver but of a backend: it takes lanes ([`crate::lane`]). Told to varpd only.
-    pub const LANES: Self = Self(0x8000);
-    /// Not of a receiver either: a backend says how many MACs it learns. Told to varpd only.
-    pub const BOUNDED: Self = Self(0x4000);
 
     /// Whether all capabilities in `other` are in this set.
     pub const fn contains(self, other: Self) -> bool {
@@ -235,11 +231,6 @@ impl Capabilities {
     /// This set and all in `other`.
     pub const fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
-    }
-
-    /// This set but for all in `other`.
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
     }
 }
 

@@ -81,7 +81,7 @@ impl Account {
         let rows = varpd.show("stats");
         let rows = rows.as_array().unwrap();
         let get = |name| {
-            let row = rows.iter().find(|row| row["scope"] == "varpd" && row["counter"] == name);
+            let row = rows.iter().find(|row| row["vnet"].is_null() && row["counter"] == name);
             row.map_or(0, |row| row["value"].as_u64().unwrap())
         };
         Self {

@@ -12,7 +12,7 @@ use std::net::{SocketAddr, UdpSocket};
 use vnet::metrics::VifCounter;
 use vnet::security::policy::Floor;
 use vnet::sys::seqpacket::Connection;
-use vnet::wire::control::{Event, MAX_LEN, Request};
+use vnet::wire::control::{Event, Features, MAX_LEN, Request};
 use vnet::wire::{Capabilities, Mac, VifKey, VnetId};
 
 use crate::nic::{BROADCAST, Nic, mac, vif};
@@ -41,17 +41,22 @@ impl Attacker {
         let varpd = Connection::open(&varpd.socket).unwrap();
         let key = VifKey { vnet: VnetId::new(99).unwrap(), mac: Mac(mac(66)) };
         let capabilities = Capabilities::NONE;
-        let (active, stamp, learn, floor) = (true, None, None, Floor::default());
+        let (active, stamp, learn, floor) = (true, None, 0, Floor::default());
         let register =
             Request::Register { key, capabilities, queue_pairs: 1, active, stamp, learn, floor };
-        varpd.send(&register.emit(), &[]).unwrap();
-        assert!(varpd.wait_readable(SOON).unwrap());
+        let hello = Request::Hello { features: Features::NONE, software: "a test".into() };
         let mut buffer = vec![0; MAX_LEN];
-        let mut got = varpd.recv(&mut buffer).unwrap();
-        let Ok(Event::Registered { group, .. }) = Event::parse(&buffer[..got.len]) else {
+        let mut say = |request: Request| {
+            varpd.send(&request.emit(), &[]).unwrap();
+            assert!(varpd.wait_readable(SOON).unwrap());
+            let got = varpd.recv(&mut buffer).unwrap();
+            (Event::parse(&buffer[..got.len]).unwrap(), got.fds)
+        };
+        assert!(matches!(say(hello).0, Event::Hello { .. }));
+        let (Event::Registered { group, .. }, mut fds) = say(register) else {
             panic!("the attacker's own vif is a legal one")
         };
-        let socket = UdpSocket::from(got.fds.pop().unwrap());
+        let socket = UdpSocket::from(fds.pop().unwrap());
         socket.set_nonblocking(false).unwrap();
         Self { socket, group, _registration: varpd }
     }

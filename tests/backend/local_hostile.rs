@@ -18,7 +18,7 @@ use vnet::security::policy::Floor;
 use vnet::sys::iovec::{Gather, IoVec};
 use vnet::sys::seqpacket::Connection;
 use vnet::sys::shared_memory::SharedMemory;
-use vnet::wire::control::{Event, MAX_LEN, Request};
+use vnet::wire::control::{Event, Features, MAX_LEN, Request};
 use vnet::wire::{Capabilities, Mac, VifKey, VnetId};
 
 use crate::driver::Options;
@@ -53,17 +53,20 @@ impl Lane {
 }
 
 impl Attacker {
-    fn register(varpd: &Varpd, capabilities: Capabilities) -> Self {
-        Self::register_as(3, varpd, capabilities)
+    fn register(varpd: &Varpd, features: Features) -> Self {
+        Self::register_as(3, varpd, features)
     }
 
-    fn register_as(last: u8, varpd: &Varpd, capabilities: Capabilities) -> Self {
+    fn register_as(last: u8, varpd: &Varpd, features: Features) -> Self {
         let connection = Connection::open(&varpd.socket).unwrap();
         let key = VifKey { vnet: VnetId::new(42).unwrap(), mac: Mac(mac(last)) };
-        let (active, stamp, learn, floor) = (true, None, None, Floor::default());
+        let (active, stamp, learn, floor) = (true, None, 0, Floor::default());
+        let capabilities = Capabilities::NONE;
         let register =
             Request::Register { key, capabilities, queue_pairs: 1, active, stamp, learn, floor };
         let mut this = Self { varpd: connection, _sockets: Vec::new() };
+        this.tell(&Request::Hello { features, software: "a test".into() });
+        assert!(matches!(this.next(), Some((Event::Hello { .. }, _))));
         this.tell(&register);
         let (event, sockets) = this.next().expect("an answer");
         assert!(matches!(event, Event::Registered { .. }), "{event:?}");
@@ -141,7 +144,7 @@ fn start(test: &str) -> Option<(Net, Nic, Nic)> {
     Some((net, one, two))
 }
 
-const LANES: Capabilities = Capabilities::LANES;
+const LANES: Features = Features::LANES;
 
 /// Puts nonsense where the numbers of a lane are.
 type Lie = fn(&SharedMemory);
@@ -368,7 +371,7 @@ fn what_a_dead_reader_had_not_taken_is_counted() {
 #[test]
 fn an_older_backend_is_never_given_a_lane() {
     let Some((net, mut one, mut two)) = start("a backend that knows no lanes") else { return };
-    let old = Attacker::register(&net.varpds[0], Capabilities::NONE);
+    let old = Attacker::register(&net.varpds[0], Features::NONE);
     assert!(old.ask(1).is_empty());
     one.send(mac(3), 0);
     one.wait_sent();

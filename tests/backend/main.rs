@@ -190,9 +190,9 @@ impl Counters {
     }
 
     fn ask(varpd: &Varpd, vif: Vif) -> Option<Self> {
-        let scope = format!("{}/{}", vif.vnet, vif.mac());
         let rows = varpd.show("stats");
-        let of_vif = rows.as_array().unwrap().iter().filter(|row| row["scope"] == scope.as_str());
+        let is_its = |row: &&serde_json::Value| row["vnet"] == vif.vnet && row["mac"] == vif.mac();
+        let of_vif = rows.as_array().unwrap().iter().filter(is_its);
         let named = |row: &serde_json::Value| {
             let name = row["counter"].as_str().unwrap().to_owned();
             (name, row["value"].as_u64().unwrap())

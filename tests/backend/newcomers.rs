@@ -25,7 +25,7 @@ use vnet::security::{Level, Suite};
 use vnet::sys::clock;
 use vnet::sys::seqpacket::Connection;
 use vnet::time::{Instant, Now};
-use vnet::wire::control::{Event, MAX_LEN, Request};
+use vnet::wire::control::{Event, Features, MAX_LEN, Request};
 use vnet::wire::handshake::payload::Additions;
 use vnet::wire::handshake::{self, Kind};
 use vnet::wire::name::{Name, Realm};
@@ -188,13 +188,14 @@ struct Asker(Connection);
 impl Asker {
     fn register(varpd: &Varpd) -> Self {
         let this = Self(Connection::open(&varpd.socket).unwrap());
+        this.tell(&Request::Hello { features: Features::NONE, software: "a test".into() });
         this.tell(&Request::Register {
             key: VifKey { vnet: vnet42(), mac: Mac(mac(2)) },
             capabilities: Capabilities::NONE,
             queue_pairs: 1,
             active: true,
             stamp: None,
-            learn: Some(0),
+            learn: 0,
             floor: Floor::default(),
         });
         this
@@ -333,7 +334,7 @@ fn recorded_request() -> Vec<u8> {
 
 fn counters(varpd: &Varpd) -> BTreeMap<String, u64> {
     let rows = varpd.show("stats");
-    let rows = rows.as_array().unwrap().iter().filter(|row| row["scope"] == "varpd");
+    let rows = rows.as_array().unwrap().iter().filter(|row| row["vnet"].is_null());
     rows.map(|row| (row["counter"].as_str().unwrap().into(), row["value"].as_u64().unwrap()))
         .collect()
 }

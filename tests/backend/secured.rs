@@ -71,7 +71,7 @@ impl Keys {
 /// One of varpd's own counters.
 pub(crate) fn varpd_counter(varpd: &Varpd, name: &str) -> u64 {
     let rows = varpd.show("stats");
-    let of_varpd = |row: &&serde_json::Value| row["scope"] == "varpd" && row["counter"] == name;
+    let of_varpd = |row: &&serde_json::Value| row["vnet"].is_null() && row["counter"] == name;
     rows.as_array().unwrap().iter().find(of_varpd).map_or(0, |row| row["value"].as_u64().unwrap())
 }
 

@@ -83,10 +83,14 @@ fn site() -> Site {
     })
 }
 
-/// A counter of varpd or of a vif (`VNET/MAC`).
-fn counter(varpd: &Varpd, scope: &str, matches: impl Fn(&str) -> bool) -> u64 {
+/// A counter of varpd or of a vif.
+fn counter(varpd: &Varpd, of: Option<Vif>, matches: impl Fn(&str) -> bool) -> u64 {
     let rows = varpd.show("stats");
-    let rows = rows.as_array().expect("rows").iter().filter(|row| row["scope"] == scope);
+    let is_its = |row: &&serde_json::Value| match of {
+        Some(vif) => row["vnet"] == vif.vnet && row["mac"] == vif.mac(),
+        None => row["vnet"].is_null(),
+    };
+    let rows = rows.as_array().expect("rows").iter().filter(is_its);
     let ours = rows.filter(|row| row["counter"].as_str().is_some_and(&matches));
     ours.filter_map(|row| row["value"].as_u64()).sum()
 }
@@ -128,7 +132,7 @@ impl<'s> Stranger<'s> {
     }
 
     fn counter(&self, matches: impl Fn(&str) -> bool) -> u64 {
-        counter(self.varpd, &format!("{}/{}", self.vif.vnet, self.vif.mac()), matches)
+        counter(self.varpd, Some(self.vif), matches)
     }
 
     /// Tries to reach g1 and to be reached, and what it can.
@@ -160,7 +164,7 @@ impl<'s> Stranger<'s> {
 /// Exchanges the key on hosts a and b, in three steps; each is seen by both before the next.
 fn exchange_key(site: &Site) {
     let of_each = |name: &str| {
-        [0, 1].map(|host| counter(&site.varpds[host], "varpd", |counter| counter == name))
+        [0, 1].map(|host| counter(&site.varpds[host], None, |counter| counter == name))
     };
     for number in 1..=3 {
         let reads = of_each("key_files_read");
@@ -272,7 +276,7 @@ fn strangers_try(site: &Site, g1: &mut Guest, g2: &mut Guest, mut member: Strang
     pings.assert_all_answered(g1);
     assert_all_answered(g1, 50, "-i 0.01 10.0.0.2");
     for varpd in &site.varpds[..2] {
-        assert_eq!(counter(varpd, "varpd", |name| ["moved", "losses"].contains(&name)), 0);
+        assert_eq!(counter(varpd, None, |name| ["moved", "losses"].contains(&name)), 0);
     }
     for guest in [g1, g2] {
         let known = guest.run("cat /proc/net/arp");

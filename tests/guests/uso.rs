@@ -229,19 +229,18 @@ impl Machine {
 
     /// The counters of its backend.
     fn counters(&self, site: &Site) -> BTreeMap<String, u64> {
-        let scope = format!("42/{}", vif(self.number).mac());
         let mut found = BTreeMap::new();
         wait_until("the backend tells its counters", Duration::from_secs(10), || {
-            found = counters(&site.varpds[self.host], &scope);
+            found = counters(&site.varpds[self.host], &vif(self.number).mac());
             !found.is_empty()
         });
         found
     }
 }
 
-fn counters(varpd: &Varpd, scope: &str) -> BTreeMap<String, u64> {
+fn counters(varpd: &Varpd, mac: &str) -> BTreeMap<String, u64> {
     let table = varpd.show("stats");
-    let rows = table.as_array().expect("rows").iter().filter(|row| row["scope"] == scope);
+    let rows = table.as_array().expect("rows").iter().filter(|row| row["mac"] == mac);
     let value = |row: &Value| {
         (
             row["counter"].as_str().expect("a name").to_owned(),

@@ -252,8 +252,9 @@ impl Backend {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vnet"));
         let output = command.arg("--socket").arg(socket).args(["-j", "show", "stats"]).output();
         let rows: Value = serde_json::from_slice(&output.ok()?.stdout).ok()?;
-        let scope = format!("{}/{}", self.vif.vnet, self.vif.mac());
-        let own = |row: &&Value| row["scope"] == scope && row["value"] != 0;
+        let vif = self.vif;
+        let is_its = |row: &&Value| row["vnet"] == vif.vnet && row["mac"] == vif.mac();
+        let own = |row: &&Value| is_its(row) && row["value"] != 0;
         let own = rows.as_array()?.iter().filter(own);
         Some(own.map(|row| format!("{} {}", row["counter"], row["value"])).collect())
     }

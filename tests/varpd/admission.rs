@@ -201,7 +201,7 @@ fn who_registers_and_leaves_in_a_loop_does_not_fill_the_log() {
 fn a_process_learns_no_more_than_it_said_first() {
     let Some(net) = Net::new("varpd: a process wants to learn more") else { return };
     let varpd = net.varpd(net.a(), Family::V4, "");
-    for (n, learn) in [Some(0), Some(256), None].into_iter().enumerate() {
+    for (n, learn) in [0, 256, u16::MAX].into_iter().enumerate() {
         let peer = connect_as(NOBODY, &varpd.socket);
         peer.send(&register(key(2), Way { learn, ..ACTIVE }));
         peer.claimed();

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use vnet::sys::clock;
-use vnet::wire::control::{ErrorCode, Event, MAX_LEN, Request, Table};
+use vnet::wire::control::{
+    Cell, ErrorCode, Event, Features, Kind, MAX_LEN, Request, Sample, Table,
+};
 use vnet::wire::name::Realm;
 use vnet::wire::varp::{self, Author, Body, Claim, Message};
 use vnet::wire::{CareOf, Stamp};
@@ -37,7 +39,8 @@ fn nonsense_is_answered_and_ends_the_connection() {
         assert_eq!(code, ErrorCode::Invalid, "{text}");
         text
     };
-    assert_eq!(said(&[9, 1]), "control protocol version 9 is not spoken here, only 2");
+    let text = said(&[9, 1]);
+    assert!(text.starts_with("version 9 of the control protocol is not spoken here"), "{text}");
     assert_eq!(said(b"\x01"), "malformed message: truncated");
     assert_eq!(said(&[2, 99, 0, 0, 0, 0, 0, 0]), "malformed message: unknown type");
     assert_eq!(said(&vec![2; MAX_LEN + 1]), "message too long");
@@ -46,10 +49,19 @@ fn nonsense_is_answered_and_ends_the_connection() {
         Request::Announce,
         Request::SetActive { active: true },
         Request::Resolve { mac: mac(1), refresh: false },
-        Request::Stats { xid: 0, values: vec![] },
+        Request::Stats { xid: 0, samples: vec![] },
     ] {
         assert_eq!(said(&stray.emit()), "message out of place");
     }
+    for first in [register(key(1), ACTIVE), Request::Show { table: Table::Vnets }] {
+        let peer = Peer::silent(&varpd.socket);
+        peer.send(&first);
+        let (code, text) = peer.refusal();
+        let want = (ErrorCode::Invalid, "the first message must be HELLO");
+        assert_eq!((code, text.as_str()), want);
+    }
+    let twice = Request::Hello { features: Features::NONE, software: String::new() };
+    assert_eq!(said(&twice.emit()), "message out of place");
     let vif = Backend::register(&varpd.socket, key(1), ACTIVE);
     vif.peer.claimed();
     vif.peer.send(&register(key(2), ACTIVE));
@@ -64,7 +76,7 @@ fn nonsense_is_answered_and_ends_the_connection() {
     let text = said(&register(group, ACTIVE).emit());
     assert_eq!(text, "01:00:5e:00:00:01 is not an individual MAC address");
     assert_serves(&varpd);
-    assert_eq!(varpd.counter("requests_invalid"), 12);
+    assert_eq!(varpd.counter("requests_invalid"), 15);
 }
 
 #[test]
@@ -149,23 +161,36 @@ fn who_does_not_answer_for_counters_is_shown_as_stalled() {
         Event::StatsRequest { xid } => Some(*xid),
         _ => None,
     });
-    let values = vec![("tx_frames".to_owned(), u64::MAX), ("rx_frames".to_owned(), 2)];
+    let sample =
+        |name: &str, kind, value| Sample { name: name.into(), kind, unit: "frames".into(), value };
+    let tx = sample("tx_frames", Kind::Counter, u64::MAX);
+    let samples = vec![tx, sample("waiting", Kind::Gauge, 2)];
     // Numbers that were not asked for are not taken.
-    good.peer.send(&Request::Stats { xid: xid.wrapping_add(1), values: vec![("lie".into(), 1)] });
-    good.peer.send(&Request::Stats { xid, values });
+    let lie = vec![sample("lie", Kind::Counter, 1)];
+    good.peer.send(&Request::Stats { xid: xid.wrapping_add(1), samples: lie });
+    good.peer.send(&Request::Stats { xid, samples });
     assert_serves(&varpd);
+    let Event::Columns { columns } = operator.event() else { panic!("no columns") };
+    let names: Vec<&str> = columns.iter().map(|column| column.name.as_ref()).collect();
+    assert_eq!(names, ["vnet", "mac", "counter", "value", "unit", "kind"]);
     let mut rows = Vec::new();
     while let Event::Row { cells } = operator.event() {
-        rows.push(cells.join(" "));
+        rows.push(cells);
     }
-    let of_vifs: Vec<&String> = rows.iter().filter(|row| row.starts_with("42/")).collect();
+    let of_vifs = rows.iter().filter(|row| row[0] == Cell::Number(42));
+    let row = |last: u8, name: &'static str, value, unit, kind: &'static str| {
+        let (vnet, mac) = (Cell::Number(42), Cell::Mac(key(last).mac));
+        vec![vnet, mac, Cell::text(name), Cell::Number(value), unit, Cell::text(kind)]
+    };
+    let frames = || Cell::text("frames");
     let want = [
-        format!("{} stalled 1", key(1)),
-        format!("{} tx_frames {}", key(2), u64::MAX),
-        format!("{} rx_frames 2", key(2)),
+        row(1, "stalled", 1, Cell::Nothing, "gauge"),
+        row(2, "tx_frames", u64::MAX, frames(), "counter"),
+        row(2, "waiting", 2, frames(), "gauge"),
     ];
-    assert_eq!(of_vifs, want.iter().collect::<Vec<_>>());
-    assert!(rows.iter().any(|row| row == "varpd vifs_registered 2"), "{rows:?}");
+    assert_eq!(of_vifs.cloned().collect::<Vec<_>>(), want);
+    let registered = [Cell::Nothing, Cell::Nothing, Cell::text("vifs_registered"), Cell::Number(2)];
+    assert!(rows.iter().any(|row| row.starts_with(&registered)), "{rows:?}");
     assert_eq!(varpd.counter("stats_late"), 1);
     drop(stalled);
 }

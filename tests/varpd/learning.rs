@@ -140,7 +140,7 @@ fn a_backend_learns_no_more_than_it_said() {
     let Some(net) = Net::new("varpd: backends that learn more than they said") else { return };
     let [family, _] = BOTH;
     let a = net.varpd(net.a(), family, "");
-    let [none, two] = [0, 2].map(|most| Way { learn: Some(most), ..ACTIVE });
+    let [none, two] = [0, 2].map(|most| Way { learn: most, ..ACTIVE });
     let one = Backend::register(&a.socket, key(1), none);
     learn(&one, &[mac(8)]);
     assert_eq!(refused(&one.peer), mac(8));

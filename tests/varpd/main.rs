@@ -157,7 +157,7 @@ impl Varpd {
     /// One of varpd's own counters.
     fn counter(&self, name: &str) -> u64 {
         let rows = self.show("stats");
-        let row = rows.iter().find(|row| row["scope"] == "varpd" && row["counter"] == name);
+        let row = rows.iter().find(|row| row["vnet"].is_null() && row["counter"] == name);
         row.unwrap_or_else(|| panic!("no counter {name}"))["value"].as_u64().unwrap()
     }
 

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use serde_json::Value;
-use vnet::wire::control::{Event, Request};
+use vnet::wire::control::{Cell, Event, Request};
 
 use super::peer::{ACTIVE, Backend, INACTIVE, Peer};
 use super::support::wait_until;
@@ -101,6 +101,7 @@ fn one_that_does_not_read_misses_events_and_holds_up_nobody() {
     let a = net.varpd(net.a(), family, &format!("{HASTY}{limits}"));
     let slow = Peer::connect(&a.socket);
     slow.send(&Request::Monitor);
+    assert!(matches!(slow.event(), Event::Columns { .. }));
     assert_eq!(slow.event(), Event::End);
     let one = Backend::register(&a.socket, key(1), ACTIVE);
     one.peer.claimed();
@@ -118,10 +119,11 @@ fn one_that_does_not_read_misses_events_and_holds_up_nobody() {
     let (mut seen, mut missed) = (0, 0);
     while seen + missed < RESOLVED as u64 {
         match slow.event() {
-            Event::Row { cells } if cells[1] == "missed" => {
-                missed += cells.last().unwrap().parse::<u64>().unwrap();
+            Event::Row { cells } if cells[1] == Cell::text("missed") => {
+                let Some(Cell::Number(count)) = cells.last() else { panic!("{cells:?}") };
+                missed += count;
             }
-            Event::Row { cells } => seen += u64::from(cells[1] == "unresolved"),
+            Event::Row { cells } => seen += u64::from(cells[1] == Cell::text("unresolved")),
             other => panic!("{other:?}"),
         }
     }

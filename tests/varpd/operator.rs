@@ -27,7 +27,7 @@ fn tables_are_shown_as_text_and_json() {
     let json: Value = serde_json::from_str(&text).unwrap();
     let want = serde_json::json!(
         [{"vnet": 42, "vifs": 1, "active": 1, "cached": 0, "group": "224.10.0.1", "policy": "none",
-          "key": "-", "others": 0, "untagged": 0}]
+          "key": null, "others": 0, "untagged": 0}]
     );
     assert_eq!((code, json), (0, want));
     let (code, text) = run(&["show", "vifs", "--vnet", "0x2a", "--mac", "52:54:00:00:00:01"]);

@@ -7,7 +7,7 @@ use std::path::Path;
 use vnet::security::policy::Floor;
 use vnet::sys::seqpacket::Connection;
 use vnet::underlay::sockets;
-use vnet::wire::control::{ErrorCode, Event, MAX_LEN, Request};
+use vnet::wire::control::{ErrorCode, Event, Features, MAX_LEN, Request};
 use vnet::wire::{Capabilities, CareOf, Mac, Stamp, VifKey};
 
 use super::SOON;
@@ -17,6 +17,15 @@ pub(crate) struct Peer(pub(crate) Connection);
 
 impl Peer {
     pub(crate) fn connect(socket: &Path) -> Self {
+        let this = Self::silent(socket);
+        let hello = Request::Hello { features: Features::NONE, software: "a test".into() };
+        // varpd may have refused the connection and closed it.
+        let _ = this.0.send(&hello.emit(), &[]);
+        this
+    }
+
+    /// One that has said nothing yet.
+    pub(crate) fn silent(socket: &Path) -> Self {
         Self(Connection::open(socket).unwrap())
     }
 
@@ -26,11 +35,18 @@ impl Peer {
 
     /// The next event and its descriptors; `None` if the connection has ended.
     pub(crate) fn next(&self) -> Option<(Event, Vec<OwnedFd>)> {
-        assert!(self.0.wait_readable(SOON).unwrap(), "nothing from varpd");
         let mut buffer = vec![0; MAX_LEN];
-        // varpd may have closed with messages of ours unread.
-        let got = self.0.recv(&mut buffer).ok().filter(|got| got.len > 0)?;
-        Some((Event::parse(&buffer[..got.len]).unwrap(), got.fds))
+        loop {
+            assert!(self.0.wait_readable(SOON).unwrap(), "nothing from varpd");
+            // varpd may have closed with messages of ours unread.
+            let got = self.0.recv(&mut buffer).ok().filter(|got| got.len > 0)?;
+            match Event::parse(&buffer[..got.len]).unwrap() {
+                Event::Hello { software, .. } => {
+                    assert!(software.starts_with("varpd "), "{software}")
+                }
+                event => return Some((event, got.fds)),
+            }
+        }
     }
 
     pub(crate) fn event(&self) -> Event {
@@ -87,10 +103,10 @@ pub(crate) struct Way {
     pub(crate) queue_pairs: u8,
     pub(crate) active: bool,
     pub(crate) stamp: Option<Stamp>,
-    pub(crate) learn: Option<u16>,
+    pub(crate) learn: u16,
 }
 
-pub(crate) const ACTIVE: Way = Way { queue_pairs: 1, active: true, stamp: None, learn: None };
+pub(crate) const ACTIVE: Way = Way { queue_pairs: 1, active: true, stamp: None, learn: u16::MAX };
 pub(crate) const INACTIVE: Way = Way { active: false, ..ACTIVE };
 
 pub(crate) fn register(key: VifKey, way: Way) -> Request {

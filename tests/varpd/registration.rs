@@ -358,7 +358,7 @@ fn a_vif_that_is_kept_while_its_host_is_renumbered_has_bounded_sockets() {
 fn a_stamp_of_a_claim_at_the_old_address_is_not_believed_at_the_new_one() {
     let Some(net) = Net::new("varpd: stamps of a kept vif that moves") else { return };
     let varpd = net.varpd_on(net.a(), "eth0", "");
-    let way = Way { learn: Some(4), ..ACTIVE };
+    let way = Way { learn: 4, ..ACTIVE };
     let old = Backend::register(&varpd.socket, key(1), way);
     let stamp = old.peer.claimed();
     let behind = |stamp| Request::Learn { macs: vec![(mac(9), stamp)] };

@@ -9,8 +9,8 @@ mod keys;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{
-    ErrorCode, Event, HEADER_LEN, MAX_CELL, MAX_CELLS, MAX_ERROR_TEXT, MAX_MACS, MAX_QUEUE_PAIRS,
-    MAX_TEXT, MAX_VALUES, Request, Table, VERSION,
+    ErrorCode, Event, Features, HEADER_LEN, MAX_ERROR_TEXT, MAX_MACS, MAX_QUEUE_PAIRS,
+    MAX_SOFTWARE, MAX_VALUES, Request, Table, VERSION,
 };
 use crate::wire::reader::Reader;
 use crate::wire::{
@@ -46,6 +46,7 @@ mod code {
     pub(super) const FORGET: u8 = 10;
     pub(super) const MONITOR: u8 = 11;
     pub(super) const LANE_CLOSED: u8 = 12;
+    pub(super) const HELLO: u8 = 13;
     pub(super) const REGISTERED: u8 = 129;
     pub(super) const CLAIMED: u8 = 130;
     pub(super) const LOST: u8 = 131;
@@ -64,6 +65,8 @@ mod code {
     pub(super) const LANE: u8 = 140;
     pub(super) const CLOSE_LANE: u8 = 141;
     pub(super) const GROUP_LONGEST: u8 = 142;
+    pub(super) const HELLO_BACK: u8 = 143;
+    pub(super) const COLUMNS: u8 = 144;
 }
 
 impl Request {
@@ -81,8 +84,8 @@ impl Request {
             code::RESOLVE => Self::Resolve { mac: r.mac()?, refresh: r.bool()? },
             code::STATS => {
                 let n = r.count(MAX_VALUES)?;
-                let values = (0..n).map(|_| Ok((r.text(MAX_TEXT)?, r.u64()?)));
-                Self::Stats { xid, values: values.collect::<Result<_, _>>()? }
+                let samples = (0..n).map(|_| r.sample()).collect::<Result<_, _>>()?;
+                Self::Stats { xid, samples }
             }
             code::SHOW => Self::Show { table: Table::from_code(r.u8()?)? },
             code::FLUSH => parse_flush(&mut r)?,
@@ -100,6 +103,9 @@ impl Request {
             }
             code::LATE => Self::Late { mac: r.mac()?, sender: r.addr()? },
             code::LANE_CLOSED => Self::LaneClosed { lane: r.u32()? },
+            code::HELLO => {
+                Self::Hello { features: Features(r.u64()?), software: r.text(MAX_SOFTWARE)? }
+            }
             _ => return Err(ParseError::Type),
         };
         r.end()?;
@@ -114,10 +120,8 @@ impl Request {
                 w.u32(key.vnet.get()).mac(key.mac).u8(*queue_pairs);
                 let a = if *active { REGISTER_ACTIVE } else { 0 };
                 let s = if stamp.is_some() { REGISTER_STAMP } else { 0 };
-                let plain = capabilities.without(Capabilities::BOUNDED);
-                let bounded = plain.with(Capabilities::BOUNDED);
-                w.u8(a | s).u16(if learn.is_some() { bounded.0 } else { plain.0 });
-                w.u16(learn.unwrap_or(0)).u64(stamp.unwrap_or_default().0).floor(*floor).done()
+                w.u8(a | s).u16(capabilities.0).u16(*learn);
+                w.u64(stamp.unwrap_or_default().0).floor(*floor).done()
             }
             Self::SetActive { active } => {
                 Writer::new(code::SET_ACTIVE, 0).u8((*active).into()).done()
@@ -128,11 +132,11 @@ impl Request {
             Self::Resolve { mac, refresh } => {
                 Writer::new(code::RESOLVE, 0).mac(*mac).u8((*refresh).into()).done()
             }
-            Self::Stats { xid, values } => {
+            Self::Stats { xid, samples } => {
                 let mut w = Writer::new(code::STATS, *xid);
-                w.count(values.len(), MAX_VALUES);
-                for (name, value) in values.iter().take(MAX_VALUES) {
-                    w.text(name, MAX_TEXT).u64(*value);
+                w.count(samples.len(), MAX_VALUES);
+                for sample in samples.iter().take(MAX_VALUES) {
+                    w.sample(sample);
                 }
                 w.done()
             }
@@ -163,8 +167,13 @@ impl Request {
                 w.u32(vnet.map_or(0, VnetId::get)).done()
             }
             Self::LaneClosed { lane } => Writer::new(code::LANE_CLOSED, 0).u32(*lane).done(),
+            Self::Hello { features, software } => hello(code::HELLO, *features, software),
         }
     }
+}
+
+fn hello(kind: u8, features: Features, software: &str) -> Vec<u8> {
+    Writer::new(kind, 0).u64(features.0).text(software, MAX_SOFTWARE).done()
 }
 
 fn parse_register(r: &mut Reader<'_>) -> Result<Request, ParseError> {
@@ -176,8 +185,7 @@ fn parse_register(r: &mut Reader<'_>) -> Result<Request, ParseError> {
     let learn = r.u16()?;
     let stamp = r.u64()?;
     let floor = r.floor()?;
-    let is_bounded = capabilities.contains(Capabilities::BOUNDED);
-    if flags & !(REGISTER_ACTIVE | REGISTER_STAMP) != 0 || (learn != 0 && !is_bounded) {
+    if flags & !(REGISTER_ACTIVE | REGISTER_STAMP) != 0 {
         return Err(ParseError::Reserved);
     }
     let has_stamp = flags & REGISTER_STAMP != 0;
@@ -186,11 +194,11 @@ fn parse_register(r: &mut Reader<'_>) -> Result<Request, ParseError> {
     }
     Ok(Request::Register {
         key: VifKey { vnet, mac },
-        capabilities: capabilities.without(Capabilities::BOUNDED),
+        capabilities,
         queue_pairs,
         active: flags & REGISTER_ACTIVE != 0,
         stamp: has_stamp.then_some(Stamp(stamp)),
-        learn: is_bounded.then_some(learn),
+        learn,
         floor,
     })
 }
@@ -264,10 +272,11 @@ impl Event {
             code::INVALIDATE => Self::Invalidate { mac: r.mac()? },
             code::REFUSED => Self::Refused { mac: r.mac()?, hold_ms: r.u32()? },
             code::STATS_REQUEST => Self::StatsRequest { xid },
-            code::ROW => {
-                let n = r.count(MAX_CELLS)?;
-                Self::Row { cells: (0..n).map(|_| r.text(MAX_CELL)).collect::<Result<_, _>>()? }
+            code::HELLO_BACK => {
+                Self::Hello { features: Features(r.u64()?), software: r.text(MAX_SOFTWARE)? }
             }
+            code::COLUMNS => Self::Columns { columns: r.columns()?.into() },
+            code::ROW => Self::Row { cells: r.cells()? },
             code::END => Self::End,
             code::LANE => parse_lane(&mut r)?,
             code::CLOSE_LANE => Self::CloseLane { lane: r.u32()? },
@@ -311,14 +320,9 @@ impl Event {
                 Writer::new(code::REFUSED, 0).mac(*mac).u32(*hold_ms).done()
             }
             Self::StatsRequest { xid } => Writer::new(code::STATS_REQUEST, *xid).done(),
-            Self::Row { cells } => {
-                let mut w = Writer::new(code::ROW, 0);
-                w.count(cells.len(), MAX_CELLS);
-                for cell in cells.iter().take(MAX_CELLS) {
-                    w.text(cell, MAX_CELL);
-                }
-                w.done()
-            }
+            Self::Hello { features, software } => hello(code::HELLO_BACK, *features, software),
+            Self::Columns { columns } => Writer::new(code::COLUMNS, 0).columns(columns).done(),
+            Self::Row { cells } => Writer::new(code::ROW, 0).cells(cells).done(),
             Self::End => Writer::new(code::END, 0).done(),
             Self::Lane { lane, pair, is_read, mac, addr } => {
                 let mut w = Writer::new(code::LANE, 0);
@@ -416,22 +420,22 @@ impl Reader<'_> {
         }
     }
 
-    fn mac(&mut self) -> Result<Mac, ParseError> {
+    pub(super) fn mac(&mut self) -> Result<Mac, ParseError> {
         self.array().map(Mac)
     }
 
-    fn count(&mut self, most: usize) -> Result<usize, ParseError> {
+    pub(super) fn count(&mut self, most: usize) -> Result<usize, ParseError> {
         let n = usize::from(self.u16()?);
         if n > most { Err(ParseError::Value) } else { Ok(n) }
     }
 
-    fn text(&mut self, longest: usize) -> Result<String, ParseError> {
+    pub(super) fn text(&mut self, longest: usize) -> Result<String, ParseError> {
         let len = self.count(longest)?;
         let bytes = self.bytes(len)?;
         String::from_utf8(bytes.to_vec()).map_err(|_| ParseError::Value)
     }
 
-    fn addr(&mut self) -> Result<SocketAddr, ParseError> {
+    pub(super) fn addr(&mut self) -> Result<SocketAddr, ParseError> {
         let family = self.u8()?;
         self.zero::<1>()?;
         let port = self.u16()?;
@@ -460,7 +464,7 @@ impl Reader<'_> {
 }
 
 /// A message under construction.
-struct Writer(Vec<u8>);
+pub(super) struct Writer(Vec<u8>);
 
 impl Writer {
     fn new(kind: u8, xid: u32) -> Self {
@@ -469,12 +473,12 @@ impl Writer {
         w
     }
 
-    fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+    pub(super) fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
         self.0.extend_from_slice(bytes);
         self
     }
 
-    fn u8(&mut self, value: u8) -> &mut Self {
+    pub(super) fn u8(&mut self, value: u8) -> &mut Self {
         self.bytes(&value.to_be_bytes())
     }
 
@@ -486,25 +490,25 @@ impl Writer {
         self.bytes(&value.to_be_bytes())
     }
 
-    fn u64(&mut self, value: u64) -> &mut Self {
+    pub(super) fn u64(&mut self, value: u64) -> &mut Self {
         self.bytes(&value.to_be_bytes())
     }
 
-    fn mac(&mut self, mac: Mac) -> &mut Self {
+    pub(super) fn mac(&mut self, mac: Mac) -> &mut Self {
         self.bytes(&mac.0)
     }
 
-    fn count(&mut self, n: usize, most: usize) -> &mut Self {
+    pub(super) fn count(&mut self, n: usize, most: usize) -> &mut Self {
         self.u16(u16::try_from(n.min(most)).unwrap_or(u16::MAX))
     }
 
-    fn text(&mut self, text: &str, longest: usize) -> &mut Self {
+    pub(super) fn text(&mut self, text: &str, longest: usize) -> &mut Self {
         let end = text.floor_char_boundary(longest);
         let (cut, _) = text.split_at(end);
         self.count(cut.len(), longest).bytes(cut.as_bytes())
     }
 
-    fn addr(&mut self, addr: &SocketAddr) -> &mut Self {
+    pub(super) fn addr(&mut self, addr: &SocketAddr) -> &mut Self {
         let (family, octets) = match addr.ip() {
             IpAddr::V4(ip) => {
                 let [a, b, c, d] = ip.octets();

@@ -35,7 +35,17 @@ fn v6() -> CareOf {
 /// Every request and its bytes in hexadecimal (spaces between fields).
 fn requests() -> Vec<(Request, &'static str)> {
     let key = VifKey { vnet: VnetId::new(42).unwrap(), mac: MAC };
+    let sample = |name: &str, kind, unit: &str, value| Sample {
+        name: name.into(),
+        kind,
+        unit: unit.into(),
+        value,
+    };
     vec![
+        (
+            Request::Hello { features: Features(1 << 63 | 1), software: "vnet 1".into() },
+            "02 0d 0000 00000000 8000000000000001 0006 766e65742031",
+        ),
         (
             Request::Register {
                 key,
@@ -43,10 +53,10 @@ fn requests() -> Vec<(Request, &'static str)> {
                 queue_pairs: 2,
                 active: true,
                 stamp: Some(Stamp(0x0102_0304_0506_0708)),
-                learn: Some(16),
+                learn: 16,
                 floor: Floor { least: Level::Auth, had: Level::Conf },
             },
-            "02 01 0000 00000000 0000002a 525400123456 02 03 4003 0010 0102030405060708 01 02 0000",
+            "02 01 0000 00000000 0000002a 525400123456 02 03 0003 0010 0102030405060708 01 02 0000",
         ),
         (
             Request::Register {
@@ -55,7 +65,7 @@ fn requests() -> Vec<(Request, &'static str)> {
                 queue_pairs: 1,
                 active: false,
                 stamp: None,
-                learn: None,
+                learn: 0,
                 floor: Floor::default(),
             },
             "02 01 0000 00000000 0000002a 525400123456 01 00 0000 0000 0000000000000000 00 00 0000",
@@ -69,8 +79,15 @@ fn requests() -> Vec<(Request, &'static str)> {
         (Request::SaReady { number: 3 }, "02 21 0000 00000000 00000003"),
         (Request::Resolve { mac: MAC, refresh: true }, "02 04 0000 00000000 525400123456 01"),
         (
-            Request::Stats { xid: 7, values: vec![("rx".into(), 1), ("tx_é".into(), u64::MAX)] },
-            "02 05 0000 00000007 0002 0002 7278 0000000000000001 0005 74785fc3a9 ffffffffffffffff",
+            Request::Stats {
+                xid: 7,
+                samples: vec![
+                    sample("rx", Kind::Counter, "bytes", 1),
+                    sample("tx_é", Kind::Gauge, "", u64::MAX),
+                ],
+            },
+            "02 05 0000 00000007 0002 0002 7278 01 0005 6279746573 0000000000000001 \
+             0005 74785fc3a9 02 0000 ffffffffffffffff",
         ),
         (Request::Show { table: Table::Varp }, "02 06 0000 00000000 03"),
         (
@@ -178,8 +195,39 @@ fn events() -> Vec<(Event, &'static str)> {
         (Event::Invalidate { mac: MAC }, "02 86 0000 00000000 525400123456"),
         (Event::StatsRequest { xid: 0xdead_beef }, "02 87 0000 deadbeef"),
         (
-            Event::Row { cells: vec!["a".into(), String::new(), "bc".into()] },
-            "02 88 0000 00000000 0003 0001 61 0000 0002 6263",
+            Event::Hello { features: Features::LANES, software: "varpd 1".into() },
+            "02 8f 0000 00000000 0000000000000001 0007 76617270642031",
+        ),
+        (
+            Event::Columns {
+                columns: vec![
+                    Column::text("mac"),
+                    Column::number("age", "seconds"),
+                    Column::detail("kind"),
+                ]
+                .into(),
+            },
+            "02 90 0000 00000000 0003 0003 6d6163 0000 00 0003 616765 0007 7365636f6e6473 01 \
+             0004 6b696e64 0000 02",
+        ),
+        (
+            Event::Row {
+                cells: vec![
+                    Cell::Nothing,
+                    Cell::text("a"),
+                    Cell::text(""),
+                    Cell::Number(u64::MAX),
+                    Cell::AtLeast(2),
+                    Cell::Span(Duration::from_micros(3)),
+                    Cell::Offset(-1),
+                    Cell::Time(4),
+                    Cell::Mac(MAC),
+                    Cell::Address("192.0.2.1:40000".parse().unwrap()),
+                ],
+            },
+            "02 88 0000 00000000 000a 00 01 0001 61 01 0000 02 ffffffffffffffff 03 0000000000000002 \
+             04 0000000000000003 05 ffffffffffffffff 06 0000000000000004 07 525400123456 \
+             08 04 00 9c40 c0000201000000000000000000000000",
         ),
         (Event::End, "02 89 0000 00000000"),
         (
@@ -305,16 +353,25 @@ fn each_fault_has_its_name() {
 #[test]
 fn oversized_contents_are_cut_to_a_valid_message() {
     let long = "é".repeat(MAX_ERROR_TEXT);
-    let stats = Request::Stats { xid: 1, values: vec![(long.clone(), 1); MAX_VALUES + 1] };
+    let sample =
+        Sample { name: long.clone(), kind: Kind::Counter, unit: long.clone(), value: u64::MAX };
+    let stats = Request::Stats { xid: 1, samples: vec![sample; MAX_VALUES + 1] };
     let bytes = stats.emit();
     assert!(bytes.len() <= MAX_LEN, "{}", bytes.len());
-    let Ok(Request::Stats { values, .. }) = Request::parse(&bytes) else { panic!("{bytes:?}") };
-    assert_eq!(values.len(), MAX_VALUES);
-    assert_eq!(values[0].0.len(), MAX_TEXT);
+    let Ok(Request::Stats { samples, .. }) = Request::parse(&bytes) else { panic!("{bytes:?}") };
+    assert_eq!(samples.len(), MAX_VALUES);
+    assert_eq!((samples[0].name.len(), samples[0].unit.len()), (MAX_NAME, MAX_UNIT));
 
-    let bytes = Event::Row { cells: vec![long.clone(); MAX_CELLS + 1] }.emit();
-    assert!(bytes.len() <= MAX_LEN, "{}", bytes.len());
-    assert!(Event::parse(&bytes).is_ok());
+    let column = Column { name: long.clone().into(), ..Column::number("", "") };
+    let columns = vec![Column { unit: long.clone().into(), ..column }; MAX_CELLS + 1];
+    let row = Event::Row { cells: vec![Cell::text(long.clone()); MAX_CELLS + 1] };
+    for event in [row, Event::Columns { columns: columns.into() }] {
+        let bytes = event.emit();
+        assert!(bytes.len() <= MAX_LEN, "{}", bytes.len());
+        assert!(Event::parse(&bytes).is_ok());
+    }
+    let hello = Request::Hello { features: Features::NONE, software: long.clone() };
+    assert!(Request::parse(&hello.emit()).is_ok());
 
     let bytes = Event::Error { code: ErrorCode::Failed, text: format!("a{long}") }.emit();
     let Ok(Event::Error { text, .. }) = Event::parse(&bytes) else { panic!("{bytes:?}") };
@@ -353,19 +410,52 @@ fn coa() -> impl Strategy<Value = CareOf> {
 
 fn text() -> impl Strategy<Value = String> {
     // At most 4 bytes each.
-    proptest::collection::vec(any::<char>(), 0..=MAX_TEXT / 4).prop_map(String::from_iter)
+    proptest::collection::vec(any::<char>(), 0..=MAX_SOFTWARE / 4).prop_map(String::from_iter)
+}
+
+fn unit() -> impl Strategy<Value = String> {
+    proptest::collection::vec(any::<char>(), 0..=MAX_UNIT / 4).prop_map(String::from_iter)
+}
+
+fn sample() -> impl Strategy<Value = Sample> {
+    (text(), any::<bool>(), unit(), any::<u64>()).prop_map(|(name, is_gauge, unit, value)| Sample {
+        name,
+        kind: if is_gauge { Kind::Gauge } else { Kind::Counter },
+        unit,
+        value,
+    })
+}
+
+fn column() -> impl Strategy<Value = Column> {
+    (text(), unit(), any::<(bool, bool)>()).prop_map(|(name, unit, (is_number, is_detail))| {
+        Column { name: name.into(), unit: unit.into(), is_number, is_detail }
+    })
+}
+
+fn cell() -> impl Strategy<Value = Cell> {
+    prop_oneof![
+        Just(Cell::Nothing),
+        text().prop_map(Cell::text),
+        any::<u64>().prop_map(Cell::Number),
+        any::<u64>().prop_map(Cell::AtLeast),
+        any::<u64>().prop_map(|us| Cell::Span(Duration::from_micros(us))),
+        any::<i64>().prop_map(Cell::Offset),
+        any::<u64>().prop_map(Cell::Time),
+        mac().prop_map(Cell::Mac),
+        addr().prop_map(Cell::Address),
+    ]
 }
 
 fn request() -> impl Strategy<Value = Request> {
     let register = (vnet(), mac(), any::<u16>(), 1..=MAX_QUEUE_PAIRS, any::<bool>())
-        .prop_flat_map(|fields| (Just(fields), proptest::option::of(stamp()), any::<Option<u16>>()))
+        .prop_flat_map(|fields| (Just(fields), proptest::option::of(stamp()), any::<u16>()))
         .prop_map(|((vnet, mac, capabilities, queue_pairs, active), stamp, learn)| {
-            let capabilities = Capabilities(capabilities).without(Capabilities::BOUNDED);
+            let capabilities = Capabilities(capabilities);
             let key = VifKey { vnet, mac };
             let floor = Floor { least: Level::None, had: Level::Conf };
             Request::Register { key, capabilities, queue_pairs, active, stamp, learn, floor }
         });
-    let values = proptest::collection::vec((text(), any::<u64>()), 0..=MAX_VALUES);
+    let samples = proptest::collection::vec(sample(), 0..=MAX_VALUES);
     let table = proptest::sample::select(vec![
         Table::Vnets,
         Table::Vifs,
@@ -374,12 +464,16 @@ fn request() -> impl Strategy<Value = Request> {
         Table::Peers,
     ]);
     prop_oneof![
+        (any::<u64>(), text()).prop_map(|(features, software)| Request::Hello {
+            features: Features(features),
+            software
+        }),
         register,
         any::<bool>().prop_map(|active| Request::SetActive { active }),
         Just(Request::Announce),
         Just(Request::Monitor),
         (mac(), any::<bool>()).prop_map(|(mac, refresh)| Request::Resolve { mac, refresh }),
-        (any::<u32>(), values).prop_map(|(xid, values)| Request::Stats { xid, values }),
+        (any::<u32>(), samples).prop_map(|(xid, samples)| Request::Stats { xid, samples }),
         table.prop_map(|table| Request::Show { table }),
         (proptest::option::of(vnet()), proptest::option::of(mac()))
             .prop_map(|(vnet, mac)| Request::Flush { vnet, mac }),
@@ -419,7 +513,13 @@ fn event() -> impl Strategy<Value = Event> {
         (mac(), any::<u32>()).prop_map(|(mac, hold_ms)| Event::Refused { mac, hold_ms }),
         mac().prop_map(|mac| Event::Invalidate { mac }),
         any::<u32>().prop_map(|xid| Event::StatsRequest { xid }),
-        proptest::collection::vec(text(), 0..=MAX_CELLS).prop_map(|cells| Event::Row { cells }),
+        (any::<u64>(), text()).prop_map(|(features, software)| Event::Hello {
+            features: Features(features),
+            software
+        }),
+        proptest::collection::vec(column(), 0..=MAX_CELLS)
+            .prop_map(|columns| Event::Columns { columns: columns.into() }),
+        proptest::collection::vec(cell(), 0..=MAX_CELLS).prop_map(|cells| Event::Row { cells }),
         Just(Event::End),
         (code, text()).prop_map(|(code, text)| Event::Error { code, text }),
         (any::<(u32, bool)>(), 0..MAX_QUEUE_PAIRS, mac(), addr()).prop_map(

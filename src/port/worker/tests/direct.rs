@@ -165,8 +165,8 @@ impl Bed {
 
     /// Counters that do not depend on the way that frames took.
     fn drops(&self) -> Vec<(&'static str, u64)> {
-        let counters = self.worker.counters.snapshot().into_iter();
-        counters.filter(|(name, _)| name.starts_with("rx_drop")).collect()
+        let counters = self.worker.counters.readings();
+        counters.filter(|r| r.name.starts_with("rx_drop")).map(|r| (r.name, r.value)).collect()
     }
 }
 

@@ -45,8 +45,8 @@ fn arrive(sent: Vec<(SocketAddr, Vec<u8>)>) -> (Vec<Vec<u8>>, Worker<MemoryUnder
 }
 
 fn sum_drops(worker: &Worker<MemoryUnderlay>) -> u64 {
-    let values = worker.counters.snapshot().into_iter();
-    values.filter(|(name, _)| name.contains("_drop_")).map(|(_, value)| value).sum()
+    let drops = worker.counters.readings().filter(|r| r.name.contains("_drop_"));
+    drops.map(|r| r.value).sum()
 }
 
 fn addressed(packet: &Packet) -> Vec<u8> {

@@ -176,9 +176,9 @@ fn assert_all_opens(kinds: &[Kind], suite: Suite, short_ends: bool, under: Under
     transmit(&mut worker, &mut driver);
     let drops: Vec<(&str, u64)> = worker
         .counters
-        .snapshot()
-        .into_iter()
-        .filter(|(name, value)| name.contains("_drop_") && *value > 0)
+        .readings()
+        .filter(|r| r.name.contains("_drop_") && r.value > 0)
+        .map(|r| (r.name, r.value))
         .collect();
     assert_eq!(drops, []);
     assert_eq!(worker.counters.get(VifCounter::tx_frames), kinds.len() as u64);

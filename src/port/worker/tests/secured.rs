@@ -41,8 +41,8 @@ fn what_is_sealed_leaves_in_pieces_when_the_kernel_knows_better() {
     let arrived: Vec<Vec<u8>> = used.zip(&places).map(read).collect();
     assert!(arrived == sent, "all, and in order");
     for worker in [&worker, &peer] {
-        let values = worker.counters.snapshot().into_iter();
-        let drops = values.filter(|(name, value)| name.contains("_drop_") && *value > 0);
+        let values = worker.counters.readings();
+        let drops = values.filter(|r| r.name.contains("_drop_") && r.value > 0);
         assert_eq!(drops.count(), 0);
     }
 }

@@ -400,7 +400,6 @@ fn such_padding_is_nothing_to_a_receiver() {
     driver.offer(&[(&[], 100, WRITE)]);
     receive(&mut worker, &mut driver);
     assert_eq!(driver.used().len(), 1);
-    let values = worker.counters.snapshot();
-    let dropped = values.iter().filter(|(name, _)| name.contains("drop")).map(|(_, n)| n);
-    assert_eq!(dropped.sum::<u64>(), 0);
+    let dropped = worker.counters.readings().filter(|r| r.name.contains("drop"));
+    assert_eq!(dropped.map(|r| r.value).sum::<u64>(), 0);
 }

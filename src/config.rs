@@ -265,6 +265,8 @@ pub struct Limits {
     pub clients: usize,
     /// Of these, from one user other than root.
     pub clients_per_user: usize,
+    /// Registrations of vifs per second, of one user other than root; at once it is `clients_per_user`.
+    pub registrations_per_second: u32,
     /// Vifs whose backend is gone and whose sockets are kept.
     pub kept_vifs: usize,
     /// Vifs.
@@ -297,6 +299,7 @@ impl Default for Limits {
         Self {
             clients: 1024,
             clients_per_user: 512,
+            registrations_per_second: 10,
             kept_vifs: 256,
             vifs: mapper.vifs,
             learnt_per_vif: crate::wire::control::MAX_MACS,

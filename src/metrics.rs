@@ -210,6 +210,7 @@ counters! {
         vifs_denied [vifs] = "of vifs_refused, those of users who are not on the vnet's list (allow-users, allow-groups), and of processes that have another vif",
         vifs_reserved [vifs] = "of vifs_refused, those of vifs that varpd keeps for another user, whose backend has ended",
         operators_denied [messages] = "requests for tables, events or flushes refused because the process has a vif or its user is no operator",
+        vifs_too_often [vifs] = "of vifs_refused, those beyond the rate of their user (registrations-per-second)",
         vifs_unlisted [vifs] = "of vifs_refused, those on vnets without a section in varpd.toml ([security] vnets)",
         vifs_below_policy [vifs] = "registrations of vifs that are halted: the vnet's policy is lower than their backend permits",
         vifs_resumed [vifs] = "of vifs_registered, those that got the sockets that varpd had kept for them",

@@ -26,6 +26,7 @@ use crate::wire::varp::{self, Message};
 use crate::wire::{ParseError, VnetId, handshake, hello};
 
 use super::admission::{Admission, Operators, Unknown};
+use super::arrivals::Arrivals;
 use super::awake::Sleep;
 use super::clients::{ClientId, Clients, Door, Sent};
 use super::comings::Comings;
@@ -139,6 +140,8 @@ pub(super) struct Daemon {
     pub(super) complaints: Complaints,
     /// About vifs that come and go.
     pub(super) comings: Comings,
+    /// How often users may register vifs.
+    pub(super) arrivals: Arrivals,
     /// About what is wrong with the underlay.
     pub(super) alarms: Quiet,
     /// When what failed at sockets is tried again.
@@ -225,6 +228,7 @@ impl Daemon {
             quiet_about_accepting: Quiet::new(1),
             complaints: Complaints::default(),
             comings: Comings::default(),
+            arrivals: Arrivals::new(limits.registrations_per_second, limits.clients_per_user),
             alarms: Quiet::new(20),
             retry_at: None,
             varp,

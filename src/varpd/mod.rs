@@ -54,6 +54,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod arrivals;
 mod awake;
 mod clients;
 mod comings;

@@ -87,6 +87,11 @@ impl Daemon {
             return Err(Failure::fatal(ErrorCode::Denied, text));
         }
         self.admit(client, key.vnet)?;
+        if !self.arrivals.take(peer.uid, now.mono) {
+            self.counters.inc(VarpdCounter::vifs_too_often);
+            let text = format!("user {} registers vifs too often", peer.uid);
+            return Err(Failure { fatal: true, ..Failure::busy(&text) });
+        }
         wanted.learn = self.speakers.check(peer, key, wanted.learn).map_err(|refusal| {
             self.counters.inc(VarpdCounter::vifs_denied);
             Failure::fatal(ErrorCode::Denied, refusal.to_string())

@@ -159,6 +159,37 @@ fn a_process_does_not_take_all_places_of_its_user() {
     drop(held);
 }
 
+/// Each registration is announced to all hosts.
+#[test]
+fn a_user_that_registers_in_a_loop_has_to_wait() {
+    let Some(net) = Net::new("varpd: a user registers again and again") else { return };
+    let limits = "[limits]\nclients-per-user = 4\nregistrations-per-second = 1\n";
+    let varpd =
+        net.varpd(net.a(), Family::V4, &format!("{limits}[vnet.42]\nallow-users = [{NOBODY}]\n"));
+    let mut refused = None;
+    for _ in 0..20 {
+        let peer = connect_as(NOBODY, &varpd.socket);
+        peer.send(&register(key(10), ACTIVE));
+        match peer.event() {
+            Event::Registered { .. } => drop(peer),
+            Event::Error { code, text } => {
+                refused = Some((code, text));
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let (code, text) = refused.expect("nobody can register 20 vifs in this time");
+    assert_eq!(code, ErrorCode::Limit, "{text}");
+    assert!(text.contains(&format!("user {NOBODY} registers vifs too often")), "{text}");
+    assert_eq!(varpd.counter("vifs_too_often"), 1);
+    wait_until("the user may register again", SOON, || {
+        let peer = connect_as(NOBODY, &varpd.socket);
+        peer.send(&register(key(10), ACTIVE));
+        matches!(peer.event(), Event::Registered { .. })
+    });
+}
+
 /// Limits are for each user: root is one of them here, since one process can have many vifs only as root.
 #[test]
 fn what_is_kept_of_a_user_is_not_pushed_out_by_anothers() {

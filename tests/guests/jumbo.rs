@@ -146,8 +146,8 @@ fn narrow(site: &Site, j1: &mut Guest, j2: &mut Guest, network: &str, fits: u32)
         guest.run("ip route flush cache");
     }
     let to = format!("{network}.2");
-    transfer(j1, j2, &to, 4);
-    transfer(j2, j1, &format!("{network}.1"), 4);
+    transfer(j1, j2, &to, 2);
+    transfer(j2, j1, &format!("{network}.1"), 2);
     assert_too_long(j1, 8000, &to, fits);
     assert_answered_in_pieces(site, j1, 8000, &to);
     assert_sender_cuts(j1, &format!("-s 8000 {to}"), j2);

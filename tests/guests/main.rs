@@ -142,9 +142,16 @@ impl Machine {
     }
 }
 
-/// Sends `mib` MiB of random bytes over TCP and checks that what arrives has the same checksum.
+/// Sends `mib` MiB over TCP, differently each time, and checks that what arrives has the same checksum.
 fn transfer(from: &mut Guest, to: &mut Guest, address: &str, mib: u32) {
-    transfer_output(from, to, address, &format!("head -c {} /dev/urandom", mib << 20));
+    transfer_output(from, to, address, &some_bytes(mib << 20));
+}
+
+/// A command that prints `count` bytes: a few random ones, then a program. The kernel of an emulated guest makes only
+/// 3 MiB of random bytes in a second.
+fn some_bytes(count: u32) -> String {
+    let program = " /bin/busybox".repeat(1 + count as usize / 1_000_000);
+    format!("{{ head -c 4096 /dev/urandom; cat{program}; }} 2>/dev/null | head -c {count}")
 }
 
 /// The same with what a command prints.

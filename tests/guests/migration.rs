@@ -36,12 +36,12 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::Site;
 use super::station::Part;
 use super::support::guest::Guest;
 use super::support::netns::Family;
 use super::support::vnet::{Listener, Vif};
 use super::support::{can_boot_guests, step, take_turn, wait_until};
+use super::{Site, some_bytes};
 use figures::report;
 use network::{Kind, Vnet};
 use stage::{CRAWL, Stage};
@@ -76,7 +76,7 @@ fn hosts(loss: Loss) -> Site {
 
 /// Guest memory that is written to all the time, 4 MiB of it, and a file whose content is known.
 fn keep_busy(guest: &mut Guest) -> String {
-    guest.run("head -c 6000000 /dev/urandom >/tmp/known");
+    guest.run(&format!("{} >/tmp/known", some_bytes(6_000_000)));
     guest.run(
         "(while :; do head -c 4000000 /tmp/known >/tmp/busy; usleep 200000; done) \
          </dev/null >/dev/null 2>&1 &",

@@ -7,16 +7,16 @@ use super::support::netns::Family;
 use super::support::routed::Routed;
 use super::support::vnet::{Listener, Vif};
 use super::support::{can_boot_guests, step, take_turn, wait_until};
-use super::{Machine, Site, newest_qemu, transfer};
+use super::{Machine, Site, newest_qemu, some_bytes, transfer};
 
 use std::time::Duration;
 
 const G1: Vif = Vif { vnet: 42, mac: 1 };
 const G2: Vif = Vif { vnet: 42, mac: 2 };
-/// What is sent in each direction while the path becomes narrow, in MiB.
-const MIB: u32 = 24;
-/// How much of it has arrived by then, at least.
-const BEFORE: u64 = 1 << 20;
+/// What has arrived in each direction, at least, before the path becomes narrow, in bytes.
+const BEFORE: u64 = 512 << 10;
+/// What is sent in each direction afterwards, in bytes.
+const AFTER: u32 = 4 << 20;
 /// MTU of the narrow path.
 const NARROW: u32 = 1280;
 /// Long pings each way.
@@ -55,26 +55,17 @@ fn path_shrinks(family: Family, mtu: u32, guest_mtu: u32) {
     }
 
     step(&format!("TCP in both directions, on {mtu}"));
-    transfer(&mut m1.guest, &mut m2.guest, "10.0.0.2", 8);
-    transfer(&mut m2.guest, &mut m1.guest, "10.0.0.1", 8);
+    transfer(&mut m1.guest, &mut m2.guest, "10.0.0.2", 4);
+    transfer(&mut m2.guest, &mut m1.guest, "10.0.0.1", 4);
 
     step("both at the same time, and the path becomes narrow");
-    let forth = Transfer::start(&mut m1.guest, &mut m2.guest, "10.0.0.2");
     let back = Transfer::start(&mut m2.guest, &mut m1.guest, "10.0.0.1");
-    for (machine, transfer) in [(&mut m2, &forth), (&mut m1, &back)] {
-        wait_until("both are well under way", Duration::from_secs(60), || {
-            received(&mut machine.guest) > transfer.begin + BEFORE
-        });
-    }
+    let forth = Transfer::start(&mut m1.guest, &mut m2.guest, "10.0.0.2");
     routed.narrow(NARROW);
-    let left = [(&mut m2, &forth), (&mut m1, &back)].map(|(machine, transfer)| {
-        let arrived = received(&mut machine.guest) - transfer.begin;
-        (u64::from(MIB) << 20).saturating_sub(arrived)
-    });
-    step(&format!("  {left:?} bytes are still to come"));
-    assert!(left.iter().all(|left| *left > 0), "in mid-flow");
-    forth.finish(&mut m1.guest);
-    back.finish(&mut m2.guest);
+    let back = back.end_soon(&mut m2.guest, &mut m1.guest);
+    let forth = forth.end_soon(&mut m1.guest, &mut m2.guest);
+    back.finish(&mut m2.guest, &mut m1.guest);
+    forth.finish(&mut m1.guest, &mut m2.guest);
     transfer(&mut m1.guest, &mut m2.guest, "10.0.0.2", 4);
     transfer(&mut m2.guest, &mut m1.guest, "10.0.0.1", 4);
 
@@ -103,11 +94,14 @@ fn received(guest: &mut Guest) -> u64 {
     guest.number("cat /sys/class/net/eth0/statistics/rx_bytes")
 }
 
-/// A TCP transfer that is under way.
-struct Transfer {
+/// A TCP transfer that is well under way, and goes on until [`Transfer::end_soon`].
+struct Transfer(Running);
+
+/// A TCP transfer of which [`AFTER`] bytes are left to send.
+struct Ending {
     running: Running,
-    /// Bytes that the receiver's interface had received before.
-    begin: u64,
+    /// Bytes that the receiver's interface had received before these.
+    received: u64,
 }
 
 impl Transfer {
@@ -117,17 +111,33 @@ impl Transfer {
         to.run("until netstat -ltn | grep -q :5001; do usleep 10000; done");
         from.run("mkfifo /tmp/copy");
         let begin = received(to);
+        let rest = some_bytes(AFTER);
         let running = from.spawn(&format!(
             "sha256sum </tmp/copy >/tmp/sum & \
-             head -c {} /dev/urandom | tee /tmp/copy | nc {address} 5001; wait; cat /tmp/sum",
-            MIB << 20
+             {{ until [ -e /tmp/rest ]; do head -c 262144 /bin/busybox; done; {rest}; }} | \
+             tee /tmp/copy | nc {address} 5001; wait; cat /tmp/sum"
         ));
-        Self { running, begin }
+        wait_until("it is well under way", Duration::from_secs(60), || {
+            received(to) > begin + BEFORE
+        });
+        Self(running)
     }
 
-    fn finish(self, from: &mut Guest) {
+    /// Has [`AFTER`] more bytes sent, and then no more.
+    fn end_soon(self, from: &mut Guest, to: &mut Guest) -> Ending {
+        let received = received(to);
+        from.run("touch /tmp/rest");
+        Ending { running: self.0, received }
+    }
+}
+
+impl Ending {
+    fn finish(self, from: &mut Guest, to: &mut Guest) {
         let (status, output) = from.wait(self.running);
         let sums: Vec<&str> = output.lines().collect();
         assert!(status == 0 && sums.len() == 2 && sums[0] == sums[1], "{status}: {output}");
+        let rest = received(to) - self.received;
+        step(&format!("  {rest} bytes have arrived since"));
+        assert!(rest > u64::from(AFTER), "in mid-flow");
     }
 }

@@ -120,11 +120,11 @@ impl Bed {
         Self { memory, queue }
     }
 
-    fn bytes(&self, region: usize) -> Vec<u8> {
+    /// Reads a region into a buffer that is long enough.
+    fn read<'b>(&self, region: usize, buffer: &'b mut [u8]) -> &'b [u8] {
         let (start, len) = REGIONS[region];
-        let mut bytes = vec![0; len];
-        self.memory.read_slice(&mut bytes, start).unwrap();
-        bytes
+        self.memory.read_slice(&mut buffer[..len], start).unwrap();
+        &buffer[..len]
     }
 }
 
@@ -135,12 +135,23 @@ struct Pair {
     fast: Bed,
     outcomes: BTreeMap<&'static str, usize>,
     chains: usize,
+    /// Where regions are compared, each as long as the longest.
+    buffers: [Vec<u8>; 2],
 }
 
 impl Pair {
     fn new(seed: u64) -> Self {
         let (slow, fast) = (Bed::new(), Bed::new());
-        Self { random: Random(seed), slow, fast, outcomes: BTreeMap::new(), chains: 0 }
+        let longest = REGIONS.iter().map(|(_, len)| *len).max().unwrap();
+        let (random, outcomes) = (Random(seed), BTreeMap::new());
+        Self {
+            random,
+            slow,
+            fast,
+            outcomes,
+            chains: 0,
+            buffers: [(); 2].map(|()| vec![0; longest]),
+        }
     }
 
     fn write(&self, bytes: &[u8], at: u64) {
@@ -225,13 +236,15 @@ impl Pair {
     }
 
     /// Both queues and all of what may have been written are the same.
-    fn assert_same(&self, has_failed: bool) {
+    fn assert_same(&mut self, has_failed: bool) {
         let indices = |queue: &Queue| (queue.next_avail(), queue.next_used());
         if !has_failed {
             assert_eq!(indices(&self.fast.queue), indices(&self.slow.queue));
         }
+        let [fast, slow] = &mut self.buffers;
         for region in 0..REGIONS.len() {
-            assert!(self.fast.bytes(region) == self.slow.bytes(region), "region {region}");
+            let is_same = self.fast.read(region, fast) == self.slow.read(region, slow);
+            assert!(is_same, "region {region}");
         }
     }
 

@@ -124,6 +124,7 @@ impl Daemon {
             }
             Origin::Brought => {
                 let Adopted { sockets, has_new_groups } = self.adopt_sockets(&wanted, fds)?;
+                self.security.note_return();
                 handed = if has_new_groups { Handed::Groups } else { Handed::Nothing };
                 self.counters.inc(VarpdCounter::vifs_adopted);
                 match self.kept_at(&wanted, peer, &sockets) {

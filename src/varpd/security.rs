@@ -41,9 +41,13 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 const GAVE_UP_HOLD: Duration = Duration::from_secs(1);
 
 /// How long the backends of a vnet may take to say that they accept the first session with a host.
-const FIRST_GATE_TIMEOUT: Duration = Duration::from_millis(50);
+const FIRST_GATE_TIMEOUT: Duration = Duration::from_millis(200);
 /// The same for another session, while the one before it serves.
 const GATE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long backends may take to come back to a varpd that was started again: they try at least twice a second
+/// ([`crate::vif::link`]).
+const RETURN: Duration = Duration::from_millis(700);
 
 /// A vnet and another host.
 type Link = (VnetId, IpAddr);
@@ -53,6 +57,9 @@ type Link = (VnetId, IpAddr);
 #[derive(Debug)]
 struct Gate {
     waiting: BTreeSet<(LocalVif, u32)>,
+    /// Backends of an earlier varpd may still be on their way back until then.
+    not_before: Option<Instant>,
+    /// It does not wait for longer.
     until: Instant,
     held: VecDeque<Output>,
 }
@@ -107,6 +114,10 @@ pub(super) struct Security {
     pub(super) doubts: Doubts,
     vnets: BTreeMap<VnetId, Secured>,
     users: BTreeMap<(LocalVif, Mac), User>,
+    /// Backends of an earlier varpd may still be on their way back until then.
+    awaits_return: Option<Instant>,
+    /// One of them has come.
+    has_returned: bool,
     /// Care-of addresses that a backend has keys for.
     issued: BTreeSet<(LocalVif, SocketAddr)>,
     gates: BTreeMap<Link, Gate>,
@@ -138,6 +149,8 @@ impl Security {
             doubts: Doubts::default(),
             vnets: BTreeMap::new(),
             users: BTreeMap::new(),
+            awaits_return: None,
+            has_returned: false,
             issued: BTreeSet::new(),
             gates: BTreeMap::new(),
             salt: first_salt(&seed),
@@ -305,8 +318,25 @@ impl Security {
 
     /// When something is due.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
-        let gates = self.gates.values().map(|gate| gate.until);
+        let gates = self.gates.values().map(|gate| gate.not_before.unwrap_or(gate.until));
         self.sadb.poll_timeout().into_iter().chain(self.check_at).chain(gates).min()
+    }
+
+    /// varpd serves from now on.
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.awaits_return = Some(now + RETURN);
+    }
+
+    /// A backend has come back from an earlier varpd, with its sockets.
+    pub(super) fn note_return(&mut self) {
+        self.has_returned = true;
+    }
+
+    /// Until when a new session waits for backends that may be on their way back: others would send to them with keys that they
+    /// do not have yet, instead of those that they have. On a vnet without a backend, only they can be meant.
+    fn awaited_return(&self, has_none: bool, now: Instant) -> Option<Instant> {
+        let is_restarted = self.has_returned || has_none;
+        self.awaits_return.filter(|at| *at > now && is_restarted)
     }
 
     /// A vif is gone, or has another backend.
@@ -315,7 +345,7 @@ impl Security {
         self.issued.retain(|(of, _)| *of != vif);
         for gate in self.gates.values_mut() {
             gate.waiting.retain(|(of, _)| *of != vif);
-            if gate.waiting.is_empty() {
+            if gate.waiting.is_empty() && gate.not_before.is_none() {
                 gate.until = Instant::ZERO;
             }
         }
@@ -361,6 +391,7 @@ fn member_keys(file: &KeyFile, vnet: VnetId, suites: &[Suite]) -> Vec<MemberKeys
 impl Daemon {
     /// Reads the keys of the vnets that are configured to be secured.
     pub(super) fn load_keys(&mut self, now: Now) -> Result<(), String> {
+        self.security.begin(now.mono);
         for vnet in self.config.secured_vnets() {
             self.security.load(vnet, &self.config, &self.counters, now)?;
         }
@@ -381,6 +412,10 @@ impl Daemon {
             // An earlier backend may have had it, and the window that goes with it.
             let inbound = self.security.sadb.inbound(number, own, now);
             *peers.entry(peer).or_insert(false) |= inbound.is_some();
+            // What waits for others waits for this one, too.
+            if let (Some(_), Some(gate)) = (&inbound, self.security.gates.get_mut(&(vnet, peer))) {
+                gate.waiting.insert((id, number));
+            }
             keys.extend(inbound);
         }
         // One that it can have is newer than all that it can't.
@@ -570,10 +605,12 @@ impl Daemon {
                 waiting.insert((id, number));
             }
         }
-        if !waiting.is_empty() {
+        let not_before = self.security.awaited_return(waiting.is_empty(), now.mono);
+        if !waiting.is_empty() || not_before.is_some() {
             let another_serves = self.security.sadb.is_served_without(link.0, link.1, number, now);
-            let until = now.mono + if another_serves { GATE_TIMEOUT } else { FIRST_GATE_TIMEOUT };
-            let gate = Gate { waiting: BTreeSet::new(), until, held: VecDeque::new() };
+            let timeout = if another_serves { GATE_TIMEOUT } else { FIRST_GATE_TIMEOUT };
+            let until = not_before.unwrap_or(now.mono) + timeout;
+            let gate = Gate { waiting: BTreeSet::new(), not_before, until, held: VecDeque::new() };
             let gate = self.security.gates.entry(link).or_insert(gate);
             gate.waiting.extend(waiting);
             gate.until = until;
@@ -590,7 +627,12 @@ impl Daemon {
 
     /// Goes on with links whose backends are ready, or too slow.
     fn open_gates(&mut self, now: Now) {
-        let is_open = |gate: &Gate| gate.waiting.is_empty() || gate.until <= now.mono;
+        for gate in self.security.gates.values_mut() {
+            gate.not_before = gate.not_before.filter(|at| *at > now.mono);
+        }
+        let is_open = |gate: &Gate| {
+            gate.not_before.is_none() && (gate.waiting.is_empty() || gate.until <= now.mono)
+        };
         let gates = self.security.gates.iter();
         let open: Vec<Link> = gates.filter(|(_, g)| is_open(g)).map(|(link, _)| *link).collect();
         for link in open {

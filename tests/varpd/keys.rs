@@ -5,16 +5,19 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
+use vnet::sys::clock;
+use vnet::wire::control::{Event, Request};
 use vnet::wire::name::Realm;
 use vnet::wire::varp::{Author, Body, Claim, Message};
 use vnet::wire::{Capabilities, CareOf, EncapKinds, Longest, Stamp};
 
-use super::peer::{ACTIVE, Backend};
+use super::peer::{ACTIVE, Backend, Way};
 use super::support::netns::Family;
 use super::support::process::Process;
 use super::support::wait_until;
-use super::{Net, SOON, key, vnet};
+use super::{Net, SOON, key, mac, vnet};
 
 /// Of a varpd that is not root's.
 const DAEMON: u32 = 1;
@@ -214,4 +217,55 @@ fn a_directory_that_others_may_enter_and_a_typed_key_are_refused() {
     let text = varpd();
     assert!(text.contains("line 1: this key was typed, not drawn"), "{text}");
     assert!(!text.contains("0123456789abcdef"), "{text}");
+}
+
+/// Frames for a vif whose backend is not back yet would otherwise be sealed with keys that it does not have, instead
+/// of those that it has.
+#[test]
+fn after_a_restart_a_new_session_serves_when_backends_have_had_time_to_return() {
+    /// Backends of an earlier varpd are back within this time.
+    const RETURN: Duration = Duration::from_millis(700);
+    let Some(net) = Net::new("varpd: a session while backends return") else { return };
+    let config = Keys::new(&net).config("");
+    let a = net.varpd(net.a(), Family::V4, &config);
+    let mut b = net.varpd(net.b(), Family::V4, &config);
+    let one = Backend::register(&a.socket, key(1), ACTIVE);
+    let early = Backend::register(&b.socket, key(2), ACTIVE);
+    let late = Backend::register(&b.socket, key(3), ACTIVE);
+    let stamps = [early.peer.claimed(), late.peer.claimed()];
+    for (of, coa) in [(2, early.coa), (3, late.coa)] {
+        one.peer.resolve(mac(of));
+        assert_eq!(one.peer.mapping(mac(of)), coa);
+    }
+
+    let begin = clock::mono();
+    b.restart(&net);
+    let return_with = |last, stamp, sockets| {
+        Backend::return_with(&b.socket, key(last), Way { stamp: Some(stamp), ..ACTIVE }, sockets)
+    };
+    let early = return_with(2, stamps[0], early.sockets);
+    early.peer.send(&Request::Resolve { mac: mac(1), refresh: true });
+    let accepted = |backend: &Backend| {
+        backend.peer.find(|event| match event {
+            Event::SaIn { keys } => Some(keys[0].number),
+            _ => None,
+        })
+    };
+    let number = accepted(&early);
+    early.peer.send(&Request::SaReady { number });
+    let late = return_with(3, stamps[1], late.sockets);
+    assert_eq!(accepted(&late), number);
+    late.peer.send(&Request::SaReady { number });
+    one.peer.find(|event| match event {
+        Event::SaIn { keys } => Some(one.peer.send(&Request::SaReady { number: keys[0].number })),
+        _ => None,
+    });
+    one.peer.find(|event| {
+        matches!(event, Event::SaOut { to, .. } if *to == late.coa.addr).then_some(())
+    });
+    let took = clock::mono() - begin;
+    assert!(
+        took >= RETURN,
+        "another backend might have come for {RETURN:?}, and keys did after {took:?}"
+    );
 }

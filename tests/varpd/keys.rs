@@ -257,7 +257,10 @@ fn after_a_restart_a_new_session_serves_when_backends_have_had_time_to_return() 
     assert_eq!(accepted(&late), number);
     late.peer.send(&Request::SaReady { number });
     one.peer.find(|event| match event {
-        Event::SaIn { keys } => Some(one.peer.send(&Request::SaReady { number: keys[0].number })),
+        Event::SaIn { keys } => {
+            one.peer.send(&Request::SaReady { number: keys[0].number });
+            Some(())
+        }
         _ => None,
     });
     one.peer.find(|event| {

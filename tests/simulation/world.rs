@@ -23,7 +23,7 @@ use crate::user::{Neighbour, User, Verdict as Sends};
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     /// A datagram arrives at a host's varpd.
-    Arrive { host: usize, from: usize, via_group: bool, bytes: Vec<u8> },
+    Arrive { host: usize, from: usize, via_group: bool, message: Message },
     /// A host's mapper has something to do.
     Wake { host: usize },
     /// An instance sends a frame to a MAC, and again after that time.
@@ -205,14 +205,8 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Arrive { host, from, via_group, bytes } => {
+            Event::Arrive { host, from, via_group, message } => {
                 self.totals.datagrams += 1;
-                let message = match Message::parse(&bytes) {
-                    Ok(message) => message,
-                    Err(error) => {
-                        return self.violate(format!("sent a malformed message: {error}"));
-                    }
-                };
                 self.note(|| format!("{host} <- {from} group {via_group} {message:?}"));
                 let from = Host::varp(from);
                 self.with_mapper(host, |mapper, now| {
@@ -305,6 +299,11 @@ impl World {
         let mut hasher = DefaultHasher::new();
         (self.now, from, bytes).hash(&mut hasher);
         self.stir(hasher.finish());
+        // Once, as all who receive it read the same in it.
+        let message = match Message::parse(bytes) {
+            Ok(message) => message,
+            Err(error) => return self.violate(format!("{from} sent a malformed message: {error}")),
+        };
         let (targets, via_group): (Vec<usize>, bool) = match to {
             Destination::Group => ((0..self.hosts.len()).collect(), true),
             Destination::Unicast(addr) => (Host::at(addr).into_iter().collect(), false),
@@ -317,8 +316,7 @@ impl World {
             // What a host sends to the group comes back to itself and is never lost.
             let weather = if host == from { Weather::FAIR } else { self.weather };
             for micros in weather.arrivals(&mut self.random) {
-                let bytes = bytes.to_vec();
-                self.after(micros, Event::Arrive { host, from, via_group, bytes });
+                self.after(micros, Event::Arrive { host, from, via_group, message });
             }
         }
     }

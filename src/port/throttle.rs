@@ -24,6 +24,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::guest::side::Pace;
 use crate::limiter::units::{Rate, Size};
 use crate::limiter::{Bucket, Limit};
 use crate::time::Instant;
@@ -381,6 +382,18 @@ impl Allowance {
         if len > 0 {
             self.charge_cost(Cost::new(len, 1));
         }
+    }
+}
+
+impl Pace for Allowance {
+    #[inline]
+    fn admits(&mut self) -> bool {
+        Self::admits(self)
+    }
+
+    #[inline]
+    fn charge(&mut self, len: usize) {
+        Self::charge(self, len);
     }
 }
 

@@ -47,12 +47,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::guest::{HeaderLayout, MODERN_HEADER_LEN};
+use crate::guest::HeaderLayout;
+use crate::guest::side::GuestSide;
 use crate::local::lanes::Lanes;
 use crate::local::unpacked::Unpacked;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
-use crate::offload::gro::Merger;
 use crate::port::arrival::Arrival;
 use crate::port::learned::LearnedMacs;
 use crate::port::pmtu_feedback::InformedSenders;
@@ -80,10 +80,6 @@ use crate::wire::{CareOf, Longest, Mac};
 
 /// Batches handled for one wake-up before other events get their turn.
 const BUDGET: usize = 8;
-/// Received frames that one delivered frame is made of at most.
-const MERGED_FRAMES: usize = 64;
-/// Longest frame that is given to a guest: what its drivers have room for when they accept TSO.
-const MERGED_LEN: usize = 65_550;
 /// Batches of old messages that are dropped when rings start: more than a socket holds.
 const DISCARD_BATCHES: usize = 4096;
 /// What arrived while the rings stood still for longer than this is not delivered any more.
@@ -122,6 +118,8 @@ pub struct Worker<U> {
     /// Checks what leaves, if the guest is kept to a list of addresses.
     exit: Option<Box<Exit>>,
     counters: Arc<VifCounters>,
+    /// The virtio side.
+    guest: GuestSide,
     /// The sockets.
     underlay: U,
     /// Where other vifs are.
@@ -136,11 +134,6 @@ pub struct Worker<U> {
     park: UnresolvedQueue,
     /// Rate limits.
     throttle: Throttle,
-    /// The virtio-net header in front of received frames, as the driver wants it.
-    layout: HeaderLayout,
-    /// What the driver acknowledged.
-    offloads: Offloads,
-    merger: Merger,
     is_running: bool,
     /// The vnet's policy is too low: nothing is carried.
     is_halted: bool,
@@ -148,8 +141,6 @@ pub struct Worker<U> {
     stopped_at: Option<Instant>,
     /// When the frontend connected, if its rings have not run since.
     connected_at: Option<Instant>,
-    /// Frames wait for the guest to add receive buffers.
-    starved: bool,
     /// The guest has announced itself; varpd is to be told.
     announcement_seen: bool,
     /// Whether the guest has migrated here, and what of that the vnet is still to be told.
@@ -195,8 +186,6 @@ pub struct Worker<U> {
     unpacked: Unpacked,
     /// Frames written into lanes, not yet counted.
     sent_locally: Tally,
-    /// Frames delivered out of lanes, not yet counted.
-    received_locally: Tally,
 }
 
 impl<U: Underlay> Worker<U> {
@@ -207,7 +196,7 @@ impl<U: Underlay> Worker<U> {
         counters: Arc<VifCounters>,
         underlay: U,
     ) -> Self {
-        let offloads = Offloads::NONE;
+        let guest = GuestSide::new(Arc::clone(&counters));
         let mut stager = Stager::new(place.receiver.key.vnet);
         stager.set_short_ends(underlay.needs_short_ends());
         Self {
@@ -216,6 +205,7 @@ impl<U: Underlay> Worker<U> {
             source_mac,
             exit: None,
             counters,
+            guest,
             underlay,
             neighbors: Neighbors::default(),
             departures: MovedMacs::default(),
@@ -223,14 +213,10 @@ impl<U: Underlay> Worker<U> {
             stranger: Stranger::default(),
             park: UnresolvedQueue::default(),
             throttle: Throttle::default(),
-            layout: HeaderLayout { len: MODERN_HEADER_LEN, mergeable: false },
-            offloads,
-            merger: Merger::new(offloads, MERGED_FRAMES, MERGED_LEN),
             is_running: false,
             is_halted: false,
             stopped_at: None,
             connected_at: None,
-            starved: false,
             announcement_seen: false,
             arrival: Arrival::default(),
             stager,
@@ -254,7 +240,6 @@ impl<U: Underlay> Worker<U> {
             lanes: Lanes::default(),
             unpacked: Unpacked::default(),
             sent_locally: Tally::default(),
-            received_locally: Tally::default(),
         }
     }
 
@@ -363,9 +348,7 @@ impl<U: Underlay> Worker<U> {
 
     /// What the driver acknowledged, from now on.
     pub fn set_features(&mut self, layout: HeaderLayout, offloads: Offloads) {
-        self.layout = layout;
-        self.offloads = offloads;
-        self.merger = Merger::new(offloads, MERGED_FRAMES, MERGED_LEN);
+        self.guest.set_features(layout, offloads);
     }
 
     /// A frontend connected.
@@ -377,7 +360,7 @@ impl<U: Underlay> Worker<U> {
     /// not delivered late; and what arrived before the guest did is not for it: group frames it has
     /// had where it was.
     pub fn set_running(&mut self, running: bool, now: Instant) {
-        self.starved = false;
+        self.guest.handle_ring_state();
         self.throttle.reset();
         self.is_running = running;
         if running {
@@ -420,7 +403,7 @@ impl<U: Underlay> Worker<U> {
     /// Whether frames were read that wait for the guest's receive buffers, or for credit: sockets
     /// need not be polled until the guest has added some, or the time has come.
     pub fn is_blocked(&self) -> bool {
-        self.starved || self.throttle.holds(Direction::In)
+        self.guest.is_starved() || self.throttle.holds(Direction::In)
     }
 
     fn complain(&mut self, what: &'static str, error: &io::Error, now: Instant) {

@@ -5,8 +5,7 @@ use std::io;
 use std::mem;
 
 use super::Worker;
-use crate::guest::deliver::{Deliverer, Delivery};
-use crate::guest::ring::RingView;
+use crate::guest::side::{Handed, ReceiveRing};
 use crate::metrics::VifCounter;
 use crate::offload::gro::Merged;
 use crate::port::direct::{HEAD_LEN, Hunch, Plan};
@@ -57,7 +56,7 @@ impl<U: Underlay> Worker<U> {
     pub(super) fn receive_direct(
         &mut self,
         port: Port,
-        ring: &mut RingView<'_, '_>,
+        ring: &mut ReceiveRing<'_, '_>,
         now: Instant,
     ) -> Result<Course, RingError> {
         let is_limited = self.throttle.read_ahead().is_some();
@@ -69,62 +68,50 @@ impl<U: Underlay> Worker<U> {
         {
             return Ok(Course::Usual);
         }
-        let mut deliverer = Deliverer::default();
         let mut course = Ok(Course::Again);
         for _ in 0..RECEIVE_BATCH {
-            course = self.receive_train(ring, &mut deliverer, now);
+            course = self.receive_train(ring, now);
             if !matches!(course, Ok(Course::Again)) || !self.incoming.is_empty() {
                 break;
             }
         }
         // The guest sees what was delivered also when the ring turns out to be broken after it.
-        ring.publish()?;
+        self.guest.publish(ring)?;
         course
     }
 
-    fn receive_train<'m>(
+    fn receive_train(
         &mut self,
-        ring: &mut RingView<'_, 'm>,
-        deliverer: &mut Deliverer<'m>,
+        ring: &mut ReceiveRing<'_, '_>,
         now: Instant,
     ) -> Result<Course, RingError> {
         let plan = match self.look(now) {
             Ok(plan) => plan,
             Err(course) => return Ok(course),
         };
-        match deliverer.reserve(ring, plan.frame_len(), self.layout)? {
-            None => {}
-            Some(Delivery::NoBuffers { seen }) => {
-                ring.publish()?;
-                if ring.enable_kicks_beyond(seen)? {
-                    return Ok(Course::Usual);
-                }
-                self.starved = true;
-                return Ok(Course::Starved);
-            }
-            Some(Delivery::BadChain) => {
-                self.counters.inc(VifCounter::rx_drop_malformed);
-                return Ok(Course::Usual);
-            }
-            Some(Delivery::TooLong | Delivery::Done) => {
+        match self.guest.reserve(ring, plan.frame_len())? {
+            Handed::Done => {}
+            Handed::Starved => return Ok(Course::Starved),
+            Handed::Interrupted => return Ok(Course::Usual),
+            Handed::TooLong => {
                 self.direct.hunch.failed();
                 return Ok(Course::Usual);
             }
         }
-        let Some(arrived) = self.take_into_room(&plan, deliverer) else {
+        let Some(arrived) = self.take_into_room(&plan, ring) else {
             self.direct.hunch.failed();
-            deliverer.release(ring);
+            ring.release();
             return Ok(Course::Usual);
         };
         match arrived {
             Ok((train, overflow)) => {
                 self.count_overflow(overflow);
-                self.settle(&plan, train, ring, deliverer, now)?;
+                self.settle(&plan, train, ring, now)?;
                 Ok(Course::Again)
             }
             Err(error) => {
-                deliverer.room(self.payload_at(&plan)).clear(plan.payload_len(usize::MAX));
-                deliverer.release(ring);
+                ring.room(self.payload_at(&plan)).clear(plan.payload_len(usize::MAX));
+                ring.release();
                 self.heed_failure(&error, now);
                 Ok(Course::Usual)
             }
@@ -145,7 +132,7 @@ impl<U: Underlay> Worker<U> {
     /// # Errors
     /// It is not for this way, or there is none.
     fn look(&mut self, now: Instant) -> Result<Plan, Course> {
-        let Self { direct, underlay, merger, place, neighbors, learnt, departures, .. } = self;
+        let Self { direct, underlay, guest, place, neighbors, learnt, departures, .. } = self;
         let train = underlay.peek(Port::Own, &mut direct.head).map_err(|error| {
             // Other errors, of datagrams that were sent before, are no concern of this one.
             let is_empty = error.kind() == io::ErrorKind::WouldBlock;
@@ -153,7 +140,7 @@ impl<U: Underlay> Worker<U> {
         })?;
         let home = Home { receiver: &place.receiver, neighbors, learnt, departures, now };
         let head = direct.head.get(..train.segment).unwrap_or(&direct.head);
-        Plan::foresee(train, head, &home, merger).ok_or_else(|| {
+        Plan::foresee(train, head, &home, guest.merger()).ok_or_else(|| {
             direct.hunch.missed();
             self.counters.inc(VifCounter::rx_direct_missed);
             Course::Usual
@@ -165,13 +152,13 @@ impl<U: Underlay> Worker<U> {
     fn take_into_room(
         &mut self,
         plan: &Plan,
-        deliverer: &Deliverer<'_>,
+        ring: &ReceiveRing<'_, '_>,
     ) -> Option<io::Result<Arrived>> {
         let payload_at = self.payload_at(plan);
         let Self { direct, underlay, .. } = self;
         direct.headers.resize(plan.headers_len(), 0);
         let mut headers = direct.headers.as_mut_slice();
-        let mut room = deliverer.room(payload_at);
+        let mut room = ring.room(payload_at);
         let mut parts = Vec::with_capacity(4 * plan.train().datagrams());
         for (header, payload) in plan.datagrams() {
             let (own, rest) = mem::take(&mut headers).split_at_mut_checked(header)?;
@@ -183,51 +170,49 @@ impl<U: Underlay> Worker<U> {
             return None;
         }
         let arrived = underlay.take(Port::Own, &mut parts);
-        deliverer.room(payload_at).mark_written(plan.payload_len(usize::MAX));
+        ring.room(payload_at).mark_written(plan.payload_len(usize::MAX));
         Some(arrived)
     }
 
     /// Where in the guest's buffers the payload begins.
     fn payload_at(&self, plan: &Plan) -> usize {
-        self.layout.len + plan.frame_header()
+        self.guest.header_len() + plan.frame_header()
     }
 
     /// Delivers what is as foreseen of a message that was received; the rest goes the usual way.
-    fn settle<'m>(
+    fn settle(
         &mut self,
         plan: &Plan,
         train: Train,
-        ring: &mut RingView<'_, 'm>,
-        deliverer: &mut Deliverer<'m>,
+        ring: &mut ReceiveRing<'_, '_>,
         now: Instant,
     ) -> Result<(), RingError> {
         let payload_at = self.payload_at(plan);
-        let Self { direct, merger, layout, counters, .. } = self;
-        let merged = plan.verify(train, &direct.headers, &direct.head, merger);
+        let Self { direct, guest, .. } = self;
+        let merged = plan.verify(train, &direct.headers, &direct.head, guest.merger());
         let frames = merged.as_ref().map_or(0, |merged| merged.frames);
+        let frame = merged.map(|Merged { header, head, frames }| {
+            let own = direct.headers.get(encap::LEN..).and_then(|h| h.get(..plan.frame_header()));
+            let head = if frames > 1 { head } else { own.unwrap_or_default() };
+            (header, head.to_vec())
+        });
         let mut left = Vec::new();
         if frames < plan.train().datagrams() {
             let done = plan.payload_len(frames);
-            let mut room = deliverer.room(payload_at + done);
+            let mut room = ring.room(payload_at + done);
             let datagrams = plan.datagrams().zip(plan.headers(&direct.headers));
             for ((_, payload), header) in datagrams.skip(frames) {
                 left.extend_from_slice(header);
                 room.append_to(payload, &mut left);
             }
-            deliverer.room(payload_at + done).clear(plan.payload_len(usize::MAX) - done);
+            ring.room(payload_at + done).clear(plan.payload_len(usize::MAX) - done);
         }
-        match merged {
-            Some(Merged { header, head, frames }) => {
-                let own =
-                    direct.headers.get(encap::LEN..).and_then(|h| h.get(..plan.frame_header()));
-                let head = if frames > 1 { head } else { own.unwrap_or_default() };
+        match frame {
+            Some((header, head)) => {
                 let len = plan.frame_header() + plan.payload_len(frames);
-                deliverer.commit(ring, &header, head, len, *layout)?;
-                counters.inc(VifCounter::rx_frames);
-                counters.inc(VifCounter::rx_direct_frames);
-                counters.add(VifCounter::rx_bytes, len as u64);
+                guest.commit(ring, &header, &head, len)?;
             }
-            None => deliverer.release(ring),
+            None => ring.release(),
         }
         if left.is_empty() {
             direct.hunch.came_true();

@@ -7,33 +7,17 @@ use virtio_queue::Queue;
 
 use super::direct::Course;
 use super::{BUDGET, Progress, Worker};
-use crate::guest::deliver::{Deliverer, Delivery};
-use crate::guest::ring::RingView;
+use crate::guest::side::{Frames, GuestFrame, Handed, Origin, Outcome, ReceiveRing};
 use crate::metrics::VifCounter;
+use crate::offload::gro::Received;
 use crate::offload::header::Header;
+use crate::port::direct::Hunch;
 use crate::port::throttle::Allowance;
 use crate::sys::iovec::IoVec;
 use crate::time::Instant;
-use crate::tunnel::incoming::Home;
+use crate::tunnel::incoming::{Home, Incoming};
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::vring::{GuestMemory, RingError};
-
-/// Times that a batch may go back to a receive ring without a frame delivered, before others get
-/// their turn: a guest that adds useless chains as fast as they are given back must not hold us.
-pub(super) const ATTEMPTS: usize = 16;
-
-/// How delivering ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// Nothing is left to deliver.
-    All,
-    /// The guest has no buffers for the rest, and kicks when it has.
-    Starved,
-    /// The rest waits for credit, and a timer.
-    Held,
-    /// The guest keeps adding chains that no frame fits.
-    Interrupted,
-}
 
 impl From<Outcome> for Progress {
     fn from(outcome: Outcome) -> Self {
@@ -41,6 +25,35 @@ impl From<Outcome> for Progress {
             Outcome::All | Outcome::Starved | Outcome::Held => Self::Idle,
             Outcome::Interrupted => Self::More,
         }
+    }
+}
+
+/// Frames that have arrived.
+struct Arrived<'a> {
+    incoming: &'a mut Incoming,
+    hunch: &'a mut Hunch,
+}
+
+impl Frames for Arrived<'_> {
+    fn get(&self, n: usize) -> Option<Received<'_>> {
+        self.incoming.get(n)
+    }
+
+    fn first(&self) -> (Origin, bool) {
+        let origin = if self.incoming.is_local() { Origin::Lane } else { Origin::Tunnel };
+        (origin, self.incoming.is_group())
+    }
+
+    fn delivered(&mut self, count: usize, len: usize) {
+        let is_partial = self.incoming.get(0).is_some_and(|frame| frame.is_partial());
+        if is_partial && !self.incoming.is_local() {
+            self.hunch.merged(len, count);
+        }
+        self.incoming.take(count);
+    }
+
+    fn dropped(&mut self, count: usize) {
+        self.incoming.take(count);
     }
 }
 
@@ -56,7 +69,7 @@ impl<U: Underlay> Worker<U> {
         memory: &GuestMemory,
         now: Instant,
     ) -> Result<Progress, RingError> {
-        let mut ring = RingView::new(queue, memory)?;
+        let mut ring = ReceiveRing::new(queue, memory)?;
         let mut may_hold_more = true;
         for turn in 0..BUDGET {
             let outcome = self.deliver_incoming(&mut ring, now)?;
@@ -97,7 +110,7 @@ impl<U: Underlay> Worker<U> {
         memory: &GuestMemory,
         now: Instant,
     ) -> Result<Progress, RingError> {
-        let mut ring = RingView::new(queue, memory)?;
+        let mut ring = ReceiveRing::new(queue, memory)?;
         self.deliver_incoming(&mut ring, now).map(Progress::from)
     }
 
@@ -112,16 +125,16 @@ impl<U: Underlay> Worker<U> {
     /// # Errors
     /// The ring is broken and must be stopped.
     pub fn answer(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<(), RingError> {
-        let mut ring = RingView::new(queue, memory)?;
-        let mut deliverer = Deliverer::default();
+        let mut ring = ReceiveRing::new(queue, memory)?;
         for answer in mem::take(&mut self.answers) {
-            let parts = [IoVec::from_slice(&answer)];
-            if deliverer.deliver(&mut ring, &Header::PLAIN, &parts, self.layout)? == Delivery::Done
-            {
-                self.counters.inc(VifCounter::rx_answers);
+            let parts = &[IoVec::from_slice(&answer)];
+            let header = &Header::PLAIN;
+            let answer = GuestFrame { header, parts, origin: Origin::Host, is_group: false };
+            if self.guest.deliver(&mut ring, &answer)? == Handed::Starved {
+                break;
             }
         }
-        ring.publish()
+        self.guest.publish(&mut ring)
     }
 
     /// Reads the next batch from a socket; false when nothing waits.
@@ -166,7 +179,7 @@ impl<U: Underlay> Worker<U> {
     /// broken after it.
     pub(super) fn deliver_incoming(
         &mut self,
-        ring: &mut RingView<'_, '_>,
+        ring: &mut ReceiveRing<'_, '_>,
         now: Instant,
     ) -> Result<Outcome, RingError> {
         let mut allowance = self.throttle.incoming.open(now);
@@ -174,9 +187,8 @@ impl<U: Underlay> Worker<U> {
         if self.throttle.incoming.close(allowance) {
             self.counters.inc(VifCounter::rx_throttled);
         }
-        ring.publish()?;
+        self.guest.publish(ring)?;
         self.note_handovers();
-        self.starved = matches!(outcome, Ok(Outcome::Starved));
         outcome
     }
 
@@ -192,74 +204,11 @@ impl<U: Underlay> Worker<U> {
     /// Delivers what was read, as far as the limit allows.
     pub(super) fn deliver_batch(
         &mut self,
-        ring: &mut RingView<'_, '_>,
+        ring: &mut ReceiveRing<'_, '_>,
         allowance: &mut Allowance,
     ) -> Result<Outcome, RingError> {
-        let mut attempts = 0;
-        let mut most = usize::MAX;
-        let Self { incoming, merger, counters, layout, direct, .. } = self;
-        let mut deliverer = Deliverer::default();
-        while let Some(merged) = merger.merge(|n| if n < most { incoming.get(n) } else { None }) {
-            if !allowance.admits() {
-                return Ok(Outcome::Held);
-            }
-            let Ok(merged) = merged else {
-                counters.inc(VifCounter::rx_drop_checksum);
-                incoming.take(1);
-                continue;
-            };
-            let payload = |n| {
-                let frame = incoming.get(n);
-                IoVec::from_slice(frame.map_or(&[], |frame| merged.payload_of(&frame)))
-            };
-            let head = IoVec::from_slice(merged.head);
-            let (header, count) = (&merged.header, merged.frames);
-            let (delivery, len) = if count == 1 {
-                let parts = [head, payload(0)];
-                (deliverer.deliver(ring, header, &parts, *layout)?, total_len(&parts))
-            } else {
-                let payloads = (0..count).map(payload);
-                let parts: Vec<IoVec<'_>> = std::iter::once(head).chain(payloads).collect();
-                (deliverer.deliver(ring, header, &parts, *layout)?, total_len(&parts))
-            };
-            match delivery {
-                Delivery::Done => {
-                    counters.inc(VifCounter::rx_frames);
-                    counters.add(VifCounter::rx_local_frames, incoming.is_local().into());
-                    counters.add(VifCounter::rx_bytes, len as u64);
-                    allowance.charge(len);
-                    counters.add(VifCounter::rx_group_frames, incoming.is_group().into());
-                    if !incoming.is_local() && incoming.get(0).is_some_and(|f| f.is_partial()) {
-                        direct.hunch.merged(len, count);
-                    }
-                    incoming.take(count);
-                }
-                // The guest's whole ring holds less: not merged, the frames may fit.
-                Delivery::TooLong if count > 1 => most = 1,
-                Delivery::TooLong => {
-                    counters.add(VifCounter::rx_drop_no_buffer, count as u64);
-                    incoming.take(count);
-                }
-                Delivery::BadChain => {
-                    counters.inc(VifCounter::rx_drop_malformed);
-                    attempts += 1;
-                }
-                Delivery::NoBuffers { seen } => {
-                    ring.publish()?;
-                    if !ring.enable_kicks_beyond(seen)? {
-                        return Ok(Outcome::Starved);
-                    }
-                    attempts += 1;
-                }
-            }
-            if attempts == ATTEMPTS {
-                return Ok(Outcome::Interrupted);
-            }
-        }
-        Ok(Outcome::All)
+        let Self { guest, incoming, direct, .. } = self;
+        let mut frames = Arrived { incoming, hunch: &mut direct.hunch };
+        guest.deliver_all(ring, &mut frames, allowance)
     }
-}
-
-fn total_len(parts: &[IoVec<'_>]) -> usize {
-    parts.iter().map(IoVec::len).sum()
 }

@@ -15,8 +15,9 @@ use std::mem;
 
 mod paths;
 
-use super::receive::ATTEMPTS;
 use super::*;
+use crate::guest::MODERN_HEADER_LEN;
+use crate::guest::side::ATTEMPTS;
 use crate::offload::bundle::Entries;
 use crate::offload::features::Offloads;
 use crate::offload::header::Header;

@@ -6,9 +6,9 @@ use std::mem;
 use virtio_queue::Queue;
 
 use super::{BUDGET, Progress, Worker};
+use crate::guest::MODERN_HEADER_LEN;
 use crate::guest::ring::RingView;
 use crate::guest::transmit::{self, TransmitFrame};
-use crate::guest::{MODERN_HEADER_LEN, Malformed};
 use crate::local::lanes::Written;
 use crate::metrics::VifCounter;
 use crate::offload::LEAD_LEN;
@@ -105,18 +105,15 @@ impl<U: Underlay> Worker<U> {
                 ring.rewind_to(position);
                 break;
             }
-            match transmit::read_frame(ring, head, self.layout.len, &mut batch.pieces, &mut frame) {
-                Ok(()) => {
-                    bytes += frame.len;
-                    let Some(charged) = self.dispatch(&mut frame, batch, exit, now) else {
-                        ring.rewind_to(position);
-                        break;
-                    };
-                    if charged > 0 {
-                        allowance.charge_cost(cost_of(&frame));
-                    }
+            if self.guest.read(ring, head, &mut batch.pieces, &mut frame).is_ok() {
+                bytes += frame.len;
+                let Some(charged) = self.dispatch(&mut frame, batch, exit, now) else {
+                    ring.rewind_to(position);
+                    break;
+                };
+                if charged > 0 {
+                    allowance.charge_cost(cost_of(&frame));
                 }
-                Err(Malformed) => self.counters.inc(VifCounter::tx_drop_malformed),
             }
             ring.push_used(head, 0)?;
             taken += 1;
@@ -262,7 +259,7 @@ impl<U: Underlay> Worker<U> {
         if encap::LEN + frame.len > self.place.max_datagram {
             return None;
         }
-        let request = Request::parse_uncut(frame.header(), frame.len, self.offloads)?;
+        let request = Request::parse_uncut(frame.header(), frame.len, self.guest.offloads())?;
         let done = request.map(|request| add(batch, frame, addresses, route, request, None));
         Some(done.map_err(|_| VifCounter::tx_drop_header))
     }
@@ -287,13 +284,13 @@ impl<U: Underlay> Worker<U> {
         if gso_type != 0 || !fits {
             let copied = whole_lead(frame, addresses, batch);
             let known = copied.get(..frame.len).unwrap_or(&copied);
-            request = Request::parse(frame.header(), known, frame.len, self.offloads)
+            request = Request::parse(frame.header(), known, frame.len, self.guest.offloads())
                 .map_err(is_refused)?;
             lead = Some(batch.leads.len());
             batch.leads.push(copied);
         } else if flags != 0 {
             let known = frame.lead();
-            request = Request::parse_whole(frame.header(), known, frame.len, self.offloads)
+            request = Request::parse_whole(frame.header(), known, frame.len, self.guest.offloads())
                 .map_err(is_refused)?;
         }
         add(batch, frame, addresses, route, request, lead);

@@ -2,19 +2,16 @@
 
 use virtio_queue::Queue;
 
-use crate::guest::HeaderLayout;
-use crate::guest::deliver::{Deliverer, Delivery};
-use crate::guest::ring::RingView;
+use crate::guest::side::{GuestFrame, Handed, MERGED_LEN, Origin, Outcome, ReceiveRing};
 use crate::lane::{Entry, Lie, SHORT};
 use crate::local::lanes::State;
 use crate::local::unpacked;
-use crate::metrics::{VifCounter, VifCounters};
+use crate::metrics::VifCounter;
 use crate::offload::LEAD_LEN;
 use crate::offload::features::Offloads;
-use crate::offload::header::{self, Header, Request};
+use crate::offload::header::{self, Request};
 use crate::port::throttle::Allowance;
-use crate::port::worker::receive::{ATTEMPTS, Outcome};
-use crate::port::worker::{MERGED_LEN, Progress, Worker};
+use crate::port::worker::{Progress, Worker};
 use crate::sys::iovec::IoVec;
 use crate::time::Instant;
 use crate::tunnel::incoming::lane::Residents;
@@ -58,7 +55,7 @@ impl<U: Underlay> Worker<U> {
         if self.is_halted {
             self.drop_halted();
         }
-        let mut ring = RingView::new(queue, memory)?;
+        let mut ring = ReceiveRing::new(queue, memory)?;
         let outcome = self.deliver_incoming(&mut ring, now)?;
         if outcome != Outcome::All {
             return Ok(outcome.into());
@@ -69,10 +66,9 @@ impl<U: Underlay> Worker<U> {
         if self.throttle.incoming.close(allowance) {
             self.counters.inc(VifCounter::rx_throttled);
         }
-        ring.publish()?;
+        self.guest.publish(&mut ring)?;
         self.lanes.settle(now, &self.counters);
         let read = read?;
-        self.starved = read == Read::Stuck(Outcome::Starved);
         Ok(match read {
             // A timer wakes us when there is credit.
             Read::Done | Read::Held => Progress::Idle,
@@ -83,17 +79,16 @@ impl<U: Underlay> Worker<U> {
 
     fn read_lanes(
         &mut self,
-        ring: &mut RingView<'_, '_>,
+        ring: &mut ReceiveRing<'_, '_>,
         allowance: &mut Allowance,
     ) -> Result<Read, RingError> {
-        let mut deliverer = Deliverer::default();
-        let outcome = self.deliver_unpacked(ring, &mut deliverer)?;
+        let outcome = self.deliver_unpacked(ring)?;
         if outcome != Outcome::All {
             return Ok(Read::Stuck(outcome));
         }
         let mut read = Read::Done;
         for n in 0..self.lanes.readers() {
-            match self.read_lane(n, ring, &mut deliverer, allowance)? {
+            match self.read_lane(n, ring, allowance)? {
                 Read::Done => {}
                 Read::More => read = Read::More,
                 stuck @ (Read::Stuck(_) | Read::Held) => {
@@ -101,7 +96,7 @@ impl<U: Underlay> Worker<U> {
                     return Ok(stuck);
                 }
             }
-            ring.publish()?;
+            self.guest.publish(ring)?;
         }
         self.lanes.advance(1);
         Ok(read)
@@ -109,11 +104,10 @@ impl<U: Underlay> Worker<U> {
 
     /// Reads one lane for a turn. Short frames are taken many at a time, and then go the way of those
     /// that came in datagrams: neighbours may be merged.
-    fn read_lane<'m>(
+    fn read_lane(
         &mut self,
         n: usize,
-        ring: &mut RingView<'_, 'm>,
-        deliverer: &mut Deliverer<'m>,
+        ring: &mut ReceiveRing<'_, '_>,
         allowance: &mut Allowance,
     ) -> Result<Read, RingError> {
         let (mut frames, mut bytes) = (0, 0);
@@ -153,7 +147,7 @@ impl<U: Underlay> Worker<U> {
             }
             frames += header::segments_at_most(entry.header(), entry.len());
             bytes += entry.len();
-            let outcome = self.deliver_entry(n, &entry, ring, deliverer)?;
+            let outcome = self.deliver_entry(n, &entry, ring)?;
             if outcome != Outcome::All {
                 break Read::Stuck(outcome);
             }
@@ -162,7 +156,6 @@ impl<U: Underlay> Worker<U> {
         if let Some(lane) = self.lanes.reader(n) {
             lane.reader.publish();
         }
-        self.count_received();
         Ok(read)
     }
 
@@ -172,7 +165,7 @@ impl<U: Underlay> Worker<U> {
     fn deliver_short(
         &mut self,
         n: usize,
-        ring: &mut RingView<'_, '_>,
+        ring: &mut ReceiveRing<'_, '_>,
         allowance: &mut Allowance,
     ) -> Result<Option<(usize, Outcome)>, RingError> {
         let Self { lanes, incoming, place, learnt, departures, counters, .. } = self;
@@ -190,29 +183,19 @@ impl<U: Underlay> Worker<U> {
         };
         lane.reader.publish();
         let outcome = self.deliver_batch(ring, allowance);
-        ring.publish()?;
+        self.guest.publish(ring)?;
         Ok(Some((taken, outcome?)))
-    }
-
-    fn count_received(&mut self) {
-        let received = std::mem::take(&mut self.received_locally);
-        if received.frames > 0 {
-            self.counters.add(VifCounter::rx_frames, received.frames);
-            self.counters.add(VifCounter::rx_local_frames, received.frames);
-            self.counters.add(VifCounter::rx_bytes, received.bytes);
-        }
     }
 
     /// Judges a frame as one that came from the underlay, and gives it to the guest. Unless the guest
     /// has no buffers, it is taken from its lane.
-    fn deliver_entry<'m>(
+    fn deliver_entry(
         &mut self,
         n: usize,
         entry: &Entry,
-        ring: &mut RingView<'_, 'm>,
-        deliverer: &mut Deliverer<'m>,
+        ring: &mut ReceiveRing<'_, '_>,
     ) -> Result<Outcome, RingError> {
-        let Self { lanes, place, offloads, layout, counters, received_locally, .. } = self;
+        let Self { lanes, place, guest, counters, .. } = self;
         let (learnt, departures) = (&self.learnt, &self.departures);
         let residents = Residents { receiver: &place.receiver, learnt, departures };
         let Some(lane) = lanes.reader(n) else { return Ok(Outcome::All) };
@@ -221,8 +204,8 @@ impl<U: Underlay> Worker<U> {
         let room = if is_cut(entry) { LEAD_LEN } else { frame::HEADER_LEN };
         let copied = lane.reader.copy(entry, lead.get_mut(..room).unwrap_or_default());
         let lead = lead.get(..copied).unwrap_or_default();
-        let request = match judge(entry, lead, residents) {
-            Ok(request) => request,
+        let (request, is_group) = match judge(entry, lead, residents) {
+            Ok(judged) => judged,
             Err(counter) => {
                 counters.inc(counter);
                 lane.reader.take(entry);
@@ -230,61 +213,56 @@ impl<U: Underlay> Worker<U> {
             }
         };
         let fits = request == Request::Plain || entry.len() <= MERGED_LEN;
-        if let Some(header) = unpacked::as_it_is(&request, lead, *offloads).filter(|_| fits) {
-            let parts = [IoVec::from_slice(lead), lane.reader.bytes(entry, copied)];
-            match hand(deliverer, ring, &header, &parts, *layout, counters)? {
-                Handed::Done => {
-                    received_locally.add(entry.len());
-                    count_group(counters, lead);
-                }
+        if let Some(header) = unpacked::as_it_is(&request, lead, guest.offloads()).filter(|_| fits)
+        {
+            let parts = &[IoVec::from_slice(lead), lane.reader.bytes(entry, copied)];
+            let frame = GuestFrame { header: &header, parts, origin: Origin::Lane, is_group };
+            match guest.deliver(ring, &frame)? {
+                Handed::Done => {}
                 Handed::TooLong if request == Request::Plain => {
                     counters.inc(VifCounter::rx_drop_no_buffer);
                 }
-                Handed::Stuck(outcome) => return Ok(outcome),
-                Handed::TooLong => return self.unpack(n, entry, lead, &request, ring, deliverer),
+                Handed::TooLong => return self.unpack(n, entry, lead, &request, ring),
+                Handed::Starved => return Ok(Outcome::Starved),
+                Handed::Interrupted => return Ok(Outcome::Interrupted),
             }
             lane.reader.take(entry);
             return Ok(Outcome::All);
         }
-        self.unpack(n, entry, lead, &request, ring, deliverer)
+        self.unpack(n, entry, lead, &request, ring)
     }
 
     /// Does what the guest does not accept to be left to it, in memory of our own.
-    fn unpack<'m>(
+    fn unpack(
         &mut self,
         n: usize,
         entry: &Entry,
         lead: &[u8],
         request: &Request,
-        ring: &mut RingView<'_, 'm>,
-        deliverer: &mut Deliverer<'m>,
+        ring: &mut ReceiveRing<'_, '_>,
     ) -> Result<Outcome, RingError> {
         let Some(lane) = self.lanes.reader(n) else { return Ok(Outcome::All) };
         let mut bytes = lead.to_vec();
         lane.reader.bytes(entry, lead.len()).append_to(&mut bytes);
         lane.reader.take(entry);
         let max_frame = self.place.max_datagram.saturating_sub(encap::LEN);
-        if self.unpacked.fill(request, &mut bytes, self.offloads, max_frame).is_err() {
+        if self.unpacked.fill(request, &mut bytes, self.guest.offloads(), max_frame).is_err() {
             self.counters.inc(VifCounter::rx_drop_lane);
         }
-        self.deliver_unpacked(ring, deliverer)
+        self.deliver_unpacked(ring)
     }
 
-    fn deliver_unpacked<'m>(
-        &mut self,
-        ring: &mut RingView<'_, 'm>,
-        deliverer: &mut Deliverer<'m>,
-    ) -> Result<Outcome, RingError> {
-        let Self { unpacked, layout, counters, received_locally, .. } = self;
+    fn deliver_unpacked(&mut self, ring: &mut ReceiveRing<'_, '_>) -> Result<Outcome, RingError> {
+        let Self { unpacked, guest, counters, .. } = self;
         while let Some((frame, header)) = unpacked.first() {
-            let parts = [IoVec::from_slice(frame)];
-            match hand(deliverer, ring, header, &parts, *layout, counters)? {
-                Handed::Done => {
-                    received_locally.add(frame.len());
-                    count_group(counters, frame);
-                }
+            let is_group = Addresses::parse(frame).is_ok_and(|a| a.destination.is_group());
+            let parts = &[IoVec::from_slice(frame)];
+            let frame = GuestFrame { header, parts, origin: Origin::Lane, is_group };
+            match guest.deliver(ring, &frame)? {
+                Handed::Done => {}
                 Handed::TooLong => counters.inc(VifCounter::rx_drop_no_buffer),
-                Handed::Stuck(outcome) => return Ok(outcome),
+                Handed::Starved => return Ok(Outcome::Starved),
+                Handed::Interrupted => return Ok(Outcome::Interrupted),
             }
             unpacked.take();
         }
@@ -320,55 +298,22 @@ impl<U: Underlay> Worker<U> {
     }
 }
 
-/// What became of a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Handed {
-    Done,
-    TooLong,
-    Stuck(Outcome),
-}
-
-/// Gives the guest a frame, if it has the buffers.
-fn hand<'m>(
-    deliverer: &mut Deliverer<'m>,
-    ring: &mut RingView<'_, 'm>,
-    header: &Header,
-    parts: &[IoVec<'_>],
-    layout: HeaderLayout,
-    counters: &VifCounters,
-) -> Result<Handed, RingError> {
-    for _ in 0..ATTEMPTS {
-        match deliverer.deliver(ring, header, parts, layout)? {
-            Delivery::Done => return Ok(Handed::Done),
-            Delivery::TooLong => return Ok(Handed::TooLong),
-            Delivery::BadChain => counters.inc(VifCounter::rx_drop_malformed),
-            Delivery::NoBuffers { seen } => {
-                ring.publish()?;
-                if !ring.enable_kicks_beyond(seen)? {
-                    return Ok(Handed::Stuck(Outcome::Starved));
-                }
-            }
-        }
-    }
-    Ok(Handed::Stuck(Outcome::Interrupted))
-}
-
 /// Whether a frame is to be cut, as its header says.
 fn is_cut(entry: &Entry) -> bool {
     !matches!(entry.header(), [_, 0, ..])
 }
 
-/// Checks a frame whose beginning was copied: addresses, and what its header says.
-fn judge(entry: &Entry, lead: &[u8], residents: Residents<'_>) -> Result<Request, VifCounter> {
-    residents.accept(lead)?;
+/// Checks a frame whose beginning was copied: addresses, and what its header says. Returns whether it is
+/// for a group.
+fn judge(
+    entry: &Entry,
+    lead: &[u8],
+    residents: Residents<'_>,
+) -> Result<(Request, bool), VifCounter> {
+    let is_group = residents.accept(lead)?;
     let (header, len) = (entry.header(), entry.len());
     Request::parse_uncut(header, len, Offloads::ALL)
         .unwrap_or_else(|| Request::parse(header, lead, len, Offloads::ALL))
+        .map(|request| (request, is_group))
         .map_err(|_| VifCounter::rx_drop_lane)
-}
-
-fn count_group(counters: &VifCounters, frame: &[u8]) {
-    if Addresses::parse(frame).is_ok_and(|addresses| addresses.destination.is_group()) {
-        counters.inc(VifCounter::rx_group_frames);
-    }
 }

@@ -1,0 +1,428 @@
+//! One queue pair of a guest: its frames are read, and frames are delivered to it, in one way that counts
+//! them.
+//!
+//! The device owns rings and memory, and lends them for the length of a wake-up. Frames are counted when
+//! the guest sees them ([`GuestSide::publish`]).
+
+use std::sync::Arc;
+
+use virtio_queue::Queue;
+
+use super::deliver::{Deliverer, Delivery, Room};
+use super::ring::RingView;
+use super::transmit::{self, TransmitFrame};
+use super::{HeaderLayout, MODERN_HEADER_LEN, Malformed};
+use crate::metrics::{VifCounter, VifCounters};
+use crate::offload::features::Offloads;
+use crate::offload::gro::{Merger, Received};
+use crate::offload::header::Header;
+use crate::sys::iovec::IoVec;
+use crate::vhost_user::vring::{GuestMemory, RingError};
+
+/// Limit on received frames that become one frame.
+const MERGED_FRAMES: usize = 64;
+/// Limit on the length of a frame for a guest, in bytes: drivers that accept TSO have room for this.
+pub const MERGED_LEN: usize = 65_550;
+/// Limit on the times that a wake-up looks at the receive ring again without a frame delivered: a guest
+/// that adds useless chains as fast as it gets them back must not hold up others.
+pub const ATTEMPTS: usize = 16;
+
+/// Where a frame for the guest comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Another host.
+    Tunnel,
+    /// Another vif of this host.
+    Lane,
+    /// This host answers the guest.
+    Host,
+}
+
+/// A frame for the guest.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestFrame<'p, 'a> {
+    /// Its virtio-net header.
+    pub header: &'p Header,
+    /// Its bytes.
+    pub parts: &'p [IoVec<'a>],
+    /// Its origin.
+    pub origin: Origin,
+    /// Whether its destination is a group.
+    pub is_group: bool,
+}
+
+/// The result of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handed {
+    /// The frame is in the guest's buffers.
+    Done,
+    /// No buffers of this guest can hold the frame.
+    TooLong,
+    /// The guest has no buffers, and kicks when it has.
+    Starved,
+    /// The guest keeps adding chains that no frame fits.
+    Interrupted,
+}
+
+/// The result of delivering many frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing is left to deliver.
+    All,
+    /// The guest has no buffers for the rest, and kicks when it has.
+    Starved,
+    /// The rest waits for credit.
+    Held,
+    /// The guest keeps adding chains that no frame fits.
+    Interrupted,
+}
+
+/// Frames that wait for the guest, in order.
+pub trait Frames {
+    /// The n-th frame that waits.
+    fn get(&self, n: usize) -> Option<Received<'_>>;
+
+    /// The origin of the first, and whether its destination is a group.
+    fn first(&self) -> (Origin, bool);
+
+    /// The first `count` frames were delivered as one of `len` bytes.
+    fn delivered(&mut self, count: usize, len: usize);
+
+    /// The first `count` frames are dropped.
+    fn dropped(&mut self, count: usize);
+}
+
+/// A limit on the rate of frames to the guest. `()` is none.
+pub trait Pace {
+    /// Whether one more frame may pass.
+    fn admits(&mut self) -> bool;
+
+    /// A frame of `len` bytes has passed.
+    fn charge(&mut self, len: usize);
+}
+
+impl Pace for () {
+    fn admits(&mut self) -> bool {
+        true
+    }
+
+    fn charge(&mut self, _len: usize) {}
+}
+
+/// The receive ring, for the length of a wake-up.
+#[derive(Debug)]
+pub struct ReceiveRing<'q, 'm> {
+    ring: RingView<'q, 'm>,
+    deliverer: Deliverer<'m>,
+    attempts: usize,
+}
+
+impl<'q, 'm> ReceiveRing<'q, 'm> {
+    /// A view of `queue`.
+    ///
+    /// # Errors
+    /// See [`RingView::new`].
+    pub fn new(queue: &'q mut Queue, memory: &'m GuestMemory) -> Result<Self, RingError> {
+        let ring = RingView::new(queue, memory)?;
+        Ok(Self { ring, deliverer: Deliverer::default(), attempts: 0 })
+    }
+
+    /// The room that [`GuestSide::reserve`] made, from an offset on.
+    pub fn room(&self, offset: usize) -> Room<'_, 'm> {
+        self.deliverer.room(offset)
+    }
+
+    /// The reserved buffers are available again.
+    pub fn release(&mut self) {
+        self.deliverer.release(&mut self.ring);
+    }
+}
+
+/// Delivered frames that the counters do not have yet.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    frames: u64,
+    bytes: u64,
+    group_frames: u64,
+    local_frames: u64,
+    direct_frames: u64,
+    answers: u64,
+}
+
+impl Tally {
+    #[inline]
+    fn add(&mut self, origin: Origin, len: usize, is_group: bool) {
+        match origin {
+            Origin::Tunnel => {}
+            Origin::Lane => self.local_frames += 1,
+            Origin::Host => {
+                self.answers += 1;
+                return;
+            }
+        }
+        self.frames += 1;
+        self.bytes += len as u64;
+        self.group_frames += u64::from(is_group);
+    }
+}
+
+/// The receiving half: apart from the merger, whose frames it delivers.
+#[derive(Debug)]
+struct Receiving {
+    counters: Arc<VifCounters>,
+    layout: HeaderLayout,
+    tally: Tally,
+    is_starved: bool,
+}
+
+/// The virtio side of a queue pair.
+#[derive(Debug)]
+pub struct GuestSide {
+    offloads: Offloads,
+    merger: Merger,
+    receiving: Receiving,
+}
+
+impl GuestSide {
+    /// A guest that has acknowledged no features.
+    pub fn new(counters: Arc<VifCounters>) -> Self {
+        let layout = HeaderLayout { len: MODERN_HEADER_LEN, mergeable: false };
+        let tally = Tally::default();
+        Self {
+            offloads: Offloads::NONE,
+            merger: Merger::new(Offloads::NONE, MERGED_FRAMES, MERGED_LEN),
+            receiving: Receiving { counters, layout, tally, is_starved: false },
+        }
+    }
+
+    /// Sets the features that the driver has acknowledged.
+    pub fn set_features(&mut self, layout: HeaderLayout, offloads: Offloads) {
+        self.receiving.layout = layout;
+        self.offloads = offloads;
+        self.merger = Merger::new(offloads, MERGED_FRAMES, MERGED_LEN);
+    }
+
+    /// The offloads that the driver has acknowledged.
+    pub fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    /// Length of the virtio-net header, in bytes.
+    pub fn header_len(&self) -> usize {
+        self.receiving.layout.len
+    }
+
+    /// Merges frames as this guest accepts them.
+    pub fn merger(&mut self) -> &mut Merger {
+        &mut self.merger
+    }
+
+    /// Whether a frame found no buffers since the last [`GuestSide::deliver_all`].
+    pub fn is_starved(&self) -> bool {
+        self.receiving.is_starved
+    }
+
+    /// The rings started or stopped: no frame waits for buffers.
+    pub fn handle_ring_state(&mut self) {
+        self.receiving.is_starved = false;
+    }
+
+    /// Reads the transmit chain that begins with `head`; see [`transmit::read_frame`].
+    ///
+    /// # Errors
+    /// The chain is no frame. That is counted.
+    #[inline]
+    pub fn read<'m: 'b, 'b>(
+        &self,
+        ring: &mut RingView<'_, 'm>,
+        head: u16,
+        pieces: &mut Vec<IoVec<'b>>,
+        frame: &mut TransmitFrame,
+    ) -> Result<(), Malformed> {
+        let Receiving { layout, counters, .. } = &self.receiving;
+        transmit::read_frame(ring, head, layout.len, pieces, frame)
+            .inspect_err(|_| counters.inc(VifCounter::tx_drop_malformed))
+    }
+
+    /// Delivers a frame. The guest sees it after [`GuestSide::publish`].
+    ///
+    /// # Errors
+    /// The ring is broken and must be stopped.
+    pub fn deliver(
+        &mut self,
+        ring: &mut ReceiveRing<'_, '_>,
+        frame: &GuestFrame<'_, '_>,
+    ) -> Result<Handed, RingError> {
+        self.receiving.deliver(ring, frame)
+    }
+
+    /// Delivers frames in order, neighbours merged as far as the guest accepts that, while `pace` admits
+    /// them. The guest sees them after [`GuestSide::publish`].
+    ///
+    /// # Errors
+    /// The ring is broken and must be stopped.
+    pub fn deliver_all(
+        &mut self,
+        ring: &mut ReceiveRing<'_, '_>,
+        frames: &mut impl Frames,
+        pace: &mut impl Pace,
+    ) -> Result<Outcome, RingError> {
+        let Self { merger, receiving, .. } = self;
+        receiving.is_starved = false;
+        let mut most = usize::MAX;
+        while let Some(merged) = merger.merge(|n| if n < most { frames.get(n) } else { None }) {
+            if !pace.admits() {
+                return Ok(Outcome::Held);
+            }
+            let Ok(merged) = merged else {
+                receiving.counters.inc(VifCounter::rx_drop_checksum);
+                frames.dropped(1);
+                continue;
+            };
+            let payload = |n| {
+                let frame = frames.get(n);
+                IoVec::from_slice(frame.map_or(&[], |frame| merged.payload_of(&frame)))
+            };
+            let head = IoVec::from_slice(merged.head);
+            let (header, count) = (&merged.header, merged.frames);
+            let (origin, is_group) = frames.first();
+            let (handed, len) = if count == 1 {
+                let parts = &[head, payload(0)];
+                let frame = GuestFrame { header, parts, origin, is_group };
+                (receiving.deliver(ring, &frame)?, total_len(parts))
+            } else {
+                let payloads = (0..count).map(payload);
+                let parts: Vec<IoVec<'_>> = std::iter::once(head).chain(payloads).collect();
+                let frame = GuestFrame { header, parts: &parts, origin, is_group };
+                (receiving.deliver(ring, &frame)?, total_len(&parts))
+            };
+            match handed {
+                Handed::Done => {
+                    pace.charge(len);
+                    frames.delivered(count, len);
+                }
+                // The guest's whole ring holds less: not merged, the frames may fit.
+                Handed::TooLong if count > 1 => most = 1,
+                Handed::TooLong => {
+                    receiving.counters.inc(VifCounter::rx_drop_no_buffer);
+                    frames.dropped(1);
+                }
+                Handed::Starved => return Ok(Outcome::Starved),
+                Handed::Interrupted => return Ok(Outcome::Interrupted),
+            }
+        }
+        Ok(Outcome::All)
+    }
+
+    /// Reserves room for a frame of up to `len` bytes, for others to write it there. Until
+    /// [`GuestSide::commit`] or [`ReceiveRing::release`] follows, nothing else may be done with the ring.
+    /// [`Handed::Interrupted`] if it is worth another try.
+    ///
+    /// # Errors
+    /// The ring is broken and must be stopped.
+    pub fn reserve(
+        &mut self,
+        ring: &mut ReceiveRing<'_, '_>,
+        len: usize,
+    ) -> Result<Handed, RingError> {
+        let layout = self.receiving.layout;
+        let failure = ring.deliverer.reserve(&mut ring.ring, len, layout)?;
+        failure.map_or(Ok(Handed::Done), |failure| self.receiving.note(ring, failure))
+    }
+
+    /// Delivers a frame from another host in the room that was reserved; see [`Deliverer::commit`].
+    ///
+    /// # Errors
+    /// The ring is broken and must be stopped.
+    pub fn commit(
+        &mut self,
+        ring: &mut ReceiveRing<'_, '_>,
+        header: &Header,
+        head: &[u8],
+        len: usize,
+    ) -> Result<(), RingError> {
+        let Receiving { layout, tally, .. } = &mut self.receiving;
+        ring.deliverer.commit(&mut ring.ring, header, head, len, *layout)?;
+        tally.add(Origin::Tunnel, len, false);
+        tally.direct_frames += 1;
+        Ok(())
+    }
+
+    /// Shows the guest the delivered frames, and counts them.
+    ///
+    /// # Errors
+    /// The ring is broken and must be stopped. What was delivered is counted.
+    pub fn publish(&mut self, ring: &mut ReceiveRing<'_, '_>) -> Result<(), RingError> {
+        self.receiving.count();
+        ring.ring.publish()
+    }
+}
+
+impl Receiving {
+    #[inline]
+    fn deliver(
+        &mut self,
+        ring: &mut ReceiveRing<'_, '_>,
+        frame: &GuestFrame<'_, '_>,
+    ) -> Result<Handed, RingError> {
+        let GuestFrame { header, parts, origin, is_group } = *frame;
+        while ring.attempts < ATTEMPTS {
+            match ring.deliverer.deliver(&mut ring.ring, header, parts, self.layout)? {
+                Delivery::Done => {
+                    self.tally.add(origin, total_len(parts), is_group);
+                    return Ok(Handed::Done);
+                }
+                failure => match self.note(ring, failure)? {
+                    Handed::Interrupted => ring.attempts += 1,
+                    handed => return Ok(handed),
+                },
+            }
+        }
+        Ok(Handed::Interrupted)
+    }
+
+    /// A delivery failed: whether it is worth another try ([`Handed::Interrupted`]).
+    fn note(
+        &mut self,
+        ring: &mut ReceiveRing<'_, '_>,
+        failure: Delivery,
+    ) -> Result<Handed, RingError> {
+        Ok(match failure {
+            Delivery::Done => Handed::Done,
+            Delivery::TooLong => Handed::TooLong,
+            Delivery::BadChain => {
+                self.counters.inc(VifCounter::rx_drop_malformed);
+                Handed::Interrupted
+            }
+            Delivery::NoBuffers { seen } => {
+                ring.ring.publish()?;
+                if ring.ring.enable_kicks_beyond(seen)? {
+                    Handed::Interrupted
+                } else {
+                    self.is_starved = true;
+                    Handed::Starved
+                }
+            }
+        })
+    }
+
+    fn count(&mut self) {
+        let Tally { frames, bytes, group_frames, local_frames, direct_frames, answers } =
+            std::mem::take(&mut self.tally);
+        let counters = &self.counters;
+        if frames > 0 {
+            counters.add(VifCounter::rx_frames, frames);
+            counters.add(VifCounter::rx_bytes, bytes);
+            counters.add(VifCounter::rx_group_frames, group_frames);
+            counters.add(VifCounter::rx_local_frames, local_frames);
+            counters.add(VifCounter::rx_direct_frames, direct_frames);
+        }
+        if answers > 0 {
+            counters.add(VifCounter::rx_answers, answers);
+        }
+    }
+}
+
+fn total_len(parts: &[IoVec<'_>]) -> usize {
+    parts.iter().map(IoVec::len).sum()
+}

@@ -24,7 +24,7 @@ use vnet::offload::features::Offloads;
 use vnet::offload::header::Header;
 use vnet::offload::layout::Layout;
 use vnet::port::tx::SourceMac;
-use vnet::port::worker::{LaneOffer, Place, Worker};
+use vnet::port::worker::{LaneOffer, Worker};
 use vnet::security::keys::Secret;
 use vnet::security::sadb::sender_key;
 use vnet::security::{Level, Suite};
@@ -32,6 +32,7 @@ use vnet::sys::clock;
 use vnet::sys::doorbell::Doorbell;
 use vnet::sys::mmsg::{Message, ReceiveBatch};
 use vnet::time::Instant;
+use vnet::tunnel::endpoint::Place;
 use vnet::tunnel::protect::Protection;
 use vnet::tunnel::rx::Receiver;
 use vnet::underlay::{Port, Underlay};
@@ -168,7 +169,7 @@ fn protection() -> Option<Protection> {
 /// Sends batches of frames over a vnet, sealed or not.
 fn send(driver: &RefCell<Driver>, rounds: usize, count: u16, is_secured: bool) -> f64 {
     let (mut sender, counters) = worker(OWN, PEER, Loop::default());
-    sender.set_protection(if is_secured { protection() } else { None });
+    sender.tunnel_mut().set_protection(if is_secured { protection() } else { None });
     let sent = least(
         rounds,
         || driver.borrow_mut().offer_tx(count),
@@ -192,7 +193,7 @@ fn measure(name: &str, rounds: usize, bytes: &[u8], pieces: &[usize], count: u16
     };
     transmit(&mut sender, &mut driver);
     assert_eq!(counters.get(VifCounter::tx_frames), u64::from(count), "{name}");
-    let kept = sender.underlay().kept.clone();
+    let kept = sender.tunnel().underlay().kept.clone();
     let driver = RefCell::new(driver);
     let [sent, sealed] = [false, true].map(|sealed| send(&driver, rounds, count, sealed));
     let received = receive(name, rounds, kept, count);
@@ -218,7 +219,7 @@ fn receive(name: &str, rounds: usize, kept: Vec<(Vec<u8>, usize)>, count: u16) -
     assert!(counters.get(VifCounter::rx_bytes) >= u64::from(count) * 20, "{name}");
     let mut underlay = || {
         let mut worker = worker.borrow_mut();
-        worker.underlay_mut().is_full = true;
+        worker.tunnel_mut().underlay_mut().is_full = true;
     };
     least(rounds, &mut underlay, || step(&mut worker.borrow_mut()))
 }

@@ -12,7 +12,7 @@ use vnet::offload::features::Offloads;
 use vnet::offload::gso::Cut;
 use vnet::offload::layout::Layout;
 use vnet::port::tx::SourceMac;
-use vnet::port::worker::{Place, Worker};
+use vnet::port::worker::Worker;
 use vnet::security::esp::{Numbering, Sealer};
 use vnet::security::group::{GroupSender, Salt};
 use vnet::security::inbound::Inbound;
@@ -20,6 +20,7 @@ use vnet::security::keys::Secret;
 use vnet::security::sadb::sender_key;
 use vnet::security::{Level, Suite};
 use vnet::time::{Instant, Now};
+use vnet::tunnel::endpoint::Place;
 use vnet::tunnel::protect::Protection;
 use vnet::tunnel::rx::Receiver;
 use vnet::underlay::Port;
@@ -51,14 +52,14 @@ pub(crate) fn run(data: &[u8]) {
     let mut sealers = suite.map(|suite| (sealer(suite), group_sender(suite)));
     let mut worker = worker(suite);
     worker.set_features(layout, offloads);
-    worker.set_clock(Now { mono: Instant::ZERO, wall_ms: WALL_MS });
+    worker.tunnel_mut().set_clock(Now { mono: Instant::ZERO, wall_ms: WALL_MS });
     let mut now = Instant::from_millis(1000);
     while !input.0.is_empty() {
         let what = input.u8();
         now += Duration::from_millis(u64::from(what >> 5) * 50);
         for _ in 0..=input.u8() % 8 {
             let arrived = arrive(&mut input, sealers.as_mut());
-            worker.underlay_mut().0.extend(arrived);
+            worker.tunnel_mut().underlay_mut().0.extend(arrived);
         }
         guest.offer(&mut input);
         let (queue, memory) = (&mut guest.queue, &guest.memory);
@@ -175,7 +176,7 @@ fn worker(suite: Option<Suite>) -> Worker<Arrivals> {
     if let Some(suite) = suite {
         inbound.insert(SESSION, suite, receive_key(), HOUR, Instant::ZERO);
         inbound.set_group(vec![(suite, Secret::new([9; 32]))]);
-        worker.set_protection(Some(Protection::new(Arc::new(inbound))));
+        worker.tunnel_mut().set_protection(Some(Protection::new(Arc::new(inbound))));
     }
     worker
 }

@@ -10,8 +10,9 @@ use vnet::local::lanes::Handovers;
 use vnet::metrics::{VifCounter, VifCounters};
 use vnet::offload::features::Offloads;
 use vnet::port::tx::SourceMac;
-use vnet::port::worker::{LaneOffer, Place, Worker};
+use vnet::port::worker::{LaneOffer, Worker};
 use vnet::time::Instant;
+use vnet::tunnel::endpoint::Place;
 use vnet::tunnel::rx::Receiver;
 use vnet::wire::{Capabilities, Mac, VifKey, VnetId};
 

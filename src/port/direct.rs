@@ -86,7 +86,7 @@ impl Plan {
         merger: &mut Merger,
     ) -> Option<Self> {
         let is_long = train.segment > FROM && (2..=MAX_DATAGRAMS).contains(&train.datagrams());
-        if !is_long || !home.departures.is_empty() {
+        if !is_long || !home.moved.is_empty() {
             return None;
         }
         let Ok(Payload::Frame(entry)) = home.receiver.accept(Port::Own, train.from, head) else {
@@ -94,7 +94,7 @@ impl Plan {
         };
         let is_here = match home.receiver.accept_frame(Port::Own, entry.frame).ok()? {
             Addressee::Vif => true,
-            Addressee::Other(mac) => home.learnt.has(mac),
+            Addressee::Other(_) => home.takes_unknown,
             Addressee::Group => false,
         };
         // Checksums of others would have to be verified, over bytes that the guest can change.

@@ -8,13 +8,11 @@
 //! | [`learned`] | MACs behind the vif |
 //! | [`stranger`] | a guest that sends from a MAC at which nobody finds it |
 //! | [`arrival`] | a guest that has migrated here: RARP tells its vnet |
-//! | [`pmtu_feedback`] | senders that were told of a path MTU, and those of them that ignore it |
 //! | [`direct`] | trains of long segments that go straight into the guest's buffers |
 
 pub mod arrival;
 pub mod direct;
 pub mod learned;
-pub mod pmtu_feedback;
 pub mod stranger;
 pub mod throttle;
 pub mod tx;

@@ -1,82 +1,56 @@
 //! One queue pair's data path: everything that its frames need, and nothing shared with another's.
 //!
 //! ```text
-//!            guest memory                                                   underlay
-//!   tx ring ---> transmit::read_frame ---> tx::judge --- outgoing::Stager ---> sendmmsg, UDP_SEGMENT
-//!                 (checks, copies         |  ^         (copies while
-//!                  the headers)           |  |          it cuts or bundles)
-//!                                         |  neighbors (answers)
-//!                                   park: frames that wait
+//!            GuestSide                    port                          Endpoint
+//!   tx ring ---> read ----------> tx::judge, guard, throttle --------> send ----------> underlay
+//!                                     |         |
+//!                                     |         +---> Lanes ---> another vif of this host
+//!                                     +---> unresolved: frames that wait (Endpoint)
 //!
-//!   rx ring <--- deliver::Deliverer <--- gro::Merger <--- incoming <--------- recvmmsg, UDP_GRO
-//!                 (one copy)                             (rx::Receiver accepts,
-//!                                                        or names the drop)
+//!   rx ring <--- deliver_all <--- throttle <-------------------------- Incoming <------- underlay
+//!                                     ^
+//!                                     +-------------- Lanes <--- another vif of this host
 //! ```
 //!
 //! If the guest is kept to a list of addresses, [`crate::vif::guard`] checks each frame behind `tx::judge`.
 //!
 //! In the middle of a stream in long segments the kernel copies these straight into the guest's
-//! buffers, past the batch: see [`crate::port::direct`].
+//! buffers, past the batch: see [`super::direct`].
 //!
-//! What goes to another vif of this host, or comes from one, takes a shorter way: see
-//! [`crate::lane`] and [`crate::local::lanes`].
-//!
-//! A worker outlives the connections of its frontend: it keeps sockets, what it has learnt and the
-//! frames that wait, while QEMU comes and goes.
+//! A worker outlives the connections of its frontend: it keeps the endpoint, the learned MACs and the
+//! lanes, while QEMU comes and goes.
 
-mod arrive;
 mod direct;
-mod echo;
-mod forward;
 mod local;
-mod path;
-mod policy;
 mod receive;
-mod resend;
-mod send;
 #[cfg(test)]
 mod tests;
 mod transmit;
 
-use direct::Direct;
-pub use local::LaneOffer;
-use local::Tally;
-
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::arrival::{Arrival, rarp};
+use super::learned::LearnedMacs;
+use super::stranger::Stranger;
+use super::throttle::{Direction, Throttle};
+use super::tx::SourceMac;
 use crate::guest::HeaderLayout;
 use crate::guest::side::GuestSide;
 use crate::local::lanes::Lanes;
 use crate::local::unpacked::Unpacked;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
-use crate::port::arrival::Arrival;
-use crate::port::learned::LearnedMacs;
-use crate::port::pmtu_feedback::InformedSenders;
-use crate::port::stranger::Stranger;
-use crate::port::throttle::{Direction, Throttle};
-use crate::port::tx::SourceMac;
-use crate::quiet::{Quiet, QuietEach};
-use crate::sys::iovec::IoVec;
-use crate::time::{Instant, Now};
-use crate::tunnel::echo::Limits;
-use crate::tunnel::incoming::Incoming;
-use crate::tunnel::moved::MovedMacs;
-use crate::tunnel::neighbors::{Lookup, Neighbors, Question};
-use crate::tunnel::outgoing::pieces::FrameIds;
-use crate::tunnel::outgoing::{Batch, Losses, Stager};
-use crate::tunnel::paths::Paths;
-use crate::tunnel::protect::Protection;
-use crate::tunnel::rx::Receiver;
-use crate::tunnel::unresolved::UnresolvedQueue;
-use crate::underlay::segmentation::Segmentation;
+use crate::time::Instant;
+use crate::tunnel::endpoint::{Endpoint, Place};
+use crate::tunnel::outgoing::Batch;
 use crate::underlay::{Port, Underlay};
 use crate::vif::guard::Prefix;
 use crate::vif::guard::exit::Exit;
-use crate::wire::{CareOf, Longest, Mac};
+use crate::wire::{CareOf, Mac};
+use direct::Direct;
+pub use local::LaneOffer;
+use local::Tally;
 
 /// Batches handled for one wake-up before other events get their turn.
 const BUDGET: usize = 8;
@@ -97,46 +71,24 @@ pub enum Progress {
     More,
 }
 
-/// Where a queue pair stands on the underlay.
-#[derive(Clone, Copy, Debug)]
-pub struct Place {
-    /// The vif, and the address that it is reached at.
-    pub receiver: Receiver,
-    /// Where group frames go.
-    pub group: SocketAddr,
-    /// Longest datagram (UDP payload) that the underlay's link takes, in bytes.
-    pub max_datagram: usize,
-}
-
 /// The data path of one queue pair.
 #[derive(Debug)]
 pub struct Worker<U> {
-    place: Place,
-    /// The longest datagram of group frames that all hosts of the vnet take.
-    group_longest: Longest,
-    source_mac: SourceMac,
-    /// Checks what leaves, if the guest is kept to a list of addresses.
-    exit: Option<Box<Exit>>,
     counters: Arc<VifCounters>,
     /// The virtio side.
     guest: GuestSide,
-    /// The sockets.
-    underlay: U,
-    /// Where other vifs are.
-    neighbors: Neighbors,
-    /// MACs that were here and have left.
-    departures: MovedMacs,
+    /// The way to other hosts.
+    tunnel: Endpoint<U>,
+    source_mac: SourceMac,
+    /// Checks what leaves, if the guest is kept to a list of addresses.
+    exit: Option<Box<Exit>>,
     /// MACs behind the vif.
-    learnt: LearnedMacs,
+    learned: LearnedMacs,
     /// Whether the guest uses other MACs than those.
     stranger: Stranger,
-    /// Frames that wait for their destination to be resolved.
-    park: UnresolvedQueue,
     /// Rate limits.
     throttle: Throttle,
     is_running: bool,
-    /// The vnet's policy is too low: nothing is carried.
-    is_halted: bool,
     /// When the rings stopped, if they have not run since.
     stopped_at: Option<Instant>,
     /// When the frontend connected, if its rings have not run since.
@@ -145,41 +97,10 @@ pub struct Worker<U> {
     announcement_seen: bool,
     /// Whether the guest has migrated here, and what of that the vnet is still to be told.
     arrival: Arrival,
-    stager: Stager,
-    /// Seals and opens datagrams, on a secured vnet.
-    protection: Option<Protection>,
     /// Lists of the frames that are being sent, kept for their memory.
     batch: Batch<'static>,
-    /// The list of the messages' parts, likewise.
-    parts: Vec<IoVec<'static>>,
-    /// Where the kernel refuses to cut messages into datagrams.
-    segmentation: Segmentation,
-    /// Frames that the kernel refused.
-    losses: Losses,
-    /// Frames that were received and wait for the guest's buffers.
-    incoming: Incoming,
-    /// How many echoes of other hosts are still answered.
-    echo_limits: Arc<Limits>,
-    /// Trains of long segments that are received straight into those.
+    /// Trains of long segments that are received straight into the guest's buffers.
     direct: Direct,
-    /// Frames of ours for the guest: ICMP answers to packets that are too long.
-    answers: Vec<Vec<u8>>,
-    /// Numbers for frames that leave in pieces.
-    frame_ids: FrameIds,
-    /// Path MTUs by destination.
-    paths: Paths,
-    /// About path MTUs that change.
-    path_news: Quiet,
-    /// About hosts that send under another policy.
-    misfit_news: Quiet,
-    /// Senders in the guest that were told to send shorter packets.
-    told: InformedSenders,
-    /// Whether the control side knows when to call [`Worker::handle_timeout`] for pieces.
-    timer_known: bool,
-    /// The kernel's count of datagrams that did not fit the socket's buffer, when it was last read.
-    overflow: u32,
-    /// About system calls that fail, by kind.
-    complaints: QuietEach<&'static str>,
     /// Rings of memory to and from other vifs of this host.
     lanes: Lanes,
     /// Frames out of a lane that the guest does not accept as they were.
@@ -196,47 +117,22 @@ impl<U: Underlay> Worker<U> {
         counters: Arc<VifCounters>,
         underlay: U,
     ) -> Self {
-        let guest = GuestSide::new(Arc::clone(&counters));
-        let mut stager = Stager::new(place.receiver.key.vnet);
-        stager.set_short_ends(underlay.needs_short_ends());
         Self {
-            place,
-            group_longest: Longest::UNKNOWN,
+            guest: GuestSide::new(Arc::clone(&counters)),
+            tunnel: Endpoint::new(place, Arc::clone(&counters), underlay),
+            counters,
             source_mac,
             exit: None,
-            counters,
-            guest,
-            underlay,
-            neighbors: Neighbors::default(),
-            departures: MovedMacs::default(),
-            learnt: LearnedMacs::default(),
+            learned: LearnedMacs::default(),
             stranger: Stranger::default(),
-            park: UnresolvedQueue::default(),
             throttle: Throttle::default(),
             is_running: false,
-            is_halted: false,
             stopped_at: None,
             connected_at: None,
             announcement_seen: false,
             arrival: Arrival::default(),
-            stager,
-            protection: None,
             batch: Batch::default(),
-            parts: Vec::new(),
-            segmentation: Segmentation::default(),
-            losses: Losses::default(),
-            incoming: Incoming::default(),
-            echo_limits: Arc::default(),
             direct: Direct::default(),
-            answers: Vec::new(),
-            frame_ids: FrameIds::default(),
-            paths: Paths::default(),
-            path_news: Quiet::default(),
-            misfit_news: Quiet::new(1),
-            told: InformedSenders::default(),
-            timer_known: false,
-            overflow: 0,
-            complaints: QuietEach::new(1),
             lanes: Lanes::default(),
             unpacked: Unpacked::default(),
             sent_locally: Tally::default(),
@@ -251,7 +147,7 @@ impl<U: Underlay> Worker<U> {
     /// The same with rate limits.
     pub fn with_throttle(mut self, throttle: Throttle) -> Self {
         if let Some(bytes) = throttle.read_ahead() {
-            self.incoming.bound(bytes);
+            self.tunnel.bound_batches(bytes);
         }
         self.throttle = throttle;
         self
@@ -262,10 +158,14 @@ impl<U: Underlay> Worker<U> {
         &self.throttle
     }
 
-    /// Numbers frames that leave in pieces: workers at one address must not use the same numbers at
-    /// the same time.
-    pub fn set_frame_ids(&mut self, ids: FrameIds) {
-        self.frame_ids = ids;
+    /// The way to other hosts.
+    pub fn tunnel(&self) -> &Endpoint<U> {
+        &self.tunnel
+    }
+
+    /// The way to other hosts, to be changed.
+    pub fn tunnel_mut(&mut self) -> &mut Endpoint<U> {
+        &mut self.tunnel
     }
 
     /// The same for a guest that is kept to these addresses; to none in particular if the list is
@@ -280,70 +180,14 @@ impl<U: Underlay> Worker<U> {
     /// The same, taking up to `most` MACs behind the vif.
     #[must_use]
     pub fn learning(mut self, most: usize) -> Self {
-        self.learnt = LearnedMacs::new(most);
+        self.learned = LearnedMacs::new(most);
+        self.tunnel.set_takes_unknown(self.learned.most() > 0);
         self
     }
 
     /// The MACs behind the vif.
-    pub fn learnt(&mut self) -> &mut LearnedMacs {
-        &mut self.learnt
-    }
-
-    /// The sockets.
-    pub fn underlay(&self) -> &U {
-        &self.underlay
-    }
-
-    /// What the queue pair is to the underlay.
-    pub fn place(&self) -> &Place {
-        &self.place
-    }
-
-    /// What protects its datagrams, on a secured vnet; on others nothing does.
-    pub fn set_protection(&mut self, protection: Option<Protection>) {
-        self.protection = protection;
-        self.incoming.clear();
-    }
-
-    /// See [`Worker::set_protection`].
-    pub fn protection_mut(&mut self) -> Option<&mut Protection> {
-        self.protection.as_mut()
-    }
-
-    /// What the clocks say; see [`Protection::set_clock`].
-    pub fn set_clock(&mut self, now: Now) {
-        if let Some(protection) = &mut self.protection {
-            protection.set_clock(now);
-        }
-    }
-
-    /// The sockets, to be changed.
-    pub fn underlay_mut(&mut self) -> &mut U {
-        &mut self.underlay
-    }
-
-    /// Other sockets, at another place. Returns the old ones.
-    pub fn replace_underlay(&mut self, underlay: U, place: Place) -> U {
-        self.stager.set_short_ends(underlay.needs_short_ends());
-        if let Some(protection) = &mut self.protection {
-            protection.move_away();
-        }
-        self.set_place(place);
-        self.departures = MovedMacs::default();
-        self.incoming.clear();
-        self.overflow = 0;
-        std::mem::replace(&mut self.underlay, underlay)
-    }
-
-    /// The same sockets serve on another interface, whose packets may have another length.
-    pub fn set_place(&mut self, place: Place) {
-        self.segmentation = Segmentation::default();
-        self.place = place;
-    }
-
-    /// Group frames leave in datagrams of this length at most from now on.
-    pub const fn set_group_longest(&mut self, longest: Longest) {
-        self.group_longest = longest;
+    pub fn learned(&mut self) -> &mut LearnedMacs {
+        &mut self.learned
     }
 
     /// What the driver acknowledged, from now on.
@@ -365,19 +209,19 @@ impl<U: Underlay> Worker<U> {
         self.is_running = running;
         if running {
             // Where the guest runs it has arrived; varpd says so if a newer claim is known.
-            self.departures.remove(self.place.receiver.key.mac);
+            self.tunnel.arrive(self.tunnel.place().receiver.key.mac);
             let was_long = |since: Option<Instant>, limit| since.is_some_and(|at| now - at > limit);
             let has_arrived = was_long(self.connected_at.take(), SETUP);
             if was_long(self.stopped_at.take(), STALE_AFTER) || has_arrived {
                 self.discard(Port::Own, now);
                 self.discard(Port::Group, now);
-                self.discard_lanes();
+                self.discard_lanes(VifCounter::rx_drop_no_ring);
             }
         } else {
             self.stopped_at = Some(now);
             self.arrival.rings_stopped();
             self.drop_incoming();
-            self.drop_unpacked();
+            self.drop_unpacked(VifCounter::rx_drop_no_ring);
             self.lanes.forget_stall();
         }
     }
@@ -385,7 +229,7 @@ impl<U: Underlay> Worker<U> {
     /// Reads and drops what waits at `port`, for a bounded number of batches.
     fn discard(&mut self, port: Port, now: Instant) {
         for _ in 0..DISCARD_BATCHES {
-            if !self.fill(port, now) {
+            if !self.tunnel.receive(port, now) {
                 break;
             }
             self.drop_incoming();
@@ -393,11 +237,10 @@ impl<U: Underlay> Worker<U> {
     }
 
     fn drop_incoming(&mut self) {
-        self.counters.add(VifCounter::rx_drop_no_ring, self.incoming.len() as u64);
-        for (from, lane) in self.incoming.take_handovers() {
+        for (from, lane) in self.tunnel.incoming_mut().take_handovers() {
             self.lanes.note_handover(from, lane);
         }
-        self.incoming.clear();
+        self.tunnel.drop_incoming(VifCounter::rx_drop_no_ring);
     }
 
     /// Whether frames were read that wait for the guest's receive buffers, or for credit: sockets
@@ -406,27 +249,12 @@ impl<U: Underlay> Worker<U> {
         self.guest.is_starved() || self.throttle.holds(Direction::In)
     }
 
-    fn complain(&mut self, what: &'static str, error: &io::Error, now: Instant) {
-        log::log!(
-            self.complaints.level(what, now),
-            "{what}: {error} (warned of at most once a minute)"
-        );
-    }
-
-    /// Takes the questions that frames have raised.
-    pub fn questions(&mut self) -> impl Iterator<Item = Question> + '_ {
-        self.neighbors.questions()
-    }
-
-    /// Whether the control side has something to do: questions, a guest that announced itself, or
-    /// pieces to wait for.
+    /// Whether the control side has something to do: besides what the tunnel has, a guest that announced
+    /// itself or sends from new MACs, or lanes that ended.
     pub fn wants_attention(&self) -> bool {
-        self.neighbors.has_questions()
+        self.tunnel.wants_attention()
             || self.announcement_seen
-            || self.protection.as_ref().is_some_and(Protection::has_needs)
-            || !self.timer_known && !self.incoming.reassembly().is_empty()
-            || self.departures.has_senders()
-            || self.learnt.has_news()
+            || self.learned.has_news()
             || self.lanes.has_ended()
     }
 
@@ -437,64 +265,72 @@ impl<U: Underlay> Worker<U> {
 
     /// A destination was found, or has moved: frames that wait for it leave now, in order.
     pub fn handle_mapping(&mut self, mac: Mac, coa: CareOf, lifetime: Duration, now: Instant) {
-        let own = self.place.receiver.own.ip();
-        self.neighbors.handle_mapping(mac, coa, own, lifetime, now);
-        let frames = self.park.take(mac);
-        let dropped = match self.neighbors.lookup(mac, now) {
-            Lookup::To(coa) => return self.send_parked(&frames, coa, now),
-            Lookup::Unusable => VifCounter::tx_drop_unusable,
-            Lookup::Wait | Lookup::Unresolved | Lookup::Full => VifCounter::tx_drop_unresolved,
-        };
-        self.counters.add(dropped, frames.len() as u64);
+        if let Some(resolved) = self.tunnel.handle_mapping(mac, coa, lifetime, now) {
+            self.send_resolved(&resolved, now);
+        }
     }
 
-    /// Nobody answers for `mac`: frames that wait for it are dropped, new ones for a short while.
-    pub fn handle_unresolved(&mut self, mac: Mac, hold: Duration, now: Instant) {
-        self.neighbors.handle_unresolved(mac, hold, now);
-        let dropped = self.park.take(mac).len();
-        self.counters.add(VifCounter::tx_drop_unresolved, dropped as u64);
+    /// A newer claim says that the MAC is elsewhere: for `lifetime` its frames are sent on. What had
+    /// waited here for too long already is dropped.
+    pub fn depart(&mut self, mac: Mac, coa: CareOf, lifetime: Duration, now: Instant) {
+        let is_stale = self.stopped_at.is_some_and(|at| now - at > STALE_AFTER);
+        if is_stale && !self.tunnel.forwards() {
+            self.discard(Port::Own, now);
+        }
+        self.tunnel.depart(mac, coa, lifetime, now);
     }
 
-    /// What was known of `mac` no longer holds.
-    pub fn handle_invalidate(&mut self, mac: Mac) {
-        self.neighbors.handle_invalidate(mac);
+    /// Until when frames are to be sent on though no ring runs, if they are: then the caller polls
+    /// the socket for [`Worker::forward_waiting`], since the device does not.
+    pub fn forwards_alone_until(&self, now: Instant) -> Option<Instant> {
+        let until = self.tunnel.forwards_until(now);
+        until.filter(|_| !self.is_running)
     }
 
-    /// varpd is gone.
-    pub fn varpd_left(&mut self) {
-        self.neighbors.varpd_left();
+    /// Sends on what waits at the vif's address, for a bounded number of batches, while no ring
+    /// runs. What is not for a MAC that has left is dropped.
+    pub fn forward_waiting(&mut self, now: Instant) {
+        for _ in 0..BUDGET {
+            if self.is_running || !self.tunnel.receive(Port::Own, now) {
+                return;
+            }
+            self.drop_incoming();
+        }
     }
 
-    /// varpd is there again.
-    pub fn varpd_returned(&mut self, now: Instant) {
-        self.neighbors.varpd_returned(now);
+    /// Halts the NIC, so that it carries no frames, or resumes it.
+    pub fn set_halted(&mut self, is_halted: bool) {
+        self.tunnel.set_halted(is_halted);
+        if is_halted {
+            self.drop_local(VifCounter::rx_drop_policy);
+        }
     }
 
-    /// Drops frames, and pieces of frames, that have waited too long; says that the guest has
-    /// arrived, if that is due; ends lanes whose time is over.
+    /// Whether the guest has arrived; of a NIC's workers, only the first is asked.
+    pub fn arrival(&mut self) -> &mut Arrival {
+        &mut self.arrival
+    }
+
+    /// Sends what is due of the frames that tell the vnet where the guest is.
+    pub fn announce_arrival(&mut self, now: Instant) {
+        if self.arrival.take_due(now) {
+            let mac = self.tunnel.place().receiver.key.mac;
+            self.tunnel.announce(&rarp(mac), now);
+        }
+    }
+
+    /// Drops what has waited too long; says that the guest has arrived, if that is due; ends lanes whose
+    /// time is over.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.lanes.handle_timeout(now);
         self.announce_arrival(now);
-        self.incoming.expire(&self.counters, now);
-        // Whoever calls asks for the next time afterwards. That of pieces only moves forward.
-        self.timer_known = !self.incoming.reassembly().is_empty();
-        let mut abandoned = Vec::new();
-        let expired = self.park.expire(now, &mut abandoned);
-        self.counters.add(VifCounter::tx_drop_park_expired, expired);
-        for mac in abandoned {
-            self.neighbors.give_up(mac);
-        }
+        self.tunnel.handle_timeout(now);
     }
 
     /// When [`Worker::handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let pieces = self.incoming.reassembly().poll_timeout();
-        let waits = [
-            self.park.poll_timeout(),
-            pieces,
-            self.arrival.poll_timeout(),
-            self.lanes.poll_timeout(),
-        ];
+        let waits =
+            [self.tunnel.poll_timeout(), self.arrival.poll_timeout(), self.lanes.poll_timeout()];
         waits.into_iter().flatten().min()
     }
 }

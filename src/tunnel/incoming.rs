@@ -15,7 +15,6 @@ use std::ops::Range;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::bundle::Entry;
 use crate::offload::gro::Received;
-use crate::port::learned::LearnedMacs;
 use crate::sys::mmsg::ReceiveBatch;
 use crate::time::Instant;
 use crate::tunnel::moved::{MovedMacs, Verdict};
@@ -67,10 +66,10 @@ pub struct Home<'a> {
     pub receiver: &'a Receiver,
     /// Where others are.
     pub neighbors: &'a Neighbors,
-    /// What is behind the vif.
-    pub learnt: &'a LearnedMacs,
-    /// What has left.
-    pub departures: &'a mut MovedMacs,
+    /// Whether unicast to other MACs is accepted.
+    pub takes_unknown: bool,
+    /// MACs that were here.
+    pub moved: &'a mut MovedMacs,
     /// The time.
     pub now: Instant,
 }
@@ -343,17 +342,17 @@ impl Unpack<'_, '_> {
     /// Whether a frame is for a group, if it is to be delivered; sets it aside if it is to be sent
     /// on.
     fn admit(&mut self, entry: Entry<'_>) -> Result<Option<bool>, VifCounter> {
-        let Home { receiver, neighbors, learnt, departures, now } = &mut *self.home;
+        let Home { receiver, neighbors, takes_unknown, moved, now } = &mut *self.home;
         let addressee = receiver.accept_frame(self.port, entry.frame)?;
         let mac = match addressee {
             Addressee::Group => return Ok(Some(true)),
             Addressee::Vif => receiver.key.mac,
             Addressee::Other(mac) => mac,
         };
-        if !departures.is_empty() {
+        if !moved.is_empty() {
             let source = Addresses::parse(entry.frame).map(|addresses| addresses.source);
             let sender = source.ok().and_then(|mac| neighbors.place_of(mac));
-            match departures.judge(mac, self.from, sender, *now) {
+            match moved.judge(mac, self.from, sender, *now) {
                 Some(Verdict::Forward(coa)) => {
                     let (frame, is_partial) = (entry.frame.to_vec(), entry.is_partial);
                     self.detours.push(Detour { coa, frame, is_partial });
@@ -365,7 +364,7 @@ impl Unpack<'_, '_> {
         }
         match addressee {
             Addressee::Vif => Ok(Some(false)),
-            Addressee::Other(_) if learnt.most() > 0 => Ok(Some(false)),
+            Addressee::Other(_) if *takes_unknown => Ok(Some(false)),
             _ => Err(VifCounter::rx_drop_destination),
         }
     }

@@ -2,10 +2,12 @@
 //!
 //! | File | Content |
 //! |---|---|
+//! | [`endpoint`] | the end itself: sockets, and the order in which the others work |
 //! | [`neighbors`] | the care-of addresses of other vifs, by MAC |
 //! | [`unresolved`] | frames that wait for such an address |
 //! | [`outgoing`] | frames become datagrams |
 //! | [`paths`] | how long those may be, by destination |
+//! | [`pmtu_feedback`] | answers to senders whose frames exceed that, and the senders that ignore them |
 //! | [`protect`] | datagrams of a secured vnet are sealed and opened |
 //! | [`rx`] | whether a datagram holds a frame for this vif |
 //! | [`incoming`], [`reassembly`] | frames that were received and accepted, whole or in pieces |
@@ -15,11 +17,13 @@
 //! This module knows nothing of guests: [`crate::port`] joins a tunnel to one.
 
 pub mod echo;
+pub mod endpoint;
 pub mod incoming;
 pub mod moved;
 pub mod neighbors;
 pub mod outgoing;
 pub mod paths;
+pub mod pmtu_feedback;
 pub mod protect;
 pub mod reassembly;
 pub mod rx;

@@ -98,14 +98,14 @@ impl Learning {
     /// The MAC is elsewhere now.
     pub fn handle_lost(&mut self, mac: Mac, nic: &Nic) {
         self.macs.remove(&mac);
-        nic.workers().for_each(|mut worker| worker.learnt().remove(mac));
+        nic.workers().for_each(|mut worker| worker.learned().remove(mac));
     }
 
     /// The MAC is not to be this vif's for so long.
     pub fn refuse(&mut self, mac: Mac, hold: Duration, nic: &Nic, now: Instant) {
         self.macs.remove(&mac);
         nic.counters().inc(VifCounter::macs_refused);
-        nic.workers().for_each(|mut worker| worker.learnt().refuse(mac, now + hold, now));
+        nic.workers().for_each(|mut worker| worker.learned().refuse(mac, now + hold, now));
     }
 
     /// The guest's rings have stopped: what is behind it is gone with it. varpd knows.
@@ -114,7 +114,7 @@ impl Learning {
         self.forgotten.clear();
         self.untold.clear();
         self.sweep_at = None;
-        nic.workers().for_each(|mut worker| worker.learnt().clear());
+        nic.workers().for_each(|mut worker| worker.learned().clear());
     }
 
     /// Forgets what has not been used for long.
@@ -122,7 +122,7 @@ impl Learning {
         if self.sweep_at.is_none_or(|at| now < at) {
             return;
         }
-        let used = |mac: Mac, worker: &mut Lent<'_>| worker.learnt().used(mac);
+        let used = |mac: Mac, worker: &mut Lent<'_>| worker.learned().used(mac);
         let is_old = |mac: Mac| {
             let last = nic.workers().filter_map(|mut worker| used(mac, &mut worker)).max();
             last.is_none_or(|at| now - at >= AGE)
@@ -144,8 +144,8 @@ impl Learning {
         self.macs.entry(mac).or_default();
         self.sweep_at.get_or_insert(now + SWEEP);
         nic.workers().for_each(|mut worker| {
-            worker.learnt().insert(mac, now);
-            worker.arrive(mac);
+            worker.learned().insert(mac, now);
+            worker.tunnel_mut().arrive(mac);
         });
     }
 }
@@ -158,7 +158,8 @@ mod tests {
     use super::*;
     use crate::metrics::VifCounters;
     use crate::port::tx::SourceMac;
-    use crate::port::worker::{Place, Worker};
+    use crate::port::worker::Worker;
+    use crate::tunnel::endpoint::Place;
     use crate::tunnel::rx::Receiver;
     use crate::underlay::groups::Groups;
     use crate::underlay::udp::UdpUnderlay;
@@ -188,11 +189,11 @@ mod tests {
     }
 
     fn see(nic: &Nic, pair: usize, mac: Mac, now: Instant) -> bool {
-        nic.workers().nth(pair).unwrap().learnt().sees(mac, now)
+        nic.workers().nth(pair).unwrap().learned().sees(mac, now)
     }
 
     fn has(nic: &Nic, mac: Mac) -> Vec<bool> {
-        nic.workers().map(|mut worker| worker.learnt().has(mac)).collect()
+        nic.workers().map(|mut worker| worker.learned().has(mac)).collect()
     }
 
     fn learn(mac: Mac) -> Vec<Request> {

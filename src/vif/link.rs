@@ -183,7 +183,9 @@ impl Link {
         self.backoff = MIN_BACKOFF;
         self.relearn = true;
         self.awaits_keys = true;
-        self.nic.workers().for_each(|mut worker| worker.varpd_returned(now));
+        self.nic
+            .workers()
+            .for_each(|mut worker| worker.tunnel_mut().neighbors_mut().varpd_returned(now));
         self.nic.bound_receive_buffers();
     }
 
@@ -197,7 +199,9 @@ impl Link {
     pub fn handle_disconnected(&mut self, now: Instant) -> Duration {
         self.key_ends.handle_left(now);
         if self.is_registered {
-            self.nic.workers().for_each(|mut worker| worker.varpd_left());
+            self.nic
+                .workers()
+                .for_each(|mut worker| worker.tunnel_mut().neighbors_mut().varpd_left());
         }
         self.is_registered = false;
         let backoff = self.backoff;
@@ -268,10 +272,14 @@ impl Link {
             }
             Event::Unresolved { mac, hold_ms } => {
                 let hold = millis(hold_ms);
-                self.nic.workers().for_each(|mut w| w.handle_unresolved(mac, hold, now));
+                self.nic
+                    .workers()
+                    .for_each(|mut w| w.tunnel_mut().handle_unresolved(mac, hold, now));
             }
             Event::Invalidate { mac } => {
-                self.nic.workers().for_each(|mut worker| worker.handle_invalidate(mac));
+                self.nic.workers().for_each(|mut worker| {
+                    worker.tunnel_mut().neighbors_mut().handle_invalidate(mac)
+                });
             }
             Event::GroupKeys { .. }
             | Event::SaOut { .. }
@@ -287,7 +295,7 @@ impl Link {
             }
             Event::Claimed { mac, stamp } => {
                 self.stamp = Some(stamp);
-                self.nic.workers().for_each(|mut worker| worker.arrive(mac));
+                self.nic.workers().for_each(|mut worker| worker.tunnel_mut().arrive(mac));
             }
             Event::Lost { mac, stamp, coa, lifetime_ms } => {
                 self.say_lost(mac, coa, stamp, now);
@@ -303,7 +311,9 @@ impl Link {
                 self.nic.workers().for_each(|mut worker| worker.close_lane(lane, now));
             }
             Event::GroupLongest { longest } => {
-                self.nic.workers().for_each(|mut worker| worker.set_group_longest(longest));
+                self.nic
+                    .workers()
+                    .for_each(|mut worker| worker.tunnel_mut().set_group_longest(longest));
             }
             Event::StatsRequest { xid } => return Some(self.stats(xid)),
             Event::Error { code: ErrorCode::Warning, text } => {
@@ -367,8 +377,8 @@ impl Link {
             }
         }
         for (index, mut worker) in (0_u16..).zip(self.nic.workers()) {
-            let own = worker.place().receiver.own;
-            let Some(protection) = worker.protection_mut() else { continue };
+            let own = worker.tunnel().place().receiver.own;
+            let Some(protection) = worker.tunnel_mut().protection_mut() else { continue };
             let (inbound, policy) = (Arc::clone(protection.inbound()), protection.policy());
             // What is received is shared by the queue pairs: told once.
             let is_first = index == 0;
@@ -408,7 +418,7 @@ impl Link {
     /// it does not know which sessions were made with that: all are over.
     fn end_withdrawn(&self, accepted: &[(Suite, Secret)]) {
         for mut worker in self.nic.workers() {
-            let Some(protection) = worker.protection_mut() else { continue };
+            let Some(protection) = worker.tunnel_mut().protection_mut() else { continue };
             if protection.inbound().misses_any(accepted) {
                 log::info!(
                     "a key of the vnet was given up while varpd was away: ending its sessions"

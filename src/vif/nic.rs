@@ -21,11 +21,12 @@ use crate::metrics::VifCounters;
 use crate::offload::features::Offloads;
 use crate::port::stranger::Stranger;
 use crate::port::throttle::Direction;
-use crate::port::worker::{Place, Worker};
+use crate::port::worker::Worker;
 use crate::security::policy::Policy;
 use crate::sys::clock;
 use crate::time::Instant;
 use crate::tunnel::echo::Limits;
+use crate::tunnel::endpoint::Place;
 use crate::tunnel::moved::LateSender;
 use crate::tunnel::neighbors::Question;
 use crate::tunnel::protect::Protection;
@@ -120,7 +121,7 @@ impl Nic {
         let has_said = Arc::new(AtomicBool::new(false));
         let echo_limits = Arc::<Limits>::default();
         for worker in &mut workers {
-            worker.set_echo_limits(Arc::clone(&echo_limits));
+            worker.tunnel_mut().set_echo_limits(Arc::clone(&echo_limits));
             worker.prepare_lanes(Arc::clone(&handovers))?;
             worker.set_stranger(Stranger::new(Arc::clone(&has_said)));
         }
@@ -198,12 +199,12 @@ impl Nic {
         };
         for mut worker in self.workers() {
             wishes.announce |= worker.take_announcement();
-            wishes.questions.extend(worker.questions());
-            if let Some(protection) = worker.protection_mut() {
+            wishes.questions.extend(worker.tunnel_mut().questions());
+            if let Some(protection) = worker.tunnel_mut().protection_mut() {
                 wishes.needs.extend(protection.take_needs());
             }
-            wishes.late.extend(worker.late_senders());
-            wishes.sources.extend(worker.learnt().news());
+            wishes.late.extend(worker.tunnel_mut().late_senders());
+            wishes.sources.extend(worker.learned().news());
             wishes.lanes_ended.extend(worker.lanes_ended());
         }
         wishes
@@ -231,9 +232,10 @@ impl Nic {
         pair: usize,
         worker: &Worker<UdpUnderlay>,
     ) -> impl Iterator<Item = (Source, RawFd)> {
-        let port = |port| Some((Source::Port(port), worker.underlay().descriptor(port)?));
+        let port = |port| Some((Source::Port(port), worker.tunnel().underlay().descriptor(port)?));
         let alarm = self.alarm(pair).map(|alarm| (Source::Alarm, alarm.descriptor()));
-        let sender = worker.underlay().sender().map(|fd| (Source::Reports, fd.as_raw_fd()));
+        let sender =
+            worker.tunnel().underlay().sender().map(|fd| (Source::Reports, fd.as_raw_fd()));
         let lanes = worker.lanes_descriptor().map(|fd| (Source::LaneTimer, fd));
         PORTS.map(port).into_iter().flatten().chain(sender).chain(alarm).chain(lanes)
     }
@@ -283,9 +285,9 @@ impl Nic {
     pub fn sockets(&self) -> io::Result<Vec<OwnedFd>> {
         let duplicate = |socket: BorrowedFd<'_>| socket.try_clone_to_owned();
         let receiving = |worker: Lent<'_>| -> Vec<io::Result<OwnedFd>> {
-            worker.underlay().sockets().map(duplicate).collect()
+            worker.tunnel().underlay().sockets().map(duplicate).collect()
         };
-        let sending = |worker: Lent<'_>| worker.underlay().sender().map(duplicate);
+        let sending = |worker: Lent<'_>| worker.tunnel().underlay().sender().map(duplicate);
         self.workers().flat_map(receiving).chain(self.workers().filter_map(sending)).collect()
     }
 
@@ -293,8 +295,8 @@ impl Nic {
     pub fn set_policy(&self, vnet: VnetId, policy: Policy) {
         let mut protection = Protection::of_vif(vnet, policy);
         for mut worker in self.workers() {
-            worker.set_policy(policy, &mut protection);
-            worker.set_clock(clock::now());
+            worker.tunnel_mut().set_policy(policy, &mut protection);
+            worker.tunnel_mut().set_clock(clock::now());
         }
     }
 
@@ -308,7 +310,7 @@ impl Nic {
     pub fn bound_receive_buffers(&self) {
         for worker in self.workers() {
             let Some(bytes) = worker.throttle().waiting_room(self.workers.len()) else { return };
-            if let Err(error) = worker.underlay().bound_receive_buffers(bytes) {
+            if let Err(error) = worker.tunnel().underlay().bound_receive_buffers(bytes) {
                 log::warn!("cannot change a socket's receive buffer: {error}");
             }
         }
@@ -325,7 +327,8 @@ impl Nic {
             return;
         }
         *steered = running;
-        let done = self.worker(0).map_or(Ok(()), |worker| worker.underlay().steer(running));
+        let done =
+            self.worker(0).map_or(Ok(()), |worker| worker.tunnel().underlay().steer(running));
         if let Err(error) = done {
             log::warn!("cannot steer frames to the queue pairs that the guest uses: {error}");
         }
@@ -337,7 +340,7 @@ impl Nic {
     /// No descriptors left.
     pub fn own_sockets(&self) -> io::Result<Vec<OwnedFd>> {
         // The groups' come first.
-        let groups = self.worker(0).map_or(0, |worker| worker.underlay().group_count());
+        let groups = self.worker(0).map_or(0, |worker| worker.tunnel().underlay().group_count());
         Ok(self.sockets()?.into_iter().skip(groups).collect())
     }
 
@@ -357,7 +360,7 @@ impl Nic {
     /// Other groups for the same vif at the same care-of address: all else stays as it is.
     pub fn replace_groups(&self, groups: Groups) {
         if let Some(mut worker) = self.worker(0) {
-            let old = worker.underlay_mut().replace_groups(groups);
+            let old = worker.tunnel_mut().underlay_mut().replace_groups(groups);
             self.replaced().groups.push(old);
         }
         self.bound_receive_buffers();
@@ -368,7 +371,7 @@ impl Nic {
     /// Other sockets for the same vif: its care-of address has changed. The guest notices nothing.
     pub fn replace_underlays(&self, underlays: Vec<UdpUnderlay>, place: Place) {
         for (mut worker, underlay) in self.workers().zip(underlays) {
-            let old = worker.replace_underlay(underlay, place);
+            let old = worker.tunnel_mut().replace_underlay(underlay, place);
             self.replaced().underlays.push(old);
         }
         self.bound_receive_buffers();

@@ -7,11 +7,11 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::port::worker::Place;
 use crate::security::Level;
 use crate::security::policy::Policy;
 use crate::sys::mmsg::MAX_MESSAGE_LEN;
 use crate::sys::seqpacket::Connection;
+use crate::tunnel::endpoint::Place;
 use crate::tunnel::rx::Receiver;
 use crate::underlay::groups::{self, Groups};
 use crate::underlay::sockets;

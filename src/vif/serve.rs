@@ -333,8 +333,8 @@ fn new_nic(
             .with_throttle(throttle.clone())
             .learning(options.learn)
             .allowing(&options.allowed);
-        worker.set_frame_ids(FrameIds::from(first_id.wrapping_add(pair << 28)));
-        worker.set_clock(clock::now());
+        worker.tunnel_mut().set_frame_ids(FrameIds::from(first_id.wrapping_add(pair << 28)));
+        worker.tunnel_mut().set_clock(clock::now());
         worker
     };
     let workers = (0_u32..).zip(registration.underlays).map(worker).collect();

@@ -14,7 +14,7 @@ use etherparse::PacketBuilder;
 use etherparse::icmpv4::DestUnreachableHeader;
 use etherparse::{Icmpv4Type, Icmpv6Type, IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice};
 
-use crate::port::pmtu_feedback::Flow;
+use crate::tunnel::pmtu_feedback::Flow;
 use crate::wire::Mac;
 use crate::wire::frame::{ADDRESSES_LEN, HEADER_LEN};
 

@@ -4,7 +4,6 @@
 use super::*;
 use crate::offload::features::Offloads;
 use crate::offload::packets::Packet;
-use crate::port::learned::LearnedMacs;
 use crate::time::Instant;
 use crate::tunnel::moved::MovedMacs;
 use crate::tunnel::neighbors::Neighbors;
@@ -29,20 +28,18 @@ fn datagram() -> Vec<u8> {
     [&[0x40, 1, 0, 0, 0, 0, 0, 42][..], &frame].concat()
 }
 
-/// What is foreseen, with MACs behind the vif, and others that have left.
+/// What is foreseen, whether for other MACs than the vif's too, and with some that have left.
 fn foresee_for(
     train: Train,
     datagram: &[u8],
     offloads: Offloads,
-    (learnt, departed): (&[Mac], &[Mac]),
+    (takes_unknown, departed): (bool, &[Mac]),
 ) -> Option<Plan> {
     let key = VifKey { vnet: VnetId::new(42).unwrap(), mac: OWN };
     let own = ([192, 0, 2, 1], 4000).into();
     let receiver = Receiver { key, own, capabilities: Capabilities(7) };
-    let (neighbors, mut departures) = (Neighbors::default(), MovedMacs::default());
-    let mut behind = LearnedMacs::new(learnt.len());
+    let (neighbors, mut moved) = (Neighbors::default(), MovedMacs::default());
     let now = Instant::from_millis(0);
-    learnt.iter().for_each(|mac| behind.insert(*mac, now));
     let (kinds, capabilities) = (EncapKinds::UDP, Capabilities::NONE);
     let coa = CareOf {
         addr: ([192, 0, 2, 2], 4000).into(),
@@ -51,22 +48,17 @@ fn foresee_for(
         longest: Longest::UNKNOWN,
     };
     for mac in departed {
-        departures.insert(*mac, coa, coa.addr.ip(), Instant::from_millis(30_000));
+        moved.insert(*mac, coa, coa.addr.ip(), Instant::from_millis(30_000));
     }
-    let home = Home {
-        receiver: &receiver,
-        neighbors: &neighbors,
-        learnt: &behind,
-        departures: &mut departures,
-        now,
-    };
+    let home =
+        Home { receiver: &receiver, neighbors: &neighbors, takes_unknown, moved: &mut moved, now };
     let mut merger = Merger::new(offloads, MAX_DATAGRAMS, 65_550);
     let head = datagram.get(..HEAD_LEN).unwrap_or(datagram);
     Plan::foresee(train, head, &home, &mut merger)
 }
 
 fn foresee(train: Train, datagram: &[u8]) -> Option<Plan> {
-    foresee_for(train, datagram, Offloads::ALL, (&[], &[]))
+    foresee_for(train, datagram, Offloads::ALL, (false, &[]))
 }
 
 #[test]
@@ -106,7 +98,7 @@ fn what_is_no_stream_for_this_vif_is_not_foreseen() {
     for len in 0..HEADER {
         assert_eq!(foresee(TRAIN, &datagram()[..len]), None, "cut to {len}");
     }
-    assert_eq!(foresee_for(TRAIN, &datagram(), Offloads::GUEST_CSUM, (&[], &[])), None);
+    assert_eq!(foresee_for(TRAIN, &datagram(), Offloads::GUEST_CSUM, (false, &[])), None);
 }
 
 #[test]
@@ -114,9 +106,9 @@ fn macs_behind_the_vif_are_of_it_unless_some_have_left() {
     let mut behind = datagram();
     behind[8..14].copy_from_slice(&BEHIND.0);
     let all = Offloads::ALL;
-    assert!(foresee_for(TRAIN, &behind, all, (&[BEHIND], &[])).is_some());
-    assert_eq!(foresee_for(TRAIN, &behind, all, (&[], &[])), None);
-    assert_eq!(foresee_for(TRAIN, &behind, all, (&[BEHIND], &[OWN])), None);
+    assert!(foresee_for(TRAIN, &behind, all, (true, &[])).is_some());
+    assert_eq!(foresee_for(TRAIN, &behind, all, (false, &[])), None);
+    assert_eq!(foresee_for(TRAIN, &behind, all, (true, &[OWN])), None);
 }
 
 #[test]

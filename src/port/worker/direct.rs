@@ -10,7 +10,7 @@ use crate::metrics::VifCounter;
 use crate::offload::gro::Merged;
 use crate::port::direct::{HEAD_LEN, Hunch, Plan};
 use crate::sys::mmsg::{MAX_PARTS, RECEIVE_BATCH};
-use crate::sys::train::{Arrived, IoVecMut, Train};
+use crate::sys::train::{IoVecMut, Train};
 use crate::time::Instant;
 use crate::tunnel::incoming::Home;
 use crate::underlay::{Port, Underlay};
@@ -63,15 +63,15 @@ impl<U: Underlay> Worker<U> {
         if port != Port::Own
             || !self.direct.hunch.is_on()
             || is_limited
-            || self.protection.is_some()
-            || self.is_halted
+            || self.tunnel.is_secured()
+            || self.tunnel.is_halted()
         {
             return Ok(Course::Usual);
         }
         let mut course = Ok(Course::Again);
         for _ in 0..RECEIVE_BATCH {
             course = self.receive_train(ring, now);
-            if !matches!(course, Ok(Course::Again)) || !self.incoming.is_empty() {
+            if !matches!(course, Ok(Course::Again)) || !self.tunnel.incoming().is_empty() {
                 break;
             }
         }
@@ -104,8 +104,7 @@ impl<U: Underlay> Worker<U> {
             return Ok(Course::Usual);
         };
         match arrived {
-            Ok((train, overflow)) => {
-                self.count_overflow(overflow);
+            Ok(train) => {
                 self.settle(&plan, train, ring, now)?;
                 Ok(Course::Again)
             }
@@ -121,9 +120,9 @@ impl<U: Underlay> Worker<U> {
     /// A message that was foreseen could not be received. What it was about datagrams that were sent before
     /// is told by their reports.
     fn heed_failure(&mut self, error: &io::Error, now: Instant) {
-        if error.kind() != io::ErrorKind::WouldBlock && self.heed_reports(now).is_empty() {
+        if error.kind() != io::ErrorKind::WouldBlock && !self.tunnel.handle_reports(now) {
             self.direct.hunch.failed();
-            self.complain("cannot receive into the guest's buffers", error, now);
+            self.tunnel.complain("cannot receive into the guest's buffers", error, now);
         }
     }
 
@@ -132,17 +131,17 @@ impl<U: Underlay> Worker<U> {
     /// # Errors
     /// It is not for this way, or there is none.
     fn look(&mut self, now: Instant) -> Result<Plan, Course> {
-        let Self { direct, underlay, guest, place, neighbors, learnt, departures, .. } = self;
-        let train = underlay.peek(Port::Own, &mut direct.head).map_err(|error| {
+        let Self { direct, tunnel, guest, counters, .. } = self;
+        let merger = guest.merger();
+        let judge = |train, head: &[u8], home: &Home<'_>| Plan::foresee(train, head, home, merger);
+        let plan = tunnel.peek(&mut direct.head, now, judge).map_err(|error| {
             // Other errors, of datagrams that were sent before, are no concern of this one.
             let is_empty = error.kind() == io::ErrorKind::WouldBlock;
             if is_empty { Course::Emptied } else { Course::Usual }
         })?;
-        let home = Home { receiver: &place.receiver, neighbors, learnt, departures, now };
-        let head = direct.head.get(..train.segment).unwrap_or(&direct.head);
-        Plan::foresee(train, head, &home, guest.merger()).ok_or_else(|| {
+        plan.ok_or_else(|| {
             direct.hunch.missed();
-            self.counters.inc(VifCounter::rx_direct_missed);
+            counters.inc(VifCounter::rx_direct_missed);
             Course::Usual
         })
     }
@@ -153,9 +152,9 @@ impl<U: Underlay> Worker<U> {
         &mut self,
         plan: &Plan,
         ring: &ReceiveRing<'_, '_>,
-    ) -> Option<io::Result<Arrived>> {
+    ) -> Option<io::Result<Train>> {
         let payload_at = self.payload_at(plan);
-        let Self { direct, underlay, .. } = self;
+        let Self { direct, tunnel, .. } = self;
         direct.headers.resize(plan.headers_len(), 0);
         let mut headers = direct.headers.as_mut_slice();
         let mut room = ring.room(payload_at);
@@ -169,7 +168,7 @@ impl<U: Underlay> Worker<U> {
         if parts.len() > MAX_PARTS {
             return None;
         }
-        let arrived = underlay.take(Port::Own, &mut parts);
+        let arrived = tunnel.take(&mut parts);
         ring.room(payload_at).mark_written(plan.payload_len(usize::MAX));
         Some(arrived)
     }
@@ -242,12 +241,6 @@ impl<U: Underlay> Worker<U> {
         if frames == 0 {
             left.truncate(train.len);
         }
-        let Self { incoming, place, neighbors, learnt, departures, .. } = self;
-        let mut home = Home { receiver: &place.receiver, neighbors, learnt, departures, now };
-        let message = (train.from, left.as_slice(), train.segment);
-        incoming.put(Port::Own, message, &mut home, &self.counters);
-        if self.incoming.has_detours() {
-            self.forward_detours(now);
-        }
+        self.tunnel.put(train, &left, now);
     }
 }

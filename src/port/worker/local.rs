@@ -10,12 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Worker;
-use crate::lane::handover;
 use crate::local::lanes::Handovers;
 use crate::metrics::VifCounter;
 use crate::sys::event_share::EventShare;
-use crate::sys::iovec::IoVec;
-use crate::sys::mmsg::Message;
 use crate::time::Instant;
 use crate::underlay::Underlay;
 
@@ -59,31 +56,13 @@ impl<U: Underlay> Worker<U> {
                 self.counters.inc(VifCounter::lanes_opened);
                 log::debug!("lane {lane} {} {addr}", if is_read { "from" } else { "to" });
                 if !is_read {
-                    self.hand_over(lane, addr);
+                    self.tunnel.hand_over(lane, addr);
                 }
             }
             Err(error) => {
-                self.complain("cannot open a lane", &error, now);
+                self.tunnel.complain("cannot open a lane", &error, now);
                 self.lanes.end(lane);
             }
-        }
-    }
-
-    /// The last datagram before frames go through the lane. If the kernel does not take it, the
-    /// reader waits for a short time.
-    fn hand_over(&mut self, lane: u32, to: SocketAddr) {
-        let datagram = handover::emit(self.place.receiver.key.vnet, lane);
-        let protection = self.protection.as_mut().filter(|protection| protection.seals_to(to));
-        let sealed = protection.map(|protection| protection.seal_one(to, &datagram));
-        let part = match &sealed {
-            // Without a key nothing can have gone that way before.
-            Some(None) => return,
-            Some(Some(sealed)) => IoVec::from_slice(sealed),
-            None => IoVec::from_slice(&datagram),
-        };
-        let message = Message { to, parts: std::slice::from_ref(&part), segment: 0 };
-        if let Err(error) = self.underlay.send(&[message]) {
-            log::debug!("no handover to {to}: {error}");
         }
     }
 
@@ -106,7 +85,7 @@ impl<U: Underlay> Worker<U> {
     /// again; then follows [`Worker::receive_lanes`].
     pub fn lanes_rung(&mut self, event: u16, now: Instant) -> bool {
         for addr in self.lanes.rung(event, &self.counters) {
-            self.neighbors.confirm_from(addr, now + ASK_AGAIN);
+            self.tunnel.neighbors_mut().confirm_from(addr, now + ASK_AGAIN);
         }
         self.lanes.is_stalled()
     }
@@ -125,6 +104,12 @@ impl<U: Underlay> Worker<U> {
     /// Whether a lane waits for what comes by UDP.
     pub fn has_shut_lanes(&self) -> bool {
         self.lanes.has_shut()
+    }
+
+    /// Drops what waits in the lanes and what was taken from them; it counts as `counter`.
+    pub(super) fn drop_local(&mut self, counter: VifCounter) {
+        self.drop_unpacked(counter);
+        self.discard_lanes(counter);
     }
 }
 

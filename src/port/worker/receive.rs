@@ -1,8 +1,5 @@
 //! The worker's part towards the guest: what sockets have received is put into the receive ring.
 
-use std::io;
-use std::mem;
-
 use virtio_queue::Queue;
 
 use super::direct::Course;
@@ -15,7 +12,7 @@ use crate::port::direct::Hunch;
 use crate::port::throttle::Allowance;
 use crate::sys::iovec::IoVec;
 use crate::time::Instant;
-use crate::tunnel::incoming::{Home, Incoming};
+use crate::tunnel::incoming::Incoming;
 use crate::underlay::{Port, Underlay};
 use crate::vhost_user::vring::{GuestMemory, RingError};
 
@@ -82,11 +79,11 @@ impl<U: Underlay> Worker<U> {
                 Course::Starved => return Ok(Progress::Idle),
                 Course::Emptied => return Ok(self.found_nothing(turn, now)),
             }
-            if !self.fill(port, now) {
+            if !self.tunnel.receive(port, now) {
                 return Ok(self.found_nothing(turn, now));
             }
             // What comes later wakes the worker anew: the guest need not wait for a look.
-            may_hold_more = self.incoming.was_full();
+            may_hold_more = self.tunnel.incoming().was_full();
         }
         self.deliver_incoming(&mut ring, now).map(Progress::from)
     }
@@ -95,7 +92,7 @@ impl<U: Underlay> Worker<U> {
     fn found_nothing(&mut self, turn: usize, now: Instant) -> Progress {
         // Woken for nothing to read: reports make a socket poll, too, until they are read.
         if turn == 0 {
-            self.heed_reports(now);
+            self.tunnel.handle_reports(now);
         }
         Progress::Idle
     }
@@ -116,7 +113,7 @@ impl<U: Underlay> Worker<U> {
 
     /// Whether [`Worker::answer`] has something to say to the guest.
     pub fn has_answers(&self) -> bool {
-        !self.answers.is_empty()
+        self.tunnel.feedback().has_answers()
     }
 
     /// Delivers our own answers to what the guest sent, as far as there are buffers; the rest is
@@ -126,7 +123,7 @@ impl<U: Underlay> Worker<U> {
     /// The ring is broken and must be stopped.
     pub fn answer(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<(), RingError> {
         let mut ring = ReceiveRing::new(queue, memory)?;
-        for answer in mem::take(&mut self.answers) {
+        for answer in self.tunnel.feedback_mut().take_answers() {
             let parts = &[IoVec::from_slice(&answer)];
             let header = &Header::PLAIN;
             let answer = GuestFrame { header, parts, origin: Origin::Host, is_group: false };
@@ -135,44 +132,6 @@ impl<U: Underlay> Worker<U> {
             }
         }
         self.guest.publish(&mut ring)
-    }
-
-    /// Reads the next batch from a socket; false when nothing waits.
-    pub(super) fn fill(&mut self, port: Port, now: Instant) -> bool {
-        let Self { incoming, underlay, place, neighbors, learnt, departures, .. } = self;
-        let mut home = Home { receiver: &place.receiver, neighbors, learnt, departures, now };
-        let opening = self.protection.as_ref().map(|protection| protection.opening(now));
-        let opening = opening.map(|opening| opening.closed(self.is_halted));
-        let filled = incoming.fill(port, underlay, &mut home, &self.counters, opening);
-        if let Err(error) = filled {
-            if error.kind() != io::ErrorKind::WouldBlock && self.heed_reports(now).is_empty() {
-                self.complain("cannot receive from the underlay", &error, now);
-            }
-            return false;
-        }
-        let overflow = self.incoming.take_overflow();
-        if port == Port::Own {
-            self.count_overflow(overflow);
-        }
-        if let Some(from) = self.incoming.take_misfit() {
-            self.name_misfit(from, now);
-        }
-        if self.is_halted {
-            self.drop_halted();
-        }
-        if self.incoming.has_detours() {
-            self.forward_detours(now);
-        }
-        true
-    }
-
-    /// Counts what found the socket buffer full, if the kernel said how many those were so far. The group
-    /// socket's count has also what its filter turned away, so only that of the own says anything.
-    pub(super) fn count_overflow(&mut self, overflow: Option<u32>) {
-        let Some(overflow) = overflow else { return };
-        // The kernel's counter wraps at 32 bits.
-        let lost = overflow.wrapping_sub(mem::replace(&mut self.overflow, overflow));
-        self.counters.add(VifCounter::rx_drop_overflow, u64::from(lost));
     }
 
     /// Delivers what was read. The guest sees what was delivered also when the ring turns out to be
@@ -194,8 +153,9 @@ impl<U: Underlay> Worker<U> {
 
     /// What came before a handover is delivered: its lane may be read.
     fn note_handovers(&mut self) {
-        if self.incoming.is_empty() {
-            for (from, lane) in self.incoming.take_handovers() {
+        let incoming = self.tunnel.incoming_mut();
+        if incoming.is_empty() {
+            for (from, lane) in incoming.take_handovers() {
                 self.lanes.note_handover(from, lane);
             }
         }
@@ -207,8 +167,8 @@ impl<U: Underlay> Worker<U> {
         ring: &mut ReceiveRing<'_, '_>,
         allowance: &mut Allowance,
     ) -> Result<Outcome, RingError> {
-        let Self { guest, incoming, direct, .. } = self;
-        let mut frames = Arrived { incoming, hunch: &mut direct.hunch };
+        let Self { guest, tunnel, direct, .. } = self;
+        let mut frames = Arrived { incoming: tunnel.incoming_mut(), hunch: &mut direct.hunch };
         guest.deliver_all(ring, &mut frames, allowance)
     }
 }

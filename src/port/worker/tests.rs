@@ -11,7 +11,9 @@ mod sealed;
 mod secured;
 mod sending;
 
+use std::io;
 use std::mem;
+use std::net::SocketAddr;
 
 mod paths;
 
@@ -24,6 +26,9 @@ use crate::offload::header::Header;
 use crate::offload::layout::Layout;
 use crate::offload::packets::{Packet, assert_complete};
 use crate::sys::mmsg::RECEIVE_BATCH;
+use crate::tunnel::neighbors::Question;
+use crate::tunnel::protect::Protection;
+use crate::tunnel::rx::Receiver;
 use crate::underlay::memory::MemoryUnderlay;
 use crate::vhost_user::vring::GuestMemory;
 use crate::vif::too_big::told_mtu;
@@ -171,7 +176,7 @@ fn a_frame_leaves_stamped_whatever_its_pieces() {
         let (a, b) = bytes.split_at(cut);
         driver.offer(&[(a, a.len(), 0), (b, b.len(), 0)]);
         transmit(&mut worker, &mut driver);
-        let (to, datagram) = worker.underlay.sent.pop().unwrap();
+        let (to, datagram) = worker.tunnel.underlay_mut().sent.pop().unwrap();
         assert_eq!(to, addr(7));
         assert_eq!(datagram, encapsulated_frame(PEER, OWN, b"payload"), "cut at {cut}");
         assert_eq!(driver.used(), [(0, 0)]);
@@ -180,7 +185,10 @@ fn a_frame_leaves_stamped_whatever_its_pieces() {
         bytes.chunks(3).map(|b| (b, b.len(), 0)).collect();
     driver.offer(&one_byte_each);
     transmit(&mut worker, &mut driver);
-    assert_eq!(worker.underlay.sent.pop().unwrap().1, encapsulated_frame(PEER, OWN, b"payload"));
+    assert_eq!(
+        worker.tunnel.underlay_mut().sent.pop().unwrap().1,
+        encapsulated_frame(PEER, OWN, b"payload")
+    );
     assert_eq!(worker.counters.get(VifCounter::tx_stamped), bytes.len() as u64);
 }
 
@@ -191,14 +199,14 @@ fn frames_wait_for_resolution_and_leave_in_order() {
         driver.offer_frame(&frame(PEER, OWN, &[n]));
     }
     transmit(&mut worker, &mut driver);
-    assert!(worker.underlay.sent.is_empty());
+    assert!(worker.tunnel.underlay().sent.is_empty());
     assert_eq!(driver.used().len(), 3, "the guest has its buffers back");
     assert!(worker.wants_attention());
-    let questions: Vec<Question> = worker.questions().collect();
+    let questions: Vec<Question> = worker.tunnel.questions().collect();
     assert_eq!(questions, [Question { mac: Mac(PEER), refresh: false }]);
     learn(&mut worker, PEER, 7);
     let expected: Vec<_> = (0..3).map(|n| (addr(7), encapsulated_frame(PEER, OWN, &[n]))).collect();
-    assert_eq!(worker.underlay.sent, expected);
+    assert_eq!(worker.tunnel.underlay().sent, expected);
     assert_eq!(worker.counters.get(VifCounter::tx_parked), 3);
     assert_eq!(worker.counters.get(VifCounter::tx_frames), 3);
 }
@@ -208,7 +216,7 @@ fn frames_nobody_answers_for_are_counted() {
     let (mut worker, mut driver) = (worker(), Driver::new());
     driver.offer_frame(&frame(PEER, OWN, b""));
     transmit(&mut worker, &mut driver);
-    worker.handle_unresolved(Mac(PEER), Duration::from_secs(1), Instant::ZERO);
+    worker.tunnel.handle_unresolved(Mac(PEER), Duration::from_secs(1), Instant::ZERO);
     driver.offer_frame(&frame(PEER, OWN, b""));
     transmit(&mut worker, &mut driver);
     assert_eq!(worker.counters.get(VifCounter::tx_drop_unresolved), 2);
@@ -232,7 +240,7 @@ fn what_the_kernel_refuses_is_counted_by_reason_and_the_rest_goes_on() {
     for (errno, counter, dropped) in cases {
         let (mut worker, mut driver) = (worker(), Driver::new());
         learn(&mut worker, PEER, 7);
-        worker.underlay.failures.push_back(io::Error::from_raw_os_error(errno));
+        worker.tunnel.underlay_mut().failures.push_back(io::Error::from_raw_os_error(errno));
         // Each longer than the one before: three messages.
         for len in 1..=3 {
             driver.offer_frame(&frame(PEER, OWN, &vec![0; len]));
@@ -263,7 +271,7 @@ fn a_chain_that_is_no_frame_is_counted_and_given_back() {
     driver.offer(&[(&whole, whole.len(), 0)]);
     transmit(&mut worker, &mut driver);
     assert_eq!(worker.counters.get(VifCounter::tx_drop_header), 2);
-    assert_eq!(worker.underlay.sent.len(), 1, "the good one behind them still leaves");
+    assert_eq!(worker.tunnel.underlay().sent.len(), 1, "the good one behind them still leaves");
     assert_eq!(driver.used().len(), 8);
 }
 
@@ -273,7 +281,7 @@ fn an_arriving_frame_fills_as_many_buffers_as_it_takes() {
     worker.set_features(MERGEABLE, Offloads::NONE);
     let payload: Vec<u8> = (0..200).collect();
     let arrived = frame(OWN, PEER, &payload);
-    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &payload)));
+    worker.tunnel.underlay_mut().own.push_back((addr(9), encapsulated_frame(OWN, PEER, &payload)));
     let mut addresses = driver.offer(&[(&[], 5, WRITE), (&[], 95, WRITE)]);
     addresses.extend(driver.offer(&[(&[], 100, WRITE)]));
     addresses.extend(driver.offer(&[(&[], 100, WRITE)]));
@@ -293,11 +301,11 @@ fn a_socket_that_gave_less_than_a_batch_is_not_asked_again() {
     for (waiting, asked) in [(0, 1), (1, 1), (RECEIVE_BATCH - 1, 1), (RECEIVE_BATCH, 2)] {
         let (mut worker, mut driver) = (worker(), Driver::new());
         let datagram = encapsulated_frame(OWN, PEER, b"");
-        worker.underlay.own.extend((0..waiting).map(|_| (addr(9), datagram.clone())));
+        worker.tunnel.underlay_mut().own.extend((0..waiting).map(|_| (addr(9), datagram.clone())));
         (0..SIZE).for_each(|_| drop(driver.offer(&[(&[], 100, WRITE)])));
         receive(&mut worker, &mut driver);
         assert_eq!(worker.counters.get(VifCounter::rx_frames), waiting as u64);
-        assert_eq!(worker.underlay.asked, asked, "{waiting} datagrams");
+        assert_eq!(worker.tunnel.underlay().asked, asked, "{waiting} datagrams");
     }
 }
 
@@ -306,7 +314,11 @@ fn frames_without_buffers_wait_and_are_delivered_in_order() {
     let (mut worker, mut driver) = (worker(), Driver::new());
     worker.set_features(MERGEABLE, Offloads::NONE);
     for n in 0..3 {
-        worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[n; 50])));
+        worker
+            .tunnel
+            .underlay_mut()
+            .own
+            .push_back((addr(9), encapsulated_frame(OWN, PEER, &[n; 50])));
     }
     driver.offer(&[(&[], 40, WRITE)]);
     receive(&mut worker, &mut driver);
@@ -331,8 +343,8 @@ fn frames_without_buffers_wait_and_are_delivered_in_order() {
 #[test]
 fn without_mergeable_buffers_a_frame_fits_one_chain_or_is_dropped() {
     let (mut worker, mut driver) = (worker(), Driver::new());
-    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[1; 100])));
-    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[2; 10])));
+    worker.tunnel.underlay_mut().own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[1; 100])));
+    worker.tunnel.underlay_mut().own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[2; 10])));
     driver.offer(&[(&[], 60, WRITE)]);
     driver.offer(&[(&[], 60, WRITE)]);
     receive(&mut worker, &mut driver);
@@ -343,7 +355,7 @@ fn without_mergeable_buffers_a_frame_fits_one_chain_or_is_dropped() {
 #[test]
 fn unwritable_receive_chains_are_given_back() {
     let (mut worker, mut driver) = (worker(), Driver::new());
-    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, b"")));
+    worker.tunnel.underlay_mut().own.push_back((addr(9), encapsulated_frame(OWN, PEER, b"")));
     driver.offer(&[(&[], 60, 0)]);
     driver.offer(&[(&[], 60, WRITE), (&[], 60, 0)]);
     driver.offer(&[(&[], u32::MAX as usize, WRITE)]);
@@ -358,7 +370,7 @@ fn unwritable_receive_chains_are_given_back() {
 fn an_unwritable_chain_behind_a_good_one_is_given_back_with_it() {
     let (mut worker, mut driver) = (worker(), Driver::new());
     worker.set_features(MERGEABLE, Offloads::NONE);
-    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[1; 100])));
+    worker.tunnel.underlay_mut().own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[1; 100])));
     driver.offer(&[(&[], 60, WRITE)]);
     driver.offer(&[(&[], 60, 0)]);
     driver.offer(&[(&[], 60, WRITE)]);
@@ -374,8 +386,12 @@ fn an_unwritable_chain_behind_a_good_one_is_given_back_with_it() {
 fn a_frame_longer_than_a_whole_ring_holds_up_nobody() {
     let (mut worker, mut driver) = (worker(), Driver::new());
     worker.set_features(MERGEABLE, Offloads::NONE);
-    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[1; 1000])));
-    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[2; 10])));
+    worker
+        .tunnel
+        .underlay_mut()
+        .own
+        .push_back((addr(9), encapsulated_frame(OWN, PEER, &[1; 1000])));
+    worker.tunnel.underlay_mut().own.push_back((addr(9), encapsulated_frame(OWN, PEER, &[2; 10])));
     for _ in 0..SIZE {
         driver.offer(&[(&[], 60, WRITE)]);
     }
@@ -389,7 +405,7 @@ fn a_frame_longer_than_a_whole_ring_holds_up_nobody() {
 #[test]
 fn after_some_bad_chains_others_get_their_turn() {
     let (mut worker, mut driver) = (worker(), Driver::new());
-    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, b"")));
+    worker.tunnel.underlay_mut().own.push_back((addr(9), encapsulated_frame(OWN, PEER, b"")));
     for _ in 0..ATTEMPTS {
         driver.offer(&[(&[], 60, 0)]);
     }
@@ -412,7 +428,7 @@ fn a_jump_of_the_avail_index_is_the_rings_end() {
     driver.write(SIZE + 1, driver.base + 0x1002);
     let Driver { queue, memory, .. } = &mut driver;
     assert!(worker.transmit(queue, memory, Instant::ZERO).is_err());
-    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, b"")));
+    worker.tunnel.underlay_mut().own.push_back((addr(9), encapsulated_frame(OWN, PEER, b"")));
     assert!(worker.receive(Port::Own, queue, memory, Instant::ZERO).is_err());
 }
 
@@ -421,7 +437,7 @@ fn what_came_while_the_rings_stood_still_is_not_delivered_late() {
     let (mut worker, mut driver) = (worker(), Driver::new());
     driver.offer(&[(&[], 60, WRITE)]);
     worker.set_running(false, Instant::ZERO);
-    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, b"")));
+    worker.tunnel.underlay_mut().own.push_back((addr(9), encapsulated_frame(OWN, PEER, b"")));
     worker.set_running(true, Instant::from_millis(5000));
     receive(&mut worker, &mut driver);
     assert_eq!(driver.used(), []);
@@ -445,7 +461,7 @@ fn a_gratuitous_arp_asks_for_an_announcement() {
     assert!(worker.wants_attention() && worker.take_announcement());
     assert!(!worker.take_announcement(), "told once");
     assert_eq!(worker.counters.get(VifCounter::tx_group_frames), 2);
-    assert_eq!(worker.underlay.sent[0].0, addr(1798));
+    assert_eq!(worker.tunnel.underlay().sent[0].0, addr(1798));
 }
 
 // ---- offloads: what their tests are made of ------------------------------------------------------
@@ -456,7 +472,7 @@ const CAPABLE: Capabilities =
 /// A worker whose guest has all offloads, and knows a peer that understands all flags or none.
 fn offloading_worker(capabilities: Capabilities) -> Worker<MemoryUnderlay> {
     let mut worker = worker();
-    worker.place.receiver.capabilities = CAPABLE;
+    worker.tunnel.place_mut().receiver.capabilities = CAPABLE;
     worker.set_features(MERGEABLE, Offloads::ALL);
     let coa = CareOf { capabilities, ..coa(7) };
     let lifetime = Duration::from_secs(30);

@@ -18,13 +18,14 @@ use crate::port::throttle::{Allowance, Cost, Direction};
 use crate::port::tx::{self, SourceMac, Verdict};
 use crate::sys::iovec::{Gather, IoVec};
 use crate::time::Instant;
+use crate::tunnel::endpoint::Resolved;
 use crate::tunnel::outgoing::scatter;
 use crate::tunnel::outgoing::{AddressBytes, Batch, Lead, Route};
 use crate::underlay::Underlay;
 use crate::vhost_user::vring::{GuestMemory, RingError};
 use crate::vif::guard::exit::Exit;
 use crate::wire::frame::Addresses;
-use crate::wire::{Capabilities, CareOf, encap, frame};
+use crate::wire::{encap, frame};
 
 /// Frames of one batch at most, and bytes after which it is large enough.
 pub(super) const BATCH_FRAMES: usize = 256;
@@ -76,7 +77,7 @@ impl<U: Underlay> Worker<U> {
         if self.throttle.out.close(allowance) {
             self.counters.inc(VifCounter::tx_throttled);
         }
-        self.send(&batch, now);
+        self.tunnel.send(&batch, now);
         self.publish_local();
         self.batch = batch.recycle();
         if let Some(exit) = &mut exit {
@@ -131,14 +132,15 @@ impl<U: Underlay> Worker<U> {
         exit: Option<&'b Exit>,
         now: Instant,
     ) -> Option<usize> {
-        if self.is_halted {
+        if self.tunnel.is_halted() {
             self.counters.inc(VifCounter::tx_drop_policy);
             batch.pieces.truncate(frame.pieces.start);
             return Some(0);
         }
-        let key = self.place.receiver.key;
-        let Self { learnt, neighbors, source_mac, .. } = self;
-        let mut judged = tx::judge(key, *source_mac, frame.ethernet(), learnt, neighbors, now);
+        let key = self.tunnel.place().receiver.key;
+        let Self { learned, tunnel, source_mac, .. } = self;
+        let neighbors = tunnel.neighbors_mut();
+        let mut judged = tx::judge(key, *source_mac, frame.ethernet(), learned, neighbors, now);
         if judged.is_stamped {
             self.look_at_stranger(frame);
         }
@@ -148,23 +150,22 @@ impl<U: Underlay> Worker<U> {
         let (start, len) = (frame.pieces.start, frame.len);
         let prepared = match judged.verdict {
             Verdict::Unicast(coa) if self.lanes.lead_to(coa.addr) => {
-                let route = to_vif(coa);
+                let route = Route::to_vif(coa);
                 return self.dispatch_local(frame, judged.addresses, route, batch, true, now);
             }
-            Verdict::Unicast(coa) => self.prepare(frame, judged.addresses, to_vif(coa), batch, now),
+            Verdict::Unicast(coa) => {
+                self.prepare(frame, judged.addresses, Route::to_vif(coa), batch, now)
+            }
             Verdict::Group if !self.throttle.admits_group(cost_of(frame), now) => {
                 Err(VifCounter::tx_drop_group_rate)
             }
             Verdict::Group => {
                 self.look_for_announcement(frame, batch);
-                self.prepare(frame, judged.addresses, self.to_group(), batch, now)
+                self.prepare(frame, judged.addresses, self.tunnel.to_group(), batch, now)
             }
             Verdict::Wait(mac) => {
                 let parked = parked(frame, judged.addresses, batch);
-                Err(match self.park.push(mac, parked, now) {
-                    Ok(()) => VifCounter::tx_parked,
-                    Err(_) => VifCounter::tx_drop_park_full,
-                })
+                Err(self.tunnel.hold(mac, parked, now).err().unwrap_or(VifCounter::tx_parked))
             }
             Verdict::Drop(counter) => Err(counter),
         };
@@ -186,8 +187,8 @@ impl<U: Underlay> Worker<U> {
         }
         let Ok(addresses) = Addresses::parse(frame.ethernet()) else { return };
         if self.stranger.sees(addresses.source) {
-            let own = self.place.receiver.key.mac;
-            log::warn!("{}", stranger::complaint(addresses.source, own, self.learnt.most()));
+            let own = self.tunnel.place().receiver.key.mac;
+            log::warn!("{}", stranger::complaint(addresses.source, own, self.learned.most()));
         }
     }
 
@@ -236,17 +237,6 @@ impl<U: Underlay> Worker<U> {
         sent
     }
 
-    fn to_group(&self) -> Route {
-        Route {
-            to: self.place.group,
-            is_group: true,
-            is_redirected: false,
-            // All receivers put pieces together.
-            capabilities: Capabilities::FRAGMENT,
-            longest: self.group_longest,
-        }
-    }
-
     /// The same as [`Worker::prepare`] for a frame that goes as it is, and whose checksum is left to
     /// whoever gets it: its headers need not be looked at. `None` for others.
     fn prepare_uncut(
@@ -256,7 +246,7 @@ impl<U: Underlay> Worker<U> {
         route: Route,
         batch: &mut Batch<'_>,
     ) -> Option<Result<(), VifCounter>> {
-        if encap::LEN + frame.len > self.place.max_datagram {
+        if frame.len > self.tunnel.max_frame() {
             return None;
         }
         let request = Request::parse_uncut(frame.header(), frame.len, self.guest.offloads())?;
@@ -275,7 +265,7 @@ impl<U: Underlay> Worker<U> {
         batch: &mut Batch<'_>,
         now: Instant,
     ) -> Result<(), VifCounter> {
-        let fits = encap::LEN + frame.len <= self.max_datagram(&route, now);
+        let fits = encap::LEN + frame.len <= self.tunnel.max_datagram(&route, now);
         let [flags, gso_type, ..] = *frame.header() else {
             return Err(VifCounter::tx_drop_header);
         };
@@ -307,7 +297,8 @@ impl<U: Underlay> Worker<U> {
     }
 
     /// Sends frames that have waited for their destination, which is now known.
-    pub(super) fn send_parked(&mut self, frames: &[Vec<u8>], coa: CareOf, now: Instant) {
+    pub(super) fn send_resolved(&mut self, resolved: &Resolved, now: Instant) {
+        let Resolved { coa, ref frames } = *resolved;
         let mut batch = Batch::default();
         for bytes in frames {
             let at = batch.pieces.len();
@@ -318,14 +309,23 @@ impl<U: Underlay> Worker<U> {
             let Some(addresses) = parked.ethernet().first_chunk() else { continue };
             batch.pieces.push(piece);
             if self.lanes.lead_to(coa.addr) {
-                self.dispatch_local(&parked, *addresses, to_vif(coa), &mut batch, false, now);
+                self.dispatch_local(
+                    &parked,
+                    *addresses,
+                    Route::to_vif(coa),
+                    &mut batch,
+                    false,
+                    now,
+                );
                 continue;
             }
-            if let Err(counter) = self.prepare(&parked, *addresses, to_vif(coa), &mut batch, now) {
+            if let Err(counter) =
+                self.prepare(&parked, *addresses, Route::to_vif(coa), &mut batch, now)
+            {
                 self.counters.inc(counter);
             }
         }
-        self.send(&batch, now);
+        self.tunnel.send(&batch, now);
         self.publish_local();
     }
 }
@@ -380,9 +380,4 @@ fn parked(frame: &TransmitFrame, addresses: AddressBytes, batch: &Batch<'_>) -> 
         }
     }
     bytes
-}
-
-fn to_vif(coa: CareOf) -> Route {
-    let CareOf { addr: to, capabilities, longest, .. } = coa;
-    Route { to, is_group: false, is_redirected: false, capabilities, longest }
 }

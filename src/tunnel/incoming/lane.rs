@@ -5,7 +5,6 @@ use super::{Incoming, Place, Within};
 use crate::lane::{Lie, Reader};
 use crate::local::unpacked;
 use crate::metrics::VifCounter;
-use crate::port::learned::LearnedMacs;
 use crate::tunnel::moved::MovedMacs;
 use crate::tunnel::rx::{Addressee, Receiver};
 use crate::underlay::Port;
@@ -16,10 +15,10 @@ use crate::underlay::Port;
 pub struct Residents<'a> {
     /// The vif.
     pub receiver: &'a Receiver,
-    /// What is behind it.
-    pub learnt: &'a LearnedMacs,
-    /// What has left.
-    pub departures: &'a MovedMacs,
+    /// Whether unicast to other MACs is accepted.
+    pub takes_unknown: bool,
+    /// MACs that were here.
+    pub moved: &'a MovedMacs,
 }
 
 impl Residents<'_> {
@@ -31,10 +30,10 @@ impl Residents<'_> {
         let mac = match self.receiver.accept_frame(Port::Own, frame)? {
             Addressee::Group => return Ok(true),
             Addressee::Vif => self.receiver.key.mac,
-            Addressee::Other(mac) if self.learnt.most() > 0 => mac,
+            Addressee::Other(mac) if self.takes_unknown => mac,
             Addressee::Other(_) => return Err(VifCounter::rx_drop_destination),
         };
-        match self.departures.has_left(mac) {
+        match self.moved.has_left(mac) {
             true => Err(VifCounter::rx_drop_departed),
             false => Ok(false),
         }
@@ -99,18 +98,17 @@ mod tests {
         let own = ([192, 0, 2, 1], 4000).into();
         let key = VifKey { vnet: VnetId::new(42).unwrap(), mac: OWN };
         let receiver = Receiver { key, own, capabilities: Capabilities::NONE };
-        let (mut learnt, mut departures) = (LearnedMacs::default(), MovedMacs::default());
-        let accept = |to: Mac, learnt: &LearnedMacs, departures: &MovedMacs| {
-            let residents = Residents { receiver: &receiver, learnt, departures };
+        let mut moved = MovedMacs::default();
+        let accept = |to: Mac, takes_unknown, moved: &MovedMacs| {
+            let residents = Residents { receiver: &receiver, takes_unknown, moved };
             residents.accept(&[&to.0[..], &PEER.0, &[8, 0]].concat())
         };
-        assert_eq!(accept(Mac([0xff; 6]), &learnt, &departures), Ok(true));
-        assert_eq!(accept(OWN, &learnt, &departures), Ok(false));
+        assert_eq!(accept(Mac([0xff; 6]), true, &moved), Ok(true));
+        assert_eq!(accept(OWN, false, &moved), Ok(false));
         let elsewhere = Err(VifCounter::rx_drop_destination);
-        assert_eq!(accept(BEHIND, &learnt, &departures), elsewhere);
+        assert_eq!(accept(BEHIND, false, &moved), elsewhere);
         // A bridge's table may know what ours does not yet: after a migration it is empty.
-        learnt = LearnedMacs::new(2);
-        assert_eq!(accept(BEHIND, &learnt, &departures), Ok(false));
+        assert_eq!(accept(BEHIND, true, &moved), Ok(false));
         let (kinds, capabilities) = (EncapKinds::UDP, Capabilities::NONE);
         let coa = CareOf {
             addr: ([192, 0, 2, 2], 4000).into(),
@@ -119,9 +117,9 @@ mod tests {
             longest: Longest::UNKNOWN,
         };
         for mac in [OWN, BEHIND] {
-            departures.insert(mac, coa, coa.addr.ip(), Instant::from_millis(30_000));
-            assert_eq!(accept(mac, &learnt, &departures), Err(VifCounter::rx_drop_departed));
+            moved.insert(mac, coa, coa.addr.ip(), Instant::from_millis(30_000));
+            assert_eq!(accept(mac, true, &moved), Err(VifCounter::rx_drop_departed));
         }
-        assert_eq!(accept(Mac([0xff; 6]), &learnt, &departures), Ok(true));
+        assert_eq!(accept(Mac([0xff; 6]), true, &moved), Ok(true));
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::offload::LEAD_LEN;
 use crate::offload::header::Request;
 use crate::sys::iovec::{self, Gather, IoVec};
-use crate::wire::{Capabilities, Longest, frame};
+use crate::wire::{Capabilities, CareOf, Longest, frame};
 
 /// Destination and source of a frame, as they leave.
 pub type AddressBytes = [u8; frame::ADDRESSES_LEN];
@@ -24,6 +24,14 @@ pub struct Route {
     pub capabilities: Capabilities,
     /// The longest packet that the host there takes.
     pub longest: Longest,
+}
+
+impl Route {
+    /// The way to a vif.
+    pub const fn to_vif(coa: CareOf) -> Self {
+        let CareOf { addr: to, capabilities, longest, .. } = coa;
+        Self { to, is_group: false, is_redirected: false, capabilities, longest }
+    }
 }
 
 /// A frame on its way out.

@@ -36,7 +36,7 @@ impl Link {
     fn end_old(&self, now: Instant) {
         let mut ended = 0;
         for (index, mut worker) in self.nic.workers().enumerate() {
-            let Some(protection) = worker.protection_mut() else { continue };
+            let Some(protection) = worker.tunnel_mut().protection_mut() else { continue };
             // The queue pairs share the receiving keys.
             if index == 0 {
                 ended += protection.inbound().end_old(now);
@@ -49,7 +49,7 @@ impl Link {
     fn end_all(&self) {
         let mut ended = 0;
         for (index, mut worker) in self.nic.workers().enumerate() {
-            let Some(protection) = worker.protection_mut() else { continue };
+            let Some(protection) = worker.tunnel_mut().protection_mut() else { continue };
             if index == 0 {
                 ended += protection.inbound().end_group();
             }
@@ -84,7 +84,12 @@ mod tests {
         assert_eq!(tick(&mut link, 25), ([false, false], 4));
         let refused = |link: &Link| {
             let mut worker = link.nic.worker(0).unwrap();
-            worker.protection_mut().unwrap().seal_one_to_group(&[0; 20], at(25)).unwrap_err()
+            worker
+                .tunnel_mut()
+                .protection_mut()
+                .unwrap()
+                .seal_one_to_group(&[0; 20], at(25))
+                .unwrap_err()
         };
         assert_eq!(refused(&link), VifCounter::tx_drop_key_ended);
         // Keys of a varpd that is back serve again.

@@ -7,10 +7,11 @@ use std::time::Duration;
 use super::*;
 use crate::metrics::VifCounters;
 use crate::port::tx::SourceMac;
-use crate::port::worker::{Place, Worker};
+use crate::port::worker::Worker;
 use crate::security::keys::{SaKey, Secret};
 use crate::security::sadb::{Inbound, Lifetime, Outbound};
 use crate::security::{Level, Suite};
+use crate::tunnel::endpoint::Place;
 use crate::tunnel::protect::Protection;
 use crate::tunnel::rx::Receiver;
 use crate::underlay::groups::Groups;
@@ -39,7 +40,7 @@ pub(super) fn link() -> Link {
     let counters = Arc::new(VifCounters::default());
     let underlay = UdpUnderlay::new(socket.into(), Groups::default(), None);
     let mut worker = Worker::new(place, SourceMac::Stamp, Arc::clone(&counters), underlay);
-    worker.set_protection(Protection::of_vif(key.vnet, Level::Conf)());
+    worker.tunnel_mut().set_protection(Protection::of_vif(key.vnet, Level::Conf)());
     Link::new(key, 1, 0, Arc::new(Nic::new(vec![worker], counters, 1400).unwrap()))
 }
 
@@ -59,8 +60,8 @@ pub(super) fn give_keys(link: &mut Link, now: Instant) {
 /// Whether a datagram to a vif, and one to the group, can be sealed.
 pub(super) fn seals(link: &Link, now: Instant) -> [bool; 2] {
     let mut worker = link.nic.worker(0).unwrap();
-    worker.set_clock(crate::time::Now { mono: now, wall_ms: 1_767_225_600_000 });
-    let protection = worker.protection_mut().unwrap();
+    worker.tunnel_mut().set_clock(crate::time::Now { mono: now, wall_ms: 1_767_225_600_000 });
+    let protection = worker.tunnel_mut().protection_mut().unwrap();
     let to_vif = protection.seal_one(there(), &[0; 20]).is_some();
     [to_vif, protection.seal_one_to_group(&[0; 20], now).is_ok()]
 }
@@ -80,7 +81,7 @@ fn a_halted_nic_has_no_keys() {
     assert_eq!(seals(&link, at(1)), [false, false], "of a policy that is too low");
     let has_received = |link: &Link| {
         let mut worker = link.nic.worker(0).unwrap();
-        let inbound = worker.protection_mut().unwrap().inbound();
+        let inbound = worker.tunnel_mut().protection_mut().unwrap().inbound();
         inbound.misses_any(&[]) || inbound.end_all() > 0
     };
     assert!(!has_received(&link), "nor keys of what is received");

@@ -43,7 +43,7 @@ impl DataPath for Nic {
     }
 
     fn mac(&self) -> Option<[u8; 6]> {
-        self.worker(ANNOUNCING_PAIR).map(|worker| worker.place().receiver.key.mac.0)
+        self.worker(ANNOUNCING_PAIR).map(|worker| worker.tunnel().place().receiver.key.mac.0)
     }
 
     fn mtu(&self) -> Option<u16> {
@@ -85,8 +85,8 @@ impl DataPath for Nic {
     fn handle(&self, pair: usize, wake: Wake, rings: &mut Rings<'_>) -> Interest {
         let Some(mut worker) = self.worker(pair) else { return Interest::ALL };
         let now = clock::mono();
-        if worker.protection_mut().is_some() {
-            worker.set_clock(clock::now());
+        if worker.tunnel_mut().protection_mut().is_some() {
+            worker.tunnel_mut().set_clock(clock::now());
         }
         let Rings { rx, tx, memory } = rings;
         let (mut transmit_again, mut receive_again) = (false, false);
@@ -117,11 +117,11 @@ impl DataPath for Nic {
             let step = worker.receive_lanes(rx.queue_mut(), memory, now);
             receive_again |= on_ring!(rx, memory, step) == Some(Progress::More);
         }
-        if worker.has_echoes() {
-            worker.answer_echoes(clock::now().wall_ms.saturating_mul(1000), now);
+        if worker.tunnel().has_echoes() {
+            worker.tunnel_mut().answer_echoes(clock::now().wall_ms.saturating_mul(1000), now);
         }
         if turn.heeds_reports {
-            worker.handle_reports(now);
+            worker.tunnel_mut().handle_reports(now);
         }
         if worker.wants_attention() {
             self.call_for_attention();

@@ -8,10 +8,10 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::{ServeError, Serving, doing, too_low};
-use crate::port::worker::Place;
 use crate::security::Level;
 use crate::sys::seqpacket::Connection;
 use crate::time::Instant;
+use crate::tunnel::endpoint::Place;
 use crate::vif::registration::{
     Registration, connect, longest_packet, place, register_with, registration,
 };
@@ -160,7 +160,7 @@ impl Serving {
             return self.take_place(registration);
         }
         let place = place(self.key, &registration);
-        self.nic.workers().for_each(|mut worker| worker.set_place(place));
+        self.nic.workers().for_each(|mut worker| worker.tunnel_mut().set_place(place));
         Ok(())
     }
 
@@ -168,9 +168,9 @@ impl Serving {
     fn take_groups(&mut self, registration: Registration) {
         let place = place(self.key, &registration);
         for mut worker in self.nic.workers() {
-            let Place { group, max_datagram, .. } = *worker.place();
+            let Place { group, max_datagram, .. } = *worker.tunnel().place();
             if (group, max_datagram) != (place.group, place.max_datagram) {
-                worker.set_place(place);
+                worker.tunnel_mut().set_place(place);
             }
         }
         if let Some(groups) = registration.groups {

@@ -17,8 +17,8 @@ use crate::time::Instant;
 use crate::tunnel::incoming::lane::Residents;
 use crate::underlay::Underlay;
 use crate::vhost_user::vring::{GuestMemory, RingError};
+use crate::wire::frame;
 use crate::wire::frame::Addresses;
-use crate::wire::{encap, frame};
 
 /// Frames and bytes read from a lane before the next has its turn, and the guest is told of them:
 /// it can work on these while we go on.
@@ -52,8 +52,8 @@ impl<U: Underlay> Worker<U> {
         memory: &GuestMemory,
         now: Instant,
     ) -> Result<Progress, RingError> {
-        if self.is_halted {
-            self.drop_halted();
+        if self.tunnel.is_halted() {
+            self.drop_local(VifCounter::rx_drop_policy);
         }
         let mut ring = ReceiveRing::new(queue, memory)?;
         let outcome = self.deliver_incoming(&mut ring, now)?;
@@ -168,9 +168,9 @@ impl<U: Underlay> Worker<U> {
         ring: &mut ReceiveRing<'_, '_>,
         allowance: &mut Allowance,
     ) -> Result<Option<(usize, Outcome)>, RingError> {
-        let Self { lanes, incoming, place, learnt, departures, counters, .. } = self;
+        let Self { lanes, tunnel, counters, .. } = self;
         let Some(lane) = lanes.reader(n) else { return Ok(None) };
-        let residents = Residents { receiver: &place.receiver, learnt, departures };
+        let (residents, incoming) = tunnel.residents();
         let filled =
             incoming.fill_from_lane(&mut lane.reader, residents, |drop| counters.inc(drop));
         let taken = match filled {
@@ -195,9 +195,8 @@ impl<U: Underlay> Worker<U> {
         entry: &Entry,
         ring: &mut ReceiveRing<'_, '_>,
     ) -> Result<Outcome, RingError> {
-        let Self { lanes, place, guest, counters, .. } = self;
-        let (learnt, departures) = (&self.learnt, &self.departures);
-        let residents = Residents { receiver: &place.receiver, learnt, departures };
+        let Self { lanes, tunnel, guest, counters, .. } = self;
+        let (residents, _) = tunnel.residents();
         let Some(lane) = lanes.reader(n) else { return Ok(Outcome::All) };
         // What is decided upon is copied first; the rest is only ever copied.
         let mut lead = [0; LEAD_LEN];
@@ -245,7 +244,7 @@ impl<U: Underlay> Worker<U> {
         let mut bytes = lead.to_vec();
         lane.reader.bytes(entry, lead.len()).append_to(&mut bytes);
         lane.reader.take(entry);
-        let max_frame = self.place.max_datagram.saturating_sub(encap::LEN);
+        let max_frame = self.tunnel.max_frame();
         if self.unpacked.fill(request, &mut bytes, self.guest.offloads(), max_frame).is_err() {
             self.counters.inc(VifCounter::rx_drop_lane);
         }
@@ -269,14 +268,8 @@ impl<U: Underlay> Worker<U> {
         Ok(Outcome::All)
     }
 
-    /// Drops what waits in the lanes, or was taken from them, and could not be delivered for long.
-    pub(in crate::port::worker) fn discard_lanes(&mut self) {
-        let dropped = self.take_from_lanes();
-        self.counters.add(VifCounter::rx_drop_no_ring, dropped);
-    }
-
-    /// Takes what waits in the lanes, and forgets it; returns how many frames that were.
-    pub(in crate::port::worker) fn take_from_lanes(&mut self) -> u64 {
+    /// Drops what waits in the lanes; it counts as `counter`.
+    pub(in crate::port::worker) fn discard_lanes(&mut self, counter: VifCounter) {
         let mut dropped = 0;
         for lane in self.lanes.all_readers() {
             for _ in 0..MOST_DISCARDED {
@@ -288,12 +281,12 @@ impl<U: Underlay> Worker<U> {
             lane.reader.publish();
             lane.state = State::Busy;
         }
-        dropped
+        self.counters.add(counter, dropped);
     }
 
-    /// Forgets what was taken from lanes.
-    pub(in crate::port::worker) fn drop_unpacked(&mut self) {
-        self.counters.add(VifCounter::rx_drop_no_ring, self.unpacked.len() as u64);
+    /// Drops what was taken from lanes; it counts as `counter`.
+    pub(in crate::port::worker) fn drop_unpacked(&mut self, counter: VifCounter) {
+        self.counters.add(counter, self.unpacked.len() as u64);
         self.unpacked.clear();
     }
 }

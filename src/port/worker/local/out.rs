@@ -11,7 +11,7 @@ use crate::sys::iovec::{Gather, IoVec};
 use crate::time::Instant;
 use crate::tunnel::outgoing::{Batch, Outgoing, cut_plain, refusal};
 use crate::underlay::Underlay;
-use crate::wire::{encap, frame};
+use crate::wire::frame;
 
 impl<U: Underlay> Worker<U> {
     /// Puts a frame into the lane to where it goes.
@@ -22,7 +22,7 @@ impl<U: Underlay> Worker<U> {
         can_wait: bool,
         now: Instant,
     ) -> Result<Written, VifCounter> {
-        let max_frame = self.place.max_datagram.saturating_sub(encap::LEN);
+        let max_frame = self.tunnel.max_frame();
         let header = match &outgoing.request {
             Request::Segment { layout, size } => {
                 let lead = batch.lead(outgoing).unwrap_or_default();
@@ -40,7 +40,8 @@ impl<U: Underlay> Worker<U> {
                         return self.write_cut(&cut, outgoing, batch, now);
                     }
                     // It needs no pieces here.
-                    if !self.is_carried(batch.lead(outgoing), max_frame, true, now) {
+                    let lead = batch.lead(outgoing);
+                    if !self.tunnel.feedback_mut().is_carried(lead, max_frame, true, now) {
                         return Err(VifCounter::tx_drop_too_big);
                     }
                 }

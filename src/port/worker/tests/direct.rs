@@ -127,7 +127,7 @@ struct Bed {
 impl Bed {
     fn new(makes_trains: bool) -> Self {
         let mut worker = offloading_worker(CAPABLE);
-        worker.underlay.makes_trains = makes_trains;
+        worker.tunnel.underlay_mut().makes_trains = makes_trains;
         let mut bed = Self { worker, guest: Guest::new() };
         bed.arrive(train(&Packet::tcp(8000), 4000));
         assert_eq!(bed.pump(16).len(), 2);
@@ -136,7 +136,11 @@ impl Bed {
     }
 
     fn arrive(&mut self, datagrams: Vec<Vec<u8>>) {
-        self.worker.underlay.own.extend(datagrams.into_iter().map(|datagram| (addr(9), datagram)));
+        self.worker
+            .tunnel
+            .underlay_mut()
+            .own
+            .extend(datagrams.into_iter().map(|datagram| (addr(9), datagram)));
     }
 
     /// Delivers all that waits, to a guest that has so many buffers at a time.
@@ -155,7 +159,10 @@ impl Bed {
             idle = if more.is_empty() { idle + 1 } else { 0 };
             segments.extend(more);
         }
-        assert!(self.worker.underlay.own.is_empty() && self.worker.incoming.is_empty());
+        assert!(
+            self.worker.tunnel.underlay().own.is_empty()
+                && self.worker.tunnel.incoming_mut().is_empty()
+        );
         segments
     }
 
@@ -190,7 +197,11 @@ fn a_train_goes_straight_into_the_guests_buffers() {
         assert_eq!(bed.count(VifCounter::rx_frames), 2);
         let first = u64::try_from(8 + Packet::tcp(8000).build().len() - 8).unwrap();
         assert_eq!(bed.count(VifCounter::rx_bytes), first + original.len() as u64);
-        assert_eq!(bed.worker.underlay.asked, 1, "only the first was received the usual way");
+        assert_eq!(
+            bed.worker.tunnel.underlay().asked,
+            1,
+            "only the first was received the usual way"
+        );
         assert_eq!(bed.guest.buffers.len(), 8, "those that were not needed stay available");
     }
 }
@@ -362,11 +373,11 @@ fn another_message_than_the_one_that_was_looked_at_is_judged_anew() {
     for (n, (meddle, delivered, counter, dropped)) in cases.into_iter().enumerate() {
         let mut bed = Bed::new(true);
         bed.arrive(train(&Packet::tcp(20_000), 4000));
-        bed.worker.underlay.meddle = Some(meddle);
+        bed.worker.tunnel.underlay_mut().meddle = Some(meddle);
         assert_eq!(bed.pump(16).len(), delivered, "case {n}");
         assert_eq!(bed.count(counter), dropped, "case {n}");
         assert_eq!(bed.count(VifCounter::rx_direct_frames), 0, "case {n}");
-        assert!(bed.worker.underlay.peeks > 0);
+        assert!(bed.worker.tunnel.underlay().peeks > 0);
     }
 }
 
@@ -377,9 +388,13 @@ fn a_message_that_cannot_be_taken_so_is_received_the_usual_way() {
     // Of a datagram that was sent, and a real one.
     for (errno, report) in [(libc::ECONNREFUSED, Some(report)), (libc::EFAULT, None)] {
         let mut bed = Bed::new(true);
-        bed.worker.underlay.take_failures.push_back(io::Error::from_raw_os_error(errno));
+        bed.worker
+            .tunnel
+            .underlay_mut()
+            .take_failures
+            .push_back(io::Error::from_raw_os_error(errno));
         let is_told = report.is_some();
-        bed.worker.underlay.reports.extend(report);
+        bed.worker.tunnel.underlay_mut().reports.extend(report);
         bed.arrive(train(&Packet::tcp(20_000), 4000));
         assert_eq!(bed.pump(16).len(), 5);
         assert_eq!(bed.worker.direct.hunch.is_on(), is_told, "{errno}");
@@ -397,7 +412,7 @@ fn a_guest_without_buffers_finds_all_when_it_has_some() {
     bed.arrive(train(&Packet::tcp(20_000), 4000));
     receive(&mut bed.worker, &mut bed.guest.driver);
     assert!(bed.worker.is_blocked());
-    assert_eq!(bed.worker.underlay.own.len(), 5, "it waits in the socket");
+    assert_eq!(bed.worker.tunnel.underlay().own.len(), 5, "it waits in the socket");
     assert_eq!(bed.pump(16).len(), 5);
     assert_eq!(bed.count(VifCounter::rx_direct_frames), 1);
 }
@@ -405,7 +420,7 @@ fn a_guest_without_buffers_finds_all_when_it_has_some() {
 #[test]
 fn only_a_stream_in_long_segments_is_looked_at() {
     let mut worker = offloading_worker(CAPABLE);
-    worker.underlay.makes_trains = true;
+    worker.tunnel.underlay_mut().makes_trains = true;
     let mut bed = Bed { worker, guest: Guest::new() };
     let small = encapsulated_frame(OWN, PEER, &[7; 50]);
     for _ in 0..20 {
@@ -413,15 +428,15 @@ fn only_a_stream_in_long_segments_is_looked_at() {
         bed.arrive(train(&Packet::tcp(20_000), 1400));
         bed.pump(16);
     }
-    assert_eq!(bed.worker.underlay.peeks, 0);
+    assert_eq!(bed.worker.tunnel.underlay().peeks, 0);
     let mut bed = Bed::new(true);
-    let before = bed.worker.underlay.peeks;
+    let before = bed.worker.tunnel.underlay().peeks;
     for _ in 0..20 {
         bed.arrive(vec![small.clone()]);
         bed.pump(16);
     }
     assert_eq!(bed.count(VifCounter::rx_direct_missed), 1);
-    assert_eq!(bed.worker.underlay.peeks, before + 1, "once in vain");
+    assert_eq!(bed.worker.tunnel.underlay().peeks, before + 1, "once in vain");
 }
 
 #[test]
@@ -440,7 +455,7 @@ fn nothing_goes_straight_that_has_to_be_looked_into_or_held_back() {
     assert_eq!(arrive(&mut limited), 5);
     let mut secured = Bed::new(true);
     let inbound = Inbound::new(VnetId::new(42).unwrap(), Level::Auth);
-    secured.worker.set_protection(Some(Protection::new(Arc::new(inbound))));
+    secured.worker.tunnel.set_protection(Some(Protection::new(Arc::new(inbound))));
     assert_eq!(arrive(&mut secured), 0);
     assert_eq!(secured.count(VifCounter::rx_drop_plaintext), 5);
     for bed in [departed, limited, secured] {

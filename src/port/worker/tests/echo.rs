@@ -27,7 +27,7 @@ fn datagram(message: &Message) -> Vec<u8> {
 
 fn capable() -> Worker<MemoryUnderlay> {
     let mut worker = offloading_worker(ALL);
-    worker.place.receiver.capabilities = ALL;
+    worker.tunnel.place_mut().receiver.capabilities = ALL;
     worker
 }
 
@@ -37,16 +37,16 @@ fn take_in(worker: &mut Worker<MemoryUnderlay>) {
     driver.offer(&[(&[], 0x1000, WRITE)]);
     receive(worker, &mut driver);
     assert!(driver.used().is_empty());
-    worker.answer_echoes(ASKED + 5, Instant::ZERO);
+    worker.tunnel.answer_echoes(ASKED + 5, Instant::ZERO);
 }
 
 #[test]
 fn a_question_is_answered_to_its_source_and_not_shown_to_the_guest() {
     let mut worker = capable();
     let asked = datagram(&question(200));
-    worker.underlay.own.push_back((addr(9), asked.clone()));
+    worker.tunnel.underlay_mut().own.push_back((addr(9), asked.clone()));
     take_in(&mut worker);
-    let [(to, sent)] = &worker.underlay.sent[..] else { panic!("one answer") };
+    let [(to, sent)] = &worker.tunnel.underlay().sent[..] else { panic!("one answer") };
     assert!(*to == addr(9) && sent.len() <= asked.len());
     let (header, rest) = Header::parse(sent).unwrap();
     assert_eq!(header.flags, Flags::ECHO);
@@ -65,16 +65,18 @@ fn answers_malformed_questions_and_too_many_are_counted() {
     let mut malformed = datagram(&question(0));
     malformed.truncate(encap::LEN + 20);
     for bytes in [datagram(&answer), malformed] {
-        worker.underlay.own.push_back((addr(9), bytes));
+        worker.tunnel.underlay_mut().own.push_back((addr(9), bytes));
     }
     take_in(&mut worker);
     assert_eq!(worker.counters.get(VifCounter::rx_drop_echo), 2);
-    (0..30).for_each(|_| worker.underlay.own.push_back((addr(9), datagram(&question(0)))));
+    (0..30).for_each(|_| {
+        worker.tunnel.underlay_mut().own.push_back((addr(9), datagram(&question(0))))
+    });
     take_in(&mut worker);
     assert_eq!(worker.counters.get(VifCounter::tx_echoes), 10);
     assert_eq!(worker.counters.get(VifCounter::tx_drop_echo), 20);
     // To the group nobody asks.
-    worker.underlay.group.push_back((addr(9), datagram(&question(0))));
+    worker.tunnel.underlay_mut().group.push_back((addr(9), datagram(&question(0))));
     let before = worker.counters.get(VifCounter::rx_drop_flags);
     let mut driver = Driver::new();
     driver.offer(&[(&[], 0x1000, WRITE)]);
@@ -87,30 +89,30 @@ fn answers_malformed_questions_and_too_many_are_counted() {
 fn on_a_secured_vnet_questions_and_answers_are_sealed() {
     let (mut one, two) = pair_between(addr(7), addr(1));
     let mut worker = capable();
-    worker.place.receiver.key.mac = Mac(PEER);
-    worker.set_protection(Some(two));
+    worker.tunnel.place_mut().receiver.key.mac = Mac(PEER);
+    worker.tunnel.set_protection(Some(two));
     let asked = datagram(&question(100));
     // In clear it is nothing.
-    worker.underlay.own.push_back((addr(7), asked.clone()));
+    worker.tunnel.underlay_mut().own.push_back((addr(7), asked.clone()));
     take_in(&mut worker);
-    assert!(worker.underlay.sent.is_empty());
+    assert!(worker.tunnel.underlay().sent.is_empty());
     assert_eq!(worker.counters.get(VifCounter::rx_drop_plaintext), 1);
     let mut ask = |worker: &mut Worker<MemoryUnderlay>| {
         let sealed = one.seal_one(addr(1), &asked).unwrap();
-        worker.underlay.own.push_back((addr(7), sealed.clone()));
+        worker.tunnel.underlay_mut().own.push_back((addr(7), sealed.clone()));
         take_in(worker);
         sealed.len()
     };
     ask(&mut worker);
-    assert!(worker.underlay.sent.is_empty(), "no answer in clear where there is no key");
+    assert!(worker.tunnel.underlay().sent.is_empty(), "no answer in clear where there is no key");
     assert_eq!(worker.counters.get(VifCounter::tx_drop_echo), 1);
     let key = SaKey { key: Secret::new([1; 32]), salt: [0; 4] };
-    let protection = worker.protection_mut().unwrap();
+    let protection = worker.tunnel.protection_mut().unwrap();
     let lifetime = Lifetime { usual: Duration::from_secs(60), hard: Duration::from_secs(60) };
     let (outbound, suite) = (protection.outbound_mut(), Suite::AesGcm);
     outbound.insert(addr(7), Spi::of(3, 5), suite, &key, lifetime, Instant::ZERO);
     let len = ask(&mut worker);
-    let [(to, sent)] = &worker.underlay.sent[..] else { panic!("one answer") };
+    let [(to, sent)] = &worker.tunnel.underlay().sent[..] else { panic!("one answer") };
     assert!(*to == addr(7) && sent.len() <= len && sent[0] & 0x80 != 0);
     assert_eq!(worker.counters.get(VifCounter::tx_echoes), 1);
 }

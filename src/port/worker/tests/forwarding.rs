@@ -11,7 +11,7 @@ fn depart(worker: &mut Worker<MemoryUnderlay>, now: Instant) {
 
 fn arrive_from(worker: &mut Worker<MemoryUnderlay>, port: u16, payload: &[u8]) {
     let datagram = encapsulated_frame(OWN, PEER, payload);
-    worker.underlay.own.push_back((addr(port), datagram));
+    worker.tunnel.underlay_mut().own.push_back((addr(port), datagram));
 }
 
 #[test]
@@ -29,20 +29,24 @@ fn late_frames_are_sent_on_once_and_their_senders_reported() {
     worker.forward_waiting(Instant::ZERO);
     learn(&mut worker, PEER, 7);
     let elsewhere = SocketAddr::from(([192, 0, 2, 8], 8));
-    worker.underlay.own.push_back((elsewhere, encapsulated_frame(OWN, PEER, b"indirect")));
+    worker
+        .tunnel
+        .underlay_mut()
+        .own
+        .push_back((elsewhere, encapsulated_frame(OWN, PEER, b"indirect")));
     worker.forward_waiting(Instant::ZERO);
     let expected: Vec<_> =
         (0..3).map(|n| (addr(NEW_PLACE), encapsulated_frame(OWN, PEER, &[n]))).collect();
-    assert_eq!(worker.underlay.sent, expected);
+    assert_eq!(worker.tunnel.underlay().sent, expected);
     assert_eq!(worker.counters.get(VifCounter::tx_forwarded), 3);
     assert_eq!(worker.counters.get(VifCounter::tx_frames), 0, "not the guest's own");
     assert_eq!(worker.counters.get(VifCounter::rx_drop_departed), 2);
     assert!(worker.wants_attention());
-    let senders: Vec<SocketAddr> = worker.late_senders().map(|late| late.from).collect();
+    let senders: Vec<SocketAddr> = worker.tunnel.late_senders().map(|late| late.from).collect();
     assert_eq!(senders, [addr(7), addr(NEW_PLACE), elsewhere]);
     arrive_from(&mut worker, 7, b"too late");
     worker.forward_waiting(Instant::from_millis(30_000));
-    assert_eq!(worker.underlay.sent.len(), 3);
+    assert_eq!(worker.tunnel.underlay().sent.len(), 3);
 }
 
 #[test]
@@ -54,9 +58,9 @@ fn a_guest_that_has_left_gets_nothing_though_its_rings_run() {
     arrive_from(&mut worker, 7, b"late");
     receive(&mut worker, &mut driver);
     assert_eq!(driver.used(), []);
-    assert_eq!(worker.underlay.sent.len(), 1);
+    assert_eq!(worker.tunnel.underlay().sent.len(), 1);
     // It is back.
-    worker.arrive(Mac(OWN));
+    worker.tunnel.arrive(Mac(OWN));
     arrive_from(&mut worker, 7, b"now");
     receive(&mut worker, &mut driver);
     assert_eq!(driver.used().len(), 1);
@@ -70,7 +74,7 @@ fn what_waited_too_long_is_not_sent_on() {
     arrive_from(&mut worker, 7, b"old");
     depart(&mut worker, Instant::from_millis(1001));
     worker.forward_waiting(Instant::from_millis(1001));
-    assert!(worker.underlay.sent.is_empty());
+    assert!(worker.tunnel.underlay().sent.is_empty());
     assert_eq!(worker.counters.get(VifCounter::rx_drop_no_ring), 1);
     // The guest comes back: what comes now is for it.
     worker.set_running(true, Instant::from_millis(1002));
@@ -81,7 +85,7 @@ fn what_waited_too_long_is_not_sent_on() {
 fn partial_checksums_are_completed_where_the_new_place_needs_it() {
     for capabilities in [Capabilities::NONE, Capabilities::PARTIAL_CHECKSUM] {
         let mut worker = offloading_worker(Capabilities::NONE);
-        worker.place.receiver.capabilities = Capabilities::PARTIAL_CHECKSUM;
+        worker.tunnel.place_mut().receiver.capabilities = Capabilities::PARTIAL_CHECKSUM;
         worker.set_running(false, Instant::ZERO);
         let place = CareOf { capabilities, ..coa(NEW_PLACE) };
         let lifetime = Duration::from_secs(30);
@@ -90,9 +94,9 @@ fn partial_checksums_are_completed_where_the_new_place_needs_it() {
         frame[..6].copy_from_slice(&OWN);
         frame[6..12].copy_from_slice(&PEER);
         let datagram = [&[0x40, 1, 0, 0, 0, 0, 0, 42][..], &frame].concat();
-        worker.underlay.own.push_back((addr(7), datagram.clone()));
+        worker.tunnel.underlay_mut().own.push_back((addr(7), datagram.clone()));
         worker.forward_waiting(Instant::ZERO);
-        let (to, sent) = worker.underlay.sent.pop().expect("it is sent on");
+        let (to, sent) = worker.tunnel.underlay_mut().sent.pop().expect("it is sent on");
         assert_eq!(to, addr(NEW_PLACE));
         if capabilities == Capabilities::NONE {
             assert_eq!(sent[1], 0);

@@ -25,7 +25,7 @@ fn rate() -> Option<crate::limiter::units::Rate> {
 fn transmit_at(worker: &mut Worker<MemoryUnderlay>, driver: &mut Driver, now: Instant) -> usize {
     let Driver { queue, memory, .. } = driver;
     assert_eq!(worker.transmit(queue, memory, now).unwrap(), Progress::Idle);
-    mem::take(&mut worker.underlay.sent).len()
+    mem::take(&mut worker.tunnel.underlay_mut().sent).len()
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn received_frames_beyond_the_rate_wait_and_arrive_in_order() {
     }
     for n in 0..6 {
         let datagram = encapsulated_frame(OWN, PEER, &[n; 1000]);
-        worker.underlay.own.push_back((addr(7), datagram));
+        worker.tunnel.underlay_mut().own.push_back((addr(7), datagram));
     }
     let mut receive_at = |worker: &mut Worker<MemoryUnderlay>, now| {
         let Driver { queue, memory, .. } = &mut driver;

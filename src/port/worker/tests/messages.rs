@@ -57,16 +57,16 @@ fn too_much(message: &Message<'_>) -> Option<i32> {
 fn assert_all_leaves(kinds: &[Kind], short_ends: bool) {
     let all = Capabilities(CAPABLE.0 | Capabilities::FRAGMENT.0);
     let (mut worker, mut driver) = (offloading_worker(all), Driver::new());
-    worker.stager.set_short_ends(short_ends);
-    worker.underlay.refuse = Some(too_much);
+    worker.tunnel.stager_mut().set_short_ends(short_ends);
+    worker.tunnel.underlay_mut().refuse = Some(too_much);
     for kind in kinds {
         offer(&mut driver, kind);
     }
     transmit(&mut worker, &mut driver);
     let mut payload = 0;
-    for (_, datagram) in &worker.underlay.sent {
+    for (_, datagram) in &worker.tunnel.underlay().sent {
         let (header, _) = encap::Header::parse(datagram).unwrap();
-        assert_eq!((header.vnet, datagram[0]), (worker.place.receiver.key.vnet, 0x40));
+        assert_eq!((header.vnet, datagram[0]), (worker.tunnel.place().receiver.key.vnet, 0x40));
         payload += datagram.iter().filter(|&&byte| byte == FILL).count();
     }
     let dropped = worker.counters.get(VifCounter::tx_drop_error)
@@ -82,7 +82,10 @@ fn assert_all_leaves(kinds: &[Kind], short_ends: bool) {
         })
         .sum();
     // Checksums and numbers may hold the byte as well.
-    assert!((sent..sent + 8 * worker.underlay.sent.len()).contains(&payload), "{sent} {payload}");
+    assert!(
+        (sent..sent + 8 * worker.tunnel.underlay().sent.len()).contains(&payload),
+        "{sent} {payload}"
+    );
 }
 
 proptest! {

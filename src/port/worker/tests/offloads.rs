@@ -9,12 +9,12 @@ fn a_large_frame_leaves_in_segments_that_fit_the_path() {
         let (mut worker, mut driver) = (offloading_worker(capabilities), Driver::new());
         offer_with_header(&mut driver, tso_header(&large, 1448), &large);
         transmit(&mut worker, &mut driver);
-        let sent = mem::take(&mut worker.underlay.sent);
-        assert_eq!(worker.underlay.messages, 1);
+        let sent = mem::take(&mut worker.tunnel.underlay_mut().sent);
+        assert_eq!(worker.tunnel.underlay().messages, 1);
         let mut payload: Vec<u8> = Vec::new();
         for (to, datagram) in &sent {
             assert_eq!(*to, addr(7));
-            assert!(datagram.len() <= worker.place.max_datagram);
+            assert!(datagram.len() <= worker.tunnel.place().max_datagram);
             let (encapsulation, frame) = datagram.split_at(8);
             let layout = Layout::parse(frame, frame.len()).unwrap();
             payload.extend(&frame[layout.payload_at..]);
@@ -37,9 +37,10 @@ fn the_largest_frame_in_the_smallest_segments_leaves_whole() {
     let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
     offer_with_header(&mut driver, tso_header(&large, 50), &large);
     transmit(&mut worker, &mut driver);
-    let sent: usize = worker.underlay.sent.iter().map(|(_, d)| d.len() - 8 - TCP_HEADERS).sum();
+    let sent: usize =
+        worker.tunnel.underlay().sent.iter().map(|(_, d)| d.len() - 8 - TCP_HEADERS).sum();
     assert_eq!(sent, 60_000);
-    assert_eq!(worker.underlay.sent.len(), 1200);
+    assert_eq!(worker.tunnel.underlay().sent.len(), 1200);
     assert_eq!(worker.counters.get(VifCounter::tx_frames), 1);
 }
 
@@ -47,12 +48,15 @@ fn the_largest_frame_in_the_smallest_segments_leaves_whole() {
 fn a_kernel_without_segmentation_gets_datagrams_one_by_one() {
     let large = tcp_frame(20_000);
     let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
-    worker.underlay.failures.push_back(io::Error::from_raw_os_error(libc::EIO));
+    worker.tunnel.underlay_mut().failures.push_back(io::Error::from_raw_os_error(libc::EIO));
     offer_with_header(&mut driver, tso_header(&large, 1448), &large);
     transmit(&mut worker, &mut driver);
-    assert_eq!(worker.underlay.sent.len(), worker.underlay.messages);
+    assert_eq!(worker.tunnel.underlay().sent.len(), worker.tunnel.underlay().messages);
     assert_eq!(worker.counters.get(VifCounter::tx_frames), 1);
-    assert_eq!(worker.counters.get(VifCounter::tx_datagrams), worker.underlay.sent.len() as u64);
+    assert_eq!(
+        worker.counters.get(VifCounter::tx_datagrams),
+        worker.tunnel.underlay().sent.len() as u64
+    );
 }
 
 #[test]
@@ -62,8 +66,15 @@ fn a_frame_longer_than_the_path_is_cut_if_it_is_tcp_and_dropped_otherwise() {
     offer_with_header(&mut driver, partial_header(&long), &long);
     offer_with_header(&mut driver, [0; 12], &frame(PEER, OWN, &[0; 1460]));
     transmit(&mut worker, &mut driver);
-    assert_eq!(worker.underlay.sent.len(), 2);
-    assert!(worker.underlay.sent.iter().all(|(_, d)| d.len() <= worker.place.max_datagram));
+    assert_eq!(worker.tunnel.underlay().sent.len(), 2);
+    assert!(
+        worker
+            .tunnel
+            .underlay()
+            .sent
+            .iter()
+            .all(|(_, d)| d.len() <= worker.tunnel.place().max_datagram)
+    );
     assert_eq!(worker.counters.get(VifCounter::tx_drop_too_big), 1);
 }
 
@@ -99,7 +110,7 @@ fn partial_checksums_are_left_to_those_who_can_and_completed_for_others() {
         let (mut worker, mut driver) = (offloading_worker(capabilities), Driver::new());
         offer_with_header(&mut driver, partial_header(frame), frame);
         transmit(&mut worker, &mut driver);
-        let (_, datagram) = worker.underlay.sent.pop().unwrap();
+        let (_, datagram) = worker.tunnel.underlay_mut().sent.pop().unwrap();
         assert_eq!(datagram[..2], [0x40, flags]);
         if flags == 0 {
             assert_complete(&datagram[8..]);
@@ -118,18 +129,18 @@ fn small_frames_to_one_place_share_datagrams_in_order() {
     driver.offer_frame(&frame([0xff; 6], OWN, b"to all"));
     driver.offer_frame(&frame(PEER, OWN, &[99; 50]));
     transmit(&mut worker, &mut driver);
-    let (all, single) = (&worker.underlay.sent[3], &worker.underlay.sent[4]);
+    let (all, single) = (&worker.tunnel.underlay().sent[3], &worker.tunnel.underlay().sent[4]);
     assert_eq!(all.1, encapsulated_frame([0xff; 6], OWN, b"to all"));
     assert_eq!(single.1, encapsulated_frame(PEER, OWN, &[99; 50]), "alone: no bundle");
     let mut frames = Vec::new();
-    for (to, datagram) in &worker.underlay.sent[..3] {
+    for (to, datagram) in &worker.tunnel.underlay().sent[..3] {
         assert_eq!(*to, addr(7));
         assert_eq!(datagram[..8], [0x40, 2, 0, 0, 0, 0, 0, 42]);
         frames.extend(Entries::new(&datagram[8..]).map(|entry| entry.unwrap().frame));
     }
     let expected: Vec<Vec<u8>> = (0..10).map(|n| frame(PEER, OWN, &[n; 300])).collect();
     assert_eq!(frames, expected);
-    assert_eq!(worker.underlay.messages, 3);
+    assert_eq!(worker.tunnel.underlay().messages, 3);
     assert_eq!(worker.counters.get(VifCounter::tx_frames), 12);
     assert_eq!(worker.counters.get(VifCounter::tx_datagrams), 5);
 }
@@ -141,9 +152,10 @@ fn frames_of_one_length_share_a_message() {
         driver.offer_frame(&frame(PEER, OWN, &vec![n as u8; len]));
     }
     transmit(&mut worker, &mut driver);
-    let lens: Vec<usize> = worker.underlay.sent.iter().map(|(_, d)| d.len() - 8 - 14).collect();
+    let lens: Vec<usize> =
+        worker.tunnel.underlay().sent.iter().map(|(_, d)| d.len() - 8 - 14).collect();
     assert_eq!(lens, [1000, 1000, 900, 1000, 1100]);
-    assert_eq!(worker.underlay.messages, 3, "1000 1000 900, 1000, 1100");
+    assert_eq!(worker.tunnel.underlay().messages, 3, "1000 1000 900, 1000, 1100");
 }
 
 #[test]
@@ -157,10 +169,10 @@ fn what_leaves_in_pieces_arrives_as_it_was() {
     transmit(&mut sender, &mut driver);
 
     let mut receiver = offloading_worker(CAPABLE);
-    receiver.place.receiver.key.mac = Mac(PEER);
+    receiver.tunnel.place_mut().receiver.key.mac = Mac(PEER);
     // As UDP_GRO hands them over: runs of one size in one message.
-    let sent = mem::take(&mut sender.underlay.sent);
-    receiver.underlay.own.extend(sent.into_iter().map(|(_, bytes)| (addr(9), bytes)));
+    let sent = mem::take(&mut sender.tunnel.underlay_mut().sent);
+    receiver.tunnel.underlay_mut().own.extend(sent.into_iter().map(|(_, bytes)| (addr(9), bytes)));
     let mut driver = Driver::new();
     let places: Vec<u64> = (0..SIZE).flat_map(|_| driver.offer(&[(&[], 0xf00, WRITE)])).collect();
     // The segments come in two batches.
@@ -197,10 +209,10 @@ fn segments_stay_apart_for_a_ring_that_holds_only_one() {
     offer_with_header(&mut driver, tso_header(&large, 1398), &large);
     transmit(&mut sender, &mut driver);
     let mut receiver = offloading_worker(CAPABLE);
-    receiver.place.receiver.key.mac = Mac(PEER);
-    let sent = mem::take(&mut sender.underlay.sent);
+    receiver.tunnel.place_mut().receiver.key.mac = Mac(PEER);
+    let sent = mem::take(&mut sender.tunnel.underlay_mut().sent);
     let count = sent.len();
-    receiver.underlay.own.extend(sent.into_iter().map(|(_, bytes)| (addr(9), bytes)));
+    receiver.tunnel.underlay_mut().own.extend(sent.into_iter().map(|(_, bytes)| (addr(9), bytes)));
     let mut driver = Driver::new();
     for _ in 0..SIZE {
         driver.offer(&[(&[], 500, WRITE)]);
@@ -220,7 +232,7 @@ fn an_offload_that_was_not_negotiated_is_a_lie() {
     offer_with_header(&mut driver, tso_header(&large, 1448), &large);
     transmit(&mut worker, &mut driver);
     assert_eq!(worker.counters.get(VifCounter::tx_drop_header), 1);
-    assert!(worker.underlay.sent.is_empty());
+    assert!(worker.tunnel.underlay().sent.is_empty());
 }
 
 #[test]
@@ -230,8 +242,8 @@ fn large_frames_wait_for_resolution_and_leave_in_segments() {
     large[..6].copy_from_slice(&[2, 0, 0, 0, 0, 3]);
     offer_with_header(&mut driver, tso_header(&large, 1000), &large);
     transmit(&mut worker, &mut driver);
-    assert!(worker.underlay.sent.is_empty());
+    assert!(worker.tunnel.underlay().sent.is_empty());
     learn(&mut worker, [2, 0, 0, 0, 0, 3], 8);
-    assert_eq!(worker.underlay.sent.len(), 5);
-    worker.underlay.sent.iter().for_each(|(_, datagram)| assert_complete(&datagram[8..]));
+    assert_eq!(worker.tunnel.underlay().sent.len(), 5);
+    worker.tunnel.underlay().sent.iter().for_each(|(_, datagram)| assert_complete(&datagram[8..]));
 }

@@ -30,7 +30,7 @@ fn what_has_a_key_is_sealed_and_the_rest_leaves_plain_until_it_must_not() {
     let (mut one, two) = pair_between(addr(1), addr(7));
     one.set_policy(sealed_first());
     let mut worker = offloading_worker(ALL);
-    worker.set_protection(Some(one));
+    worker.tunnel.set_protection(Some(one));
     know(&mut worker, OTHER, 8);
     let mut driver = Driver::new();
     let lens = [60, 60, 300, 1390, 700, 2000];
@@ -40,7 +40,7 @@ fn what_has_a_key_is_sealed_and_the_rest_leaves_plain_until_it_must_not() {
         }
     }
     transmit(&mut worker, &mut driver);
-    let sent = mem::take(&mut worker.underlay.sent);
+    let sent = mem::take(&mut worker.tunnel.underlay_mut().sent);
     let (sealed, plain): (Vec<_>, Vec<_>) = sent.into_iter().partition(|(to, _)| *to == addr(7));
     let mut opened = Vec::new();
     for (_, mut datagram) in sealed {
@@ -55,29 +55,30 @@ fn what_has_a_key_is_sealed_and_the_rest_leaves_plain_until_it_must_not() {
     assert!(opened.iter().all(|d| sealed_len(d.len()) <= 1472));
     assert_eq!(worker.counters.get(VifCounter::tx_frames), 12);
 
-    worker.set_policy(Policy::only(Level::Conf), &mut || None);
+    worker.tunnel.set_policy(Policy::only(Level::Conf), &mut || None);
     for to in [OTHER, PEER] {
         driver.offer_frame(&frame(to, OWN, &[9; 60]));
     }
     transmit(&mut worker, &mut driver);
-    let [(to, _)] = &worker.underlay.sent[..] else { panic!("one waits for a key") };
+    let [(to, _)] = &worker.tunnel.underlay().sent[..] else { panic!("one waits for a key") };
     assert_eq!(*to, addr(7));
     assert_eq!(worker.counters.get(VifCounter::tx_parked), 1);
-    assert_eq!(worker.questions().count(), 1, "varpd is asked again");
+    assert_eq!(worker.tunnel.questions().count(), 1, "varpd is asked again");
 }
 
 #[test]
 fn group_frames_are_sealed_as_soon_as_there_is_a_key() {
     let (with_key, _) = pair_between(addr(1), addr(7));
-    let without = || Protection::of_vif(worker().place.receiver.key.vnet, sealed_first())();
+    let without =
+        || Protection::of_vif(worker().tunnel.place().receiver.key.vnet, sealed_first())();
     for (protection, is_sealed) in [(without(), false), (Some(with_key), true)] {
         let mut worker = worker();
-        worker.set_protection(protection);
-        worker.set_policy(sealed_first(), &mut || None);
+        worker.tunnel.set_protection(protection);
+        worker.tunnel.set_policy(sealed_first(), &mut || None);
         let mut driver = Driver::new();
         driver.offer_frame(&frame(EVERYBODY, OWN, &[1; 60]));
         transmit(&mut worker, &mut driver);
-        let [(to, datagram)] = &worker.underlay.sent[..] else { panic!("one datagram") };
+        let [(to, datagram)] = &worker.tunnel.underlay().sent[..] else { panic!("one datagram") };
         assert_eq!((*to, datagram[0] & 0x80 != 0), (addr(1798), is_sealed));
     }
 }
@@ -88,13 +89,13 @@ fn both_kinds_are_taken_in_order_and_counted() {
     two.set_policy(policy(&[Level::None, Level::Conf]));
     let mut worker = worker();
     worker.set_features(MERGEABLE, Offloads::NONE);
-    worker.set_protection(Some(two));
+    worker.tunnel.set_protection(Some(two));
     let mut driver = Driver::new();
     let places: Vec<u64> = (0..SIZE).flat_map(|_| driver.offer(&[(&[], 0x1000, WRITE)])).collect();
     let mut come = |worker: &mut Worker<MemoryUnderlay>, n: u8, is_sealed: bool| {
         let plain = encapsulated_frame(OWN, PEER, &[n; 60]);
         let datagram = if is_sealed { one.seal_one(addr(1), &plain).unwrap() } else { plain };
-        worker.underlay.own.push_back((addr(7), datagram));
+        worker.tunnel.underlay_mut().own.push_back((addr(7), datagram));
     };
     for n in 0..6 {
         come(&mut worker, n, n % 3 == 0);
@@ -106,12 +107,12 @@ fn both_kinds_are_taken_in_order_and_counted() {
         assert_eq!(driver.read(*at, 12 + 14 + 60)[12 + 14..], [n; 60]);
     }
     assert_eq!(worker.counters.get(VifCounter::rx_other_policy), 2, "the sealed ones");
-    worker.set_policy(sealed_first(), &mut || None);
+    worker.tunnel.set_policy(sealed_first(), &mut || None);
     come(&mut worker, 6, true);
     come(&mut worker, 7, false);
     receive(&mut worker, &mut driver);
     assert_eq!(worker.counters.get(VifCounter::rx_other_policy), 3, "the plain one");
-    worker.set_policy(Policy::only(Level::Conf), &mut || None);
+    worker.tunnel.set_policy(Policy::only(Level::Conf), &mut || None);
     come(&mut worker, 8, false);
     come(&mut worker, 9, true);
     receive(&mut worker, &mut driver);
@@ -137,16 +138,16 @@ fn a_halted_nic_carries_nothing_in_any_way() {
     assert_eq!(worker.counters.get(VifCounter::tx_drop_policy), 3);
     worker.arrival().told(true, Instant::ZERO);
     worker.announce_arrival(Instant::ZERO);
-    assert!(worker.underlay.sent.is_empty());
+    assert!(worker.tunnel.underlay().sent.is_empty());
     let mut driver = Driver::new();
     (0..4).for_each(|_| drop(driver.offer(&[(&[], 0x1000, WRITE)])));
-    worker.underlay.own.push_back((addr(7), encapsulated_frame(OWN, PEER, &[3; 60])));
+    worker.tunnel.underlay_mut().own.push_back((addr(7), encapsulated_frame(OWN, PEER, &[3; 60])));
     receive(&mut worker, &mut driver);
     assert_eq!(worker.counters.get(VifCounter::rx_drop_policy), 1);
     assert_eq!(driver.used(), []);
 
     worker.set_halted(false);
-    worker.underlay.own.push_back((addr(7), encapsulated_frame(OWN, PEER, &[4; 60])));
+    worker.tunnel.underlay_mut().own.push_back((addr(7), encapsulated_frame(OWN, PEER, &[4; 60])));
     receive(&mut worker, &mut driver);
     assert_eq!(driver.used().len(), 1);
 }

@@ -164,10 +164,11 @@ fn staged_len(kind: &Kind) -> usize {
 fn assert_all_opens(kinds: &[Kind], suite: Suite, short_ends: bool, under: Under) {
     let (one, two) = pair_with(suite, addr(1), addr(7));
     let (mut worker, mut driver) = (offloading_worker(ALL), Driver::new());
-    worker.set_protection(Some(one));
-    worker.stager.set_short_ends(short_ends);
-    worker.underlay.refuse = Some(if under == Under::Single { more_than_one } else { too_much });
-    worker.underlay.max_datagram = (under == Under::Narrow).then_some(1200);
+    worker.tunnel.set_protection(Some(one));
+    worker.tunnel.stager_mut().set_short_ends(short_ends);
+    worker.tunnel.underlay_mut().refuse =
+        Some(if under == Under::Single { more_than_one } else { too_much });
+    worker.tunnel.underlay_mut().max_datagram = (under == Under::Narrow).then_some(1200);
     let frames: Vec<Vec<u8>> =
         kinds.iter().enumerate().map(|(n, kind)| frame_of(n, kind)).collect();
     for (kind, frame) in kinds.iter().zip(&frames) {
@@ -183,7 +184,7 @@ fn assert_all_opens(kinds: &[Kind], suite: Suite, short_ends: bool, under: Under
     assert_eq!(drops, []);
     assert_eq!(worker.counters.get(VifCounter::tx_frames), kinds.len() as u64);
 
-    let Sent { frames: [own, group], numbers } = opened(&worker.underlay.sent, &two);
+    let Sent { frames: [own, group], numbers } = opened(&worker.tunnel.underlay().sent, &two);
     let (mut own, mut group) = (own.into_iter(), group.into_iter());
     for (kind, frame) in kinds.iter().zip(&frames) {
         match kind {

@@ -13,8 +13,8 @@ const ALL: Capabilities = crate::vif::link::CAPABILITIES;
 fn what_is_sealed_leaves_in_pieces_when_the_kernel_knows_better() {
     let (one, two) = pair_between(addr(1), addr(7));
     let mut worker = offloading_worker(ALL);
-    worker.set_protection(Some(one));
-    worker.underlay.max_datagram = Some(1000);
+    worker.tunnel.set_protection(Some(one));
+    worker.tunnel.underlay_mut().max_datagram = Some(1000);
     let mut driver = Driver::new();
     let mut sent = Vec::new();
     for len in [300, 300, 300, 300, 300, 300, 1200, 1200, 1100, 1390] {
@@ -22,18 +22,18 @@ fn what_is_sealed_leaves_in_pieces_when_the_kernel_knows_better() {
         driver.offer_frame(sent.last().unwrap());
     }
     transmit(&mut worker, &mut driver);
-    assert!(worker.underlay.sent.iter().all(|(_, d)| d.len() <= 1000 && d[0] & 0x80 != 0));
+    assert!(worker.tunnel.underlay().sent.iter().all(|(_, d)| d.len() <= 1000 && d[0] & 0x80 != 0));
     assert_eq!(worker.counters.get(VifCounter::tx_frames), 10);
 
     let mut peer = offloading_worker(ALL);
-    peer.place.receiver.capabilities = ALL;
-    peer.place.receiver.key.mac = Mac(PEER);
+    peer.tunnel.place_mut().receiver.capabilities = ALL;
+    peer.tunnel.place_mut().receiver.key.mac = Mac(PEER);
     peer.set_features(MERGEABLE, Offloads::NONE);
-    peer.set_protection(Some(two));
+    peer.tunnel.set_protection(Some(two));
     let mut driver = Driver::new();
     let places: Vec<u64> = (0..SIZE).flat_map(|_| driver.offer(&[(&[], 0x1000, WRITE)])).collect();
-    let datagrams = mem::take(&mut worker.underlay.sent).into_iter();
-    peer.underlay.own.extend(datagrams.map(|(_, datagram)| (addr(1), datagram)));
+    let datagrams = mem::take(&mut worker.tunnel.underlay_mut().sent).into_iter();
+    peer.tunnel.underlay_mut().own.extend(datagrams.map(|(_, datagram)| (addr(1), datagram)));
     // More than one batch.
     (0..4).for_each(|_| receive(&mut peer, &mut driver));
     let used = driver.used().into_iter();
@@ -52,18 +52,18 @@ fn what_is_sealed_leaves_in_pieces_when_the_kernel_knows_better() {
 fn the_announcement_of_an_arrival_is_sealed() {
     let (one, two) = pair_between(addr(1), addr(7));
     let mut worker = worker();
-    worker.set_protection(Some(
-        Protection::of_vif(worker.place.receiver.key.vnet, Level::Conf)().unwrap(),
+    worker.tunnel.set_protection(Some(
+        Protection::of_vif(worker.tunnel.place().receiver.key.vnet, Level::Conf)().unwrap(),
     ));
     worker.arrival().told(true, Instant::ZERO);
     worker.announce_arrival(Instant::ZERO);
     assert_eq!(worker.counters.get(VifCounter::tx_drop_no_key), 1, "there is no key yet");
-    assert!(worker.underlay.sent.is_empty());
+    assert!(worker.tunnel.underlay().sent.is_empty());
 
-    worker.set_protection(Some(one));
+    worker.tunnel.set_protection(Some(one));
     let next = worker.arrival().poll_timeout().unwrap();
     worker.announce_arrival(next);
-    let [(to, sealed)] = &mut worker.underlay.sent[..] else { panic!("one datagram") };
+    let [(to, sealed)] = &mut worker.tunnel.underlay_mut().sent[..] else { panic!("one datagram") };
     assert_eq!(*to, addr(1798));
     assert!(!sealed.windows(OWN.len()).any(|bytes| bytes == OWN), "the MAC is not readable");
     let inner = two.opening(next).open(Port::Group, addr(1), sealed).unwrap();

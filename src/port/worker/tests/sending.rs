@@ -10,8 +10,8 @@ use crate::underlay::udp::UdpUnderlay;
 
 /// Datagrams that the worker sent since the last call.
 fn sent(worker: &mut Worker<MemoryUnderlay>) -> Vec<(SocketAddr, Vec<u8>)> {
-    worker.underlay.messages = 0;
-    mem::take(&mut worker.underlay.sent)
+    worker.tunnel.underlay_mut().messages = 0;
+    mem::take(&mut worker.tunnel.underlay_mut().sent)
 }
 
 fn len_of(message: &Message<'_>) -> usize {
@@ -41,8 +41,8 @@ fn offer_in_pieces(driver: &mut Driver, header: [u8; 12], frame: &[u8], lens: &[
 /// What leaves at a large MTU, with payload scattered from so many bytes on.
 fn leaves(scatter_from: usize, capabilities: Capabilities) -> (Vec<(SocketAddr, Vec<u8>)>, usize) {
     let (mut worker, mut driver) = (offloading_worker(capabilities), Driver::new());
-    worker.place.max_datagram = 8972;
-    worker.stager.scatter_from(scatter_from);
+    worker.tunnel.place_mut().max_datagram = 8972;
+    worker.tunnel.stager_mut().scatter_from(scatter_from);
     let large = tcp_frame(60_000);
     for lens in [&[][..], &[12], &[12, 66], &[5, 30, 100, 4000, 1]] {
         offer_in_pieces(&mut driver, tso_header(&large, 8000), &large, lens);
@@ -54,7 +54,7 @@ fn leaves(scatter_from: usize, capabilities: Capabilities) -> (Vec<(SocketAddr, 
     }
     transmit(&mut worker, &mut driver);
     assert_eq!(worker.counters.get(VifCounter::tx_frames), 8);
-    let messages = worker.underlay.messages;
+    let messages = worker.tunnel.underlay().messages;
     (sent(&mut worker), messages)
 }
 
@@ -80,8 +80,8 @@ fn payload_is_not_copied_where_the_receiver_completes_checksums() {
     }
     for (capabilities, copied) in [(CAPABLE, 0), (Capabilities::NONE, 1)] {
         let (mut worker, mut driver) = (offloading_worker(capabilities), Driver::new());
-        worker.place.max_datagram = 8972;
-        worker.underlay.refuse = Some(is_copied);
+        worker.tunnel.place_mut().max_datagram = 8972;
+        worker.tunnel.underlay_mut().refuse = Some(is_copied);
         let large = tcp_frame(30_000);
         offer_with_header(&mut driver, tso_header(&large, 8900), &large);
         transmit(&mut worker, &mut driver);
@@ -114,9 +114,9 @@ fn large_frames_that_follow_each_other_share_messages() {
             offer_in_pieces(&mut driver, tso_header(frame, *size), frame, &[12]);
         }
         transmit(&mut worker, &mut driver);
-        assert_eq!(worker.underlay.messages, messages);
+        assert_eq!(worker.tunnel.underlay().messages, messages);
         assert_eq!(worker.counters.get(VifCounter::tx_frames), frames.len() as u64);
-        let mut left = worker.underlay.sent.iter().map(|(_, d)| &d[8 + TCP_HEADERS..]);
+        let mut left = worker.tunnel.underlay().sent.iter().map(|(_, d)| &d[8 + TCP_HEADERS..]);
         for (frame, size) in frames {
             for chunk in frame[TCP_HEADERS..].chunks((*size).into()) {
                 assert!(left.next() == Some(chunk));
@@ -137,16 +137,16 @@ fn a_message_never_has_more_than_the_kernel_takes() {
     for size in [48, 500, 1000, 8900] {
         for pieces in [0, 1, 13] {
             let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
-            worker.place.max_datagram = 8972;
-            worker.stager.scatter_from(0);
-            worker.underlay.refuse = Some(is_too_much);
+            worker.tunnel.place_mut().max_datagram = 8972;
+            worker.tunnel.stager_mut().scatter_from(0);
+            worker.tunnel.underlay_mut().refuse = Some(is_too_much);
             let large = tcp_frame(60_000);
             let lens = vec![1; pieces];
             offer_in_pieces(&mut driver, tso_header(&large, size), &large, &lens);
             transmit(&mut worker, &mut driver);
             assert_eq!(worker.counters.get(VifCounter::tx_drop_error), 0, "{size}");
             let count = 60_000_usize.div_ceil(size.into());
-            assert_eq!(worker.underlay.sent.len(), count, "{size}");
+            assert_eq!(worker.tunnel.underlay().sent.len(), count, "{size}");
         }
     }
 }
@@ -159,13 +159,13 @@ fn refuses_segments(message: &Message<'_>) -> Option<i32> {
 fn a_refusal_is_remembered_for_a_while() {
     let large = tcp_frame(20_000);
     let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
-    worker.underlay.refuse = Some(refuses_segments);
+    worker.tunnel.underlay_mut().refuse = Some(refuses_segments);
     let mut send = |worker: &mut Worker<MemoryUnderlay>, now| {
         offer_with_header(&mut driver, tso_header(&large, 1398), &large);
         let Driver { queue, memory, .. } = &mut driver;
-        worker.underlay.calls = 0;
+        worker.tunnel.underlay_mut().calls = 0;
         worker.transmit(queue, memory, now).unwrap();
-        (sent(worker), worker.underlay.calls)
+        (sent(worker), worker.tunnel.underlay().calls)
     };
     let (first, calls) = send(&mut worker, Instant::ZERO);
     assert_eq!((first.len(), calls), (15, 2), "refused, then all at once");
@@ -175,7 +175,7 @@ fn a_refusal_is_remembered_for_a_while() {
     assert_eq!(worker.counters.get(VifCounter::tx_unsegmented), 30);
     assert_eq!(worker.counters.get(VifCounter::tx_datagrams), 30);
     assert_eq!(worker.counters.get(VifCounter::tx_frames), 2);
-    worker.underlay.refuse = None;
+    worker.tunnel.underlay_mut().refuse = None;
     let peer = CareOf { capabilities: CAPABLE, ..coa(7) };
     let lifetime = Duration::from_secs(100);
     worker.handle_mapping(Mac(PEER), peer, lifetime, Instant::ZERO);
@@ -188,15 +188,15 @@ fn a_refusal_is_remembered_for_a_while() {
 #[test]
 fn scattered_messages_can_be_sent_one_by_one_too() {
     let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
-    worker.place.max_datagram = 8972;
-    worker.underlay.refuse = Some(refuses_segments);
+    worker.tunnel.place_mut().max_datagram = 8972;
+    worker.tunnel.underlay_mut().refuse = Some(refuses_segments);
     let large = tcp_frame(60_000);
     for _ in 0..2 {
         offer_in_pieces(&mut driver, tso_header(&large, 8000), &large, &[40, 2000]);
         transmit(&mut worker, &mut driver);
     }
-    assert_eq!(worker.underlay.sent.len(), 16);
-    let (first, second) = worker.underlay.sent.split_at(8);
+    assert_eq!(worker.tunnel.underlay().sent.len(), 16);
+    let (first, second) = worker.tunnel.underlay().sent.split_at(8);
     assert!(first == second);
     let payload = first.iter().flat_map(|(_, datagram)| &datagram[8 + TCP_HEADERS..]);
     assert!(payload.eq(&large[TCP_HEADERS..]));
@@ -209,14 +209,14 @@ fn a_kernel_that_takes_64_at_a_time_gets_no_more() {
     }
     let large = tcp_frame(50_000);
     let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
-    worker.underlay.refuse = Some(takes_64);
+    worker.tunnel.underlay_mut().refuse = Some(takes_64);
     let mut counts = Vec::new();
     for _ in 0..2 {
         offer_with_header(&mut driver, tso_header(&large, 400), &large);
-        worker.underlay.calls = 0;
+        worker.tunnel.underlay_mut().calls = 0;
         transmit(&mut worker, &mut driver);
-        let messages = worker.underlay.messages;
-        counts.push((worker.underlay.calls, messages, sent(&mut worker).len()));
+        let messages = worker.tunnel.underlay().messages;
+        counts.push((worker.tunnel.underlay().calls, messages, sent(&mut worker).len()));
     }
     assert_eq!(counts, [(2, 2, 125), (1, 2, 125)]);
     assert_eq!(worker.counters.get(VifCounter::tx_unsegmented), 0);
@@ -230,7 +230,7 @@ fn what_is_too_long_for_the_path_does_not_give_up_segmentation() {
         (longest > 1000).then_some(libc::EMSGSIZE)
     }
     let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
-    worker.underlay.refuse = Some(path_of_1000);
+    worker.tunnel.underlay_mut().refuse = Some(path_of_1000);
     let large = tcp_frame(1398 * 3 + 100);
     offer_with_header(&mut driver, tso_header(&large, 1398), &large);
     transmit(&mut worker, &mut driver);
@@ -239,8 +239,8 @@ fn what_is_too_long_for_the_path_does_not_give_up_segmentation() {
     let fits = tcp_frame(5000);
     offer_with_header(&mut driver, tso_header(&fits, 500), &fits);
     transmit(&mut worker, &mut driver);
-    assert_eq!(worker.underlay.messages, 1);
-    assert_eq!(worker.underlay.sent.len(), 10);
+    assert_eq!(worker.tunnel.underlay().messages, 1);
+    assert_eq!(worker.tunnel.underlay().sent.len(), 10);
     assert_eq!(worker.counters.get(VifCounter::tx_unsegmented), 0);
 }
 
@@ -252,7 +252,7 @@ fn what_one_host_refuses_costs_no_other() {
     }
     const THERE: [u8; 6] = [2, 0, 0, 0, 0, 8];
     let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
-    worker.underlay.refuse = Some(takes_nothing);
+    worker.tunnel.underlay_mut().refuse = Some(takes_nothing);
     let lifetime = Duration::from_secs(30);
     let there = CareOf { capabilities: CAPABLE, ..coa(8) };
     worker.handle_mapping(Mac(THERE), there, lifetime, Instant::ZERO);
@@ -265,9 +265,9 @@ fn what_one_host_refuses_costs_no_other() {
         assert_eq!(worker.counters.get(VifCounter::tx_drop_error), lost, "a frame, not 125");
     }
     offer_with_header(&mut driver, tso_header(&large, 400), &large);
-    worker.underlay.calls = 0;
+    worker.tunnel.underlay_mut().calls = 0;
     transmit(&mut worker, &mut driver);
-    assert_eq!((worker.underlay.messages, worker.underlay.sent.len()), (1, 125));
+    assert_eq!((worker.tunnel.underlay().messages, worker.tunnel.underlay().sent.len()), (1, 125));
     assert_eq!(worker.counters.get(VifCounter::tx_unsegmented), 0);
 }
 
@@ -283,11 +283,11 @@ fn frames_that_wait_for_an_unusable_place_are_a_drop_with_a_name() {
     driver.offer_frame(&frame(PEER, OWN, b"goes nowhere"));
     transmit(&mut worker, &mut driver);
     assert_eq!(worker.counters.get(VifCounter::tx_drop_unusable), 4);
-    assert_eq!((worker.underlay.calls, worker.underlay.sent.len()), (0, 0));
+    assert_eq!((worker.tunnel.underlay().calls, worker.tunnel.underlay().sent.len()), (0, 0));
     learn(&mut worker, PEER, 7);
     driver.offer_frame(&frame(PEER, OWN, b"arrives"));
     transmit(&mut worker, &mut driver);
-    assert_eq!(worker.underlay.sent.len(), 1);
+    assert_eq!(worker.tunnel.underlay().sent.len(), 1);
 }
 
 /// Of frames that share a message, those are lost whose datagrams are.
@@ -297,7 +297,7 @@ fn each_frame_that_is_lost_counts_once() {
         (message.segment != 0 || len_of(message) >= 1400).then_some(libc::EINVAL)
     }
     let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
-    worker.underlay.refuse = Some(refuses_long_ones);
+    worker.tunnel.underlay_mut().refuse = Some(refuses_long_ones);
     for len in [1390, 1390, 1200] {
         driver.offer_frame(&frame(PEER, OWN, &vec![0; len]));
     }
@@ -313,7 +313,7 @@ fn a_real_kernels_refusal_costs_no_datagram() {
     let (own, receiver) = (bind(), bind());
     sockopt::set(&own, (libc::SOL_SOCKET, libc::SO_NO_CHECK), 1).unwrap();
     receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let mut place = worker().place;
+    let mut place = *worker().tunnel.place();
     place.receiver.own = own.local_addr().unwrap();
     let counters = Arc::new(VifCounters::default());
     let underlay = UdpUnderlay::new(own.into(), Groups::default(), None);
@@ -355,9 +355,9 @@ fn is_damaged(message: &Message<'_>) -> Option<i32> {
 fn where_equal_datagrams_are_damaged_each_message_ends_with_a_shorter_one() {
     for scatter_from in [0, usize::MAX] {
         let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
-        worker.stager.set_short_ends(true);
-        worker.stager.scatter_from(scatter_from);
-        worker.underlay.refuse = Some(is_damaged);
+        worker.tunnel.stager_mut().set_short_ends(true);
+        worker.tunnel.stager_mut().scatter_from(scatter_from);
+        worker.tunnel.underlay_mut().refuse = Some(is_damaged);
         let large = tcp_frame(60_000);
         offer_with_header(&mut driver, tso_header(&large, 1000), &large);
         for _ in 0..3 {
@@ -382,21 +382,21 @@ fn where_equal_datagrams_are_damaged_each_message_ends_with_a_shorter_one() {
 #[test]
 fn receivers_that_know_no_padding_get_single_datagrams_there() {
     let (mut worker, mut driver) = (offloading_worker(Capabilities::NONE), Driver::new());
-    worker.stager.set_short_ends(true);
+    worker.tunnel.stager_mut().set_short_ends(true);
     let large = tcp_frame(10_000);
     offer_with_header(&mut driver, tso_header(&large, 1000), &large);
     transmit(&mut worker, &mut driver);
-    assert_eq!(worker.underlay.messages, 10);
-    assert_eq!(worker.underlay.calls, 1);
-    assert_eq!(worker.underlay.sent.len(), 10);
+    assert_eq!(worker.tunnel.underlay().messages, 10);
+    assert_eq!(worker.tunnel.underlay().calls, 1);
+    assert_eq!(worker.tunnel.underlay().sent.len(), 10);
 }
 
 #[test]
 fn such_padding_is_nothing_to_a_receiver() {
     let (mut worker, mut driver) = (offloading_worker(CAPABLE), Driver::new());
     let padding = [&[0x40, 2, 0, 0, 0, 0, 0, 42][..], &[0; 500]].concat();
-    worker.underlay.own.push_back((addr(9), padding));
-    worker.underlay.own.push_back((addr(9), encapsulated_frame(OWN, PEER, b"next")));
+    worker.tunnel.underlay_mut().own.push_back((addr(9), padding));
+    worker.tunnel.underlay_mut().own.push_back((addr(9), encapsulated_frame(OWN, PEER, b"next")));
     driver.offer(&[(&[], 100, WRITE)]);
     receive(&mut worker, &mut driver);
     assert_eq!(driver.used().len(), 1);

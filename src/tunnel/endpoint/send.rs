@@ -1,10 +1,9 @@
-//! The worker's part towards the underlay: batches are staged and given to the kernel, and what it
-//! refuses is counted.
+//! To the underlay: batches are staged and given to the kernel, and what it refuses is counted.
 
 use std::io;
 use std::mem;
 
-use super::Worker;
+use super::Endpoint;
 use crate::metrics::VifCounter;
 use crate::sys::iovec;
 use crate::sys::mmsg::{BATCH, Message};
@@ -15,9 +14,9 @@ use crate::underlay::Underlay;
 /// Times in one flush that an error of an earlier datagram is taken for that, and the call made again.
 const MAX_STALE: usize = 64;
 
-impl<U: Underlay> Worker<U> {
+impl<U: Underlay> Endpoint<U> {
     /// Sends a batch in order.
-    pub(super) fn send(&mut self, batch: &Batch<'_>, now: Instant) {
+    pub fn send(&mut self, batch: &Batch<'_>, now: Instant) {
         if self.is_halted {
             return self.counters.add(VifCounter::tx_drop_policy, batch.frames.len() as u64);
         }

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::time::Instant;
+use crate::vif::too_big;
 
 /// How long after the first message packets are still dropped.
 pub const GRACE: Duration = Duration::from_millis(200);
@@ -21,6 +22,48 @@ const REMIND: Duration = Duration::from_secs(1);
 const FORGET: Duration = Duration::from_secs(30);
 /// Pairs of addresses that are remembered at most.
 const MAX_ENTRIES: usize = 256;
+/// Limit on answers that wait; more say nothing new.
+const MAX_ANSWERS: usize = 16;
+
+/// Answers to the senders of packets that are too long (ICMP), for whoever delivers them.
+#[derive(Debug, Default)]
+pub struct PmtuFeedback {
+    informed: InformedSenders,
+    answers: Vec<Vec<u8>>,
+}
+
+impl PmtuFeedback {
+    /// Whether a frame that is longer than `max_frame`, in bytes, and can't be cut is carried all the
+    /// same, given its headers. If it must not be fragmented its sender is informed, as by a router; if it
+    /// may be, can't be informed, or its sender does not listen, it is carried where that `is_possible`.
+    pub fn is_carried(
+        &mut self,
+        lead: Option<&[u8]>,
+        max_frame: usize,
+        is_possible: bool,
+        now: Instant,
+    ) -> bool {
+        let Some(answer) = lead.and_then(|lead| too_big::answer(lead, max_frame)) else {
+            return true;
+        };
+        let verdict = self.informed.judge(answer.flow, now);
+        let is_carried = verdict.carry && is_possible;
+        if (verdict.tell || !is_carried) && self.answers.len() < MAX_ANSWERS {
+            self.answers.push(answer.frame);
+        }
+        is_carried
+    }
+
+    /// Whether answers wait.
+    pub fn has_answers(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
+    /// Takes the answers: frames for the senders.
+    pub fn take_answers(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.answers)
+    }
+}
 
 /// Source and destination IP address of packets: hosts keep path MTUs by these.
 pub type Flow = (IpAddr, IpAddr);

@@ -1,9 +1,9 @@
-//! The worker's part for echoes: questions of other hosts are answered, and all else is counted.
+//! Echoes: questions of other hosts are answered, and all else is counted.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::Worker;
+use super::Endpoint;
 use crate::metrics::VifCounter;
 use crate::sys::mmsg::Message;
 use crate::time::Instant;
@@ -12,13 +12,13 @@ use crate::underlay::Underlay;
 use crate::wire::encap;
 use crate::wire::esp;
 
-impl<U: Underlay> Worker<U> {
-    /// The limits of answers that it shares with the workers of the vif's other queue pairs.
+impl<U: Underlay> Endpoint<U> {
+    /// The limits of answers that it shares with the endpoints of the vif's other queue pairs.
     pub fn set_echo_limits(&mut self, limits: Arc<Limits>) {
         self.echo_limits = limits;
     }
 
-    /// Whether messages wait for [`Worker::answer_echoes`].
+    /// Whether messages wait for [`Endpoint::answer_echoes`].
     pub const fn has_echoes(&self) -> bool {
         self.incoming.has_echoes()
     }

@@ -1,11 +1,11 @@
-//! The worker's part of the vnet's policy: applying a new one, and halting the NIC.
+//! The vnet's policy: applying a new one, and halting the vif.
 //!
 //! Sockets, known addresses, and frames that were received but not delivered survive a change of the
 //! policy, so a change in steps ([`crate::security::policy`]) loses no frames.
 
 use std::net::SocketAddr;
 
-use super::Worker;
+use super::Endpoint;
 use crate::metrics::VifCounter;
 use crate::offload::envelope::Envelope;
 use crate::security::Level;
@@ -15,7 +15,7 @@ use crate::tunnel::outgoing::Route;
 use crate::tunnel::protect::Protection;
 use crate::underlay::Underlay;
 
-impl<U: Underlay> Worker<U> {
+impl<U: Underlay> Endpoint<U> {
     /// Applies a policy. `new` makes protection if there was none; its keys follow.
     pub fn set_policy(&mut self, policy: Policy, new: &mut impl FnMut() -> Option<Protection>) {
         match &mut self.protection {
@@ -25,40 +25,30 @@ impl<U: Underlay> Worker<U> {
         if policy.accepts(Level::None) {
             return;
         }
-        // For destinations without a key, the worker asks varpd again, which answers when there is one. Frames wait
+        // For destinations without a key, the endpoint asks varpd again, which answers when there is one. Frames wait
         // meanwhile.
         let Self { neighbors, protection, .. } = self;
         neighbors.retain(|to| protection.as_ref().is_some_and(|protection| protection.has_key(to)));
     }
 
-    /// Halts the NIC, so that it carries no frames, or resumes it. A halted NIC has no keys: varpd, which knows none
+    /// Halts the vif, so that it carries no frames, or resumes it. A halted vif has no keys: varpd, which knows none
     /// of the vnet then, would neither replace nor end them.
     pub fn set_halted(&mut self, is_halted: bool) {
         self.is_halted = is_halted;
         if !is_halted {
             return;
         }
-        self.drop_halted();
+        self.drop_received(VifCounter::rx_drop_policy);
         if let Some(protection) = &mut self.protection {
             protection.drop_keys();
-            // There is no key for any destination: the worker asks varpd again.
+            // There is no key for any destination: the endpoint asks varpd again.
             self.neighbors.retain(|_| false);
         }
     }
 
-    /// Drops received frames of a halted NIC.
-    pub(super) fn drop_halted(&mut self) {
-        let dropped = self.incoming.len() + self.incoming.take_detours().len();
-        self.counters.add(VifCounter::rx_drop_policy, dropped as u64);
-        self.incoming.take_handovers().for_each(drop);
-        let echoes = self.incoming.take_echoes().len() as u64;
-        self.counters.add(VifCounter::rx_drop_policy, echoes);
-        self.incoming.clear();
-        let unpacked = self.unpacked.len() as u64;
-        self.unpacked.clear();
-        self.counters.add(VifCounter::rx_drop_policy, unpacked);
-        let waiting = self.take_from_lanes();
-        self.counters.add(VifCounter::rx_drop_policy, waiting);
+    /// Whether the vif is halted.
+    pub const fn is_halted(&self) -> bool {
+        self.is_halted
     }
 
     /// Counts a datagram under another policy.

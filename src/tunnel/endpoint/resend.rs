@@ -3,7 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use super::Worker;
+use super::Endpoint;
 use crate::sys::iovec::{Gather, IoVec};
 use crate::sys::mmsg::{BATCH, Message};
 use crate::time::Instant;
@@ -11,7 +11,7 @@ use crate::tunnel::outgoing::Staged;
 use crate::underlay::Underlay;
 use crate::underlay::segmentation::Remedy;
 
-impl<U: Underlay> Worker<U> {
+impl<U: Underlay> Endpoint<U> {
     /// What to do with a message that was refused, if that may be because it is many datagrams.
     pub(super) fn remedy(
         &mut self,

@@ -1,8 +1,8 @@
-//! The worker's part for path MTUs: frames and datagrams that are longer than their path.
+//! Path MTUs: frames and datagrams that are longer than their path.
 //!
 //! | When | What happens |
 //! |---|---|
-//! | a frame is longer than the path | its sender is told, or it leaves in pieces, see [`Worker::send_too_long`] |
+//! | a frame is longer than the path | its sender is told, or it leaves in pieces, see [`Endpoint::send_too_long`] |
 //! | a router says that the path is narrower | the table of paths learns it; what was under way is lost, as in any network |
 //! | the kernel refuses a datagram for its length | the table learns it; the datagram leaves in pieces, sealed again if it was |
 //!
@@ -13,7 +13,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use super::Worker;
+use super::Endpoint;
 use crate::metrics::VifCounter;
 use crate::offload::fragment::Split;
 use crate::sys::iovec::{Gather, IoVec};
@@ -23,13 +23,10 @@ use crate::tunnel::outgoing::pieces::{reopen, takes_pieces};
 use crate::tunnel::outgoing::{Batch, Route, Staged, Step};
 use crate::tunnel::paths::{self, Source};
 use crate::underlay::Underlay;
-use crate::vif::too_big;
 use crate::wire::encap;
 
 /// Reports read at a time; while more wait, the socket polls as in error.
 const MAX_REPORTS: usize = 64;
-/// Answers to the guest that wait at most; more say nothing new.
-const MAX_ANSWERS: usize = 16;
 
 /// What was reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,9 +49,9 @@ impl Reports {
     }
 }
 
-impl<U: Underlay> Worker<U> {
+impl<U: Underlay> Endpoint<U> {
     /// The longest datagram to a destination, in bytes; before it is sealed, if it is to be.
-    pub(super) fn max_datagram(&self, route: &Route, now: Instant) -> usize {
+    pub fn max_datagram(&self, route: &Route, now: Instant) -> usize {
         let max = self.path_room(route, now);
         self.envelope(route).room_in(max)
     }
@@ -66,9 +63,9 @@ impl<U: Underlay> Worker<U> {
         self.paths.max_datagram(to, link, now)
     }
 
-    /// The socket that frames leave from polls as in error.
-    pub fn handle_reports(&mut self, now: Instant) {
-        self.heed_reports(now);
+    /// The socket that frames leave from polls as in error. Returns whether there were reports.
+    pub fn handle_reports(&mut self, now: Instant) -> bool {
+        !self.heed_reports(now).is_empty()
     }
 
     /// Reads what the kernel has to say of datagrams that were sent.
@@ -111,35 +108,13 @@ impl<U: Underlay> Worker<U> {
         let lead = batch.lead(frame);
         // To a group nobody can send less: each member has its own length.
         let is_carried = frame.route.is_group
-            || self.is_carried(lead, max_frame, takes_pieces(&frame.route), now);
+            || self.feedback.is_carried(lead, max_frame, takes_pieces(&frame.route), now);
         let dropped = if is_carried {
             self.send_pieces(batch, at, max_datagram, now)
         } else {
             Some(VifCounter::tx_drop_too_big)
         };
         self.counters.inc(dropped.unwrap_or(VifCounter::tx_fragmented));
-    }
-
-    /// Whether a frame that is longer than `max_frame`, in bytes, and can't be cut is carried all the
-    /// same, given its headers. If it must not be fragmented its sender is told, as by a router; if it
-    /// may be, can't be told, or its sender does not listen (see [`crate::port::pmtu_feedback`]), it is carried
-    /// where that `is_possible`.
-    pub(super) fn is_carried(
-        &mut self,
-        lead: Option<&[u8]>,
-        max_frame: usize,
-        is_possible: bool,
-        now: Instant,
-    ) -> bool {
-        let Some(answer) = lead.and_then(|lead| too_big::answer(lead, max_frame)) else {
-            return true;
-        };
-        let verdict = self.told.judge(answer.flow, now);
-        let is_carried = verdict.carry && is_possible;
-        if (verdict.tell || !is_carried) && self.answers.len() < MAX_ANSWERS {
-            self.answers.push(answer.frame);
-        }
-        is_carried
     }
 
     /// Stages a frame in pieces; returns why not, if so.

@@ -71,7 +71,7 @@
 //!
 //! [`port::worker`] has a diagram. Sending: a kick wakes the pair's thread. [`guest::transmit`] turns
 //! descriptor chains into checked frames and copies their headers. [`port::tx`] decides about each frame;
-//! [`vif::guard`] checks the addresses of its sender.
+//! [`vif::guard`] checks the addresses of its sender. [`tunnel::endpoint`] takes a batch of frames:
 //! [`tunnel::outgoing`] copies frames into a staging buffer, segments large ones and bundles small
 //! ones for the path to their destination ([`tunnel::paths`]). On a secured vnet [`tunnel::protect`] seals them there.
 //! [`underlay`] sends the buffer in a few messages. If a frame exceeds the path MTU and cannot
@@ -81,13 +81,19 @@
 //! [`guest::deliver`] copies the frame into the guest's buffers. In a stream of long segments the kernel copies the payload
 //! there itself, because the worker can predict the next message ([`port::direct`]).
 //!
-//! Between two vifs of one host there is a shorter path: [`local::lanes`] copies the frame from
+//! Between two vifs of one host there is a shorter path: [`local::ends`] copies the frame from
 //! the guest's ring into memory that both backends map, and the other worker copies it from there to its guest.
 //!
 //! # Ownership of state
 //!
-//! * A worker ([`port::worker::Worker`]) owns the state of the data path: sockets, resolved addresses, waiting
-//!   frames. It outlives the frontend's connections.
+//! * A worker ([`port::worker::Worker`]) owns the data path of a queue pair: the three objects below, the guard,
+//!   rate limits and learned MACs. It outlives the frontend's connections.
+//! * A guest side ([`guest::side::GuestSide`]) owns the features that a driver has acknowledged, and delivers and
+//!   counts all frames for the guest.
+//! * An endpoint ([`tunnel::endpoint::Endpoint`]) owns the sockets of a queue pair, resolved addresses, keys, path
+//!   MTUs, and frames that wait for these or arrive in fragments.
+//! * The ends of lanes ([`local::ends::Local`]) own this process's view of the lanes, and frames that were taken out
+//!   of them.
 //! * A lane ([`lane`]) has no owner: two backends hold its ends, and neither trusts the other.
 //!   varpd remembers only that it made it.
 //! * A device ([`vhost_user::device::Device`]) owns the state of a frontend's connection: rings, memory, features,

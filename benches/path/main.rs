@@ -19,12 +19,13 @@ use std::time::Duration;
 use etherparse::PacketBuilder;
 use vnet::guest::HeaderLayout;
 use vnet::lane;
+use vnet::local::ends::LaneOffer;
 use vnet::metrics::{VifCounter, VifCounters};
 use vnet::offload::features::Offloads;
 use vnet::offload::header::Header;
 use vnet::offload::layout::Layout;
 use vnet::port::tx::SourceMac;
-use vnet::port::worker::{LaneOffer, Worker};
+use vnet::port::worker::Worker;
 use vnet::security::keys::Secret;
 use vnet::security::sadb::sender_key;
 use vnet::security::{Level, Suite};
@@ -240,7 +241,7 @@ fn through_lane(name: &str, rounds: usize, bytes: &[u8], pieces: &[usize], count
         (&mut reader, true, addr(1), [memory, other]),
     ];
     for (worker, is_read, addr, descriptors) in ends {
-        worker.prepare_lanes(Arc::default()).expect("a timer");
+        worker.local_mut().prepare(Arc::default()).expect("a timer");
         worker.open_lane(LaneOffer { lane: ID, is_read, addr }, descriptors, Instant::ZERO);
     }
     // Without a handover a lane opens some time after its first frame.
@@ -254,7 +255,7 @@ fn through_lane(name: &str, rounds: usize, bytes: &[u8], pieces: &[usize], count
             reader.lanes_rung(u16::try_from(ID).expect("small"), now);
             reader.receive_lanes(&mut to.rx, &to.memory, now).expect("a sound ring");
             to.offer_rx();
-            now += Duration::from_millis(1);
+            now += Duration::from_millis(100);
         },
     ) / f64::from(count);
     assert!(counters.get(VifCounter::rx_local_frames) > 0, "{name}");

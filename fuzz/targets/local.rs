@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use vnet::guest::HeaderLayout;
+use vnet::local::ends::LaneOffer;
 use vnet::local::lanes::Handovers;
 use vnet::metrics::{VifCounter, VifCounters};
 use vnet::offload::features::Offloads;
 use vnet::port::tx::SourceMac;
-use vnet::port::worker::{LaneOffer, Worker};
+use vnet::port::worker::Worker;
 use vnet::time::Instant;
 use vnet::tunnel::endpoint::Place;
 use vnet::tunnel::rx::Receiver;
@@ -39,7 +40,7 @@ pub(crate) fn run(data: &[u8]) {
     let mut worker =
         Worker::new(place, SourceMac::Stamp, Arc::clone(&counters), Arrivals::default());
     worker.set_features(layout, offloads);
-    worker.prepare_lanes(Arc::new(Handovers::default())).expect("descriptors");
+    worker.local_mut().prepare(Arc::new(Handovers::default())).expect("descriptors");
     let now = Instant::from_millis(1000);
     Shared::lend(|shared| {
         let offer = LaneOffer { lane: LANE, is_read: true, addr: ([192, 0, 2, 2], 4000).into() };

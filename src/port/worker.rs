@@ -21,7 +21,7 @@
 //! lanes, while QEMU comes and goes.
 
 mod direct;
-mod local;
+mod lanes;
 mod receive;
 #[cfg(test)]
 mod tests;
@@ -37,8 +37,7 @@ use super::throttle::{Direction, Throttle};
 use super::tx::SourceMac;
 use crate::guest::HeaderLayout;
 use crate::guest::side::GuestSide;
-use crate::local::lanes::Lanes;
-use crate::local::unpacked::Unpacked;
+use crate::local::ends::Local;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
 use crate::time::Instant;
@@ -49,8 +48,6 @@ use crate::vif::guard::Prefix;
 use crate::vif::guard::exit::Exit;
 use crate::wire::{CareOf, Mac};
 use direct::Direct;
-pub use local::LaneOffer;
-use local::Tally;
 
 /// Batches handled for one wake-up before other events get their turn.
 const BUDGET: usize = 8;
@@ -79,6 +76,8 @@ pub struct Worker<U> {
     guest: GuestSide,
     /// The way to other hosts.
     tunnel: Endpoint<U>,
+    /// The way to other vifs of this host.
+    local: Local,
     source_mac: SourceMac,
     /// Checks what leaves, if the guest is kept to a list of addresses.
     exit: Option<Box<Exit>>,
@@ -101,12 +100,6 @@ pub struct Worker<U> {
     batch: Batch<'static>,
     /// Trains of long segments that are received straight into the guest's buffers.
     direct: Direct,
-    /// Rings of memory to and from other vifs of this host.
-    lanes: Lanes,
-    /// Frames out of a lane that the guest does not accept as they were.
-    unpacked: Unpacked,
-    /// Frames written into lanes, not yet counted.
-    sent_locally: Tally,
 }
 
 impl<U: Underlay> Worker<U> {
@@ -120,6 +113,7 @@ impl<U: Underlay> Worker<U> {
         Self {
             guest: GuestSide::new(Arc::clone(&counters)),
             tunnel: Endpoint::new(place, Arc::clone(&counters), underlay),
+            local: Local::new(Arc::clone(&counters)),
             counters,
             source_mac,
             exit: None,
@@ -133,9 +127,6 @@ impl<U: Underlay> Worker<U> {
             arrival: Arrival::default(),
             batch: Batch::default(),
             direct: Direct::default(),
-            lanes: Lanes::default(),
-            unpacked: Unpacked::default(),
-            sent_locally: Tally::default(),
         }
     }
 
@@ -215,14 +206,13 @@ impl<U: Underlay> Worker<U> {
             if was_long(self.stopped_at.take(), STALE_AFTER) || has_arrived {
                 self.discard(Port::Own, now);
                 self.discard(Port::Group, now);
-                self.discard_lanes(VifCounter::rx_drop_no_ring);
+                self.local.drop_waiting(VifCounter::rx_drop_no_ring);
             }
         } else {
             self.stopped_at = Some(now);
             self.arrival.rings_stopped();
             self.drop_incoming();
-            self.drop_unpacked(VifCounter::rx_drop_no_ring);
-            self.lanes.forget_stall();
+            self.local.handle_rings_stopped();
         }
     }
 
@@ -238,7 +228,7 @@ impl<U: Underlay> Worker<U> {
 
     fn drop_incoming(&mut self) {
         for (from, lane) in self.tunnel.incoming_mut().take_handovers() {
-            self.lanes.note_handover(from, lane);
+            self.local.note_handover(from, lane);
         }
         self.tunnel.drop_incoming(VifCounter::rx_drop_no_ring);
     }
@@ -255,7 +245,7 @@ impl<U: Underlay> Worker<U> {
         self.tunnel.wants_attention()
             || self.announcement_seen
             || self.learned.has_news()
-            || self.lanes.has_ended()
+            || self.local.has_ended()
     }
 
     /// Whether the guest has announced itself since the last call (gratuitous ARP and the like).
@@ -302,7 +292,7 @@ impl<U: Underlay> Worker<U> {
     pub fn set_halted(&mut self, is_halted: bool) {
         self.tunnel.set_halted(is_halted);
         if is_halted {
-            self.drop_local(VifCounter::rx_drop_policy);
+            self.drop_local();
         }
     }
 
@@ -322,7 +312,7 @@ impl<U: Underlay> Worker<U> {
     /// Drops what has waited too long; says that the guest has arrived, if that is due; ends lanes whose
     /// time is over.
     pub fn handle_timeout(&mut self, now: Instant) {
-        self.lanes.handle_timeout(now);
+        self.local.handle_timeout(now);
         self.announce_arrival(now);
         self.tunnel.handle_timeout(now);
     }
@@ -330,7 +320,7 @@ impl<U: Underlay> Worker<U> {
     /// When [`Worker::handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let waits =
-            [self.tunnel.poll_timeout(), self.arrival.poll_timeout(), self.lanes.poll_timeout()];
+            [self.tunnel.poll_timeout(), self.arrival.poll_timeout(), self.local.poll_timeout()];
         waits.into_iter().flatten().min()
     }
 }

@@ -6,8 +6,6 @@
 //! Pieces wait in [`Reassembly`]; what they make up joins the list in the place of the last of them.
 //! Frames for a MAC that has left are set aside, to be sent on.
 
-pub mod lane;
-
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -44,8 +42,6 @@ enum Within {
     Message(u16),
     /// What pieces made up, by its number.
     Joined(u16),
-    /// What was copied from a lane.
-    Lane,
 }
 
 /// A frame for a MAC that has left.
@@ -93,8 +89,6 @@ pub struct Incoming {
     echoes: Vec<(SocketAddr, Vec<u8>)>,
     /// Who sent under another policy.
     misfit: Option<SocketAddr>,
-    /// Bytes out of a lane.
-    chunk: Vec<u8>,
 }
 
 impl Incoming {
@@ -251,7 +245,6 @@ impl Incoming {
         let within = match place.within {
             Within::Message(n) => self.batch.get(n.into())?.bytes,
             Within::Joined(n) => self.joined.get(usize::from(n))?,
-            Within::Lane => &self.chunk,
         };
         let bytes = within.get(place.start as usize..)?.get(..place.len as usize)?;
         Some(Received::whole(bytes, place.is_partial))

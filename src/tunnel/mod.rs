@@ -12,6 +12,7 @@
 //! | [`rx`] | whether a datagram holds a frame for this vif |
 //! | [`incoming`], [`reassembly`] | frames that were received and accepted, whole or in pieces |
 //! | [`moved`] | MACs that have moved from here, whose late frames are sent on |
+//! | [`residents`] | the MACs that are here, for frames that come through lanes |
 //! | [`echo`] | answers to echoes of other hosts |
 //!
 //! This module knows nothing of guests: [`crate::port`] joins a tunnel to one.
@@ -26,5 +27,6 @@ pub mod paths;
 pub mod pmtu_feedback;
 pub mod protect;
 pub mod reassembly;
+pub mod residents;
 pub mod rx;
 pub mod unresolved;

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use log::Level;
 
+use crate::local::ends::LaneOffer;
 use crate::metrics::{Reading, VifCounter};
-use crate::port::worker::LaneOffer;
 use crate::quiet::QuietEach;
 use crate::security::Suite;
 use crate::security::group::Salt;
@@ -308,7 +308,7 @@ impl Link {
                 return self.open_lane(pair, offer, fds, now);
             }
             Event::CloseLane { lane } => {
-                self.nic.workers().for_each(|mut worker| worker.close_lane(lane, now));
+                self.nic.workers().for_each(|mut worker| worker.local_mut().close(lane, now));
             }
             Event::GroupLongest { longest } => {
                 self.nic

@@ -122,7 +122,7 @@ impl Nic {
         let echo_limits = Arc::<Limits>::default();
         for worker in &mut workers {
             worker.tunnel_mut().set_echo_limits(Arc::clone(&echo_limits));
-            worker.prepare_lanes(Arc::clone(&handovers))?;
+            worker.local_mut().prepare(Arc::clone(&handovers))?;
             worker.set_stranger(Stranger::new(Arc::clone(&has_said)));
         }
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
@@ -205,7 +205,7 @@ impl Nic {
             }
             wishes.late.extend(worker.tunnel_mut().late_senders());
             wishes.sources.extend(worker.learned().news());
-            wishes.lanes_ended.extend(worker.lanes_ended());
+            wishes.lanes_ended.extend(worker.local_mut().take_ended());
         }
         wishes
     }
@@ -236,35 +236,41 @@ impl Nic {
         let alarm = self.alarm(pair).map(|alarm| (Source::Alarm, alarm.descriptor()));
         let sender =
             worker.tunnel().underlay().sender().map(|fd| (Source::Reports, fd.as_raw_fd()));
-        let lanes = worker.lanes_descriptor().map(|fd| (Source::LaneTimer, fd));
+        let lanes = worker.local().descriptor().map(|fd| (Source::LaneTimer, fd));
         PORTS.map(port).into_iter().flatten().chain(sender).chain(alarm).chain(lanes)
     }
 
     fn turn(&self, pair: usize, worker: &mut Lent<'_>, wake: Wake, now: Instant) -> Turn {
         let index = match wake {
             Wake::Transmit => return Turn { transmits: true, ..Turn::default() },
-            Wake::Receive => return Turn { reads_lanes: worker.has_lanes(), ..Turn::default() },
+            Wake::Receive => {
+                return Turn { reads_lanes: worker.local().has_readers(), ..Turn::default() };
+            }
             Wake::Own(event) => {
                 let transmits = worker.lanes_rung(event, now);
-                return Turn { transmits, reads_lanes: worker.has_lanes(), ..Turn::default() };
+                return Turn {
+                    transmits,
+                    reads_lanes: worker.local().has_readers(),
+                    ..Turn::default()
+                };
             }
             Wake::Socket(index) => index,
         };
         let source = self.sources(pair, worker).nth(index);
         match source {
             Some((Source::Port(port), _)) => {
-                let reads_lanes = worker.has_shut_lanes();
+                let reads_lanes = worker.local().has_shut();
                 Turn { ports: [Some(port), None], reads_lanes, ..Turn::default() }
             }
             Some((Source::LaneTimer, _)) => {
                 let transmits = worker.lanes_timed_out();
-                Turn { transmits, reads_lanes: worker.has_lanes(), ..Turn::default() }
+                Turn { transmits, reads_lanes: worker.local().has_readers(), ..Turn::default() }
             }
             Some((Source::Alarm, _)) => {
                 let ports = self.alarm(pair).map(|mut alarm| alarm.ring().map(Some));
                 let ports = ports.filter(|_| worker.throttle().is_due(Direction::In, now));
                 let transmits = worker.throttle().is_due(Direction::Out, now);
-                let reads_lanes = ports.is_some() && worker.has_lanes();
+                let reads_lanes = ports.is_some() && worker.local().has_readers();
                 Turn { transmits, ports: ports.unwrap_or_default(), reads_lanes, ..Turn::default() }
             }
             Some((Source::Reports, _)) => Turn { heeds_reports: true, ..Turn::default() },

@@ -37,13 +37,12 @@ impl Frames for Arrived<'_> {
     }
 
     fn first(&self) -> (Origin, bool) {
-        let origin = if self.incoming.is_local() { Origin::Lane } else { Origin::Tunnel };
-        (origin, self.incoming.is_group())
+        (Origin::Tunnel, self.incoming.is_group())
     }
 
     fn delivered(&mut self, count: usize, len: usize) {
         let is_partial = self.incoming.get(0).is_some_and(|frame| frame.is_partial());
-        if is_partial && !self.incoming.is_local() {
+        if is_partial {
             self.hunch.merged(len, count);
         }
         self.incoming.take(count);
@@ -156,19 +155,22 @@ impl<U: Underlay> Worker<U> {
         let incoming = self.tunnel.incoming_mut();
         if incoming.is_empty() {
             for (from, lane) in incoming.take_handovers() {
-                self.lanes.note_handover(from, lane);
+                self.local.note_handover(from, lane);
             }
         }
     }
 
-    /// Delivers what was read, as far as the limit allows.
-    pub(super) fn deliver_batch(
+    /// Delivers what was read from sockets, and then from lanes, as far as the limit allows.
+    fn deliver_batch(
         &mut self,
         ring: &mut ReceiveRing<'_, '_>,
         allowance: &mut Allowance,
     ) -> Result<Outcome, RingError> {
-        let Self { guest, tunnel, direct, .. } = self;
+        let Self { guest, tunnel, local, direct, .. } = self;
         let mut frames = Arrived { incoming: tunnel.incoming_mut(), hunch: &mut direct.hunch };
-        guest.deliver_all(ring, &mut frames, allowance)
+        match guest.deliver_all(ring, &mut frames, allowance)? {
+            Outcome::All => local.deliver_arrived(guest, ring, allowance),
+            outcome => Ok(outcome),
+        }
     }
 }

@@ -9,6 +9,7 @@ use super::{BUDGET, Progress, Worker};
 use crate::guest::MODERN_HEADER_LEN;
 use crate::guest::ring::RingView;
 use crate::guest::transmit::{self, TransmitFrame};
+use crate::local::ends::Limits;
 use crate::local::lanes::Written;
 use crate::metrics::VifCounter;
 use crate::offload::LEAD_LEN;
@@ -52,7 +53,7 @@ impl<U: Underlay> Worker<U> {
             if self.throttle.holds(Direction::Out) {
                 return Ok(Progress::Idle); // Without kicks: a timer wakes us.
             }
-            if self.lanes.is_stalled() {
+            if self.local.is_stalled() {
                 return Ok(Progress::Idle); // There is room soon, or the time is over.
             }
             if is_empty && !ring.enable_kicks()? {
@@ -71,14 +72,14 @@ impl<U: Underlay> Worker<U> {
     ) -> Result<usize, RingError> {
         let mut exit = self.exit.take();
         let mut batch = mem::take(&mut self.batch).recycle();
-        self.lanes.begin_batch();
+        self.local.begin_batch();
         let mut allowance = self.throttle.out.open(now);
         let taken = self.take_batch(ring, &mut batch, exit.as_deref(), &mut allowance, now);
         if self.throttle.out.close(allowance) {
             self.counters.inc(VifCounter::tx_throttled);
         }
         self.tunnel.send(&batch, now);
-        self.publish_local();
+        self.local.publish();
         self.batch = batch.recycle();
         if let Some(exit) = &mut exit {
             exit.clear();
@@ -149,7 +150,7 @@ impl<U: Underlay> Worker<U> {
         }
         let (start, len) = (frame.pieces.start, frame.len);
         let prepared = match judged.verdict {
-            Verdict::Unicast(coa) if self.lanes.lead_to(coa.addr) => {
+            Verdict::Unicast(coa) if self.local.leads_to(coa.addr) => {
                 let route = Route::to_vif(coa);
                 return self.dispatch_local(frame, judged.addresses, route, batch, true, now);
             }
@@ -214,7 +215,11 @@ impl<U: Underlay> Worker<U> {
                 batch.pieces.truncate(pieces);
                 return Some(0);
             }
-            (Ok(()), Some(outgoing)) => self.write_local(outgoing, batch, can_wait, now),
+            (Ok(()), Some(outgoing)) => {
+                let max_frame = self.tunnel.max_frame();
+                let limits = Limits { max_frame, feedback: self.tunnel.feedback_mut(), can_wait };
+                self.local.write(outgoing, batch, limits, now)
+            }
             (Ok(()), None) => return Some(0),
         };
         let sent = match written {
@@ -308,7 +313,7 @@ impl<U: Underlay> Worker<U> {
             let Some(()) = read else { continue };
             let Some(addresses) = parked.ethernet().first_chunk() else { continue };
             batch.pieces.push(piece);
-            if self.lanes.lead_to(coa.addr) {
+            if self.local.leads_to(coa.addr) {
                 self.dispatch_local(
                     &parked,
                     *addresses,
@@ -326,7 +331,7 @@ impl<U: Underlay> Worker<U> {
             }
         }
         self.tunnel.send(&batch, now);
-        self.publish_local();
+        self.local.publish();
     }
 }
 

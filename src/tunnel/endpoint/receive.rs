@@ -8,8 +8,8 @@ use super::Endpoint;
 use crate::metrics::VifCounter;
 use crate::sys::train::{Arrived, IoVecMut, Train};
 use crate::time::Instant;
-use crate::tunnel::incoming::lane::Residents;
 use crate::tunnel::incoming::{Home, Incoming};
+use crate::tunnel::residents::Residents;
 use crate::underlay::{Port, Underlay};
 
 impl<U: Underlay> Endpoint<U> {
@@ -67,11 +67,10 @@ impl<U: Underlay> Endpoint<U> {
         self.drop_incoming(counter);
     }
 
-    /// Whose frames are taken that come another way than through the sockets, and the queue where they wait.
-    pub fn residents(&mut self) -> (Residents<'_>, &mut Incoming) {
-        let Self { place, takes_unknown, moved, incoming, .. } = self;
-        let (receiver, takes_unknown) = (&place.receiver, *takes_unknown);
-        (Residents { receiver, takes_unknown, moved }, incoming)
+    /// The MACs that are here, for frames that come another way than through the sockets.
+    pub fn residents(&self) -> Residents<'_> {
+        let Self { place, takes_unknown, moved, .. } = self;
+        Residents { receiver: &place.receiver, takes_unknown: *takes_unknown, moved }
     }
 
     /// Looks at the next message at the vif's own address, and copies its beginning to `head`. Gives

@@ -61,7 +61,7 @@ impl DataPath for Nic {
 
     fn share(&self, pair: usize, share: Option<Arc<EventShare>>) {
         if let Some(mut worker) = self.worker(pair) {
-            worker.share_events(share);
+            worker.local_mut().share(share);
         }
     }
 

@@ -1,16 +1,12 @@
-//! Short frames that come through a lane: taken many at a time, they wait and are merged like those
-//! that came in datagrams.
+//! The MACs that are here, for frames that come another way than through the sockets.
 
-use super::{Incoming, Place, Within};
-use crate::lane::{Lie, Reader};
-use crate::local::unpacked;
+use super::moved::MovedMacs;
+use super::rx::{Addressee, Receiver};
 use crate::metrics::VifCounter;
-use crate::tunnel::moved::MovedMacs;
-use crate::tunnel::rx::{Addressee, Receiver};
 use crate::underlay::Port;
 
-/// Whose frames are taken from lanes. Unlike those in datagrams ([`super::Home`]), they are dropped
-/// if the MAC has left, not sent on.
+/// The MACs that are here. Unlike frames in datagrams ([`super::incoming::Home`]), others are dropped if their
+/// MAC has moved, not sent on.
 #[derive(Clone, Copy, Debug)]
 pub struct Residents<'a> {
     /// The vif.
@@ -37,49 +33,6 @@ impl Residents<'_> {
             true => Err(VifCounter::rx_drop_departed),
             false => Ok(false),
         }
-    }
-}
-
-impl Incoming {
-    /// Takes the next frames of a lane, if they are short and ask for no more than those in
-    /// datagrams; returns how many. `dropped` is given the name of each drop. Nothing may be
-    /// waiting.
-    ///
-    /// # Errors
-    /// The writer of the lane has broken its rules.
-    pub fn fill_from_lane(
-        &mut self,
-        lane: &mut Reader,
-        residents: Residents<'_>,
-        mut dropped: impl FnMut(VifCounter),
-    ) -> Result<usize, Lie> {
-        self.clear();
-        let Self { chunk, places, .. } = self;
-        lane.take_short(chunk, |header, frame, start| {
-            let Some(is_partial) = unpacked::as_in_datagram(header, frame) else { return false };
-            match residents.accept(frame) {
-                Ok(is_group) => {
-                    // Neither is longer than a chunk.
-                    if let (Ok(start), Ok(len)) = (start.try_into(), frame.len().try_into()) {
-                        places.push(Place {
-                            start,
-                            len,
-                            within: Within::Lane,
-                            is_partial,
-                            is_group,
-                        });
-                    }
-                }
-                Err(counter) => dropped(counter),
-            }
-            true
-        })
-    }
-
-    /// Whether the first frame that waits came through a lane.
-    pub fn is_local(&self) -> bool {
-        let first = self.places.get(self.next);
-        first.is_some_and(|place| matches!(place.within, Within::Lane))
     }
 }
 

@@ -1,8 +1,9 @@
 //! Frames from other vifs of this host: out of their lanes, into the guest.
 
-use virtio_queue::Queue;
-
-use crate::guest::side::{GuestFrame, Handed, MERGED_LEN, Origin, Outcome, ReceiveRing};
+use super::Local;
+use crate::guest::side::{
+    GuestFrame, GuestSide, Handed, MERGED_LEN, Origin, Outcome, Pace, ReceiveRing,
+};
 use crate::lane::{Entry, Lie, SHORT};
 use crate::local::lanes::State;
 use crate::local::unpacked;
@@ -10,15 +11,11 @@ use crate::metrics::VifCounter;
 use crate::offload::LEAD_LEN;
 use crate::offload::features::Offloads;
 use crate::offload::header::{self, Request};
-use crate::port::throttle::Allowance;
-use crate::port::worker::{Progress, Worker};
 use crate::sys::iovec::IoVec;
 use crate::time::Instant;
-use crate::tunnel::incoming::lane::Residents;
-use crate::underlay::Underlay;
-use crate::vhost_user::vring::{GuestMemory, RingError};
-use crate::wire::frame;
-use crate::wire::frame::Addresses;
+use crate::tunnel::residents::Residents;
+use crate::vhost_user::vring::RingError;
+use crate::wire::frame::{self, Addresses};
 
 /// Frames and bytes read from a lane before the next has its turn, and the guest is told of them:
 /// it can work on these while we go on.
@@ -27,76 +24,84 @@ const TURN_BYTES: usize = 256 << 10;
 /// Frames that are dropped from a lane at once: more than it holds.
 const MOST_DISCARDED: usize = 1 << 16;
 
-/// How reading a lane ended.
+/// How reading lanes ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Read {
-    /// For now.
+pub enum Read {
+    /// For now there is nothing more.
     Done,
     /// There may be more.
     More,
-    /// The guest has no buffers, or only useless ones.
+    /// The guest has no buffers, or only useless ones; or the rest waits for credit.
     Stuck(Outcome),
-    /// The rest waits for credit (`--rate-in`).
-    Held,
 }
 
-impl<U: Underlay> Worker<U> {
-    /// Delivers what is in the lanes, one turn for each, behind what was read from
-    /// sockets before.
+/// The vif whose guest gets the frames.
+#[derive(Debug)]
+pub struct Sink<'a, 'q, 'm> {
+    /// The guest.
+    pub guest: &'a mut GuestSide,
+    /// Its receive ring.
+    pub ring: &'a mut ReceiveRing<'q, 'm>,
+    /// The MACs that are here.
+    pub residents: Residents<'a>,
+    /// The longest frame that a long one is cut into, in bytes.
+    pub max_frame: usize,
+}
+
+impl Local {
+    /// Reads each lane for a turn, and delivers what was read before.
     ///
     /// # Errors
     /// The ring is broken and must be stopped.
-    pub fn receive_lanes(
+    pub fn read(
         &mut self,
-        queue: &mut Queue,
-        memory: &GuestMemory,
+        sink: &mut Sink<'_, '_, '_>,
+        pace: &mut impl Pace,
         now: Instant,
-    ) -> Result<Progress, RingError> {
-        if self.tunnel.is_halted() {
-            self.drop_local(VifCounter::rx_drop_policy);
-        }
-        let mut ring = ReceiveRing::new(queue, memory)?;
-        let outcome = self.deliver_incoming(&mut ring, now)?;
-        if outcome != Outcome::All {
-            return Ok(outcome.into());
-        }
+    ) -> Result<Read, RingError> {
         self.lanes.open_gates(now);
-        let mut allowance = self.throttle.incoming.open(now);
-        let read = self.read_lanes(&mut ring, &mut allowance);
-        if self.throttle.incoming.close(allowance) {
-            self.counters.inc(VifCounter::rx_throttled);
-        }
-        self.guest.publish(&mut ring)?;
+        let read = self.read_lanes(sink, pace);
+        let published = sink.guest.publish(sink.ring);
         self.lanes.settle(now, &self.counters);
-        let read = read?;
-        Ok(match read {
-            // A timer wakes us when there is credit.
-            Read::Done | Read::Held => Progress::Idle,
-            Read::More => Progress::More,
-            Read::Stuck(outcome) => outcome.into(),
-        })
+        published.and(read)
+    }
+
+    /// Delivers short frames that were read before.
+    ///
+    /// # Errors
+    /// The ring is broken and must be stopped.
+    pub fn deliver_arrived(
+        &mut self,
+        guest: &mut GuestSide,
+        ring: &mut ReceiveRing<'_, '_>,
+        pace: &mut impl Pace,
+    ) -> Result<Outcome, RingError> {
+        match self.arrived.is_empty() {
+            true => Ok(Outcome::All),
+            false => guest.deliver_all(ring, &mut self.arrived, pace),
+        }
     }
 
     fn read_lanes(
         &mut self,
-        ring: &mut ReceiveRing<'_, '_>,
-        allowance: &mut Allowance,
+        sink: &mut Sink<'_, '_, '_>,
+        pace: &mut impl Pace,
     ) -> Result<Read, RingError> {
-        let outcome = self.deliver_unpacked(ring)?;
+        let outcome = self.deliver_unpacked(sink)?;
         if outcome != Outcome::All {
             return Ok(Read::Stuck(outcome));
         }
         let mut read = Read::Done;
         for n in 0..self.lanes.readers() {
-            match self.read_lane(n, ring, allowance)? {
+            match self.read_lane(n, sink, pace)? {
                 Read::Done => {}
                 Read::More => read = Read::More,
-                stuck @ (Read::Stuck(_) | Read::Held) => {
+                stuck @ Read::Stuck(_) => {
                     self.lanes.advance(n);
                     return Ok(stuck);
                 }
             }
-            self.guest.publish(ring)?;
+            sink.guest.publish(sink.ring)?;
         }
         self.lanes.advance(1);
         Ok(read)
@@ -107,8 +112,8 @@ impl<U: Underlay> Worker<U> {
     fn read_lane(
         &mut self,
         n: usize,
-        ring: &mut ReceiveRing<'_, '_>,
-        allowance: &mut Allowance,
+        sink: &mut Sink<'_, '_, '_>,
+        pace: &mut impl Pace,
     ) -> Result<Read, RingError> {
         let (mut frames, mut bytes) = (0, 0);
         let read = loop {
@@ -132,26 +137,25 @@ impl<U: Underlay> Worker<U> {
                     break Read::Done;
                 }
             };
-            if !allowance.admits() {
-                break Read::Held;
+            if !pace.admits() {
+                break Read::Stuck(Outcome::Held);
             }
             if entry.len() <= SHORT
-                && let Some((taken, outcome)) = self.deliver_short(n, ring, allowance)?
+                && let Some((taken, outcome)) = self.deliver_short(n, sink, pace)?
             {
                 frames += taken;
                 match outcome {
                     Outcome::All => continue,
-                    Outcome::Held => break Read::Held,
                     stuck => break Read::Stuck(stuck),
                 }
             }
             frames += header::segments_at_most(entry.header(), entry.len());
             bytes += entry.len();
-            let outcome = self.deliver_entry(n, &entry, ring)?;
+            let outcome = self.deliver_entry(n, &entry, sink)?;
             if outcome != Outcome::All {
                 break Read::Stuck(outcome);
             }
-            allowance.charge(entry.len());
+            pace.charge(entry.len());
         };
         if let Some(lane) = self.lanes.reader(n) {
             lane.reader.publish();
@@ -161,18 +165,16 @@ impl<U: Underlay> Worker<U> {
 
     /// Takes short frames from a lane, as many as one copy brings, and delivers them; returns how
     /// many, `None` if what is next is not to be had so. What the guest has no buffers for, and what
-    /// waits for credit, waits like what came from sockets.
+    /// waits for credit, waits in [`Local::deliver_arrived`].
     fn deliver_short(
         &mut self,
         n: usize,
-        ring: &mut ReceiveRing<'_, '_>,
-        allowance: &mut Allowance,
+        sink: &mut Sink<'_, '_, '_>,
+        pace: &mut impl Pace,
     ) -> Result<Option<(usize, Outcome)>, RingError> {
-        let Self { lanes, tunnel, counters, .. } = self;
+        let Self { lanes, arrived, counters, .. } = self;
         let Some(lane) = lanes.reader(n) else { return Ok(None) };
-        let (residents, incoming) = tunnel.residents();
-        let filled =
-            incoming.fill_from_lane(&mut lane.reader, residents, |drop| counters.inc(drop));
+        let filled = arrived.fill(&mut lane.reader, sink.residents, |drop| counters.inc(drop));
         let taken = match filled {
             Ok(0) => return Ok(None),
             Ok(taken) => taken,
@@ -182,8 +184,8 @@ impl<U: Underlay> Worker<U> {
             }
         };
         lane.reader.publish();
-        let outcome = self.deliver_batch(ring, allowance);
-        self.guest.publish(ring)?;
+        let outcome = sink.guest.deliver_all(sink.ring, arrived, pace);
+        sink.guest.publish(sink.ring)?;
         Ok(Some((taken, outcome?)))
     }
 
@@ -193,17 +195,16 @@ impl<U: Underlay> Worker<U> {
         &mut self,
         n: usize,
         entry: &Entry,
-        ring: &mut ReceiveRing<'_, '_>,
+        sink: &mut Sink<'_, '_, '_>,
     ) -> Result<Outcome, RingError> {
-        let Self { lanes, tunnel, guest, counters, .. } = self;
-        let (residents, _) = tunnel.residents();
+        let Self { lanes, counters, .. } = self;
         let Some(lane) = lanes.reader(n) else { return Ok(Outcome::All) };
         // What is decided upon is copied first; the rest is only ever copied.
         let mut lead = [0; LEAD_LEN];
         let room = if is_cut(entry) { LEAD_LEN } else { frame::HEADER_LEN };
         let copied = lane.reader.copy(entry, lead.get_mut(..room).unwrap_or_default());
         let lead = lead.get(..copied).unwrap_or_default();
-        let (request, is_group) = match judge(entry, lead, residents) {
+        let (request, is_group) = match judge(entry, lead, sink.residents) {
             Ok(judged) => judged,
             Err(counter) => {
                 counters.inc(counter);
@@ -212,23 +213,24 @@ impl<U: Underlay> Worker<U> {
             }
         };
         let fits = request == Request::Plain || entry.len() <= MERGED_LEN;
-        if let Some(header) = unpacked::as_it_is(&request, lead, guest.offloads()).filter(|_| fits)
+        if let Some(header) =
+            unpacked::as_it_is(&request, lead, sink.guest.offloads()).filter(|_| fits)
         {
             let parts = &[IoVec::from_slice(lead), lane.reader.bytes(entry, copied)];
             let frame = GuestFrame { header: &header, parts, origin: Origin::Lane, is_group };
-            match guest.deliver(ring, &frame)? {
+            match sink.guest.deliver(sink.ring, &frame)? {
                 Handed::Done => {}
                 Handed::TooLong if request == Request::Plain => {
                     counters.inc(VifCounter::rx_drop_no_buffer);
                 }
-                Handed::TooLong => return self.unpack(n, entry, lead, &request, ring),
+                Handed::TooLong => return self.unpack(n, entry, lead, &request, sink),
                 Handed::Starved => return Ok(Outcome::Starved),
                 Handed::Interrupted => return Ok(Outcome::Interrupted),
             }
             lane.reader.take(entry);
             return Ok(Outcome::All);
         }
-        self.unpack(n, entry, lead, &request, ring)
+        self.unpack(n, entry, lead, &request, sink)
     }
 
     /// Does what the guest does not accept to be left to it, in memory of our own.
@@ -238,26 +240,26 @@ impl<U: Underlay> Worker<U> {
         entry: &Entry,
         lead: &[u8],
         request: &Request,
-        ring: &mut ReceiveRing<'_, '_>,
+        sink: &mut Sink<'_, '_, '_>,
     ) -> Result<Outcome, RingError> {
         let Some(lane) = self.lanes.reader(n) else { return Ok(Outcome::All) };
         let mut bytes = lead.to_vec();
         lane.reader.bytes(entry, lead.len()).append_to(&mut bytes);
         lane.reader.take(entry);
-        let max_frame = self.tunnel.max_frame();
-        if self.unpacked.fill(request, &mut bytes, self.guest.offloads(), max_frame).is_err() {
+        let (offloads, max_frame) = (sink.guest.offloads(), sink.max_frame);
+        if self.unpacked.fill(request, &mut bytes, offloads, max_frame).is_err() {
             self.counters.inc(VifCounter::rx_drop_lane);
         }
-        self.deliver_unpacked(ring)
+        self.deliver_unpacked(sink)
     }
 
-    fn deliver_unpacked(&mut self, ring: &mut ReceiveRing<'_, '_>) -> Result<Outcome, RingError> {
-        let Self { unpacked, guest, counters, .. } = self;
+    fn deliver_unpacked(&mut self, sink: &mut Sink<'_, '_, '_>) -> Result<Outcome, RingError> {
+        let Self { unpacked, counters, .. } = self;
         while let Some((frame, header)) = unpacked.first() {
             let is_group = Addresses::parse(frame).is_ok_and(|a| a.destination.is_group());
             let parts = &[IoVec::from_slice(frame)];
             let frame = GuestFrame { header, parts, origin: Origin::Lane, is_group };
-            match guest.deliver(ring, &frame)? {
+            match sink.guest.deliver(sink.ring, &frame)? {
                 Handed::Done => {}
                 Handed::TooLong => counters.inc(VifCounter::rx_drop_no_buffer),
                 Handed::Starved => return Ok(Outcome::Starved),
@@ -269,7 +271,7 @@ impl<U: Underlay> Worker<U> {
     }
 
     /// Drops what waits in the lanes; it counts as `counter`.
-    pub(in crate::port::worker) fn discard_lanes(&mut self, counter: VifCounter) {
+    pub fn drop_waiting(&mut self, counter: VifCounter) {
         let mut dropped = 0;
         for lane in self.lanes.all_readers() {
             for _ in 0..MOST_DISCARDED {
@@ -285,9 +287,11 @@ impl<U: Underlay> Worker<U> {
     }
 
     /// Drops what was taken from lanes; it counts as `counter`.
-    pub(in crate::port::worker) fn drop_unpacked(&mut self, counter: VifCounter) {
-        self.counters.add(counter, self.unpacked.len() as u64);
+    pub fn drop_taken(&mut self, counter: VifCounter) {
+        let dropped = self.unpacked.len() + self.arrived.len();
+        self.counters.add(counter, dropped as u64);
         self.unpacked.clear();
+        self.arrived.clear();
     }
 }
 

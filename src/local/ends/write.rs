@@ -1,28 +1,55 @@
 //! Frames to other vifs of this host: into the lane that leads there.
 
+use std::net::SocketAddr;
+
+use super::Local;
 use crate::local::lanes::{LocalFrame, Written};
 use crate::local::unpacked::MOST_SEGMENTS;
 use crate::metrics::VifCounter;
 use crate::offload::checksum::Sum;
 use crate::offload::gso::Cut;
 use crate::offload::header::{Header, Request};
-use crate::port::worker::Worker;
 use crate::sys::iovec::{Gather, IoVec};
 use crate::time::Instant;
 use crate::tunnel::outgoing::{Batch, Outgoing, cut_plain, refusal};
-use crate::underlay::Underlay;
+use crate::tunnel::pmtu_feedback::PmtuFeedback;
 use crate::wire::frame;
 
-impl<U: Underlay> Worker<U> {
-    /// Puts a frame into the lane to where it goes.
-    pub(in crate::port::worker) fn write_local(
+/// The limits that a frame is held to.
+#[derive(Debug)]
+pub struct Limits<'a> {
+    /// The longest frame that the vnet carries, in bytes.
+    pub max_frame: usize,
+    /// Informs the sender of a frame that exceeds it.
+    pub feedback: &'a mut PmtuFeedback,
+    /// Whether the frame may stay in the guest's ring if the lane is full.
+    pub can_wait: bool,
+}
+
+impl Local {
+    /// Whether a lane leads to a care-of address.
+    #[inline]
+    pub fn leads_to(&mut self, to: SocketAddr) -> bool {
+        self.lanes.lead_to(to)
+    }
+
+    /// The frames in the guest's ring are looked at again, from the first.
+    pub fn begin_batch(&mut self) {
+        self.lanes.begin_batch();
+    }
+
+    /// Puts a frame into the lane to where it goes; its reader sees it after [`Local::publish`].
+    ///
+    /// # Errors
+    /// The name of the drop.
+    pub fn write(
         &mut self,
         outgoing: &Outgoing,
         batch: &Batch<'_>,
-        can_wait: bool,
+        limits: Limits<'_>,
         now: Instant,
     ) -> Result<Written, VifCounter> {
-        let max_frame = self.tunnel.max_frame();
+        let Limits { max_frame, feedback, can_wait } = limits;
         let header = match &outgoing.request {
             Request::Segment { layout, size } => {
                 let lead = batch.lead(outgoing).unwrap_or_default();
@@ -41,7 +68,7 @@ impl<U: Underlay> Worker<U> {
                     }
                     // It needs no pieces here.
                     let lead = batch.lead(outgoing);
-                    if !self.tunnel.feedback_mut().is_carried(lead, max_frame, true, now) {
+                    if !feedback.is_carried(lead, max_frame, true, now) {
                         return Err(VifCounter::tx_drop_too_big);
                     }
                 }
@@ -60,7 +87,7 @@ impl<U: Underlay> Worker<U> {
         };
         let outcome = self.lanes.write(outgoing.route.to, &frame, now, &self.counters);
         if outcome == Written::Done {
-            self.sent_locally.add(outgoing.len);
+            self.sent.add(outgoing.len);
         }
         Ok(outcome)
     }
@@ -97,13 +124,13 @@ impl<U: Underlay> Worker<U> {
                 Written::Wait | Written::Dropped | Written::NoLane => return Ok(Written::Dropped),
             }
         }
-        self.sent_locally.add(outgoing.len);
+        self.sent.add(outgoing.len);
         Ok(Written::Done)
     }
 
     /// Shows what was written to its readers.
-    pub(in crate::port::worker) fn publish_local(&mut self) {
-        let sent = std::mem::take(&mut self.sent_locally);
+    pub fn publish(&mut self) {
+        let sent = std::mem::take(&mut self.sent);
         if sent.frames > 0 {
             self.counters.add(VifCounter::tx_frames, sent.frames);
             self.counters.add(VifCounter::tx_bytes, sent.bytes);

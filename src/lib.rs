@@ -55,6 +55,7 @@
 //! | [`tunnel`] | one end of a vnet's tunnel: frames to datagrams and back | except for the sockets |
 //! | [`local`] | lanes of a queue pair, in place of the tunnel within a host | except for the memory |
 //! | [`port`] | joins guest, tunnel and lanes: the data path of a queue pair, in packet order | mostly |
+//! | [`capture`] | the two doors of a port where frames can be copied with their verdict | yes |
 //! | [`vif`] | a NIC: its queue pairs, and its link to varpd | no |
 //! | [`vhost_user`] | the vhost-user interface to QEMU: connection, filter, device, rings | no |
 //! | [`underlay`] | sockets: opening and filtering them, batches of datagrams | no |
@@ -103,6 +104,7 @@
 //! * varpd's registry ([`varpd`]) owns the association of clients with vifs, and duplicates of the vifs' sockets, which
 //!   it keeps for a while after a backend has died.
 
+pub mod capture;
 pub mod cli;
 pub mod config;
 pub mod guest;

@@ -12,6 +12,7 @@ use super::deliver::{Deliverer, Delivery, Room};
 use super::ring::RingView;
 use super::transmit::{self, TransmitFrame};
 use super::{HeaderLayout, MODERN_HEADER_LEN, Malformed};
+use crate::capture::{Door, Observed, Verdict};
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
 use crate::offload::gro::{Merger, Received};
@@ -173,6 +174,8 @@ struct Receiving {
     layout: HeaderLayout,
     tally: Tally,
     is_starved: bool,
+    /// Frames for the guest are shown here.
+    door: Door,
 }
 
 /// The virtio side of a queue pair.
@@ -191,7 +194,13 @@ impl GuestSide {
         Self {
             offloads: Offloads::NONE,
             merger: Merger::new(Offloads::NONE, MERGED_FRAMES, MERGED_LEN),
-            receiving: Receiving { counters, layout, tally, is_starved: false },
+            receiving: Receiving {
+                counters,
+                layout,
+                tally,
+                is_starved: false,
+                door: Door::default(),
+            },
         }
     }
 
@@ -225,6 +234,21 @@ impl GuestSide {
     /// The rings started or stopped: no frame waits for buffers.
     pub fn handle_ring_state(&mut self) {
         self.receiving.is_starved = false;
+    }
+
+    /// Sets the door where frames for the guest are shown.
+    pub fn set_door(&mut self, door: Door) {
+        self.receiving.door = door;
+    }
+
+    /// Whether somebody looks at the frames for the guest.
+    pub fn is_observed(&self) -> bool {
+        self.receiving.door.is_open()
+    }
+
+    /// Drops a frame for the guest; it counts as `counter`.
+    pub fn refuse(&self, parts: &[IoVec<'_>], counter: VifCounter) {
+        self.receiving.refuse(parts, counter);
     }
 
     /// Reads the transmit chain that begins with `head`; see [`transmit::read_frame`].
@@ -275,8 +299,7 @@ impl GuestSide {
                 return Ok(Outcome::Held);
             }
             let Ok(merged) = merged else {
-                receiving.counters.inc(VifCounter::rx_drop_checksum);
-                frames.dropped(1);
+                receiving.refuse_first(frames, VifCounter::rx_drop_checksum);
                 continue;
             };
             let payload = |n| {
@@ -304,8 +327,7 @@ impl GuestSide {
                 // The guest's whole ring holds less: not merged, the frames may fit.
                 Handed::TooLong if count > 1 => most = 1,
                 Handed::TooLong => {
-                    receiving.counters.inc(VifCounter::rx_drop_no_buffer);
-                    frames.dropped(1);
+                    receiving.refuse_first(frames, VifCounter::rx_drop_no_buffer);
                 }
                 Handed::Starved => return Ok(Outcome::Starved),
                 Handed::Interrupted => return Ok(Outcome::Interrupted),
@@ -330,7 +352,8 @@ impl GuestSide {
         failure.map_or(Ok(Handed::Done), |failure| self.receiving.note(ring, failure))
     }
 
-    /// Delivers a frame from another host in the room that was reserved; see [`Deliverer::commit`].
+    /// Delivers a frame from another host in the room that was reserved; see [`Deliverer::commit`]. It is not
+    /// shown at the door.
     ///
     /// # Errors
     /// The ring is broken and must be stopped.
@@ -370,6 +393,7 @@ impl Receiving {
             match ring.deliverer.deliver(&mut ring.ring, header, parts, self.layout)? {
                 Delivery::Done => {
                     self.tally.add(origin, total_len(parts), is_group);
+                    self.door.show(|| Observed::whole(parts, Verdict::Passed));
                     return Ok(Handed::Done);
                 }
                 failure => match self.note(ring, failure)? {
@@ -379,6 +403,18 @@ impl Receiving {
             }
         }
         Ok(Handed::Interrupted)
+    }
+
+    fn refuse(&self, parts: &[IoVec<'_>], counter: VifCounter) {
+        self.counters.inc(counter);
+        self.door.show(|| Observed::whole(parts, Verdict::Dropped(counter)));
+    }
+
+    #[cold]
+    fn refuse_first(&self, frames: &mut impl Frames, counter: VifCounter) {
+        let first = frames.get(0);
+        self.refuse(&[IoVec::from_slice(first.map_or(&[], |frame| frame.bytes()))], counter);
+        frames.dropped(1);
     }
 
     /// A delivery failed: whether it is worth another try ([`Handed::Interrupted`]).

@@ -28,7 +28,7 @@ pub struct Arrived {
 
 impl Arrived {
     /// Takes the next frames of a lane, if they are short and ask for no more than those in
-    /// datagrams; returns how many. `dropped` is given the name of each drop. Nothing may be
+    /// datagrams; returns how many. `dropped` is given each frame that is dropped, and why. Nothing may be
     /// waiting.
     ///
     /// # Errors
@@ -37,7 +37,7 @@ impl Arrived {
         &mut self,
         lane: &mut Reader,
         residents: Residents<'_>,
-        mut dropped: impl FnMut(VifCounter),
+        mut dropped: impl FnMut(&[u8], VifCounter),
     ) -> Result<usize, Lie> {
         self.clear();
         let Self { chunk, places, .. } = self;
@@ -50,7 +50,7 @@ impl Arrived {
                         places.push(Place { start, len, is_partial, is_group });
                     }
                 }
-                Err(counter) => dropped(counter),
+                Err(counter) => dropped(frame, counter),
             }
             true
         })

@@ -35,6 +35,7 @@ use super::learned::LearnedMacs;
 use super::stranger::Stranger;
 use super::throttle::{Direction, Throttle};
 use super::tx::SourceMac;
+use crate::capture::Door;
 use crate::guest::HeaderLayout;
 use crate::guest::side::GuestSide;
 use crate::local::ends::Local;
@@ -96,6 +97,8 @@ pub struct Worker<U> {
     announcement_seen: bool,
     /// Whether the guest has migrated here, and what of that the vnet is still to be told.
     arrival: Arrival,
+    /// Frames from the guest are shown here.
+    towards_wire: Door,
     /// Lists of the frames that are being sent, kept for their memory.
     batch: Batch<'static>,
     /// Trains of long segments that are received straight into the guest's buffers.
@@ -125,6 +128,7 @@ impl<U: Underlay> Worker<U> {
             connected_at: None,
             announcement_seen: false,
             arrival: Arrival::default(),
+            towards_wire: Door::default(),
             batch: Batch::default(),
             direct: Direct::default(),
         }
@@ -147,6 +151,13 @@ impl<U: Underlay> Worker<U> {
     /// The rate limits: whether frames wait for credit, and until when.
     pub fn throttle(&self) -> &Throttle {
         &self.throttle
+    }
+
+    /// Sets the doors where frames are shown; see [`crate::capture`].
+    pub fn set_doors(&mut self, towards_guest: Door, towards_wire: Door) {
+        self.guest.set_door(towards_guest.clone());
+        self.tunnel.set_door(towards_guest);
+        self.towards_wire = towards_wire;
     }
 
     /// The way to other hosts.

@@ -41,6 +41,7 @@ use super::pmtu_feedback::PmtuFeedback;
 use super::protect::Protection;
 use super::rx::Receiver;
 use super::unresolved::UnresolvedQueue;
+use crate::capture::Door;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::quiet::{Quiet, QuietEach};
 use crate::sys::iovec::IoVec;
@@ -115,6 +116,8 @@ pub struct Endpoint<U> {
     timer_known: bool,
     /// The kernel's count of datagrams that did not fit the socket's buffer, when it was last read.
     overflow: u32,
+    /// Received frames that are refused are shown here.
+    door: Door,
     /// About system calls that fail, by kind.
     complaints: QuietEach<&'static str>,
 }
@@ -148,6 +151,7 @@ impl<U: Underlay> Endpoint<U> {
             misfit_news: Quiet::new(1),
             timer_known: false,
             overflow: 0,
+            door: Door::default(),
             complaints: QuietEach::new(1),
         }
     }
@@ -199,6 +203,11 @@ impl<U: Underlay> Endpoint<U> {
     /// Accepts unicast to other MACs than the vif's, as a bridge needs, or does not.
     pub const fn set_takes_unknown(&mut self, takes_unknown: bool) {
         self.takes_unknown = takes_unknown;
+    }
+
+    /// Sets the door where received frames are shown that are refused.
+    pub fn set_door(&mut self, door: Door) {
+        self.door = door;
     }
 
     /// Numbers frames that leave in fragments: endpoints at one address must not use the same numbers at

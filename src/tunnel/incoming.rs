@@ -10,9 +10,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 
+use crate::capture::{self, Door, Observed};
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::bundle::Entry;
 use crate::offload::gro::Received;
+use crate::sys::iovec::IoVec;
 use crate::sys::mmsg::ReceiveBatch;
 use crate::time::Instant;
 use crate::tunnel::moved::{MovedMacs, Verdict};
@@ -66,6 +68,8 @@ pub struct Home<'a> {
     pub takes_unknown: bool,
     /// MACs that were here.
     pub moved: &'a mut MovedMacs,
+    /// Frames that are refused are shown here.
+    pub door: &'a Door,
     /// The time.
     pub now: Instant,
 }
@@ -322,7 +326,12 @@ impl Unpack<'_, '_> {
         let is_group = match self.admit(entry) {
             Ok(Some(is_group)) => is_group,
             Ok(None) => return,
-            Err(counter) => return self.counters.inc(counter),
+            Err(counter) => {
+                self.counters.inc(counter);
+                let parts = &[IoVec::from_slice(entry.frame)];
+                let verdict = capture::Verdict::Dropped(counter);
+                return self.home.door.show(|| Observed::whole(parts, verdict));
+            }
         };
         let start = entry.frame.as_ptr().addr() - bytes.as_ptr().addr();
         // Neither a message nor a frame is longer than 2^17 bytes.
@@ -335,7 +344,7 @@ impl Unpack<'_, '_> {
     /// Whether a frame is for a group, if it is to be delivered; sets it aside if it is to be sent
     /// on.
     fn admit(&mut self, entry: Entry<'_>) -> Result<Option<bool>, VifCounter> {
-        let Home { receiver, neighbors, takes_unknown, moved, now } = &mut *self.home;
+        let Home { receiver, neighbors, takes_unknown, moved, now, .. } = &mut *self.home;
         let addressee = receiver.accept_frame(self.port, entry.frame)?;
         let mac = match addressee {
             Addressee::Group => return Ok(Some(true)),

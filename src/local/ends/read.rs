@@ -172,9 +172,11 @@ impl Local {
         sink: &mut Sink<'_, '_, '_>,
         pace: &mut impl Pace,
     ) -> Result<Option<(usize, Outcome)>, RingError> {
-        let Self { lanes, arrived, counters, .. } = self;
+        let Self { lanes, arrived, .. } = self;
         let Some(lane) = lanes.reader(n) else { return Ok(None) };
-        let filled = arrived.fill(&mut lane.reader, sink.residents, |drop| counters.inc(drop));
+        let filled = arrived.fill(&mut lane.reader, sink.residents, |frame, counter| {
+            sink.guest.refuse(&[IoVec::from_slice(frame)], counter);
+        });
         let taken = match filled {
             Ok(0) => return Ok(None),
             Ok(taken) => taken,
@@ -197,8 +199,7 @@ impl Local {
         entry: &Entry,
         sink: &mut Sink<'_, '_, '_>,
     ) -> Result<Outcome, RingError> {
-        let Self { lanes, counters, .. } = self;
-        let Some(lane) = lanes.reader(n) else { return Ok(Outcome::All) };
+        let Some(lane) = self.lanes.reader(n) else { return Ok(Outcome::All) };
         // What is decided upon is copied first; the rest is only ever copied.
         let mut lead = [0; LEAD_LEN];
         let room = if is_cut(entry) { LEAD_LEN } else { frame::HEADER_LEN };
@@ -207,7 +208,8 @@ impl Local {
         let (request, is_group) = match judge(entry, lead, sink.residents) {
             Ok(judged) => judged,
             Err(counter) => {
-                counters.inc(counter);
+                let parts = &[IoVec::from_slice(lead), lane.reader.bytes(entry, copied)];
+                sink.guest.refuse(parts, counter);
                 lane.reader.take(entry);
                 return Ok(Outcome::All);
             }
@@ -221,7 +223,7 @@ impl Local {
             match sink.guest.deliver(sink.ring, &frame)? {
                 Handed::Done => {}
                 Handed::TooLong if request == Request::Plain => {
-                    counters.inc(VifCounter::rx_drop_no_buffer);
+                    sink.guest.refuse(parts, VifCounter::rx_drop_no_buffer);
                 }
                 Handed::TooLong => return self.unpack(n, entry, lead, &request, sink),
                 Handed::Starved => return Ok(Outcome::Starved),
@@ -254,14 +256,14 @@ impl Local {
     }
 
     fn deliver_unpacked(&mut self, sink: &mut Sink<'_, '_, '_>) -> Result<Outcome, RingError> {
-        let Self { unpacked, counters, .. } = self;
+        let Self { unpacked, .. } = self;
         while let Some((frame, header)) = unpacked.first() {
             let is_group = Addresses::parse(frame).is_ok_and(|a| a.destination.is_group());
             let parts = &[IoVec::from_slice(frame)];
             let frame = GuestFrame { header, parts, origin: Origin::Lane, is_group };
             match sink.guest.deliver(sink.ring, &frame)? {
                 Handed::Done => {}
-                Handed::TooLong => counters.inc(VifCounter::rx_drop_no_buffer),
+                Handed::TooLong => sink.guest.refuse(parts, VifCounter::rx_drop_no_buffer),
                 Handed::Starved => return Ok(Outcome::Starved),
                 Handed::Interrupted => return Ok(Outcome::Interrupted),
             }

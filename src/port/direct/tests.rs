@@ -2,6 +2,7 @@
 //! wrong, is shown with a guest in `worker::tests::direct`.
 
 use super::*;
+use crate::capture::Door;
 use crate::offload::features::Offloads;
 use crate::offload::packets::Packet;
 use crate::time::Instant;
@@ -50,8 +51,14 @@ fn foresee_for(
     for mac in departed {
         moved.insert(*mac, coa, coa.addr.ip(), Instant::from_millis(30_000));
     }
-    let home =
-        Home { receiver: &receiver, neighbors: &neighbors, takes_unknown, moved: &mut moved, now };
+    let home = Home {
+        receiver: &receiver,
+        neighbors: &neighbors,
+        takes_unknown,
+        moved: &mut moved,
+        door: &Door::default(),
+        now,
+    };
     let mut merger = Merger::new(offloads, MAX_DATAGRAMS, 65_550);
     let head = datagram.get(..HEAD_LEN).unwrap_or(datagram);
     Plan::foresee(train, head, &home, &mut merger)

@@ -6,6 +6,8 @@ use std::mem;
 use virtio_queue::Queue;
 
 use super::{BUDGET, Progress, Worker};
+use crate::capture::Verdict::{Held, Passed};
+use crate::capture::{self, Observed};
 use crate::guest::MODERN_HEADER_LEN;
 use crate::guest::ring::RingView;
 use crate::guest::transmit::{self, TransmitFrame};
@@ -134,9 +136,8 @@ impl<U: Underlay> Worker<U> {
         now: Instant,
     ) -> Option<usize> {
         if self.tunnel.is_halted() {
-            self.counters.inc(VifCounter::tx_drop_policy);
-            batch.pieces.truncate(frame.pieces.start);
-            return Some(0);
+            let verdict = capture::Verdict::Dropped(VifCounter::tx_drop_policy);
+            return self.conclude(frame, None, Some(verdict), batch);
         }
         let key = self.tunnel.place().receiver.key;
         let Self { learned, tunnel, source_mac, .. } = self;
@@ -148,36 +149,79 @@ impl<U: Underlay> Worker<U> {
         if let Some(exit) = exit {
             exit.judge(&mut judged, frame, &mut batch.pieces);
         }
-        let (start, len) = (frame.pieces.start, frame.len);
+        let addresses = judged.addresses;
         let prepared = match judged.verdict {
             Verdict::Unicast(coa) if self.local.leads_to(coa.addr) => {
                 let route = Route::to_vif(coa);
-                return self.dispatch_local(frame, judged.addresses, route, batch, true, now);
+                let verdict = self.dispatch_local(frame, addresses, route, batch, true, now);
+                return self.conclude(frame, Some(addresses), verdict, batch);
             }
-            Verdict::Unicast(coa) => {
-                self.prepare(frame, judged.addresses, Route::to_vif(coa), batch, now)
-            }
+            Verdict::Unicast(coa) => self.prepare(frame, addresses, Route::to_vif(coa), batch, now),
             Verdict::Group if !self.throttle.admits_group(cost_of(frame), now) => {
                 Err(VifCounter::tx_drop_group_rate)
             }
             Verdict::Group => {
                 self.look_for_announcement(frame, batch);
-                self.prepare(frame, judged.addresses, self.tunnel.to_group(), batch, now)
+                self.prepare(frame, addresses, self.tunnel.to_group(), batch, now)
             }
             Verdict::Wait(mac) => {
-                let parked = parked(frame, judged.addresses, batch);
-                Err(self.tunnel.hold(mac, parked, now).err().unwrap_or(VifCounter::tx_parked))
+                let parked = parked(frame, addresses, batch);
+                let held = self.tunnel.hold(mac, parked, now);
+                let verdict = held.map_or_else(capture::Verdict::Dropped, |()| Held);
+                return self.conclude(frame, Some(addresses), Some(verdict), batch);
             }
             Verdict::Drop(counter) => Err(counter),
         };
-        match prepared {
-            Ok(()) => Some(len),
-            Err(counter) => {
+        let verdict = prepared.map_or_else(capture::Verdict::Dropped, |()| Passed);
+        self.conclude(frame, Some(addresses), Some(verdict), batch)
+    }
+
+    /// Shows a frame at the door towards the wire, unless it stays in the ring (`None`), and counts it if it
+    /// does not leave. Returns as [`Worker::dispatch`] does.
+    #[inline]
+    fn conclude(
+        &self,
+        frame: &TransmitFrame,
+        addresses: Option<AddressBytes>,
+        verdict: Option<capture::Verdict>,
+        batch: &mut Batch<'_>,
+    ) -> Option<usize> {
+        if self.towards_wire.is_open()
+            && let Some(verdict) = verdict
+        {
+            self.show(frame, addresses, verdict, batch);
+        }
+        if verdict != Some(Passed) {
+            batch.pieces.truncate(frame.pieces.start);
+        }
+        match verdict? {
+            Passed | capture::Verdict::Local => Some(frame.len),
+            Held => {
+                self.counters.inc(VifCounter::tx_parked);
+                Some(frame.len)
+            }
+            capture::Verdict::Dropped(counter) => {
                 self.counters.inc(counter);
-                batch.pieces.truncate(start);
-                Some(if counter == VifCounter::tx_parked { len } else { 0 })
+                Some(0)
             }
         }
+    }
+
+    #[cold]
+    fn show(
+        &self,
+        frame: &TransmitFrame,
+        addresses: Option<AddressBytes>,
+        verdict: capture::Verdict,
+        batch: &Batch<'_>,
+    ) {
+        let parts = batch.pieces.get(frame.pieces.clone()).unwrap_or_default();
+        // A frame that is dropped is shown with the addresses that the guest wrote.
+        let is_dropped = matches!(verdict, capture::Verdict::Dropped(_));
+        let addresses = addresses.filter(|_| !is_dropped);
+        let addresses = addresses.as_ref().map_or(&[][..], |addresses| addresses.as_slice());
+        let (skip, len) = (frame.skip, frame.len);
+        self.towards_wire.show(|| Observed { parts, skip, len, addresses, verdict });
     }
 
     /// A frame whose source MAC is none of the vif's.
@@ -203,43 +247,31 @@ impl<U: Underlay> Worker<U> {
         batch: &mut Batch<'_>,
         can_wait: bool,
         now: Instant,
-    ) -> Option<usize> {
-        let (len, pieces, leads) = (frame.len, frame.pieces.start, batch.leads.len());
+    ) -> Option<capture::Verdict> {
+        let leads = batch.leads.len();
         let prepared = match self.prepare_uncut(frame, addresses, route, batch) {
             Some(prepared) => prepared,
             None => self.prepare(frame, addresses, route, batch, now),
         };
-        let written = match (prepared, batch.frames.last()) {
-            (Err(counter), _) => {
-                self.counters.inc(counter);
-                batch.pieces.truncate(pieces);
-                return Some(0);
-            }
-            (Ok(()), Some(outgoing)) => {
-                let max_frame = self.tunnel.max_frame();
-                let limits = Limits { max_frame, feedback: self.tunnel.feedback_mut(), can_wait };
-                self.local.write(outgoing, batch, limits, now)
-            }
-            (Ok(()), None) => return Some(0),
-        };
-        let sent = match written {
+        if let Err(counter) = prepared {
+            return Some(capture::Verdict::Dropped(counter));
+        }
+        let outgoing = batch.frames.last()?;
+        let max_frame = self.tunnel.max_frame();
+        let limits = Limits { max_frame, feedback: self.tunnel.feedback_mut(), can_wait };
+        let verdict = match self.local.write(outgoing, batch, limits, now) {
             // It leaves with the batch.
-            Ok(Written::NoLane) => return Some(len),
-            Ok(Written::Done) => Some(len),
+            Ok(Written::NoLane) => return Some(Passed),
+            Ok(Written::Done) => Some(capture::Verdict::Local),
             Ok(Written::Wait) => None,
             Ok(Written::Dropped) => {
-                self.counters.inc(VifCounter::tx_drop_backpressure);
-                Some(0)
+                Some(capture::Verdict::Dropped(VifCounter::tx_drop_backpressure))
             }
-            Err(counter) => {
-                self.counters.inc(counter);
-                Some(0)
-            }
+            Err(counter) => Some(capture::Verdict::Dropped(counter)),
         };
         batch.frames.pop();
-        batch.pieces.truncate(pieces);
         batch.leads.truncate(leads);
-        sent
+        verdict
     }
 
     /// The same as [`Worker::prepare`] for a frame that goes as it is, and whose checksum is left to
@@ -311,24 +343,16 @@ impl<U: Underlay> Worker<U> {
             let mut parked = TransmitFrame::EMPTY;
             let read = parked.read(&[piece], bytes.len(), MODERN_HEADER_LEN, at..at + 1);
             let Some(()) = read else { continue };
-            let Some(addresses) = parked.ethernet().first_chunk() else { continue };
+            let Some(&addresses) = parked.ethernet().first_chunk() else { continue };
+            let route = Route::to_vif(coa);
             batch.pieces.push(piece);
-            if self.local.leads_to(coa.addr) {
-                self.dispatch_local(
-                    &parked,
-                    *addresses,
-                    Route::to_vif(coa),
-                    &mut batch,
-                    false,
-                    now,
-                );
-                continue;
-            }
-            if let Err(counter) =
-                self.prepare(&parked, *addresses, Route::to_vif(coa), &mut batch, now)
-            {
-                self.counters.inc(counter);
-            }
+            let verdict = if self.local.leads_to(coa.addr) {
+                self.dispatch_local(&parked, addresses, route, &mut batch, false, now)
+            } else {
+                let prepared = self.prepare(&parked, addresses, route, &mut batch, now);
+                Some(prepared.map_or_else(capture::Verdict::Dropped, |()| Passed))
+            };
+            self.conclude(&parked, Some(addresses), verdict, &mut batch);
         }
         self.tunnel.send(&batch, now);
         self.local.publish();

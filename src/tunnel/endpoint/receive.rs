@@ -17,9 +17,9 @@ impl<U: Underlay> Endpoint<U> {
     pub fn receive(&mut self, port: Port, now: Instant) -> bool {
         let opening = self.protection.as_ref().map(|protection| protection.opening(now));
         let opening = opening.map(|opening| opening.closed(self.is_halted));
-        let Self { incoming, underlay, place, neighbors, moved, counters, .. } = self;
+        let Self { incoming, underlay, place, neighbors, moved, counters, door, .. } = self;
         let (receiver, takes_unknown) = (&place.receiver, self.takes_unknown);
-        let mut home = Home { receiver, neighbors, takes_unknown, moved, now };
+        let mut home = Home { receiver, neighbors, takes_unknown, moved, door, now };
         let filled = incoming.fill(port, underlay, &mut home, counters, opening);
         if let Err(error) = filled {
             if error.kind() != io::ErrorKind::WouldBlock && self.heed_reports(now).is_empty() {
@@ -84,10 +84,10 @@ impl<U: Underlay> Endpoint<U> {
         now: Instant,
         judge: impl FnOnce(Train, &[u8], &Home<'_>) -> R,
     ) -> io::Result<R> {
-        let Self { underlay, place, neighbors, takes_unknown, moved, .. } = self;
+        let Self { underlay, place, neighbors, takes_unknown, moved, door, .. } = self;
         let train = underlay.peek(Port::Own, head)?;
         let (receiver, takes_unknown) = (&place.receiver, *takes_unknown);
-        let home = Home { receiver, neighbors, takes_unknown, moved, now };
+        let home = Home { receiver, neighbors, takes_unknown, moved, door, now };
         let head = &*head;
         Ok(judge(train, head.get(..train.segment).unwrap_or(head), &home))
     }
@@ -104,9 +104,9 @@ impl<U: Underlay> Endpoint<U> {
 
     /// Takes in a message that [`Endpoint::take`] brought, or the rest of it. No received frame may be left.
     pub fn put(&mut self, train: Train, bytes: &[u8], now: Instant) {
-        let Self { incoming, place, neighbors, moved, counters, .. } = self;
+        let Self { incoming, place, neighbors, moved, counters, door, .. } = self;
         let (receiver, takes_unknown) = (&place.receiver, self.takes_unknown);
-        let mut home = Home { receiver, neighbors, takes_unknown, moved, now };
+        let mut home = Home { receiver, neighbors, takes_unknown, moved, door, now };
         incoming.put(Port::Own, (train.from, bytes, train.segment), &mut home, counters);
         if self.incoming.has_detours() {
             self.forward_detours(now);

@@ -10,11 +10,15 @@
 //! | [`ring`] | the rings: chains taken, walked and given back, by the batch |
 //! | [`transmit`] | from the guest: a chain becomes a frame or a fault |
 //! | [`deliver`] | to the guest: a frame goes into as many buffers as it takes |
+//! | [`frames`] | frames that wait for a guest, and the results of their delivery |
+//! | [`receiving`] | tries of a delivery, and its counting |
 //! | [`side`] | the state of a queue pair: reads frames, and delivers and counts them |
 //!
 //! This module knows nothing of the tunnel: where frames go and come from is decided in [`crate::port`].
 
 pub mod deliver;
+pub mod frames;
+pub mod receiving;
 pub mod ring;
 pub mod side;
 pub mod transmit;

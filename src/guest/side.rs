@@ -6,177 +6,23 @@
 
 use std::sync::Arc;
 
-use virtio_queue::Queue;
-
-use super::deliver::{Deliverer, Delivery, Room};
+use super::frames::{Frames, GuestFrame, Handed, Origin, Outcome, Pace};
+use super::receiving::{ReceiveRing, Receiving, Tally, total_len};
 use super::ring::RingView;
 use super::transmit::{self, TransmitFrame};
 use super::{HeaderLayout, MODERN_HEADER_LEN, Malformed};
-use crate::capture::{Door, Observed, Verdict};
+use crate::capture::Door;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
-use crate::offload::gro::{Merger, Received};
+use crate::offload::gro::Merger;
 use crate::offload::header::Header;
 use crate::sys::iovec::IoVec;
-use crate::vhost_user::vring::{GuestMemory, RingError};
+use crate::vhost_user::vring::RingError;
 
 /// Limit on received frames that become one frame.
 const MERGED_FRAMES: usize = 64;
 /// Limit on the length of a frame for a guest, in bytes: drivers that accept TSO have room for this.
 pub const MERGED_LEN: usize = 65_550;
-/// Limit on the times that a wake-up looks at the receive ring again without a frame delivered: a guest
-/// that adds useless chains as fast as it gets them back must not hold up others.
-pub const ATTEMPTS: usize = 16;
-
-/// Where a frame for the guest comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// Another host.
-    Tunnel,
-    /// Another vif of this host.
-    Lane,
-    /// This host answers the guest.
-    Host,
-}
-
-/// A frame for the guest.
-#[derive(Clone, Copy, Debug)]
-pub struct GuestFrame<'p, 'a> {
-    /// Its virtio-net header.
-    pub header: &'p Header,
-    /// Its bytes.
-    pub parts: &'p [IoVec<'a>],
-    /// Its origin.
-    pub origin: Origin,
-    /// Whether its destination is a group.
-    pub is_group: bool,
-}
-
-/// The result of a delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Handed {
-    /// The frame is in the guest's buffers.
-    Done,
-    /// No buffers of this guest can hold the frame.
-    TooLong,
-    /// The guest has no buffers, and kicks when it has.
-    Starved,
-    /// The guest keeps adding chains that no frame fits.
-    Interrupted,
-}
-
-/// The result of delivering many frames.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Nothing is left to deliver.
-    All,
-    /// The guest has no buffers for the rest, and kicks when it has.
-    Starved,
-    /// The rest waits for credit.
-    Held,
-    /// The guest keeps adding chains that no frame fits.
-    Interrupted,
-}
-
-/// Frames that wait for the guest, in order.
-pub trait Frames {
-    /// The n-th frame that waits.
-    fn get(&self, n: usize) -> Option<Received<'_>>;
-
-    /// The origin of the first, and whether its destination is a group.
-    fn first(&self) -> (Origin, bool);
-
-    /// The first `count` frames were delivered as one of `len` bytes.
-    fn delivered(&mut self, count: usize, len: usize);
-
-    /// The first `count` frames are dropped.
-    fn dropped(&mut self, count: usize);
-}
-
-/// A limit on the rate of frames to the guest. `()` is none.
-pub trait Pace {
-    /// Whether one more frame may pass.
-    fn admits(&mut self) -> bool;
-
-    /// A frame of `len` bytes has passed.
-    fn charge(&mut self, len: usize);
-}
-
-impl Pace for () {
-    fn admits(&mut self) -> bool {
-        true
-    }
-
-    fn charge(&mut self, _len: usize) {}
-}
-
-/// The receive ring, for the length of a wake-up.
-#[derive(Debug)]
-pub struct ReceiveRing<'q, 'm> {
-    ring: RingView<'q, 'm>,
-    deliverer: Deliverer<'m>,
-    attempts: usize,
-}
-
-impl<'q, 'm> ReceiveRing<'q, 'm> {
-    /// A view of `queue`.
-    ///
-    /// # Errors
-    /// See [`RingView::new`].
-    pub fn new(queue: &'q mut Queue, memory: &'m GuestMemory) -> Result<Self, RingError> {
-        let ring = RingView::new(queue, memory)?;
-        Ok(Self { ring, deliverer: Deliverer::default(), attempts: 0 })
-    }
-
-    /// The room that [`GuestSide::reserve`] made, from an offset on.
-    pub fn room(&self, offset: usize) -> Room<'_, 'm> {
-        self.deliverer.room(offset)
-    }
-
-    /// The reserved buffers are available again.
-    pub fn release(&mut self) {
-        self.deliverer.release(&mut self.ring);
-    }
-}
-
-/// Delivered frames that the counters do not have yet.
-#[derive(Clone, Copy, Debug, Default)]
-struct Tally {
-    frames: u64,
-    bytes: u64,
-    group_frames: u64,
-    local_frames: u64,
-    direct_frames: u64,
-    answers: u64,
-}
-
-impl Tally {
-    #[inline]
-    fn add(&mut self, origin: Origin, len: usize, is_group: bool) {
-        match origin {
-            Origin::Tunnel => {}
-            Origin::Lane => self.local_frames += 1,
-            Origin::Host => {
-                self.answers += 1;
-                return;
-            }
-        }
-        self.frames += 1;
-        self.bytes += len as u64;
-        self.group_frames += u64::from(is_group);
-    }
-}
-
-/// The receiving half: apart from the merger, whose frames it delivers.
-#[derive(Debug)]
-struct Receiving {
-    counters: Arc<VifCounters>,
-    layout: HeaderLayout,
-    tally: Tally,
-    is_starved: bool,
-    /// Frames for the guest are shown here.
-    door: Door,
-}
 
 /// The virtio side of a queue pair.
 #[derive(Debug)]
@@ -352,7 +198,7 @@ impl GuestSide {
         failure.map_or(Ok(Handed::Done), |failure| self.receiving.note(ring, failure))
     }
 
-    /// Delivers a frame from another host in the room that was reserved; see [`Deliverer::commit`]. It is not
+    /// Delivers a frame from another host in the room that was reserved; see [`super::deliver::Deliverer::commit`]. It is not
     /// shown at the door.
     ///
     /// # Errors
@@ -379,86 +225,4 @@ impl GuestSide {
         self.receiving.count();
         ring.ring.publish()
     }
-}
-
-impl Receiving {
-    #[inline]
-    fn deliver(
-        &mut self,
-        ring: &mut ReceiveRing<'_, '_>,
-        frame: &GuestFrame<'_, '_>,
-    ) -> Result<Handed, RingError> {
-        let GuestFrame { header, parts, origin, is_group } = *frame;
-        while ring.attempts < ATTEMPTS {
-            match ring.deliverer.deliver(&mut ring.ring, header, parts, self.layout)? {
-                Delivery::Done => {
-                    self.tally.add(origin, total_len(parts), is_group);
-                    self.door.show(|| Observed::whole(parts, Verdict::Passed));
-                    return Ok(Handed::Done);
-                }
-                failure => match self.note(ring, failure)? {
-                    Handed::Interrupted => ring.attempts += 1,
-                    handed => return Ok(handed),
-                },
-            }
-        }
-        Ok(Handed::Interrupted)
-    }
-
-    fn refuse(&self, parts: &[IoVec<'_>], counter: VifCounter) {
-        self.counters.inc(counter);
-        self.door.show(|| Observed::whole(parts, Verdict::Dropped(counter)));
-    }
-
-    #[cold]
-    fn refuse_first(&self, frames: &mut impl Frames, counter: VifCounter) {
-        let first = frames.get(0);
-        self.refuse(&[IoVec::from_slice(first.map_or(&[], |frame| frame.bytes()))], counter);
-        frames.dropped(1);
-    }
-
-    /// A delivery failed: whether it is worth another try ([`Handed::Interrupted`]).
-    fn note(
-        &mut self,
-        ring: &mut ReceiveRing<'_, '_>,
-        failure: Delivery,
-    ) -> Result<Handed, RingError> {
-        Ok(match failure {
-            Delivery::Done => Handed::Done,
-            Delivery::TooLong => Handed::TooLong,
-            Delivery::BadChain => {
-                self.counters.inc(VifCounter::rx_drop_malformed);
-                Handed::Interrupted
-            }
-            Delivery::NoBuffers { seen } => {
-                ring.ring.publish()?;
-                if ring.ring.enable_kicks_beyond(seen)? {
-                    Handed::Interrupted
-                } else {
-                    self.is_starved = true;
-                    Handed::Starved
-                }
-            }
-        })
-    }
-
-    fn count(&mut self) {
-        let Tally { frames, bytes, group_frames, local_frames, direct_frames, answers } =
-            std::mem::take(&mut self.tally);
-        let counters = &self.counters;
-        if frames > 0 {
-            counters.add(VifCounter::rx_frames, frames);
-            counters.add(VifCounter::rx_bytes, bytes);
-            counters.add(VifCounter::rx_group_frames, group_frames);
-            counters.add(VifCounter::rx_local_frames, local_frames);
-            counters.add(VifCounter::rx_direct_frames, direct_frames);
-        }
-        if answers > 0 {
-            counters.add(VifCounter::rx_answers, answers);
-        }
-    }
-}
-
-fn total_len(parts: &[IoVec<'_>]) -> usize {
-    parts.iter().map(IoVec::len).sum()
 }

@@ -2,7 +2,7 @@
 //! like those that came in datagrams.
 
 use super::unpacked;
-use crate::guest::side::{Frames, Origin};
+use crate::guest::frames::{Frames, Origin};
 use crate::lane::{Lie, Reader};
 use crate::metrics::VifCounter;
 use crate::offload::gro::Received;

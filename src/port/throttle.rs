@@ -24,7 +24,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::guest::side::Pace;
+use crate::guest::frames::Pace;
 use crate::limiter::units::{Rate, Size};
 use crate::limiter::{Bucket, Limit};
 use crate::time::Instant;

@@ -3,8 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use vnet::guest::frames::{Frames, Origin, Outcome, Pace};
+use vnet::guest::receiving::ReceiveRing;
 use vnet::guest::ring::RingView;
-use vnet::guest::side::{Frames, GuestSide, Origin, Outcome, Pace, ReceiveRing};
+use vnet::guest::side::GuestSide;
 use vnet::guest::transmit::TransmitFrame;
 use vnet::metrics::{VifCounter, VifCounters};
 use vnet::offload::gro::Received;

@@ -1,9 +1,9 @@
 //! Frames from other vifs of this host: out of their lanes, into the guest.
 
 use super::Local;
-use crate::guest::side::{
-    GuestFrame, GuestSide, Handed, MERGED_LEN, Origin, Outcome, Pace, ReceiveRing,
-};
+use crate::guest::frames::{GuestFrame, Handed, Origin, Outcome, Pace};
+use crate::guest::receiving::ReceiveRing;
+use crate::guest::side::{GuestSide, MERGED_LEN};
 use crate::lane::{Entry, Lie, SHORT};
 use crate::local::lanes::State;
 use crate::local::unpacked;

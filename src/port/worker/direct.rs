@@ -5,7 +5,8 @@ use std::io;
 use std::mem;
 
 use super::Worker;
-use crate::guest::side::{Handed, ReceiveRing};
+use crate::guest::frames::Handed;
+use crate::guest::receiving::ReceiveRing;
 use crate::metrics::VifCounter;
 use crate::offload::gro::Merged;
 use crate::port::direct::{HEAD_LEN, Hunch, Plan};

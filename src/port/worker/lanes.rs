@@ -6,7 +6,8 @@ use std::time::Duration;
 use virtio_queue::Queue;
 
 use super::{Progress, Worker};
-use crate::guest::side::{Outcome, ReceiveRing};
+use crate::guest::frames::Outcome;
+use crate::guest::receiving::ReceiveRing;
 use crate::local::ends::{LaneOffer, Local, Read, Sink};
 use crate::metrics::VifCounter;
 use crate::time::Instant;

@@ -4,7 +4,8 @@ use virtio_queue::Queue;
 
 use super::direct::Course;
 use super::{BUDGET, Progress, Worker};
-use crate::guest::side::{Frames, GuestFrame, Handed, Origin, Outcome, ReceiveRing};
+use crate::guest::frames::{Frames, GuestFrame, Handed, Origin, Outcome};
+use crate::guest::receiving::ReceiveRing;
 use crate::metrics::VifCounter;
 use crate::offload::gro::Received;
 use crate::offload::header::Header;

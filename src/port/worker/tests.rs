@@ -19,7 +19,7 @@ mod paths;
 
 use super::*;
 use crate::guest::MODERN_HEADER_LEN;
-use crate::guest::side::ATTEMPTS;
+use crate::guest::receiving::ATTEMPTS;
 use crate::offload::bundle::Entries;
 use crate::offload::features::Offloads;
 use crate::offload::header::Header;

@@ -6,7 +6,7 @@
 //!
 //! `cargo bench --bench sending` (as root, for the namespaces) sends the same frames both ways in
 //! turns, at several segment sizes, and prints medians of processor time and of what arrived. From
-//! these figures comes the constant in `src/vif/outgoing/scatter.rs`. The sender's time has all that
+//! these figures comes the constant in `src/tunnel/outgoing/scatter.rs`. The sender's time has all that
 //! the kernel does up to the receiver's socket; nothing is verified, tests do that.
 
 #[path = "../tunnel/topology.rs"]

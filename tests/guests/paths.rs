@@ -72,7 +72,7 @@ fn path_shrinks(family: Family, mtu: u32, guest_mtu: u32) {
     step("long datagrams");
     for (machine, to, size) in [(&mut m1, "10.0.0.2", 1390), (&mut m2, "10.0.0.1", 1390)] {
         // Those before the guest has learnt what fits are lost, but for one that the backend uses to ask
-        // whether the path is still narrow (vif::paths): it arrives in pieces, and nobody is told.
+        // whether the path is still narrow (tunnel::paths): it arrives in pieces, and nobody is told.
         machine.guest.run(&format!(
             "until [ $({TOLD}) -gt 0 ]; do ping -q -c 1 -W 1 -s {size} {to}; usleep 50000; done"
         ));

@@ -15,6 +15,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed test may panic")]
 
 mod admission;
+mod foreign;
 mod hostile;
 mod hosts;
 mod keys;

@@ -34,6 +34,15 @@ impl Interest {
         }
     }
 
+    /// Those that are not in `other`.
+    pub(super) fn without(mut self, other: &Self) -> Self {
+        if other.everyone {
+            return Self::default();
+        }
+        self.listed.retain(|vif| !other.listed.contains(vif));
+        self
+    }
+
     /// Takes a vif out that is gone.
     pub(super) fn remove(&mut self, vif: LocalVif) {
         self.listed.retain(|&listed| listed != vif);

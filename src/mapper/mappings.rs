@@ -96,9 +96,9 @@ impl Mapper {
         let waiters = pending.map(|p| p.waiters).unwrap_or_default();
         let notice = mapping(key, claim, lifetime);
         if self.cached_claim(&key).is_some() {
-            self.update(key, claim, answered, lifetime, now);
-            self.notify_all(key, &waiters, notice);
             let bound = self.config.limits.interest;
+            let users = self.update(key, claim, answered, lifetime, now);
+            self.notify_all(key, &waiters.clone().without(&users.unwrap_or_default()), notice);
             if let Some(entry) = self.cache.get_mut(&key) {
                 entry.interest.merge(waiters, bound);
             }
@@ -137,7 +137,7 @@ impl Mapper {
         self.store(key, Entry::new(known, now, lifetime, interest));
     }
 
-    /// A cached mapping is confirmed, or has a newer claim.
+    /// A cached mapping is confirmed, or has a newer claim. Returns its users if they were told now.
     pub(super) fn update(
         &mut self,
         key: VifKey,
@@ -145,14 +145,14 @@ impl Mapper {
         answered: Option<u64>,
         lifetime: Duration,
         now: Now,
-    ) {
+    ) -> Option<Interest> {
         let Some(Known::At { claim: old, nonce, .. }) = self.cache.get(&key).map(|e| e.known)
         else {
-            return;
+            return None;
         };
         let known = Known::At { claim, nonce: answered.unwrap_or(nonce), lifetime };
         self.cache.set_known(&key, known);
-        let Some(entry) = self.cache.get_mut(&key) else { return };
+        let entry = self.cache.get_mut(&key)?;
         entry.since = now.mono;
         entry.disclaimed = entry.disclaimed.filter(|_| !claim.is_own());
         let moved = old.coa != claim.coa;
@@ -164,11 +164,12 @@ impl Mapper {
             self.owner_is_there(key);
         }
         self.set_expiry(key, now.mono + lifetime);
-        if moved {
-            self.count(MapperCounter::moved);
-            self.event(Event::Moved { key, from: old, to: claim });
-            self.tell(key, now.mono);
+        if !moved {
+            return None;
         }
+        self.count(MapperCounter::moved);
+        self.event(Event::Moved { key, from: old, to: claim });
+        self.tell(key, now.mono)
     }
 
     /// Moves the end of an entry.
@@ -179,10 +180,11 @@ impl Mapper {
         self.cache.extend(&key, at);
     }
 
-    /// Tells the users of a mapping that it moved, now or, where it moves all the time, later.
-    fn tell(&mut self, key: VifKey, now: Instant) {
+    /// Tells the users of a mapping that it moved, now or, where it moves all the time, later. Returns those that were
+    /// told.
+    fn tell(&mut self, key: VifKey, now: Instant) -> Option<Interest> {
         let limit = self.config.damping_moves;
-        let Some(entry) = self.cache.get_mut(&key) else { return };
+        let entry = self.cache.get_mut(&key)?;
         let is_own = entry.claim().is_some_and(|claim| claim.is_own());
         let (window, interval) = match is_own {
             true => (self.config.damping_window, self.config.damped_interval),
@@ -199,17 +201,16 @@ impl Mapper {
                     self.event(Event::Damped { key });
                 }
             }
-            return;
+            return None;
         }
         entry.told = now;
         if let Some(at) = entry.overdue.take() {
             self.timers.cancel(at, Timer::Damped(key));
         }
         let remaining = entry.expires.saturating_since(now);
-        if let Some(claim) = entry.claim() {
-            let interest = entry.interest.clone();
-            self.notify_all(key, &interest, mapping(key, claim, remaining));
-        }
+        let (claim, users) = (entry.claim()?, entry.interest.clone());
+        self.notify_all(key, &users, mapping(key, claim, remaining));
+        Some(users)
     }
 
     /// The time that a move was held back has passed.

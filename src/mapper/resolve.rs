@@ -78,8 +78,12 @@ impl Mapper {
             return true;
         };
         let soon = remaining <= lifetime * self.config.refresh_below_percent / 100;
-        if soon && self.confirm(vif, key, asker, claim, now) && refresh {
-            return true;
+        if soon && self.confirm(vif, key, asker, claim, now) {
+            // This host itself has the vif that the MAC is behind: the asking vif has been told already.
+            let is_told = self.pending.get(&key).is_none();
+            if refresh || is_told {
+                return true;
+            }
         }
         self.count(MapperCounter::resolve_cached);
         self.notify(vif, mapping(key, claim, remaining));

@@ -218,7 +218,7 @@ mod tests {
     use crate::security::keys::Secret;
     use crate::time::Instant;
     use crate::wire::name::Realm;
-    use crate::wire::varp::{Author, Body, Claim};
+    use crate::wire::varp::{Author, Body, Claim, TAGGED_LEN};
     use crate::wire::{Capabilities, CareOf, EncapKinds, Longest, Mac, Stamp, VifKey};
     use std::net::SocketAddr;
 
@@ -279,6 +279,22 @@ mod tests {
 
     fn at(wall_ms: u64) -> Now {
         Now { mono: Instant::from_millis(wall_ms), wall_ms }
+    }
+
+    /// Whoever sends an untagged question from another's address during a change of the policy has that host sent this
+    /// much more than the question.
+    #[test]
+    fn an_answer_to_an_untagged_question_is_longer_by_a_tag_and_no_more() {
+        let question = Message { body: Body::Absent, ..announce(42) };
+        let mut member = member(&[1]);
+        for (untagged, more) in [(Untagged::Heard, TAGGED_LEN - varp::LEN), (Untagged::Sent, 0)] {
+            member.set_untagged(vnet(42), untagged);
+            assert_eq!(hear(&mut member, question, NOW), Ok(question));
+            let mut answer = announce(42);
+            assert!(member.tag(&mut answer, at(NOW)));
+            assert_eq!(answer.len() - question.len(), more, "{untagged:?}");
+        }
+        assert_eq!((varp::LEN, TAGGED_LEN), (92, 120), "as SECURITY.md says");
     }
 
     #[test]

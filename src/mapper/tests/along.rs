@@ -44,6 +44,39 @@ fn macs_behind_a_vif_follow_it_to_this_host() {
     assert!(bench.told().iter().any(is_it));
 }
 
+/// Such a MAC is confirmed at once, by this host: its user is told of that, and of nothing that was known before.
+#[test]
+fn a_user_is_told_once_when_this_host_confirms_a_mac_behind_its_own_vif() {
+    for refresh in [false, true] {
+        let mut bench = Bench::hosting();
+        bench.learn(VIF, 9, learnt(2, 0));
+        bench.activate(OTHER, key(7, 8));
+        bench.pass_ms(16_000);
+        bench.outputs();
+        bench.mapper.resolve(VIF, mac(9), refresh, bench.now);
+        let here = Claim { coa: coa(1, port(OTHER)), ..bench.mapper.claim(OTHER).unwrap() };
+        assert_eq!(bench.told(), [(VIF, mapping_of(9, here, 30_000))], "refresh: {refresh}");
+    }
+}
+
+/// A user waits for the confirmation of a mapping, and its owner's host says that the vif has moved.
+#[test]
+fn a_user_that_waits_for_a_confirmation_is_told_once_of_a_move() {
+    let mut bench = Bench::hosting();
+    bench.learn(VIF, 8, claim(2, 0));
+    bench.activate(OTHER, key(7, 2));
+    bench.pass_ms(16_000);
+    bench.outputs();
+    bench.refresh(VIF, 8);
+    bench.resolve(OTHER, 8);
+    bench.outputs();
+    bench.hear_announce(key(7, 8), claim(3, 1000));
+    let mut told = bench.told();
+    told.sort_by_key(|(vif, _)| *vif);
+    let moved = mapping_of(8, claim(3, 1000), 30_000);
+    assert_eq!(told, [(VIF, moved), (OTHER, moved)]);
+}
+
 /// And from here: late frames for what was behind it go where it is.
 #[test]
 fn macs_that_were_behind_a_vif_of_this_host_are_where_it_has_gone() {

@@ -97,6 +97,8 @@ pub struct Config {
     pub groups: Choices,
     /// UDP port of VARP and of all groups.
     pub port: Port,
+    /// Whether hosts with another group, port or address family are to be seen, by beacons.
+    pub beacon: bool,
     /// TTL or hop limit of multicast.
     pub ttl: Ttl,
     /// UDP ports for vifs; the kernel's ephemeral ones if not given.
@@ -130,6 +132,7 @@ impl Default for Config {
             group: None,
             groups: Choices::default(),
             port: Port(DEFAULT_PORT),
+            beacon: true,
             ttl: Ttl(1),
             ports: None,
             sandbox: true,

@@ -22,7 +22,7 @@ fn every_key_is_read() {
     let config = parse(
         "socket = '/s'\nuser = 'u'\nsocket-group = 'kvm'\noperator-socket = '/o'\noperator-group = 'vnet-admin'\n\
          socket-mode = '0600'\nunderlay = 'eth0'\n\
-         ipv6 = true\nrealm = 7\ngroup = 'ff15::1'\ngroups = ['vnet', 'one']\nport = 1799\nttl = 4\nports = '40000-40999'\nsandbox = false\n\
+         ipv6 = true\nrealm = 7\ngroup = 'ff15::1'\ngroups = ['vnet', 'one']\nport = 1799\nbeacon = false\nttl = 4\nports = '40000-40999'\nsandbox = false\n\
          [limits]\nclients = 1\nclients-per-user = 2\nkept-vifs = 3\n\
          [timers]\nkeep = 1.5\nearly-retries = [0.05]\n\
          [security]\npolicy = 'auth'\nvnets = 'listed'\nkey-directory = '/k'\nrekey = 60\n\
@@ -46,6 +46,7 @@ fn every_key_is_read() {
         group: Some("ff15::1".parse().unwrap()),
         groups: vec![Choice::Vnet, Choice::One].try_into().unwrap(),
         port: Port(1799),
+        beacon: false,
         ttl: Ttl(4),
         ports: Some(Ports(40000..=40999)),
         sandbox: false,

@@ -119,7 +119,7 @@ impl Hosts {
             FIRST_DELAY + within(FIRST_DELAY, &mut self.random)
         } else {
             let spread =
-                Duration::from_secs(1).max(super::schedule::interval(self.speakers()) / 30);
+                Duration::from_secs(1).max(super::schedule::interval(self.speakers()) / 60);
             LIST_DELAY + within(spread, &mut self.random)
         };
         let Some(host) = self.table.get_mut(name) else { return };

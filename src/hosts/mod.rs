@@ -14,6 +14,7 @@
 //! | `own` | this host: its list, and its messages |
 //! | `schedule` | the times of its messages to the group |
 //! | `receive` | messages of others |
+//! | `beacon` | messages to and from hosts with another group, port or address family |
 //! | `asking` | questions to single hosts, answers, and lists |
 //! | `nonces` | proofs that a host receives at its address |
 //! | `table` | the other hosts, in bounded memory |
@@ -29,6 +30,7 @@
 
 mod agree;
 mod asking;
+mod beacon;
 mod counters;
 mod nonces;
 mod own;
@@ -54,6 +56,7 @@ pub use own::{Setup, Vnet};
 pub use rows::Row;
 
 use asking::Errands;
+use beacon::Beacons;
 use nonces::Nonces;
 use own::{Addressing, Own};
 use schedule::Schedule;
@@ -68,6 +71,8 @@ pub const LEAST_GROUP: u16 = 1280;
 pub enum To {
     /// The group of VARP.
     Group,
+    /// A default group that is listened to for beacons.
+    Beacon(SocketAddr),
     /// One host.
     Host(SocketAddr),
 }
@@ -98,6 +103,15 @@ pub enum Output {
         /// The difference.
         what: Difference,
     },
+    /// A host is heard only by its beacon. Once an hour at most, however many such hosts there are.
+    Apart {
+        /// The host.
+        host: Name,
+        /// The reason, in words.
+        what: String,
+        /// Number of such hosts.
+        hosts: usize,
+    },
 }
 
 /// A host's knowledge of the others.
@@ -112,6 +126,7 @@ pub struct Hosts {
     certain_at: Option<Instant>,
     table: Table,
     schedule: Schedule,
+    beacons: Beacons,
     errands: Errands,
     nonces: Nonces,
     random: Random,
@@ -137,6 +152,7 @@ impl Hosts {
             certain_at: Some(now.mono + asking::NEW),
             table: Table::default(),
             schedule: Schedule::new(now.mono),
+            beacons: Beacons::new(now.mono),
             errands: Errands::new(now.mono),
             nonces: Nonces::new(&seed.derive("hello nonces", &[])),
             random: Random::new(seed.expand("hello times", &[])),
@@ -168,6 +184,7 @@ impl Hosts {
         self.own.move_to(name, now);
         self.since = now.mono;
         self.schedule = Schedule::new(now.mono);
+        self.beacons.restart(now.mono);
     }
 
     /// Tells others that the host leaves, so that they drop it at once. Do not call this if vifs of the host live on.
@@ -181,6 +198,7 @@ impl Hosts {
         if self.schedule.due() <= now.mono {
             self.speak(now);
         }
+        self.send_beacons(now);
         if self.table.next().is_some_and(|at| at <= now.mono) {
             self.sweep(now);
         }
@@ -193,7 +211,9 @@ impl Hosts {
     /// Time of the next timer.
     pub fn poll_timeout(&self) -> Instant {
         let errands = self.errands.due();
+        let beacons = (!self.own.setup.beacons.is_empty()).then(|| self.beacons.due());
         let others = self.table.next().into_iter().chain(errands).chain(self.certain_at);
+        let others = others.chain(beacons);
         others.fold(self.schedule.due(), Instant::min)
     }
 

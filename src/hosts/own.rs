@@ -73,6 +73,8 @@ pub struct Setup {
     pub vifs: u32,
     /// Destination of its messages to the group.
     pub group: Option<SocketAddr>,
+    /// Destinations of its beacons; without one it ignores those of others.
+    pub beacons: Vec<SocketAddr>,
 }
 
 /// The bytes that the tag of an entry covers.

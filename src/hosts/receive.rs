@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::agree::differences;
 use super::own::tagged;
 use super::schedule::{LONGEST_LIFETIME, lifetime};
-use super::table::{Proved, Said};
+use super::table::{Held, Proved, Said};
 use super::{Hosts, HostsCounter, Output};
 use crate::time::Now;
 use crate::wire::hello::{Abilities, Body, Entry, Flags, Hello, List, Message};
@@ -36,6 +36,14 @@ impl Hosts {
             _ => HostsCounter::hello_rx_malformed,
         })?;
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        if let Body::Hello(hello) = &message.body
+            && message.flags.contains(Flags::BEACON)
+        {
+            return match is_group {
+                true => self.hear_beacon(from, &message, hello, now),
+                false => Err(HostsCounter::hello_drop_cast),
+            };
+        }
         if from.port() != self.port {
             return Err(HostsCounter::hello_drop_port);
         }
@@ -99,6 +107,7 @@ impl Hosts {
             host.nonce = hello.nonce;
         }
         self.table.due(until);
+        self.beacons.forget(name);
         if known.is_none() {
             self.counters.inc(HostsCounter::hello_joined);
         }
@@ -227,11 +236,19 @@ impl Hosts {
         }
     }
 
+    /// Whether an entry counts as its host's: its tag is right, or the vnet accepts frames without protection.
+    pub(super) fn believes(&self, vnet: VnetId, held: &Held) -> bool {
+        self.own.takes_all(vnet) == Some(true) || held.is_proved()
+    }
+
     /// Reports settings of a host that cause loss of frames.
     fn compare(&mut self, name: Name) {
         let Some(host) = self.table.get(name) else { return };
         for (vnet, here) in &self.own.setup.vnets {
             let Some(held) = host.entries.get(vnet).filter(|held| held.listed) else { continue };
+            if !self.believes(*vnet, held) {
+                continue;
+            }
             let harmful =
                 differences(here, &held.entry).into_iter().filter(|what| what.is_harmful());
             let outputs = harmful.map(|what| Output::Differs { host: name, vnet: *vnet, what });
@@ -245,7 +262,8 @@ fn stays(hello: &Hello<'_>) -> Duration {
     Duration::from_millis(hello.lifetime_ms.into()).min(LONGEST_LIFETIME)
 }
 
-fn difference(there: u64, here: u64) -> i64 {
+/// By how much a time is ahead of another.
+pub(super) fn difference(there: u64, here: u64) -> i64 {
     let apart = i64::try_from(there.abs_diff(here)).unwrap_or(i64::MAX);
     if there >= here { apart } else { -apart }
 }

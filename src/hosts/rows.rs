@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::Hosts;
 use super::agree::differences;
+use super::beacon::Beacon;
+use super::own::Vnet;
 use super::table::{Held, Host};
 use crate::security::membership::TOLERANCE;
 use crate::time::Now;
@@ -57,29 +59,67 @@ impl Hosts {
                 Some((*id, here, held))
             });
             let before = rows.len();
-            for (id, here, Held { entry, .. }) in common {
-                let mut notes: Vec<String> =
-                    differences(here, entry).iter().map(ToString::to_string).collect();
+            for (id, here, held) in common {
+                let mut notes = self.differences_of(id, here, held);
                 notes.extend(base.notes.iter().cloned());
-                rows.push(Row { vnet: Some(id), longest: entry.longest, notes, ..base.clone() });
+                let longest = held.entry.longest;
+                rows.push(Row { vnet: Some(id), longest, notes, ..base.clone() });
             }
             if rows.len() == before {
                 rows.push(base);
             }
         }
+        let beacons = self.beacons.iter(now.mono);
+        rows.extend(beacons.map(|(host, beacon)| self.beacon_row(host, beacon)));
         rows
     }
 
-    /// Notes on a host that do not depend on the vnet.
-    fn notes(&self, name: Name, host: &Host) -> Vec<String> {
+    /// The row of a host that is heard only by its beacon.
+    fn beacon_row(&self, host: Name, beacon: &Beacon) -> Row {
+        let mut notes = vec!["heard only by its beacon".to_owned(), self.apart(host, beacon).0];
+        notes.extend(self.general_notes(host, beacon.ahead_ms));
+        Row {
+            host,
+            release: beacon.release,
+            vifs: beacon.vifs,
+            by_group: None,
+            by_unicast: None,
+            ahead_ms: beacon.ahead_ms,
+            vnet: None,
+            longest: 0,
+            notes,
+        }
+    }
+
+    /// Notes on a host's settings of a vnet. On a secured vnet, anybody can make up an entry without a right tag.
+    fn differences_of(&self, id: VnetId, here: &Vnet, held: &Held) -> Vec<String> {
+        let all: Vec<String> =
+            differences(here, &held.entry).iter().map(ToString::to_string).collect();
+        if self.believes(id, held) {
+            return all;
+        }
+        vec![match all.is_empty() {
+            true => "not proved".to_owned(),
+            false => format!("not proved ({})", all.join(", ")),
+        }]
+    }
+
+    /// Notes on a host's realm and clock.
+    fn general_notes(&self, name: Name, ahead_ms: i64) -> Vec<String> {
         let mut notes = Vec::new();
         if name.realm() != self.own.name.realm() {
             notes.push(format!("realm {}, here {}", name.realm(), self.own.name.realm()));
         }
-        if Duration::from_millis(host.ahead_ms.unsigned_abs()) > TOLERANCE {
-            let side = if host.ahead_ms > 0 { "ahead" } else { "behind" };
-            notes.push(format!("clock {} s {side}", host.ahead_ms.unsigned_abs() / 1000));
+        if Duration::from_millis(ahead_ms.unsigned_abs()) > TOLERANCE {
+            let side = if ahead_ms > 0 { "ahead" } else { "behind" };
+            notes.push(format!("clock {} s {side}", ahead_ms.unsigned_abs() / 1000));
         }
+        notes
+    }
+
+    /// Notes on a host that do not depend on the vnet.
+    fn notes(&self, name: Name, host: &Host) -> Vec<String> {
+        let mut notes = self.general_notes(name, host.ahead_ms);
         if host.by_group.is_none() {
             notes.push("not heard by group".to_owned());
         }

@@ -65,9 +65,14 @@ impl Proved {
 }
 
 impl Held {
+    /// Whether the entry in the host's last LIST has a right tag.
+    pub(super) fn is_proved(&self) -> bool {
+        self.proof.is_some_and(|proof| proof.time_ms == self.time_ms)
+    }
+
     /// Whether the proved entry agrees with the host's last LIST.
     fn is_settled(&self) -> bool {
-        self.proof.is_none_or(|proof| self.listed && proof.time_ms == self.time_ms)
+        self.proof.is_none() || self.listed && self.is_proved()
     }
 }
 

@@ -6,6 +6,8 @@
 //!                                          them (see [`classes`]); taken by one varpd only
 //!  VARP group    group, 1798               of the group's datagrams, VARP; of questions, those
 //!                                          about vnets of this host
+//!  beacons       a default group, 1798   of the group's datagrams, beacons; for the default groups
+//!                                          that are not the group of VARP
 //!  vif unicast   underlay address, own     the vif's frames: the port is the demultiplexer
 //!  vif group     group, 1798               of the group's datagrams, frames of the vif's vnet; one
 //!                                          socket for each group that the vif listens at
@@ -26,6 +28,7 @@
 
 #![forbid(unsafe_code)]
 
+mod beacon;
 mod filters;
 mod moved;
 mod reserved;
@@ -41,6 +44,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, SockRef, Socket, Type};
 use thiserror::Error;
 
+pub use self::beacon::BeaconSockets;
 use self::filters::{attach_filter, nothing_filter, varp_filter, vnet_filter};
 use self::reserved::Reserved;
 use super::classes::{self, Class};

@@ -19,7 +19,7 @@ use crate::sys::signal::Termination;
 use crate::sys::{clock, link, process};
 use crate::time::{Instant, Now};
 use crate::underlay::opener::{MOST_BYTES, Privileged};
-use crate::underlay::sockets::{Opener, VifSockets};
+use crate::underlay::sockets::{BeaconSockets, Opener, VifSockets};
 use crate::wire::control::Table;
 use crate::wire::name::{Name, Realm};
 use crate::wire::varp::{self, Message};
@@ -85,6 +85,8 @@ const OPERATORS: u64 = FIRST_CLIENT - 2;
 /// That of the kernel's events of devices.
 const GENERATION: u64 = FIRST_CLIENT - 3;
 const OPENER: u64 = FIRST_CLIENT - 4;
+/// Those of the sockets for beacons begin here.
+const BEACONS: u64 = OPENER - BeaconSockets::MOST as u64;
 /// Tokens from here on are kept vifs'.
 const FIRST_LATE: u64 = 1 << 63;
 
@@ -99,6 +101,7 @@ impl Source {
             Self::Opener => OPENER,
             Self::Varp(Via::Group) => 2,
             Self::Varp(Via::Unicast(class)) => 3 + class as u64,
+            Self::Varp(Via::Beacon(number)) => BEACONS + u64::from(number),
             Self::Late(LocalVif(id)) => FIRST_LATE | id,
             Self::Client(ClientId(id)) => id,
         }
@@ -192,7 +195,7 @@ impl Daemon {
         )?;
         let secret = process::random().map_err(failed("get random numbers"))?;
         let security = Security::new(&config, address, secret);
-        let varp = Varp::open(&opener, main_group, security.sadb.token_key())?;
+        let varp = Varp::open(&opener, main_group, security.sadb.token_key(), config.beacon)?;
         let secret = process::random().map_err(failed("get random numbers"))?;
         let name = Name::host(Realm(config.realm), address);
         let hosts = Hosts::new(name, config.port.0, secret, clock::now());
@@ -200,9 +203,7 @@ impl Daemon {
         let add = |result: io::Result<()>| result.map_err(failed("fill the epoll set"));
         let read = Interest::Read;
         add(poller.add(&termination, Source::Termination.token(), read))?;
-        for via in Via::ALL {
-            add(poller.add(varp.socket(via), Source::Varp(via).token(), read))?;
-        }
+        add(watch_varp(&poller, &varp, &Via::ALL))?;
         add(poller.add(&listener, Source::Listener(Door::Control).token(), read))?;
         if let Some(operators) = &operators {
             add(poller.add(operators, Source::Listener(Door::Operators).token(), read))?;
@@ -347,7 +348,7 @@ impl Daemon {
     }
 
     fn hear(&mut self, via: Via, from: SocketAddr, bytes: &[u8], now: Now) {
-        let is_group = via == Via::Group;
+        let is_group = via.is_group();
         if !is_group && handshake::Message::is_one(bytes) {
             self.doubt_handshake(from.ip(), bytes, now);
             return self.security.sadb.handle_message(from.ip(), bytes, now);
@@ -552,6 +553,13 @@ impl Daemon {
     pub(super) fn groups_of(&self, vnet: VnetId) -> FrameGroups {
         self.config.frame_groups(vnet, self.place.address)
     }
+}
+
+/// Waits for messages that come these ways.
+pub(super) fn watch_varp(poller: &Poller, varp: &Varp, ways: &[Via]) -> io::Result<()> {
+    let sockets = ways.iter().filter_map(|via| Some((via, varp.socket(*via)?)));
+    let mut sockets = sockets.map(|(via, socket)| (Source::Varp(*via).token(), socket));
+    sockets.try_for_each(|(token, socket)| poller.add(socket, token, Interest::Read))
 }
 
 /// Whether to go on.

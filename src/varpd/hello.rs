@@ -25,7 +25,7 @@ pub(super) struct Basis {
 impl Daemon {
     /// Handles a HELLO or LIST.
     pub(super) fn hear_hello(&mut self, via: Via, from: SocketAddr, bytes: &[u8], now: Now) {
-        self.hosts.handle_message(from, via == Via::Group, bytes, now);
+        self.hosts.handle_message(from, via.is_group(), bytes, now);
         self.drive_hello(now);
     }
 
@@ -58,6 +58,7 @@ impl Daemon {
             vnets: vnets.collect(),
             vifs: u32::try_from(self.registry.iter().count()).unwrap_or(u32::MAX),
             group: Some(self.varp.group_address),
+            beacons: self.varp.beacon_groups().to_vec(),
         }
     }
 
@@ -97,11 +98,14 @@ impl Daemon {
         while let Some(output) = self.hosts.poll_output() {
             match output {
                 Output::Send { to, bytes } => {
-                    let to = match to {
-                        To::Group => self.varp.group_address,
-                        To::Host(to) => to,
-                    };
-                    self.varp.send_bytes(to, bytes, now.mono, &self.counters);
+                    let group = self.varp.group_address;
+                    match to {
+                        To::Group => self.varp.send_bytes(group, bytes, now.mono, &self.counters),
+                        To::Host(to) => self.varp.send_bytes(to, bytes, now.mono, &self.counters),
+                        To::Beacon(to) => {
+                            self.varp.send_beacon(to, bytes, now.mono, &self.counters);
+                        }
+                    }
                 }
                 Output::Longest { vnet, longest } => {
                     log::debug!("vnet {vnet}: group frames in datagrams of {longest:?}");
@@ -110,6 +114,11 @@ impl Daemon {
                     }
                 }
                 Output::Differs { host, vnet, what } => self.doubt_setup(vnet, host, what, now),
+                Output::Apart { host, what, hosts } => log::warn!(
+                    "host {host} is heard only by its beacon ({what}), so vifs there and here do not reach each other; \
+                     {hosts} such hosts are known, see 'vnet show hosts'. Give all hosts the same group, port and \
+                     address family, or set 'beacon = false' if these hosts are to be apart"
+                ),
             }
         }
     }

@@ -13,14 +13,13 @@ use std::time::Duration;
 
 use crate::mapper::LocalVif;
 use crate::metrics::VarpdCounter;
-use crate::sys::event::Interest;
 use crate::sys::link;
 use crate::sys::rtnetlink::Interface;
 use crate::time::Now;
 use crate::wire::{CareOf, Longest};
 
 use super::clients::ClientId;
-use super::daemon::{Daemon, Source};
+use super::daemon::{Daemon, watch_varp};
 use super::follower::Word;
 use super::register::Handed;
 use super::registry::Owner;
@@ -144,6 +143,8 @@ impl Daemon {
             self.place.interface
         );
         self.counters.inc(VarpdCounter::underlay_joins);
+        watch_varp(&self.poller, &self.varp, &[Via::Beacon(0), Via::Beacon(1)])?;
+        self.hello_basis = None;
         self.be_at(place, mtu);
         let vifs = self.registry.iter().map(|(id, _)| id).collect();
         self.rejoin_vifs(vifs, before, now);
@@ -221,9 +222,13 @@ impl Daemon {
         let mtu = link::mtu(&place.interface).map_err(|e| e.to_string())?;
         self.opener.move_to(place.address, place.index);
         let key = self.security.sadb.token_key();
-        let opened = Varp::open(&self.opener, self.main_group, key)
+        let watched = |varp: Varp| {
+            let done = watch_varp(&self.poller, &varp, &Via::ALL);
+            done.map(|()| varp).map_err(|e| e.to_string())
+        };
+        let opened = Varp::open(&self.opener, self.main_group, key, self.config.beacon)
             .map_err(|e| e.to_string())
-            .and_then(|varp| self.watch_varp(&varp).map(|()| varp).map_err(|e| e.to_string()));
+            .and_then(watched);
         let varp = opened.inspect_err(|_| self.opener.move_to(before.address, before.index))?;
         self.varp.flush(now.mono, &self.counters);
         self.varp = varp;
@@ -251,13 +256,6 @@ impl Daemon {
         self.hear_questions(now);
         self.mapper.greet(now);
         Ok(())
-    }
-
-    fn watch_varp(&self, varp: &Varp) -> io::Result<()> {
-        let mut all = Via::ALL.into_iter();
-        all.try_for_each(|via| {
-            self.poller.add(varp.socket(via), Source::Varp(via).token(), Interest::Read)
-        })
     }
 
     fn live_vifs(&self) -> Vec<(LocalVif, ClientId)> {

@@ -18,7 +18,7 @@ use crate::sys::iovec::IoVec;
 use crate::sys::{mmsg, sockopt};
 use crate::time::Instant;
 use crate::underlay::classes::Class;
-use crate::underlay::sockets::{self, Opener, VarpSockets};
+use crate::underlay::sockets::{self, BeaconSockets, Opener, VarpSockets};
 use crate::wire::varp::Message;
 use crate::wire::{VnetId, handshake, hello, varp};
 
@@ -42,18 +42,27 @@ pub(super) enum Via {
     Unicast(Class),
     /// To the group.
     Group,
+    /// To a default group that is not this host's, by the number of the socket.
+    Beacon(u8),
 }
 
 impl Via {
     /// All, the most useful first.
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Unicast(Class::Answer),
         Self::Unicast(Class::Handshake),
         Self::Group,
         Self::Unicast(Class::Question),
         Self::Unicast(Class::Hello),
         Self::Unicast(Class::Newcomer),
+        Self::Beacon(0),
+        Self::Beacon(1),
     ];
+
+    /// Whether it was sent to a group.
+    pub(super) const fn is_group(self) -> bool {
+        !matches!(self, Self::Unicast(_))
+    }
 }
 
 /// A counter of the kernel's, and what it was when it was last looked at.
@@ -68,6 +77,7 @@ struct Drops {
 pub(super) struct Varp {
     unicast: VarpSockets,
     group: UdpSocket,
+    beacons: BeaconSockets,
     address: IpAddr,
     /// Where messages to the group go.
     pub(super) group_address: SocketAddr,
@@ -91,6 +101,7 @@ impl Varp {
         opener: &Opener,
         group: IpAddr,
         token_key: TokenKey,
+        has_beacons: bool,
     ) -> Result<Self, VarpdError> {
         let (address, port) = (opener.site().address, opener.site().port);
         let wrong = |ip| {
@@ -108,11 +119,16 @@ impl Varp {
             }
         };
         let counters = Class::ALL.map(counter).into_iter().chain([VarpdCounter::varp_drop_foreign]);
+        let group_address = SocketAddr::new(group, port);
         Ok(Self {
             unicast: opener.varp_unicast(token_key).map_err(wrong(address))?,
             group: opener.varp_group(group).map_err(wrong(group))?,
+            beacons: match has_beacons {
+                true => opener.beacons(group_address),
+                false => BeaconSockets::default(),
+            },
             address,
-            group_address: SocketAddr::new(group, port),
+            group_address,
             token_key,
             vnets: BTreeSet::new(),
             batch: Some(Batch::default()),
@@ -123,25 +139,38 @@ impl Varp {
         })
     }
 
-    /// The socket by which messages come that way.
-    pub(super) fn socket(&self, via: Via) -> &UdpSocket {
+    /// The socket by which messages come that way, if there is one.
+    pub(super) fn socket(&self, via: Via) -> Option<&UdpSocket> {
         match via {
-            Via::Unicast(class) => self.unicast.of(class).unwrap_or(self.unicast.junk()),
-            Via::Group => &self.group,
+            Via::Unicast(class) => self.unicast.of(class).or(Some(self.unicast.junk())),
+            Via::Group => Some(&self.group),
+            Via::Beacon(number) => self.beacons.listening().get(usize::from(number)),
         }
     }
 
-    /// The sockets serve on the site's interface instead of the one with index `before`.
-    pub(super) fn rejoin(&self, opener: &Opener, before: u32) -> io::Result<()> {
+    /// The groups that beacons can be sent to.
+    pub(super) fn beacon_groups(&self) -> &[SocketAddr] {
+        self.beacons.groups()
+    }
+
+    /// The sockets serve on the site's interface instead of the one with index `before`. Those for beacons are new.
+    pub(super) fn rejoin(&mut self, opener: &Opener, before: u32) -> io::Result<()> {
         let sockets = (&self.unicast, &self.group);
-        opener.rejoin_varp(sockets, self.group_address.ip(), before)
+        opener.rejoin_varp(sockets, self.group_address.ip(), before)?;
+        if !self.beacons.groups().is_empty() {
+            // The old ones would be in the way of the new.
+            self.beacons = BeaconSockets::default();
+            self.beacons = opener.beacons(self.group_address);
+        }
+        Ok(())
     }
 
     /// Messages that wait, up to a batch, which is to be given back.
     pub(super) fn receive(&mut self, via: Via, counters: &VarpdCounters) -> Option<Batch> {
         let mut batch = self.batch.take().unwrap_or_default();
         // An error may be an ICMP message's for something sent before; it is gone once it was read.
-        if batch.receive(self.socket(via).as_fd()).is_err() {
+        let received = self.socket(via).map(|socket| batch.receive(socket.as_fd()));
+        if received.is_none_or(|received| received.is_err()) {
             self.batch = Some(batch);
             return None;
         }
@@ -221,6 +250,24 @@ impl Varp {
         self.send_bytes(to, message.to_bytes(), now, counters);
     }
 
+    /// Sends a beacon. A host may have no address of the other family, so failure is only counted.
+    pub(super) fn send_beacon(
+        &mut self,
+        to: SocketAddr,
+        bytes: Vec<u8>,
+        now: Instant,
+        counters: &VarpdCounters,
+    ) {
+        if to.is_ipv4() == self.address.is_ipv4() {
+            return self.send_bytes(to, bytes, now, counters);
+        }
+        counters.inc(VarpdCounter::varp_tx);
+        if let Err(e) = self.beacons.send(to, &bytes) {
+            counters.inc(VarpdCounter::varp_tx_failed);
+            log::debug!("can't send a beacon to {to}: {e}");
+        }
+    }
+
     /// Sends a message of any kind, at the end of the turn at the latest.
     pub(super) fn send_bytes(
         &mut self,
@@ -247,8 +294,8 @@ impl Varp {
         let messages: Vec<mmsg::Message<'_>> = all.collect();
         counters.add(VarpdCounter::varp_tx, messages.len() as u64);
         let mut rest = messages.as_slice();
+        let socket = self.unicast.of(Class::Answer).unwrap_or(self.unicast.junk()).as_fd();
         while let Some(first) = rest.first() {
-            let socket = self.socket(Via::Unicast(Class::Answer)).as_fd();
             let sent = mmsg::send(socket, rest).unwrap_or_else(|e| {
                 counters.inc(VarpdCounter::varp_tx_failed);
                 let level = self.quiet.level("send", now);

@@ -78,8 +78,8 @@
 //! * `time`: the sender's clock. Each message of a sender has a later time than the one before.
 //! * `generation`: a number for the sender's list of vnets. Each change takes a number that the sender
 //!   never used before: the greater of the clock's seconds since 1970 and one more than the last.
-//! * `lifetime`: how long receivers may take the sender as present: four of its intervals; 0 when it
-//!   leaves.
+//! * `lifetime`: how long receivers may take the sender as present: four of its intervals, or three of those
+//!   of its beacons; 0 when it leaves.
 //! * `capabilities`: 1, the sender is a relay. Receivers ignore others.
 //! * `digest`: the first 64 bits of SHA-256 over all entries of the list in ascending order of vnet,
 //!   without their tags.
@@ -88,15 +88,19 @@
 //!
 //! # Messages to the group
 //!
-//! A speaker sends a HELLO every max(30 s, speakers / 20 s), a quarter more or less at random. At
+//! A speaker sends a HELLO every max(30 s, speakers / 10 s), up to half more or less at random. At
 //! start, and when its list, its group or its address changes, it sends the HELLO at 0, 0.3 and 1 s as
 //! well; the next such change waits until max(2 s, speakers / 100 s) after the last. When it hears a new
 //! speaker, or one with another generation, it sends its next HELLO within max(1 s, speakers / 20 s), but not sooner than max(3 s,
-//! speakers / 20 s) after the last. So a segment of any size hears about 20 HELLOs a second. A change of
-//! the number of vifs alone waits for the next HELLO.
+//! speakers / 20 s) after the last. So a segment of any size hears about 10 HELLOs a second, and up to 20
+//! while speakers are new. A change of the number of vifs alone waits for the next HELLO.
 //!
-//! Once a minute a speaker sends the same HELLO with flag B to the default group and port of each
-//! address family that it does not use. So hosts with a wrong group, port or family are seen.
+//! Every max(60 s, speakers * 1 s), up to half more or less at random, a speaker sends the same HELLO
+//! with flag B, a beacon, to the default group and port of both address families, also if it uses one of
+//! them, and listens there for beacons of others. So hosts with another group, port or family are seen.
+//! The lifetime of a beacon is three of these intervals. It may come from any address if that is not of
+//! the family of its sender's name, and from any port, which must be the port of its `group`. A receiver
+//! that hears other messages of its sender ignores it.
 //!
 //! At start a speaker sends all its LISTs, after a change those whose range has a change, once, after
 //! the HELLO with the new generation and at most 20 a second.

@@ -181,8 +181,12 @@ fn classify(frame: &[u8]) -> (Option<Ipv4Addr>, Kind) {
         }
         [0x86, 0xdd] if packet.len() >= 40 => {
             // Of MLD, after a hop-by-hop header, and neighbour discovery.
-            let is_kernel = matches!(packet[6], 0 | 58);
-            (None, if is_kernel { Kind::Kernel } else { Kind::Other })
+            let kind = match packet[6] {
+                0 | 58 => Kind::Kernel,
+                next => classify_packet(next, &packet[40..]),
+            };
+            // Beacons are the only ones of a host that uses IPv4.
+            (None, if matches!(kind, Kind::Kernel | Kind::Hello) { kind } else { Kind::Other })
         }
         _ => (None, Kind::Other),
     }

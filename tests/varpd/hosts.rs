@@ -78,15 +78,15 @@ fn a_host_with_another_policy_or_key_is_shown_in_words() {
     let (here, there) = ("192.0.2.1", "192.0.2.2");
     let mut b = net.varpd(net.b(), Family::V4, "");
     let two = Backend::register(&b.socket, key(2), ACTIVE);
-    wait_for_note(&a, there, |note| note == "policy none, here conf");
+    wait_for_note(&a, there, |note| note == "not proved (policy none, here conf)");
     wait_for_note(&b, here, |note| note == "policy conf, here none");
     drop(two);
     b.process.kill();
     let others = Keys::named(&net, "keys-b");
     let mut b = net.varpd(net.b(), Family::V4, &others.config(""));
     let two = Backend::register(&b.socket, key(2), ACTIVE);
-    wait_for_note(&a, there, |note| note == "another key");
-    wait_for_note(&b, here, |note| note == "another key");
+    wait_for_note(&a, there, |note| note == "not proved (another key)");
+    wait_for_note(&b, here, |note| note == "not proved (another key)");
     drop(two);
     b.process.kill();
     let config = keys.config("group-cipher = 'chacha20-poly1305'\n");
@@ -133,6 +133,44 @@ fn a_host_whose_clock_is_off_is_shown() {
     assert!(row["note"].as_str().unwrap().contains("realm 5, here 0"), "{row}");
     let row = wait_for_note(&b, "192.0.2.1", |note| note.contains(" s behind"));
     assert!(row["clock"].as_f64().is_some_and(|ahead| (ahead + 7200.0).abs() < 5.0), "{row}");
+}
+
+/// Neither hears anything else of the other.
+#[test]
+fn a_host_with_another_group_port_or_family_is_shown_and_warned_of() {
+    let Some(net) = Net::new("varpd: hosts apart") else { return };
+    let shown = |varpd: &Varpd, host: &str, wanted: &str| {
+        let is_it = |row: &Value| row["note"].as_str().is_some_and(|note| note.starts_with(wanted));
+        wait_until(&format!("{host}: {wanted}"), 3 * SOON, || {
+            let rows = rows(varpd, host);
+            rows.len() == 1 && is_it(&rows[0])
+        });
+    };
+    for (family, config, there) in [
+        (Family::V4, "group = '224.10.0.2'\n", "VARP group 224.10.0.2:1798, here 224.10.0.1:1798"),
+        (Family::V4, "port = 1799\n", "VARP group 224.10.0.1:1799, here 224.10.0.1:1798"),
+        (Family::V6, "", "IPv6 underlay, here IPv4"),
+    ] {
+        let mut a = net.varpd(net.a(), Family::V4, "");
+        let mut b = net.varpd(net.b(), family, config);
+        shown(
+            &a,
+            &net.b().address(family).to_string(),
+            &format!("heard only by its beacon; {there}"),
+        );
+        shown(&b, "192.0.2.1", "heard only by its beacon; ");
+        for varpd in [&a, &b] {
+            let count = || varpd.process.log().matches("only by its beacon (").count();
+            wait_until("varpd warns of it", SOON, || count() == 1);
+            assert_eq!(varpd.counter("hosts_now"), 0);
+        }
+        a.process.kill();
+        b.process.kill();
+    }
+    let a = net.varpd(net.a(), Family::V4, "");
+    let b = net.varpd(net.b(), Family::V4, "group = '224.10.0.2'\nbeacon = false\n");
+    wait_until("the other's beacons were sent", 3 * SOON, || a.counter("hello_tx_beacons") == 2);
+    assert_eq!((b.counter("hello_tx_beacons"), b.counter("hello_rx_beacons")), (0, 0));
 }
 
 /// A host that ends without vifs says so; one whose vifs live on is kept in the table.

@@ -42,7 +42,7 @@ fn hosts_and_entries_are_bounded_and_members_find_room() {
     assert_eq!(one.table.len(), MAX_HOSTS);
     assert_eq!(one.longest(vnet(42)).number(), 1500, "a member takes the place of another");
     // All leave.
-    let later = Now { mono: at.mono + secs(1300), ..at };
+    let later = Now { mono: at.mono + secs(1900), ..at };
     one.handle_timeout(later);
     assert_eq!((one.table.len(), one.table.entries()), (0, 0));
 }

@@ -82,7 +82,7 @@ proptest! {
         }
         segment.lose = |_, _, _| false;
         // A forged time hides a host until its clock has come there, or its lifetime as it was forged has ended.
-        segment.pass(secs(1200 + 400));
+        segment.pass(secs(1800 + 400));
         prop_assert!(segment.has_converged());
         for n in 1..=HOSTS {
             for id in lists[n as usize - 1].clone() {

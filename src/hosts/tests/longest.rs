@@ -55,8 +55,8 @@ fn on_a_secured_vnet_only_members_make_group_frames_shorter() {
     segment.pass(secs(2));
     assert_eq!(longest_of(&mut segment, 1, 42), 0);
     let notes = |segment: &Segment, of| segment.rows(1, of)[0].notes.join("; ");
-    assert_eq!(notes(&segment, 2), "another key");
-    assert_eq!(notes(&segment, 3), "policy none, here conf");
+    assert_eq!(notes(&segment, 2), "not proved (another key)");
+    assert_eq!(notes(&segment, 3), "not proved (policy none, here conf)");
     segment.set_up(2, setup([(42, secured(1500, 1))]));
     segment.pass(secs(3));
     assert_eq!(longest_of(&mut segment, 1, 42), 1500);

@@ -1,5 +1,6 @@
 //! The rules of hello, with hosts that hear each other in a simulated segment.
 
+mod beacons;
 mod bounds;
 mod converging;
 mod longest;
@@ -54,7 +55,8 @@ fn setup(vnets: impl IntoIterator<Item = (u32, Vnet)>) -> Setup {
     let vnets: BTreeMap<VnetId, Vnet> =
         vnets.into_iter().map(|(id, setup)| (vnet(id), setup)).collect();
     let vifs = u32::try_from(vnets.len()).unwrap();
-    Setup { vnets, vifs, group: Some("224.10.0.1:1798".parse().unwrap()) }
+    let group = Some("224.10.0.1:1798".parse().unwrap());
+    Setup { vnets, vifs, group, beacons: Vec::new() }
 }
 
 fn now(ms: u64) -> Now {
@@ -79,7 +81,7 @@ struct Segment {
     /// Whether a message from one host is lost on its way to another; with a number that is new each time.
     lose: fn(u32, u32, u64) -> bool,
     messages: u64,
-    /// Hosts from this number on do not hear the group.
+    /// Hosts from this number on do not hear each other by the group.
     deaf: Option<u32>,
     /// Time passes in steps of so many milliseconds.
     grain: u64,
@@ -124,7 +126,7 @@ impl Segment {
                 self.hosts[n as usize - 1].as_mut().and_then(Hosts::poll_output)
             {
                 match &output {
-                    Output::Send { to: To::Group, bytes } => {
+                    Output::Send { to: To::Group | To::Beacon(_), bytes } => {
                         (1..=count).for_each(|to| self.deliver(n, to, true, bytes));
                     }
                     Output::Send { to: To::Host(to), bytes } => {
@@ -140,7 +142,7 @@ impl Segment {
     fn deliver(&mut self, from: u32, to: u32, is_group: bool, bytes: &[u8]) {
         self.messages += 1;
         let now = self.now(to);
-        let is_deaf = self.deaf.is_some_and(|first| is_group && to >= first);
+        let is_deaf = self.deaf.is_some_and(|first| is_group && from.min(to) >= first);
         if !is_deaf
             && !(self.lose)(from, to, self.messages)
             && let Some(host) = &mut self.hosts[to as usize - 1]

@@ -134,7 +134,7 @@ fn unicast_is_tried_both_ways_every_minute() {
     for (one, other) in [(1, 2), (2, 1)] {
         let row = &segment.rows(one, other)[0];
         assert!(row.by_unicast.is_some_and(|ago| ago < secs(61)), "{row:?}");
-        assert!(row.by_group.is_some_and(|ago| ago < secs(40)), "{row:?}");
+        assert!(row.by_group.is_some_and(|ago| ago < secs(46)), "{row:?}");
     }
     let questions = [1, 2].map(|n| segment.count(n, HostsCounter::hello_tx_questions));
     assert_eq!(questions[1], 0, "one of the two asks");
@@ -184,6 +184,48 @@ fn a_clock_that_is_off_and_another_realm_are_seen() {
     let rows = segment.at(1).rows(at);
     let row = rows.iter().find(|row| row.host.realm() == Realm(7)).unwrap();
     assert!(row.notes.contains(&"realm 7, here 0".to_owned()), "{row:?}");
+}
+
+/// Anybody can send such a LIST in a host's name. It must neither pass for that host's nor cause a warning.
+#[test]
+fn a_claim_without_a_right_tag_is_shown_as_not_proved() {
+    let groups = Choice { sent: VNET, accepted: 2 };
+    let mut segment =
+        Segment::new(vec![setup([(42, secured(1500, 1))]), setup([(42, secured(1500, 1))])]);
+    segment.pass(secs(50));
+    let notes = |segment: &Segment| segment.rows(1, 2)[0].notes.join("; ");
+    assert_eq!(notes(&segment), "");
+    let at = segment.now(1);
+    for (lie, note) in [
+        (open(1500), "not proved (policy none, here conf)"),
+        (secured(1500, 9), "not proved (another key)"),
+        (Vnet { keys: Vec::new(), ..secured(1500, 1) }, "not proved (another key)"),
+        (
+            Vnet { groups, ..open(1500) },
+            "not proved (policy none, here conf, sends to group 'vnet', not in groups here, \
+             group 'one' not in groups there, but sent to here)",
+        ),
+    ] {
+        let mut liar = host(2, setup([(42, lie)]), Now { wall_ms: at.wall_ms + 1, ..at });
+        let list = liar.own.list(own::ALL, segment.now(1)).0;
+        segment.outputs.clear();
+        segment.deliver(2, 1, true, &list);
+        assert!(notes(&segment).starts_with(note), "{}", notes(&segment));
+        let outputs = std::iter::from_fn(|| segment.at(1).poll_output());
+        let warns = outputs.filter(|output| matches!(output, Output::Differs { .. })).count();
+        assert_eq!(warns, 0, "{note}");
+        segment.pass(secs(1));
+    }
+    // The host is asked, and proves what it says.
+    segment.pass(secs(60));
+    assert_eq!(notes(&segment), "");
+    segment.set_up(2, setup([(42, Vnet { groups, ..secured(1500, 1) })]));
+    segment.pass(secs(3));
+    assert!(notes(&segment).starts_with("sends to group 'vnet'"), "{}", notes(&segment));
+    let warns = segment.outputs.iter().any(|(n, output)| {
+        *n == 1 && matches!(output, Output::Differs { what: Difference::Deaf(_), .. })
+    });
+    assert!(warns, "a host that proves it is warned of");
 }
 
 #[test]

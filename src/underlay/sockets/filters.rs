@@ -18,6 +18,7 @@ const LOAD_H: u16 = 0x28;
 const LOAD_W: u16 = 0x20;
 const AND: u16 = 0x54;
 const JUMP_EQUAL: u16 = 0x15;
+const JUMP_SET: u16 = 0x45;
 pub(super) const RETURN: u16 = 0x06;
 pub(super) const WHOLE: u32 = u32::MAX;
 /// Vnets that are looked for one by one; jumps reach no further than 255 instructions.
@@ -55,6 +56,21 @@ pub(super) fn varp_filter(vnets: &[VnetId]) -> Vec<Instruction> {
     }
     filter.push((RETURN, 0, 0, WHOLE));
     filter
+}
+
+/// Passes beacons: hello (16 bits at offset 0), of type HELLO (offset 3), with flag B (in the lower octet of the
+/// flags, offset 5).
+pub(super) fn beacon_filter() -> [Instruction; 8] {
+    [
+        (LOAD_H, 0, 0, PAYLOAD),
+        (JUMP_EQUAL, 0, 5, u16::from_be_bytes(hello::MAGIC).into()),
+        (LOAD_B, 0, 0, PAYLOAD + 3),
+        (JUMP_EQUAL, 0, 3, hello::HELLO.into()),
+        (LOAD_B, 0, 0, PAYLOAD + 5),
+        (JUMP_SET, 0, 1, hello::Flags::BEACON.0.into()),
+        (RETURN, 0, 0, WHOLE),
+        (RETURN, 0, 0, NOTHING),
+    ]
 }
 
 /// Passes tunnelled frames (first nibble 4) of one vnet (32 bits at offset 4), and ESP whose SPI is that of its

@@ -128,10 +128,10 @@ impl Hosts {
     /// A host says that it leaves. This is not believed if entries of that host had right tags.
     fn farewell(&mut self, message: &Message<'_>) -> Result<(), HostsCounter> {
         let name = message.sender;
-        let Some(host) = self.table.get_mut(name).filter(|host| host.proved_until().is_none())
-        else {
-            return Ok(());
-        };
+        let host = self.table.get_mut(name).ok_or(HostsCounter::hello_drop_unknown)?;
+        if host.proved_until().is_some() {
+            return Err(HostsCounter::hello_drop_farewell);
+        }
         if !host.seen.take(message.time_ms) {
             return Err(HostsCounter::hello_drop_stale);
         }
@@ -162,7 +162,12 @@ impl Hosts {
             host.until = host.until.max(until);
         }
         let is_fresh = host.seen.take(message.time_ms);
-        if !is_fresh && !is_proved {
+        let is_newer = |vnet: &VnetId| {
+            let proof = host.entries.get(vnet).and_then(|held| held.proof);
+            proof.is_none_or(|proof| proof.time_ms < message.time_ms)
+        };
+        let mut right = proved.iter().filter(|(_, is_right)| **is_right);
+        if !is_fresh && !right.any(|(vnet, _)| is_newer(vnet)) {
             return Err(HostsCounter::hello_drop_stale);
         }
         let before = self.takes(name, list);

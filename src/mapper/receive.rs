@@ -78,6 +78,15 @@ impl Mapper {
         }
     }
 
+    /// Refuses and counts a message with flag L that came `from` there, unless that is a relay.
+    pub fn refuses_relayed(&mut self, from: SocketAddr) -> bool {
+        let is_refused = !self.config.relays.contains(&canonical(from).ip());
+        if is_refused {
+            self.count(MapperCounter::rx_drop_relayed);
+        }
+        is_refused
+    }
+
     /// What is refused whatever it says, by the counter of its reason.
     fn admit(
         &self,

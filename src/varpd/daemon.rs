@@ -356,6 +356,10 @@ impl Daemon {
         if hello::Message::is_one(bytes) {
             return self.hear_hello(via, from, bytes, now);
         }
+        // Before its tag is looked at: a relay's trailer stands behind that.
+        if varp::is_relayed(bytes) && self.mapper.refuses_relayed(from) {
+            return;
+        }
         let message = match Message::parse(bytes) {
             Ok(message) => message,
             Err(e) => return self.refuse_malformed(from, bytes, e, now),

@@ -94,7 +94,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use super::name::{Name, Realm};
 use super::{CareOf, Mac, Stamp, VifKey};
 
-pub use codec::covered;
+pub use codec::{covered, is_relayed};
 
 /// The UDP port, of hosts and of the group.
 pub const PORT: u16 = 1798;

@@ -82,5 +82,5 @@ macro_rules! replayed {
 
 replayed!(
     config, control, echo, esp, frontend, handshake, hello, inbound, keyfile, lanes, local,
-    offload, receive, relayed, rings, trailer, varp,
+    offload, parts, receive, relayed, rings, trailer, varp,
 );

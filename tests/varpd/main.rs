@@ -16,6 +16,9 @@
 
 mod admission;
 mod foreign;
+mod forgeries;
+#[path = "../support/forging.rs"]
+mod forging;
 mod hostile;
 mod hosts;
 mod keys;
@@ -27,6 +30,8 @@ mod operator;
 mod operators;
 mod peer;
 mod port;
+#[path = "../support/random.rs"]
+mod random;
 mod registration;
 mod resolution;
 mod startup;

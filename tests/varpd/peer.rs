@@ -129,7 +129,11 @@ pub(crate) struct Backend {
 impl Backend {
     /// Registers, and is given sockets.
     pub(crate) fn register(socket: &Path, key: VifKey, way: Way) -> Self {
-        let peer = Peer::connect(socket);
+        Self::register_by(Peer::connect(socket), key, way)
+    }
+
+    /// The same by a connection that there is.
+    pub(crate) fn register_by(peer: Peer, key: VifKey, way: Way) -> Self {
         peer.send(&register(key, way));
         let (registered, fds) = peer.next().expect("the connection has ended");
         assert_eq!(fds.len(), 1 + sockets::own_count(way.queue_pairs), "{registered:?}");

@@ -217,9 +217,11 @@ impl Sadb {
             return Err(SadbCounter::handshake_drop_forged);
         }
         session.agreed.take_ack(message)?;
-        if peer.is_confirming(number) {
-            peer.attempt = None;
+        if !peer.is_confirming(number) {
+            // It has arrived before.
+            return Err(unasked);
         }
+        peer.attempt = None;
         Ok(())
     }
 

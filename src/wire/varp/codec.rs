@@ -121,6 +121,13 @@ pub fn covered(message: &[u8]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// Whether a datagram is a message with flag L, whatever else is in it. Behind it stands a trailer ([`super::super::trailer`]).
+pub fn is_relayed(datagram: &[u8]) -> bool {
+    let flags = datagram.get(FLAGS_OFFSET..).and_then(<[u8]>::first_chunk);
+    datagram.starts_with(&[MAGIC[0], MAGIC[1], VERSION])
+        && flags.is_some_and(|flags| u16::from_be_bytes(*flags) & FLAG_RELAYED != 0)
+}
+
 /// The flags, checked against the opcode.
 struct Flags {
     wide: bool,

@@ -23,8 +23,8 @@ pub use self::values::{
 };
 use self::values::{at_least_a_second, each_once};
 use crate::mapper;
-use crate::security::policy::Policy;
-use crate::security::{Suite, sadb};
+use crate::policy::{Policy, Suite};
+use crate::security::sadb;
 use crate::wire::{VnetId, group};
 
 /// Where varpd listens unless told otherwise.

@@ -47,7 +47,8 @@
 //! | [`wire`] | all formats that leave a process | yes |
 //! | [`mapper`] | the VARP state machine of a host | yes |
 //! | [`hosts`] | the state machine of hello: knows the other hosts and their settings | yes |
-//! | [`security`] | policies, keys, handshakes, sealing of secured vnets | yes |
+//! | [`policy`], [`secret`] | levels of protection and cipher suites; bytes of keys | yes |
+//! | [`security`] | keys, handshakes, sealing of secured vnets | yes |
 //! | [`lane`] | rings of shared memory between two backends of a host | except for the memory |
 //! | [`limiter`] | token buckets, rates and sizes | yes |
 //! | [`offload`] | checksums, segmentation, coalescing, bundles, pieces | yes |
@@ -63,7 +64,7 @@
 //! | [`operator`] | the `vnet` command: requests to varpd, and key files | no |
 //! | [`sys`] | safe wrappers around system calls; the only code that reads the clock | no |
 //! | [`time`] | times for the pure modules, which the caller has read from the clock | yes |
-//! | [`cli`], [`config`], [`show`], [`metrics`], `quiet` | command lines, configuration file, tables, counters, a rate limit for log messages | mostly |
+//! | [`cli`], [`config`], [`show`], [`metrics`], `quiet`, `nonce` | command lines, configuration file, tables, counters, a rate limit for log messages, nonces | mostly |
 //!
 //! Pure means: no I/O, no clock, no `unsafe`. Callers pass the time as an argument, and the module returns effects as data.
 //! Other modules depend on pure modules, never the reverse.
@@ -114,10 +115,13 @@ pub mod limiter;
 pub mod local;
 pub mod mapper;
 pub mod metrics;
+mod nonce;
 pub mod offload;
 pub mod operator;
+pub mod policy;
 pub mod port;
 mod quiet;
+pub mod secret;
 pub mod security;
 pub mod show;
 pub mod sys;

@@ -8,9 +8,9 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
-use vnet::security::Suite;
+use vnet::policy::Suite;
+use vnet::secret::{SaKey, Secret};
 use vnet::security::esp::{Numbering, Sealer};
-use vnet::security::keys::{SaKey, Secret};
 use vnet::wire::VnetId;
 use vnet::wire::encap::Header;
 use vnet::wire::esp::{HEAD_LEN, Spi, Start, sealed_len};

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use vnet::metrics::{VifCounter, VifCounters};
+use vnet::policy::{Level, Suite};
+use vnet::secret::{SaKey, Secret};
 use vnet::security::group::TOLERANCE;
 use vnet::security::inbound::Inbound;
-use vnet::security::keys::{SaKey, Secret};
 use vnet::security::replay::SIZE;
 use vnet::security::sadb::sender_key;
-use vnet::security::{Level, Suite};
 use vnet::time::{Instant, Now};
 use vnet::tunnel::protect::Protection;
 use vnet::tunnel::rx::{Payload, Receiver};

@@ -7,11 +7,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use vnet::security::keys::{MemberKeys, Secret};
-use vnet::security::sadb::{Config, FRESH, Inbound, Keyring, Output, Sadb, sender_key};
-use vnet::security::{Level, Suite};
+use vnet::policy::{Level, Suite};
+use vnet::secret::Secret;
+use vnet::security::keys::MemberKeys;
+use vnet::security::sadb::{Config, FRESH, Keyring, Output, Sadb, sender_key};
 use vnet::time::{Instant, Now};
 use vnet::wire::VnetId;
+use vnet::wire::control::ReceiverKey;
 use vnet::wire::handshake::{Header, Kind, MAC_LEN, Message};
 use vnet::wire::name::{Name, Realm};
 
@@ -35,7 +37,7 @@ struct Host {
     /// What the clock is ahead, in milliseconds.
     ahead: i64,
     /// Receive keys that were handed out, by session.
-    inbound: BTreeMap<u32, Inbound>,
+    inbound: BTreeMap<u32, ReceiverKey>,
 }
 
 struct World {

@@ -1,8 +1,8 @@
 //! Key files: an error tells nothing of what is in them; what parses says the same when it is written
 //! and read again, and stays so through a rotation.
 
+use vnet::secret::Secret;
 use vnet::security::keyfile::KeyFile;
-use vnet::security::keys::Secret;
 
 /// Longest word of a file that an error may repeat.
 const WORD: usize = 16;

@@ -1,7 +1,7 @@
 //! Files as an operator writes them, and complaints about wrong ones.
 
 use super::*;
-use crate::security::Level;
+use crate::policy::Level;
 
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse(text, Path::new("f.toml")).map_err(|e| e.to_string())

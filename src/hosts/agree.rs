@@ -3,8 +3,7 @@
 use std::fmt;
 
 use super::own::Vnet;
-use crate::security::policy::Policy;
-use crate::security::{Level, Suite};
+use crate::policy::{Level, Policy, Suite};
 use crate::wire::hello::Entry;
 use crate::wire::hello::list::Choice;
 
@@ -155,7 +154,8 @@ fn other_groups(here: Choice, there: Choice) -> Vec<Difference> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::security::keys::{KeyId, MacKey, Secret};
+    use crate::secret::Secret;
+    use crate::security::keys::{KeyId, MacKey};
     use crate::wire::hello::Proof;
     use crate::wire::{Longest, VnetId};
 

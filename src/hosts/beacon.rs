@@ -12,7 +12,7 @@ use super::own::Addressing;
 use super::receive::difference;
 use super::schedule::within;
 use super::{Hosts, HostsCounter, Output, To};
-use crate::mapper::nonce::Nonces as Random;
+use crate::nonce::Nonces as Random;
 use crate::time::{Instant, Now};
 use crate::wire::hello::{Abilities, Flags, Hello, Message, Release};
 use crate::wire::name::Name;

@@ -44,8 +44,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
-use crate::mapper::nonce::Nonces as Random;
-use crate::security::keys::Secret;
+use crate::nonce::Nonces as Random;
+use crate::secret::Secret;
 use crate::time::{Instant, Now};
 use crate::wire::name::Name;
 use crate::wire::{Longest, VnetId};

@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::security::keys::{MacKey, Secret};
+use crate::secret::Secret;
+use crate::security::keys::MacKey;
 use crate::time::Instant;
 use crate::wire::name::mapped;
 

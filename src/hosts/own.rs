@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 
+use crate::policy::{Level, Policy, Suite};
 use crate::security::keys::{KeyId, MacKey};
 use crate::security::membership::TOLERANCE;
-use crate::security::policy::Policy;
-use crate::security::{Level, Suite};
 use crate::time::Now;
 use crate::wire::extension::Extensions;
 use crate::wire::hello::list::{Choice, PROVED_LEN, TAG_LEN};

@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use crate::mapper::nonce::Nonces as Random;
+use crate::nonce::Nonces as Random;
 use crate::time::Instant;
 
 /// Interval on a small segment.

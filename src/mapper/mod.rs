@@ -115,7 +115,6 @@ mod learnt;
 mod mappings;
 mod moved;
 mod moves;
-pub(crate) mod nonce;
 mod notes;
 mod output;
 mod pending;
@@ -144,13 +143,13 @@ use cache::Cache;
 use clock::Clocks;
 use interest::Interest;
 use moves::Moves;
-use nonce::Nonces;
 use notes::Notes;
 use pending::PendingTable;
 use timers::{Timer, Timers};
 use vifs::{Vif, Vifs};
 
 use crate::limiter::TokenBucket;
+use crate::nonce::Nonces;
 use crate::time::{Instant, Now};
 #[cfg(doc)]
 use crate::wire::Stamp;

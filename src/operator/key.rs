@@ -5,8 +5,9 @@ use std::path::Path;
 
 use super::{OperatorError, ask};
 use crate::cli::vnet::KeyAction;
+use crate::secret::Secret;
 use crate::security::keyfile::{self, KeyFile, Other};
-use crate::security::keys::{Secret, fingerprint};
+use crate::security::keys::fingerprint;
 use crate::show::{Rows, as_word};
 use crate::sys::{process, secret_file};
 use crate::wire::control::{Cell, Request, Table};

@@ -15,9 +15,9 @@ use std::ops::Range;
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use thiserror::Error;
 
-use super::Suite;
-use super::keys::{SALT_LEN, SaKey};
 use super::replay::Window;
+use crate::policy::Suite;
+use crate::secret::{SALT_LEN, SaKey};
 use crate::wire::esp::{
     HEAD_LEN, Head, ICV_LEN, MIN_LEN, Spi, Start, payload_len, sealed_len, write_trailer,
 };

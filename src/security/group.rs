@@ -48,7 +48,7 @@ use std::time::Duration;
 pub use self::candidates::STRANGERS_PER_SECOND;
 pub use self::receiver::{GroupError, GroupReceiver, MAX_SENDERS};
 pub use self::sender::GroupSender;
-use super::keys::{SaKey, Secret};
+use crate::secret::{SaKey, Secret};
 use crate::wire::esp::{Head, Spi, Start};
 use crate::wire::name::mapped;
 

@@ -30,10 +30,11 @@ use zeroize::Zeroize;
 
 pub use self::cookies::Cookies;
 use self::cookies::second_mac;
-use super::Suite;
-use super::keys::{MAC_LEN, MacKey, MemberKeys, Secret};
+use super::has_aes;
+use super::keys::{MAC_LEN, MacKey, MemberKeys};
 use super::noise::{Entropy, PATTERN, Resolver};
-use super::{Level, has_aes};
+use crate::policy::{Level, Suite};
+use crate::secret::Secret;
 use crate::wire::handshake::payload::{self, Additions, Credential, FLAG_AES, INIT_PAYLOAD_LEN};
 use crate::wire::handshake::{Body, Header, INIT_NOISE_LEN, Kind, MAX_LEN, Message};
 use crate::wire::name::Name;

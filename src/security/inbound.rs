@@ -12,12 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::esp::{Numbering, OpenError, Opener};
 use super::group::{GroupError, GroupReceiver};
-use super::keys::Secret;
-use super::policy::Policy;
-use super::sadb::{Lifetime, sender_key};
-use super::{Level, Suite};
+use super::sadb::sender_key;
+use crate::policy::{Level, Policy, Suite};
+use crate::secret::Secret;
 use crate::time::{Instant, Now};
 use crate::wire::VnetId;
+use crate::wire::control::Lifetime;
 use crate::wire::esp::{Head, Spi};
 
 /// Sessions at most.

@@ -25,7 +25,7 @@
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use super::keys::{self, Secret};
+use crate::secret::{LEN, Secret};
 
 /// Limit on the length of a file, in bytes.
 pub const MAX_LEN: usize = 4096;
@@ -105,7 +105,7 @@ impl KeyFile {
                 return Err(KeyFileError::Line(number));
             };
             let key = from_hex(digits).ok_or(KeyFileError::Line(number))?;
-            if key == Secret::new([0; keys::LEN]) {
+            if key == Secret::new([0; LEN]) {
                 return Err(KeyFileError::Zero(number));
             }
             if is_typed(&key) {
@@ -183,10 +183,10 @@ fn push_line(text: &mut String, role: &str, key: &Secret) {
 }
 
 fn from_hex(digits: &str) -> Option<Secret> {
-    if digits.len() != 2 * keys::LEN {
+    if digits.len() != 2 * LEN {
         return None;
     }
-    let mut bytes = Zeroizing::new([0; keys::LEN]);
+    let mut bytes = Zeroizing::new([0; LEN]);
     for (byte, pair) in bytes.iter_mut().zip(digits.as_bytes().chunks(2)) {
         let digit = |c: &u8| char::from(*c).to_digit(16).and_then(|d| u8::try_from(d).ok());
         let [high, low] = pair else { return None };
@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     /// Bytes that differ, as if drawn.
-    fn bytes(first: u8) -> [u8; keys::LEN] {
+    fn bytes(first: u8) -> [u8; LEN] {
         std::array::from_fn(|at| first.wrapping_add(u8::try_from(at * at % 256).unwrap()))
     }
 
@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(fails("use 11"), KeyFileError::Line(1));
         assert_eq!(fails(&line("use", 0x11).replace('1', "g")), KeyFileError::Line(1));
         assert_eq!(fails(&format!("{} more", line("use", 0x11).trim())), KeyFileError::Line(1));
-        let zeros = format!("use {}", "00".repeat(keys::LEN));
+        let zeros = format!("use {}", "00".repeat(LEN));
         assert_eq!(fails(&zeros), KeyFileError::Zero(1));
         let twice = line("use", 0x11) + &line("use", 0x22);
         assert_eq!(fails(&twice), KeyFileError::TooMany(2));

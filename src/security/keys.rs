@@ -14,38 +14,21 @@
 //! uniformly random, so the extract step is not needed. The first row of labels also binds the vnet
 //! id, the policy and, for group traffic, the cipher: members that disagree about these share no key.
 //!
-//! Bytes of keys are zeroed when dropped and never shown; comparing them takes constant time.
+//! [`crate::secret`] holds the bytes.
 
 use std::fmt;
 
 use aws_lc_rs::{constant_time, hkdf, hmac};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroize;
 
-use super::{Level, Suite};
+use crate::policy::{Level, Suite};
+use crate::secret::{LEN, SALT_LEN, SaKey, Secret};
 use crate::wire::VnetId;
 
-/// Length of a vnet key and of most derived keys, in bytes.
-pub const LEN: usize = 32;
-/// Length of the salt that is part of a nonce (RFC 4106, 4543 and 7634), in bytes.
-pub const SALT_LEN: usize = 4;
 /// Length of the MACs of VARP and of the handshake, in bytes: SHA-256 cut to 128 bits.
 pub const MAC_LEN: usize = 16;
 
-/// 256 secret bits.
-#[derive(Clone)]
-pub struct Secret(Zeroizing<[u8; LEN]>);
-
 impl Secret {
-    /// These bytes, which the caller should forget.
-    pub fn new(bytes: [u8; LEN]) -> Self {
-        Self(Zeroizing::new(bytes))
-    }
-
-    /// The bytes.
-    pub fn bytes(&self) -> &[u8; LEN] {
-        &self.0
-    }
-
     /// A key under a label. `context` parts have fixed lengths or come last.
     pub fn derive(&self, label: &str, context: &[&[u8]]) -> Self {
         Self::new(self.expand(label, context))
@@ -63,20 +46,6 @@ impl Secret {
     }
 }
 
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret")
-    }
-}
-
-impl PartialEq for Secret {
-    fn eq(&self, other: &Self) -> bool {
-        constant_time::verify_slices_are_equal(self.bytes(), other.bytes()).is_ok()
-    }
-}
-
-impl Eq for Secret {}
-
 /// How many bytes HKDF is asked for.
 struct Bytes(usize);
 
@@ -86,25 +55,18 @@ impl hkdf::KeyType for Bytes {
     }
 }
 
-/// Key and salt of a security association.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SaKey {
-    /// The cipher's key.
-    pub key: Secret,
-    /// The constant part of each nonce.
-    pub salt: [u8; SALT_LEN],
-}
-
 impl SaKey {
     /// Derived from a secret under a label.
     pub fn derive(from: &Secret, label: &str, context: &[&[u8]]) -> Self {
         let mut both: [u8; LEN + SALT_LEN] = from.expand(label, context);
-        let mut key = Self { key: Secret::new([0; LEN]), salt: [0; SALT_LEN] };
-        let (secret, salt) = both.split_at(LEN);
-        key.key.0.copy_from_slice(secret);
-        key.salt.copy_from_slice(salt);
+        let (mut key, mut salt) = ([0; LEN], [0; SALT_LEN]);
+        let (first, last) = both.split_at(LEN);
+        key.copy_from_slice(first);
+        salt.copy_from_slice(last);
+        let derived = Self { key: Secret::new(key), salt };
+        key.zeroize();
         both.zeroize();
-        key
+        derived
     }
 }
 

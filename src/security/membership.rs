@@ -12,10 +12,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::Level;
 use super::keys::{KeyId, MacKey};
-use super::policy::Policy;
 use crate::limiter::TokenBucket;
+use crate::policy::{Level, Policy};
 use crate::time::Now;
 use crate::wire::VnetId;
 use crate::wire::name::Name;
@@ -215,7 +214,7 @@ impl Membership {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::security::keys::Secret;
+    use crate::secret::Secret;
     use crate::time::Instant;
     use crate::wire::name::Realm;
     use crate::wire::varp::{Author, Body, Claim, TAGGED_LEN};

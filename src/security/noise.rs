@@ -12,7 +12,7 @@ use snow::resolvers::CryptoResolver;
 use snow::types::{Cipher, Dh, Hash, Random};
 use zeroize::Zeroizing;
 
-use super::keys::Secret;
+use crate::secret::Secret;
 
 /// The handshake; the parent module says why this one.
 pub const PATTERN: &str = "Noise_NNpsk0_25519_AESGCM_SHA256";

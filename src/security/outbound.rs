@@ -6,12 +6,11 @@ use std::ops::Range;
 
 use super::esp::{Exhausted, HARD_LIMIT, Numbering, SOFT_LIMIT, Sealer};
 use super::group::{GroupSender, Salt};
-use super::keys::{SaKey, Secret};
-use super::policy::Policy;
-use super::sadb::Lifetime;
-use super::{Level, Suite};
+use crate::policy::{Level, Policy, Suite};
+use crate::secret::{SaKey, Secret};
 use crate::time::Instant;
 use crate::wire::VnetId;
+use crate::wire::control::Lifetime;
 use crate::wire::esp::Spi;
 
 /// Associations at most: as many as there are destinations of a queue pair.

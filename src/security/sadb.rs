@@ -54,19 +54,21 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::Level;
 use super::handshake::token::TokenKey;
 use super::handshake::{Agreed, Cookies, Parties, Required};
-use super::keys::{KeyId, MemberKeys, Secret};
+use super::keys::{KeyId, MemberKeys};
 use super::noise::Entropy;
 use crate::limiter::TokenBucket;
 use crate::metrics::counters;
+use crate::policy::Level;
+use crate::secret::Secret;
 use crate::time::{Instant, Now};
 use crate::wire::VnetId;
+use crate::wire::control::{ReceiverKey, SenderKeys};
 use crate::wire::esp::{INDICES, SESSIONS, Spi};
 use crate::wire::name::Name;
 
-pub use output::{Inbound, Lifetime, Outbound, Output, sender_key};
+pub use output::{Output, sender_key};
 
 use link::{Peer, Session};
 use output::receiver_key;
@@ -311,7 +313,7 @@ impl Sadb {
         to: SocketAddr,
         count: u32,
         now: Now,
-    ) -> Option<Outbound> {
+    ) -> Option<SenderKeys> {
         let link = (vnet, to.ip().to_canonical());
         let session = self.peers.get_mut(&link)?.current_mut(now.mono)?;
         let next = session.next_index.entry(to.port()).or_default();
@@ -325,7 +327,7 @@ impl Sadb {
         let spi = |index| Spi::of(session.agreed.peer_number, index);
         let keys = (first..first + count).map(|i| (spi(i), sender_key(&receiver, i))).collect();
         let lifetime = session.lifetime(&self.config, now.mono);
-        let outbound = Outbound { suite: session.agreed.suite, keys, lifetime };
+        let outbound = SenderKeys { suite: session.agreed.suite, keys, lifetime };
         if is_worn {
             session.rekey_at = session.rekey_at.min(now.mono);
             self.advance(link, now);
@@ -335,7 +337,7 @@ impl Sadb {
 
     /// The receive key of a session for a care-of address of this host. It is given out once: who
     /// comes later (a backend started anew) has not the window that goes with it.
-    pub fn inbound(&mut self, number: u32, own: SocketAddr, now: Now) -> Option<Inbound> {
+    pub fn inbound(&mut self, number: u32, own: SocketAddr, now: Now) -> Option<ReceiverKey> {
         let link = *self.numbers.get(&number)?;
         let session = self.peers.get_mut(&link)?.session_mut(number)?;
         if !session.handed.insert(own.port()) {
@@ -344,7 +346,7 @@ impl Sadb {
         let receiver = receiver_key(&session.agreed.receive, Name::vif(self.own.realm(), own));
         let suite = session.agreed.suite;
         let lifetime = session.lifetime(&self.config, now.mono);
-        Some(Inbound { number, suite, receiver, lifetime })
+        Some(ReceiverKey { number, suite, receiver, lifetime })
     }
 
     /// The sessions of a vnet whose packets are accepted, with their hosts.

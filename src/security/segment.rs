@@ -13,7 +13,8 @@
 //! and no more: one that its guest has taken over cannot speak as a relay to other vnets, nor to any
 //! varpd.
 
-use super::keys::{MacKey, Secret};
+use super::keys::MacKey;
+use crate::secret::Secret;
 use crate::wire::VnetId;
 
 /// A segment key.

@@ -14,10 +14,9 @@ use std::time::Duration;
 
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::envelope::Envelope;
-use crate::security::Level;
+use crate::policy::{Level, Policy};
 use crate::security::inbound::{Inbound, Refusal};
 use crate::security::outbound::{Outbound, SealError};
-use crate::security::policy::Policy;
 use crate::time::{Instant, Now};
 use crate::tunnel::outgoing::{Losses, Stager};
 use crate::underlay::Port;

@@ -16,7 +16,7 @@ use std::io;
 use thiserror::Error;
 
 use crate::config::{Account, Accounts, Config};
-use crate::security::Level;
+use crate::policy::Level;
 use crate::wire::VnetId;
 
 const ROOT: u32 = 0;

@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 
 use crate::mapper::{AddError, LocalVif};
 use crate::metrics::VarpdCounter;
-use crate::security::policy::Floor;
+use crate::policy::Floor;
 use crate::sys::seqpacket::Peer;
 use crate::time::Now;
 use crate::underlay::sockets::{AdoptError, Adopted, Frames, VifSockets};

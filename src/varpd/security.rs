@@ -14,18 +14,18 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::mapper::{LocalVif, Notice};
 use crate::metrics::{VarpdCounter, VarpdCounters};
+use crate::policy::{Level, Policy, Suite};
 use crate::quiet::Lasting;
+use crate::secret::Secret;
 use crate::security::census::{Census, Others};
 use crate::security::keyfile::{self, KeyFile};
-use crate::security::keys::{KeyId, MacKey, MemberKeys, Secret, fingerprint};
+use crate::security::keys::{KeyId, MacKey, MemberKeys, fingerprint};
 use crate::security::membership::{Membership, Refusal};
-use crate::security::policy::Policy;
-use crate::security::sadb::{self, Keyring, Lifetime, Outbound, Output, Sadb};
-use crate::security::{Level, Suite};
+use crate::security::sadb::{self, Keyring, Output, Sadb};
 use crate::sys::process;
 use crate::sys::secret_file::{self, Version};
 use crate::time::{Instant, Now};
-use crate::wire::control::{Event, MAX_INBOUND};
+use crate::wire::control::{Event, Lifetime, MAX_INBOUND, SenderKeys};
 use crate::wire::name::{Name, Realm};
 use crate::wire::varp::Message;
 use crate::wire::{CareOf, Mac, VnetId};
@@ -651,7 +651,7 @@ impl Daemon {
             let secured = self.security.vnets.get(&vnet);
             if let Some(suite) = secured.and_then(|secured| secured.suites.first()) {
                 let none =
-                    Outbound { suite: *suite, keys: Vec::new(), lifetime: Lifetime::default() };
+                    SenderKeys { suite: *suite, keys: Vec::new(), lifetime: Lifetime::default() };
                 self.tell(client, &Event::SaOut { to, keys: none }, now);
             }
             let of_vif = self.security.users.iter().filter(|((of, _), u)| *of == id && u.to == to);

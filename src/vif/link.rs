@@ -13,11 +13,10 @@ use log::Level;
 
 use crate::local::ends::LaneOffer;
 use crate::metrics::{Reading, VifCounter};
+use crate::policy::{Floor, Policy, Suite};
 use crate::quiet::QuietEach;
-use crate::security::Suite;
+use crate::secret::Secret;
 use crate::security::group::Salt;
-use crate::security::keys::Secret;
-use crate::security::policy::{Floor, Policy};
 use crate::sys::process;
 use crate::time::Instant;
 use crate::vif::announcing::Announcing;

@@ -7,8 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::security::Level;
-use crate::security::policy::Policy;
+use crate::policy::{Level, Policy};
 use crate::sys::mmsg::MAX_MESSAGE_LEN;
 use crate::sys::seqpacket::Connection;
 use crate::tunnel::endpoint::Place;

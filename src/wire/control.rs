@@ -113,18 +113,18 @@
 
 mod codec;
 mod features;
+mod keys;
 mod row;
 #[cfg(test)]
 mod tests;
 
 pub use features::Features;
+pub use keys::{Lifetime, ReceiverKey, SenderKeys};
 pub use row::{Cell, Column, Kind, MAX_CELL, MAX_CELLS, MAX_NAME, MAX_UNIT, Sample};
 
 use super::{CareOf, Longest, Mac, Stamp, VifKey};
-use crate::security::Suite;
-use crate::security::keys::Secret;
-use crate::security::policy::{Floor, Policy};
-use crate::security::sadb::{Inbound, Outbound};
+use crate::policy::{Floor, Policy, Suite};
+use crate::secret::Secret;
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -318,12 +318,12 @@ pub enum Event {
         /// The care-of address.
         to: SocketAddr,
         /// The keys.
-        keys: Outbound,
+        keys: SenderKeys,
     },
     /// Keys of packets from other hosts on a secured vnet: they are accepted from now on.
     SaIn {
         /// The keys.
-        keys: Vec<Inbound>,
+        keys: Vec<ReceiverKey>,
     },
     /// A session is over: its packets are not accepted any more.
     SaEnd {

@@ -11,10 +11,10 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use vnet::security::Level;
-use vnet::security::Suite;
+use vnet::policy::{Level, Suite};
+use vnet::secret::Secret;
 use vnet::security::handshake::{Initiator, Parties};
-use vnet::security::keys::{MemberKeys, Secret};
+use vnet::security::keys::MemberKeys;
 use vnet::security::noise::Entropy;
 use vnet::sys::clock;
 use vnet::wire::VnetId;

@@ -13,9 +13,10 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
 use vnet::metrics::VifCounter;
-use vnet::security::keys::{MemberKeys, Secret};
+use vnet::policy::{Level, Suite};
+use vnet::secret::Secret;
+use vnet::security::keys::MemberKeys;
 use vnet::security::membership::Membership;
-use vnet::security::{Level, Suite};
 use vnet::sys::clock;
 use vnet::wire::name::Realm;
 use vnet::wire::varp::{Author, Body, Claim, GROUP, Message, PORT, TAG_LEN, Tag};

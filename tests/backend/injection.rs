@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 
 use vnet::metrics::VifCounter;
-use vnet::security::policy::Floor;
+use vnet::policy::Floor;
 use vnet::sys::seqpacket::Connection;
 use vnet::wire::control::{Event, Features, MAX_LEN, Request};
 use vnet::wire::{Capabilities, Mac, VifKey, VnetId};

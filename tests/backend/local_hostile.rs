@@ -14,7 +14,7 @@ use etherparse::PacketBuilder;
 use vnet::lane::{Reader, Writer};
 use vnet::metrics::VifCounter;
 use vnet::offload::features::Offloads;
-use vnet::security::policy::Floor;
+use vnet::policy::Floor;
 use vnet::sys::iovec::{Gather, IoVec};
 use vnet::sys::seqpacket::Connection;
 use vnet::sys::shared_memory::SharedMemory;

@@ -15,13 +15,13 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use vnet::mapper::{self, Destination, LocalVif, Mapper, Notice};
+use vnet::policy::{Floor, Level, Suite};
+use vnet::secret::Secret;
 use vnet::security::handshake::{Initiator, Parties};
-use vnet::security::keys::{MemberKeys, Secret};
+use vnet::security::keys::MemberKeys;
 use vnet::security::membership::Membership;
 use vnet::security::noise::Entropy;
-use vnet::security::policy::Floor;
 use vnet::security::sadb::{self, Keyring, Sadb};
-use vnet::security::{Level, Suite};
 use vnet::sys::clock;
 use vnet::sys::seqpacket::Connection;
 use vnet::time::{Instant, Now};

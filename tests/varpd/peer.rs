@@ -4,7 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use vnet::security::policy::Floor;
+use vnet::policy::Floor;
 use vnet::sys::seqpacket::Connection;
 use vnet::underlay::sockets;
 use vnet::wire::control::{ErrorCode, Event, Features, MAX_LEN, Request};

@@ -10,9 +10,8 @@ mod scale;
 use std::time::Duration;
 
 use super::*;
+use crate::policy::{Level, Policy, Suite};
 use crate::security::keys::{KeyId, MacKey};
-use crate::security::policy::Policy;
-use crate::security::{Level, Suite};
 use crate::wire::hello::list::Choice;
 use crate::wire::hello::{Body, Message};
 use crate::wire::name::Realm;

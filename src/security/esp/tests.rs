@@ -1,5 +1,5 @@
 use super::*;
-use crate::security::keys::Secret;
+use crate::secret::Secret;
 use proptest::prelude::*;
 
 const SUITES: [Suite; 3] = [Suite::AesGcm, Suite::AesGmac, Suite::ChaCha20Poly1305];

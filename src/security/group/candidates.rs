@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{RESTART, SenderId, StartId, tolerance};
 use crate::limiter::TokenBucket;
-use crate::security::keys::SaKey;
+use crate::secret::SaKey;
 use crate::time::Instant;
 
 /// Packets a second of senders that are not known for which keys are derived, and at once.

@@ -6,9 +6,9 @@ use std::ops::Range;
 
 use super::candidates::{Charge, Senders};
 use super::{StartId, TOLERANCE, seconds, tolerance};
+use crate::policy::{Level, Suite};
+use crate::secret::{SaKey, Secret};
 use crate::security::esp::{Numbering, OpenError, Opener};
-use crate::security::keys::{SaKey, Secret};
-use crate::security::{Level, Suite};
 use crate::time::Now;
 use crate::wire::VnetId;
 use crate::wire::esp::Head;

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 
 use super::starts::Starts;
 use super::{RESTART, Salt, SenderId, StartId, seconds};
+use crate::policy::{Level, Suite};
+use crate::secret::Secret;
 use crate::security::esp::{Exhausted, Numbering, Sealer};
-use crate::security::keys::Secret;
-use crate::security::{Level, Suite};
 use crate::wire::VnetId;
 use crate::wire::esp::Spi;
 

@@ -4,7 +4,7 @@ mod unique;
 
 use super::candidates::Senders;
 use super::*;
-use crate::security::Suite;
+use crate::policy::Suite;
 use crate::security::esp::OpenError;
 use crate::sys::clock;
 use crate::time::{Instant, Now};

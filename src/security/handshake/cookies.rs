@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use super::finish;
 use super::token::TokenKey;
-use crate::security::keys::{MAC_LEN, MacKey, MemberKeys, Secret};
+use crate::secret::Secret;
+use crate::security::keys::{MAC_LEN, MacKey, MemberKeys};
 use crate::security::noise::Entropy;
 use crate::wire::handshake::{Body, Header, Message};
 use crate::wire::name::mapped;

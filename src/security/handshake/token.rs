@@ -67,7 +67,7 @@ impl TokenKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::security::keys::Secret;
+    use crate::secret::Secret;
     use std::collections::BTreeSet;
     use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use super::rows::Tally;
 use super::{
-    Agreed, CLOCK_TOLERANCE, Config, FIRST_WAIT, HOLD, KeyId, LAST_WAIT, Lifetime, Link,
-    MAX_SESSIONS, MemberKeys, OVERLAP, Output, RENEWALS_AT_ONCE, RENEWALS_PER_SECOND, Sadb,
-    SadbCounter, TRIES,
+    Agreed, CLOCK_TOLERANCE, Config, FIRST_WAIT, HOLD, KeyId, LAST_WAIT, Link, MAX_SESSIONS,
+    MemberKeys, OVERLAP, Output, RENEWALS_AT_ONCE, RENEWALS_PER_SECOND, Sadb, SadbCounter, TRIES,
 };
 use crate::limiter::TokenBucket;
 use crate::security::handshake::Initiator;
 use crate::time::{Instant, Now};
+use crate::wire::control::Lifetime;
 use crate::wire::handshake::EPHEMERAL_LEN;
 use crate::wire::handshake::payload::Additions;
 

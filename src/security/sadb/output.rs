@@ -1,14 +1,11 @@
 //! What the state machine asks for, and the keys that it gives away.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 #[cfg(doc)]
 use super::Sadb;
-use crate::security::Suite;
-use crate::security::keys::{SaKey, Secret};
+use crate::secret::{SaKey, Secret};
 use crate::wire::VnetId;
-use crate::wire::esp::Spi;
 use crate::wire::name::Name;
 
 /// What is to be done.
@@ -75,45 +72,6 @@ impl Output {
             Self::Ended { .. } => None,
         }
     }
-}
-
-/// How long keys may serve.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Lifetime {
-    /// Then varpd ends them, if it did not replace them before.
-    pub usual: Duration,
-    /// Then they end by themselves ([`super::Config::end`]).
-    pub hard: Duration,
-}
-
-impl From<Duration> for Lifetime {
-    fn from(both: Duration) -> Self {
-        Self { usual: both, hard: both }
-    }
-}
-
-/// Keys of senders to one care-of address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outbound {
-    /// What packets are made with.
-    pub suite: Suite,
-    /// For each sender: its SPI and key.
-    pub keys: Vec<(Spi, SaKey)>,
-    /// How long they may serve.
-    pub lifetime: Lifetime,
-}
-
-/// What the owner of a care-of address derives its senders' keys from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inbound {
-    /// The session's number in SPIs.
-    pub number: u32,
-    /// What packets are made with.
-    pub suite: Suite,
-    /// The key from which [`sender_key`] derives.
-    pub receiver: Secret,
-    /// How long it may serve.
-    pub lifetime: Lifetime,
 }
 
 /// The key of a receiver, by its vif's name, of a session's direction.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::link::{Attempt, Peer, Stage};
 use super::{INDICES, Sadb};
-use crate::security::{Level, Suite};
+use crate::policy::{Level, Suite};
 use crate::time::{Instant, Now};
 use crate::wire::VnetId;
 

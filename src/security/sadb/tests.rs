@@ -8,7 +8,7 @@ mod sessions;
 
 use super::rows::State;
 use super::*;
-use crate::security::Suite;
+use crate::policy::Suite;
 use crate::wire::handshake;
 use crate::wire::name::Realm;
 use std::collections::VecDeque;
@@ -48,7 +48,7 @@ struct Host {
     /// Sessions whose packets its backends accept.
     received: BTreeSet<u32>,
     /// The session it sends with, by peer: the receiver's number.
-    sends: BTreeMap<IpAddr, Outbound>,
+    sends: BTreeMap<IpAddr, SenderKeys>,
     gave_up: usize,
     clock_ms: u64,
 }

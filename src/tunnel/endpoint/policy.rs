@@ -1,15 +1,14 @@
 //! The vnet's policy: applying a new one, and halting the vif.
 //!
 //! Sockets, known addresses, and frames that were received but not delivered survive a change of the
-//! policy, so a change in steps ([`crate::security::policy`]) loses no frames.
+//! policy, so a change in steps ([`crate::policy`]) loses no frames.
 
 use std::net::SocketAddr;
 
 use super::Endpoint;
 use crate::metrics::VifCounter;
 use crate::offload::envelope::Envelope;
-use crate::security::Level;
-use crate::security::policy::Policy;
+use crate::policy::{Level, Policy};
 use crate::time::Instant;
 use crate::tunnel::outgoing::Route;
 use crate::tunnel::protect::Protection;

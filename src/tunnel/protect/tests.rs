@@ -1,8 +1,8 @@
 use super::*;
 use crate::offload::envelope::Envelope;
-use crate::security::Suite;
+use crate::policy::Suite;
+use crate::secret::Secret;
 use crate::security::group::Salt;
-use crate::security::keys::Secret;
 use crate::security::sadb::sender_key;
 use crate::sys::iovec::IoVec;
 use crate::sys::mmsg::{MAX_MESSAGE_LEN, MAX_SEGMENTS};

@@ -7,7 +7,7 @@ use socket2::SockFilter;
 
 use super::filters::{MOST_VNETS, RETURN};
 use super::*;
-use crate::security::keys::Secret;
+use crate::secret::Secret;
 use crate::security::noise::Entropy;
 use crate::sys::rtnetlink::Rtnetlink;
 use crate::wire::varp;

@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use super::*;
 use crate::metrics::VifCounters;
+use crate::policy::{Level, Suite};
 use crate::port::tx::SourceMac;
 use crate::port::worker::Worker;
-use crate::security::keys::{SaKey, Secret};
-use crate::security::sadb::{Inbound, Lifetime, Outbound};
-use crate::security::{Level, Suite};
+use crate::secret::{SaKey, Secret};
 use crate::tunnel::endpoint::Place;
 use crate::tunnel::protect::Protection;
 use crate::tunnel::rx::Receiver;
 use crate::underlay::groups::Groups;
 use crate::underlay::udp::UdpUnderlay;
 use crate::wire::VnetId;
+use crate::wire::control::{Lifetime, ReceiverKey, SenderKeys};
 use crate::wire::esp::Spi;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -50,8 +50,8 @@ pub(super) fn give_keys(link: &mut Link, now: Instant) {
     let group = Event::GroupKeys { salt: 1, end, keys };
     let lifetime = Lifetime { usual: HOUR * 2, hard: end };
     let keys = vec![(Spi::of(3, 0), SaKey { key: secret(3), salt: [0; 4] })];
-    let out = Event::SaOut { to: there(), keys: Outbound { suite: SUITE, keys, lifetime } };
-    let session = Inbound { number: 5, suite: SUITE, receiver: secret(5), lifetime };
+    let out = Event::SaOut { to: there(), keys: SenderKeys { suite: SUITE, keys, lifetime } };
+    let session = ReceiverKey { number: 5, suite: SUITE, receiver: secret(5), lifetime };
     for event in [group, out, Event::SaIn { keys: vec![session] }] {
         assert_eq!(link.handle_event(event, Vec::new(), now), None);
     }

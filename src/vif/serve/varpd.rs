@@ -8,7 +8,7 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::{ServeError, Serving, doing, too_low};
-use crate::security::Level;
+use crate::policy::Level;
 use crate::sys::seqpacket::Connection;
 use crate::time::Instant;
 use crate::tunnel::endpoint::Place;

@@ -5,9 +5,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use proptest::prelude::*;
 
 use super::*;
-use crate::security::Level;
-use crate::security::keys::SaKey;
-use crate::security::sadb::Lifetime;
+use crate::policy::Level;
+use crate::secret::SaKey;
 use crate::wire::esp::Spi;
 use crate::wire::{Capabilities, EncapKinds, Longest, ParseError, VnetId};
 use std::time::Duration;
@@ -142,7 +141,7 @@ fn events() -> Vec<(Event, &'static str)> {
         (
             Event::SaOut {
                 to: "192.0.2.1:40000".parse().unwrap(),
-                keys: Outbound {
+                keys: SenderKeys {
                     suite: Suite::ChaCha20Poly1305,
                     keys: vec![(
                         Spi::of(3, 5),
@@ -159,7 +158,7 @@ fn events() -> Vec<(Event, &'static str)> {
         ),
         (
             Event::SaIn {
-                keys: vec![Inbound {
+                keys: vec![ReceiverKey {
                     number: 3,
                     suite: Suite::AesGmac,
                     receiver: Secret::new([0xa4; 32]),

@@ -9,8 +9,8 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::*;
 use crate::offload::gso::Cut;
+use crate::policy::Level;
 use crate::port::throttle::Limits;
-use crate::security::Level;
 use crate::security::inbound::Inbound;
 use crate::sys::error_queue::Report;
 use crate::tunnel::protect::Protection;

@@ -1,10 +1,10 @@
 //! Echoes of other hosts are answered, and are nothing to the guest.
 
 use super::*;
-use crate::security::Suite;
-use crate::security::keys::{SaKey, Secret};
-use crate::security::sadb::Lifetime;
+use crate::policy::Suite;
+use crate::secret::{SaKey, Secret};
 use crate::tunnel::protect::tests::pair_between;
+use crate::wire::control::Lifetime;
 use crate::wire::echo::{Body, Message};
 use crate::wire::encap::{self, Flags, Header};
 use crate::wire::esp::Spi;

@@ -1,8 +1,7 @@
 //! While the vnet's policy changes: what is sealed, and what is accepted; and a NIC that carries nothing.
 
 use super::*;
-use crate::security::Level;
-use crate::security::policy::Policy;
+use crate::policy::{Level, Policy};
 use crate::tunnel::protect::tests::pair_between;
 use crate::wire::esp::sealed_len;
 

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::security::Suite;
+use crate::policy::Suite;
 use crate::sys::iovec::IoVec;
 use crate::sys::mmsg::{MAX_SEGMENTS, Message};
 use crate::tunnel::protect::Protection;

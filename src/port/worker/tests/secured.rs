@@ -1,8 +1,8 @@
 //! What leaves on a secured vnet besides the frames of a batch: pieces, and frames of our own.
 
 use super::*;
+use crate::policy::Level;
 use crate::port::arrival::rarp;
-use crate::security::Level;
 use crate::tunnel::protect::tests::pair_between;
 use crate::wire::encap;
 

@@ -1,7 +1,7 @@
 //! What comes to varpd's address gets to the socket of its class, as the kernel sorts it.
 
 use super::*;
-use crate::security::keys::Secret;
+use crate::secret::Secret;
 use crate::security::noise::Entropy;
 use crate::wire::handshake::{self, Kind};
 use crate::wire::{hello, varp};

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::{Writer, code};
-use crate::security::keys::{LEN, SALT_LEN, SaKey, Secret};
-use crate::security::policy::{Floor, Policy};
-use crate::security::sadb::{Inbound, Lifetime, Outbound};
-use crate::security::{Level, Suite};
+use crate::policy::{Floor, Level, Policy, Suite};
+use crate::secret::{LEN, SALT_LEN, SaKey, Secret};
 use crate::wire::ParseError;
-use crate::wire::control::{Event, MAX_GROUP_KEYS, MAX_INBOUND, MAX_QUEUE_PAIRS};
+use crate::wire::control::{
+    Event, Lifetime, MAX_GROUP_KEYS, MAX_INBOUND, MAX_QUEUE_PAIRS, ReceiverKey, SenderKeys,
+};
 use crate::wire::esp::{SESSIONS, SPI_BIT, Spi};
 use crate::wire::reader::Reader;
 
@@ -97,14 +97,14 @@ pub(super) fn parse_sa_out(r: &mut Reader<'_>) -> Result<Event, ParseError> {
         Ok((spi, SaKey { key: r.secret()?, salt: r.array::<SALT_LEN>()? }))
     };
     let keys = (0..n).map(|_| key(r)).collect::<Result<_, _>>()?;
-    Ok(Event::SaOut { to, keys: Outbound { suite, keys, lifetime } })
+    Ok(Event::SaOut { to, keys: SenderKeys { suite, keys, lifetime } })
 }
 
 pub(super) fn parse_sa_in(r: &mut Reader<'_>) -> Result<Event, ParseError> {
     let n = r.count(MAX_INBOUND)?;
     let key = |r: &mut Reader<'_>| {
         let (suite, number, lifetime) = (r.suite()?, r.session()?, r.lifetime()?);
-        Ok(Inbound { number, suite, receiver: r.secret()?, lifetime })
+        Ok(ReceiverKey { number, suite, receiver: r.secret()?, lifetime })
     };
     let keys = (0..n).map(|_| key(r)).collect::<Result<_, _>>()?;
     Ok(Event::SaIn { keys })
@@ -123,7 +123,7 @@ pub(super) fn emit_group_keys(salt: u16, end: Duration, keys: &[(Suite, Secret)]
     w.done()
 }
 
-pub(super) fn emit_sa_out(to: &std::net::SocketAddr, out: &Outbound) -> Vec<u8> {
+pub(super) fn emit_sa_out(to: &std::net::SocketAddr, out: &SenderKeys) -> Vec<u8> {
     let mut w = Writer::new(code::SA_OUT, 0);
     w.addr(to).suite(out.suite).lifetime(out.lifetime);
     w.count(out.keys.len(), MAX_QUEUE_PAIRS.into());
@@ -133,7 +133,7 @@ pub(super) fn emit_sa_out(to: &std::net::SocketAddr, out: &Outbound) -> Vec<u8> 
     w.done()
 }
 
-pub(super) fn emit_sa_in(keys: &[Inbound]) -> Vec<u8> {
+pub(super) fn emit_sa_in(keys: &[ReceiverKey]) -> Vec<u8> {
     let mut w = Writer::new(code::SA_IN, 0);
     w.count(keys.len(), MAX_INBOUND);
     for key in keys.iter().take(MAX_INBOUND) {

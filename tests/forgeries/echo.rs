@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use vnet::security::Level;
+use vnet::policy::Level;
 use vnet::time::Instant;
 use vnet::underlay::Port;
 use vnet::wire::echo::{Body, Hop, MAX_SLOTS, Message, Proof};

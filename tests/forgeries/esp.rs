@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vnet::metrics::VifCounters;
+use vnet::policy::{Level, Suite};
+use vnet::secret::{SaKey, Secret};
 use vnet::security::esp::{Numbering, Sealer};
 use vnet::security::group::{GroupSender, Salt, TOLERANCE};
 use vnet::security::inbound::Inbound;
-use vnet::security::keys::{SaKey, Secret};
 use vnet::security::replay;
 use vnet::security::sadb::sender_key;
-use vnet::security::{Level, Suite};
 use vnet::time::{Instant, Now};
 use vnet::tunnel::protect::Protection;
 use vnet::underlay::Port;

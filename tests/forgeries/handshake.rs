@@ -10,10 +10,11 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use vnet::security::keys::{MemberKeys, Secret};
+use vnet::policy::{Level, Suite};
+use vnet::secret::Secret;
+use vnet::security::keys::MemberKeys;
 use vnet::security::sadb::rows::State;
 use vnet::security::sadb::{Config, FRESH, Keyring, Output, Sadb};
-use vnet::security::{Level, Suite};
 use vnet::time::{Instant, Now};
 use vnet::wire::VnetId;
 use vnet::wire::handshake::{Header, Kind, MAC_LEN, VERSION};

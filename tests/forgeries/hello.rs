@@ -11,9 +11,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use vnet::hosts::{Hosts, ONE, Output, Setup, To, Vnet};
-use vnet::security::keys::{MemberKeys, Secret};
-use vnet::security::policy::Policy;
-use vnet::security::{Level, Suite};
+use vnet::policy::{Level, Policy, Suite};
+use vnet::secret::Secret;
+use vnet::security::keys::MemberKeys;
 use vnet::time::{Instant, Now};
 use vnet::wire::Longest;
 use vnet::wire::extension::Extensions;

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use vnet::security::Level;
+use vnet::policy::Level;
 use vnet::underlay::Port;
 use vnet::wire::encap::{Flags, Header};
 use vnet::wire::extension::Extensions;

@@ -51,6 +51,7 @@
 //! | [`security`] | keys, handshakes, sealing of secured vnets | yes |
 //! | [`lane`] | rings of shared memory between two backends of a host | except for the memory |
 //! | [`limiter`] | token buckets, rates and sizes | yes |
+//! | [`packet`] | the one walk over the headers of a guest's frame, which offloads and guards read | yes |
 //! | [`offload`] | checksums, segmentation, coalescing, bundles, pieces | yes |
 //! | [`guest`] | the virtio side of a NIC: rings, frames from the guest's memory and into it | except for the memory |
 //! | [`tunnel`] | one end of a vnet's tunnel: frames to datagrams and back | except for the sockets |
@@ -72,8 +73,8 @@
 //! # The path of a frame
 //!
 //! [`port::worker`] has a diagram. Sending: a kick wakes the pair's thread. [`guest::transmit`] turns
-//! descriptor chains into checked frames and copies their headers. [`port::tx`] decides about each frame;
-//! [`vif::guard`] checks the addresses of its sender. [`tunnel::endpoint`] takes a batch of frames:
+//! descriptor chains into checked frames and copies their headers, which [`packet`] reads. [`port::tx`] decides
+//! about each frame; [`vif::guard`] checks the addresses of its sender. [`tunnel::endpoint`] takes a batch of frames:
 //! [`tunnel::outgoing`] copies frames into a staging buffer, segments large ones and bundles small
 //! ones for the path to their destination ([`tunnel::paths`]). On a secured vnet [`tunnel::protect`] seals them there.
 //! [`underlay`] sends the buffer in a few messages. If a frame exceeds the path MTU and cannot
@@ -118,6 +119,7 @@ pub mod metrics;
 mod nonce;
 pub mod offload;
 pub mod operator;
+pub mod packet;
 pub mod policy;
 pub mod port;
 mod quiet;

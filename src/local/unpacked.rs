@@ -14,7 +14,8 @@ use crate::offload::checksum::{self, Sum};
 use crate::offload::features::Offloads;
 use crate::offload::gso::Cut;
 use crate::offload::header::{Header, Request};
-use crate::offload::layout::{IpVersion, Layout, Transport};
+use crate::offload::layout::{Layout, Transport};
+use crate::packet::IpVersion;
 
 /// Segments that a reader is left to cut a frame into at most: the longest frame in 128 bytes each. Of a
 /// frame in smaller ones the writer, whose guest it was that asked for them, does the work.

@@ -4,7 +4,7 @@
 //! sum of the pseudo-header, not inverted, and whoever completes it sums from the transport header
 //! to the end of the frame, field included, and stores the inverse.
 
-use super::field;
+use crate::packet::field;
 
 /// Sums pieces of bytes one after the other, whatever their lengths: a piece that starts at an odd
 /// offset counts as if all were one.

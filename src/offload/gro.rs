@@ -18,9 +18,9 @@
 use super::LEAD_LEN;
 use super::checksum::Sum;
 use super::features::Offloads;
-use super::field;
 use super::header::Header;
-use super::layout::{IpVersion, Layout, Transport};
+use super::layout::{Layout, Transport};
+use crate::packet::{IpVersion, field};
 
 /// Longest IP packet that is made, in bytes.
 const MAX_PACKET_LEN: usize = 65_535;

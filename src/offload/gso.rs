@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use super::LEAD_LEN;
 use super::checksum::Sum;
-use super::field;
-use super::layout::{IpVersion, Layout, Transport};
+use super::layout::{Layout, Transport};
+use crate::packet::{IpVersion, field};
 
 /// Most segments of a frame: the longest of 65,535 bytes in the smallest that TCP can be made to
 /// use (Linux: an MSS of 48, options and all).

@@ -12,9 +12,9 @@
 //! frame and with what was negotiated. `hdr_len` is a hint (5.1.6.2.2) and is never used.
 
 use super::features::Offloads;
-use super::field;
 use super::gso::MAX_SEGMENTS;
-use super::layout::{IpVersion, Layout, Transport};
+use super::layout::{Layout, Transport};
+use crate::packet::{IpVersion, ethernet, field};
 
 /// Length of the header, in bytes.
 pub const LEN: usize = 12;
@@ -32,10 +32,6 @@ const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 /// Modifies the TCP types: CWR is set on the first segment only.
 const GSO_ECN: u8 = 0x80;
-
-/// Length of an Ethernet header, in bytes: no checksum may reach into it, as its source address is
-/// not the guest's to write.
-const ETHERNET_LEN: usize = 14;
 
 /// Why a header is not believed. Each is a drop of its frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,7 +264,8 @@ impl Header {
             return Err(HeaderFault::ChecksumNotNegotiated);
         }
         let (start, offset) = (usize::from(self.csum_start), usize::from(self.csum_offset));
-        if start < ETHERNET_LEN || start + offset + 2 > total_len {
+        // The Ethernet header's source address is not the guest's to write.
+        if start < ethernet::HEADER_LEN || start + offset + 2 > total_len {
             return Err(HeaderFault::ChecksumPlace);
         }
         Ok(Some(PartialChecksum { start, offset }))

@@ -1,32 +1,23 @@
-//! Where the headers of a frame are: Ethernet, VLAN tags, IP, and TCP or UDP.
+//! Where the headers of a frame are, for offloads.
 //!
-//! Only what offloads need, read from the copied beginning of a frame. What they can't handle is
-//! [`Opaque`]: such a frame is carried like any other, it just is not cut or merged.
+//! [`crate::packet`] walks the headers; this decides which of the frames that it understands can be
+//! cut and merged: whole packets of TCP or UDP, without headers that protect them against changes.
+//! All others are [`Opaque`]: they are carried as they are.
 
 use super::checksum::Sum;
-use super::field;
+use crate::packet::extension::{Extension, ExtensionSet};
+use crate::packet::{
+    Ethernet, IpVersion, Lengths, Packet, Reason, Stop, field, protocol, transport,
+};
 
-/// Most VLAN tags that are looked behind (IEEE 802.1ad: one of the provider, one of the customer).
-const MAX_VLAN_TAGS: usize = 2;
-/// Most extension headers of IPv6 that are looked behind.
-const MAX_EXTENSIONS: usize = 8;
-
-const ADDRESSES_LEN: usize = 12;
-const IPV4_LEN: usize = 20;
-const IPV6_LEN: usize = 40;
-const TCP_LEN: usize = 20;
-const UDP_LEN: usize = 8;
 /// Among the flags of TCP: the congestion window was reduced (RFC 3168).
 const CWR: u8 = 0x80;
 
-/// IP version of a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum IpVersion {
-    /// RFC 791.
-    V4,
-    /// RFC 8200.
-    V6,
-}
+/// Headers that segments of a frame may have as well.
+const DIVISIBLE: ExtensionSet = ExtensionSet::IPV4_OPTIONS
+    .with(Extension::HopByHop)
+    .with(Extension::Routing)
+    .with(Extension::Destination);
 
 /// Transport protocol of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,8 +32,8 @@ impl Transport {
     /// IANA's number.
     pub const fn protocol(self) -> u8 {
         match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
+            Self::Tcp => protocol::ip::TCP,
+            Self::Udp => protocol::ip::UDP,
         }
     }
 
@@ -60,7 +51,7 @@ impl Transport {
 pub enum Opaque {
     /// The headers are longer than the frame, or than the part that was copied.
     Truncated,
-    /// Neither IPv4 nor IPv6, or behind too many VLAN tags.
+    /// Neither IPv4 nor IPv6, or behind VLAN tags that offloads do not look behind.
     NotIp,
     /// A fragment: its transport header is incomplete or somewhere else.
     Fragment,
@@ -91,24 +82,21 @@ pub struct Layout {
     destination_at: usize,
 }
 
-/// Whether a frame's length fields mean something.
-#[derive(Clone, Copy)]
-enum Lengths {
-    /// They say where the packet ends.
-    Fields,
-    /// They are to be rewritten; the packet ends with the frame.
-    Frame,
+impl From<Reason> for Opaque {
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::Truncated => Self::Truncated,
+            Reason::NotIp => Self::NotIp,
+            Reason::Malformed => Self::Malformed,
+            Reason::TooManyExtensions => Self::NotTransport,
+        }
+    }
 }
 
-/// What the IP headers say.
-struct Network {
-    version: IpVersion,
-    at: usize,
-    protocol: u8,
-    transport_at: usize,
-    end: usize,
-    has_options: bool,
-    destination_at: usize,
+impl From<Stop> for Opaque {
+    fn from(stop: Stop) -> Self {
+        stop.reason.into()
+    }
 }
 
 impl Layout {
@@ -135,37 +123,49 @@ impl Layout {
         Self::read(lead, total_len, Lengths::Frame)
     }
 
+    #[inline(always)]
     fn read(lead: &[u8], total_len: usize, lengths: Lengths) -> Result<Self, Opaque> {
         let lead = lead.get(..total_len).unwrap_or(lead);
-        let (ether_type, at) = ethernet(lead).ok_or(Opaque::Truncated)?;
-        let network = match ether_type {
-            0x0800 => ipv4(lead, at, total_len, lengths)?,
-            0x86dd => ipv6(lead, at, total_len, lengths)?,
-            _ => return Err(Opaque::NotIp),
-        };
-        let room = network.end.checked_sub(network.transport_at).ok_or(Opaque::Malformed)?;
-        let header = lead.get(network.transport_at..).ok_or(Opaque::Truncated)?;
-        let (transport, header_len) = match network.protocol {
-            6 => (Transport::Tcp, tcp_len(header, room)?),
-            17 => (Transport::Udp, udp_len(header, room, lengths)?),
+        let ethernet = Ethernet::parse(lead)?;
+        if ethernet.has_old_tags(lead) {
+            return Err(Opaque::NotIp);
+        }
+        let packet = Packet::parse_in(lead, &ethernet, total_len, lengths)?;
+        let Packet { version, network_at, transport_at, end, extensions, .. } = packet;
+        if packet.fragment.is_any() {
+            return Err(Opaque::Fragment);
+        }
+        let has_ip_options = extensions != ExtensionSet::NONE;
+        if has_ip_options && !extensions.is_within(DIVISIBLE) {
+            return Err(Opaque::NotTransport);
+        }
+        let destination_at = packet.final_destination_at(lead).ok_or(Opaque::NotTransport)?;
+        let header = lead.get(transport_at..).ok_or(Opaque::Truncated)?;
+        let room = end - transport_at;
+        let (transport, header_len) = match packet.protocol {
+            protocol::ip::TCP => (Transport::Tcp, transport::tcp_len(header, room)?),
+            protocol::ip::UDP => {
+                let len = transport::udp_datagram_len(header, room)?;
+                if lengths == Lengths::Fields && len != room {
+                    return Err(Opaque::Malformed);
+                }
+                (Transport::Udp, transport::UDP_LEN)
+            }
             _ => return Err(Opaque::NotTransport),
         };
-        let payload_at = network.transport_at + header_len;
-        if payload_at > network.end {
-            return Err(Opaque::Malformed);
-        }
+        let payload_at = transport_at + header_len;
         if payload_at > lead.len() {
             return Err(Opaque::Truncated);
         }
         Ok(Self {
-            version: network.version,
+            version,
             transport,
-            network_at: network.at,
-            transport_at: network.transport_at,
+            network_at,
+            transport_at,
             payload_at,
-            end: network.end,
-            has_ip_options: network.has_options,
-            destination_at: network.destination_at,
+            end,
+            has_ip_options,
+            destination_at,
         })
     }
 
@@ -195,141 +195,6 @@ impl Layout {
         let address = |at: usize| lead.get(at..at + address_len).unwrap_or_default();
         let destination = address(self.destination_at);
         Sum::pseudo_header(address(source), destination, self.transport.protocol(), len)
-    }
-}
-
-/// The type behind VLAN tags, and where what it names begins.
-fn ethernet(lead: &[u8]) -> Option<(u16, usize)> {
-    let mut at = ADDRESSES_LEN;
-    let mut ether_type = field::u16_at(lead, at)?;
-    for _ in 0..MAX_VLAN_TAGS {
-        if !matches!(ether_type, 0x8100 | 0x88a8) {
-            break;
-        }
-        at += 4;
-        ether_type = field::u16_at(lead, at)?;
-    }
-    Some((ether_type, at + 2))
-}
-
-fn ipv4(lead: &[u8], at: usize, total_len: usize, lengths: Lengths) -> Result<Network, Opaque> {
-    let header: [u8; IPV4_LEN] = field::read(lead, at).ok_or(Opaque::Truncated)?;
-    let [version, _, len0, len1, _, _, fragment0, fragment1, _, protocol, ..] = header;
-    let header_len = usize::from(version & 0xf) * 4;
-    if version >> 4 != 4 || header_len < IPV4_LEN {
-        return Err(Opaque::Malformed);
-    }
-    let end = match lengths {
-        Lengths::Fields => at + usize::from(u16::from_be_bytes([len0, len1])),
-        Lengths::Frame => total_len,
-    };
-    if end > total_len || end < at + header_len {
-        return Err(Opaque::Malformed);
-    }
-    // More fragments, or an offset (RFC 791, 3.1).
-    if u16::from_be_bytes([fragment0, fragment1]) & 0x3fff != 0 {
-        return Err(Opaque::Fragment);
-    }
-    Ok(Network {
-        version: IpVersion::V4,
-        at,
-        protocol,
-        transport_at: at + header_len,
-        end,
-        has_options: header_len > IPV4_LEN,
-        destination_at: at + 16,
-    })
-}
-
-fn ipv6(lead: &[u8], at: usize, total_len: usize, lengths: Lengths) -> Result<Network, Opaque> {
-    let header: [u8; IPV6_LEN] = field::read(lead, at).ok_or(Opaque::Truncated)?;
-    let [version, _, _, _, len0, len1, protocol, ..] = header;
-    if version >> 4 != 6 {
-        return Err(Opaque::Malformed);
-    }
-    let end = match lengths {
-        Lengths::Fields => at + IPV6_LEN + usize::from(u16::from_be_bytes([len0, len1])),
-        Lengths::Frame => total_len,
-    };
-    if end > total_len || end < at + IPV6_LEN {
-        return Err(Opaque::Malformed);
-    }
-    let mut network = Network {
-        version: IpVersion::V6,
-        at,
-        protocol,
-        transport_at: at + IPV6_LEN,
-        end,
-        has_options: false,
-        destination_at: at + 24,
-    };
-    for _ in 0..MAX_EXTENSIONS {
-        if !skip_extension(lead, &mut network)? {
-            return Ok(network);
-        }
-    }
-    Err(Opaque::NotTransport)
-}
-
-/// Steps over an extension header (RFC 8200, 4); false when there is none.
-fn skip_extension(lead: &[u8], network: &mut Network) -> Result<bool, Opaque> {
-    const HOP_BY_HOP: u8 = 0;
-    const ROUTING: u8 = 43;
-    const FRAGMENT: u8 = 44;
-    const DESTINATION: u8 = 60;
-    match network.protocol {
-        HOP_BY_HOP | ROUTING | DESTINATION => {}
-        FRAGMENT => return Err(Opaque::Fragment),
-        _ => return Ok(false),
-    }
-    let at = network.transport_at;
-    let [next, len, kind, left] = field::read(lead, at).ok_or(Opaque::Truncated)?;
-    let len = 8 + usize::from(len) * 8;
-    if at + len > network.end {
-        return Err(Opaque::Malformed);
-    }
-    if at + len > lead.len() {
-        return Err(Opaque::Truncated);
-    }
-    if network.protocol == ROUTING && left != 0 {
-        network.destination_at = final_destination(at, len, kind)?;
-    }
-    network.protocol = next;
-    network.transport_at = at + len;
-    network.has_options = true;
-    Ok(true)
-}
-
-/// The address in a routing header that the packet ends up at, which is the one in the
-/// pseudo-header (RFC 8200, 8.1).
-fn final_destination(at: usize, len: usize, kind: u8) -> Result<usize, Opaque> {
-    match kind {
-        _ if len < 24 => Err(Opaque::Malformed),
-        // Mobile IPv6 (RFC 6275, 6.4) has one address, segment routing (RFC 8754, 2) the last first.
-        2 | 4 => Ok(at + 8),
-        _ => Err(Opaque::NotTransport),
-    }
-}
-
-fn tcp_len(header: &[u8], room: usize) -> Result<usize, Opaque> {
-    if room < TCP_LEN {
-        return Err(Opaque::Malformed);
-    }
-    let data_offset = field::u8_at(header, 12).ok_or(Opaque::Truncated)?;
-    match usize::from(data_offset >> 4) * 4 {
-        len if len < TCP_LEN => Err(Opaque::Malformed),
-        len => Ok(len),
-    }
-}
-
-fn udp_len(header: &[u8], room: usize, lengths: Lengths) -> Result<usize, Opaque> {
-    if room < UDP_LEN {
-        return Err(Opaque::Malformed);
-    }
-    let len = field::u16_at(header, 4).ok_or(Opaque::Truncated)?;
-    match lengths {
-        Lengths::Fields if usize::from(len) != room => Err(Opaque::Malformed),
-        _ => Ok(UDP_LEN),
     }
 }
 

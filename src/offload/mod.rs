@@ -23,14 +23,13 @@
 //! |---|---|
 //! | [`features`] | which offloads guest and device agreed upon |
 //! | [`header`] | the virtio-net header, checked against frame and features |
-//! | [`layout`] | where the headers of a frame are |
+//! | [`layout`] | where the headers of a frame are, if it can be cut or merged |
 //! | [`checksum`] | the Internet checksum, partial and complete |
 //! | [`gso`] | one large frame becomes segments |
 //! | [`gro`] | segments become one large frame |
 //! | [`envelope`] | the room around a datagram for what seals it |
 //! | [`bundle`] | many small frames in a datagram (flag B) |
 //! | [`fragment`] | one large frame in many datagrams (flag F) |
-//! | `field` | fields at an offset in network byte order |
 
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing)]
@@ -40,7 +39,6 @@ pub mod bundle;
 pub mod checksum;
 pub mod envelope;
 pub mod features;
-mod field;
 pub mod fragment;
 pub mod gro;
 pub mod gso;

@@ -72,6 +72,18 @@ fn what_is_opaque_and_why() {
     assert_eq!(parse(&frame), Err(Opaque::NotIp));
 }
 
+/// Linux cuts no frames behind these.
+#[test]
+fn tags_from_before_802_1ad_are_opaque() {
+    for tags in [vec![0x8100], vec![0x88a8, 0x8100]] {
+        let mut frame = Packet { tags, ..Packet::tcp(10) }.build();
+        for (first, second) in [(0x91, 0), (0x92, 0), (0x93, 0)] {
+            frame[12..14].copy_from_slice(&[first, second]);
+            assert_eq!(parse(&frame), Err(Opaque::NotIp));
+        }
+    }
+}
+
 #[test]
 fn ipv6_fragments_and_unknown_headers_are_opaque() {
     let packet = Packet { is_v6: true, ip_options: 1, ..Packet::tcp(10) };
@@ -80,6 +92,9 @@ fn ipv6_fragments_and_unknown_headers_are_opaque() {
     frame[20] = 44;
     assert_eq!(parse(&frame), Err(Opaque::Fragment));
     frame[20] = 51;
+    assert_eq!(parse(&frame), Err(Opaque::Malformed), "an authentication header is longer");
+    let mut frame = Packet { is_v6: true, ip_options: 2, ..Packet::tcp(10) }.build();
+    (frame[20], frame[55]) = (51, 2);
     assert_eq!(parse(&frame), Err(Opaque::NotTransport), "authentication header");
 }
 

@@ -29,9 +29,10 @@ pub(crate) struct Disguise {
     pub(crate) frame: Vec<u8>,
 }
 
-/// VLAN tags: priority only (VLAN 0), and that of a provider.
+/// VLAN tags: priority only (VLAN 0), that of a provider, and one from before 802.1ad.
 const ZERO: [u8; 4] = [0x81, 0, 0, 0];
 const PROVIDER: [u8; 4] = [0x88, 0xa8, 0, 7];
+const OLD: [u8; 4] = [0x91, 0, 0, 7];
 /// LLC and SNAP in front of an ether type: a length instead of one.
 const SNAP: [u8; 8] = [0, 56, 0xaa, 0xaa, 3, 0, 0, 0];
 /// What follows "next header" in a destination options header of 8 bytes, in one of 256, in the
@@ -67,6 +68,7 @@ fn links() -> Vec<Named> {
     vec![
         ("a priority tag", ADDRESS, behind(&foreign, &ZERO)),
         ("two priority tags", ADDRESS, behind(&foreign, &ZERO.repeat(2))),
+        ("tags from before 802.1ad", ADDRESS, behind(&foreign, &both(&OLD, &OLD))),
         ("a provider's tag", ADDRESS, behind(&foreign, &both(&PROVIDER, &ZERO))),
         ("three tags", OPAQUE, behind(&own, &ZERO.repeat(3))),
         ("nine tags", OPAQUE, behind(&own, &ZERO.repeat(9))),
@@ -95,6 +97,9 @@ fn ipv4() -> Vec<Named> {
     let mut optioned = udp4(OWN, 67, 68);
     (optioned[14], optioned[17]) = (0x46, optioned[17] + 4);
     optioned.splice(34..34, [1; 4]);
+    let mut authentic = udp4(OWN, 67, 68);
+    (authentic[17], authentic[23]) = (authentic[17] + 12, 51);
+    authentic.splice(34..34, [17, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1]);
     let mut longer = udp4(OWN, 1000, 2000);
     longer[16] = 0xff;
     let icmp = |kind| {
@@ -111,6 +116,7 @@ fn ipv4() -> Vec<Named> {
         ("a DHCP server at another port", ROLE, udp4(OWN, 1000, 68)),
         ("a DHCP server in fragments", ROLE, first),
         ("a DHCP server behind options", ROLE, optioned),
+        ("a DHCP server behind an authentication header", ROLE, authentic),
         ("a fragment that ends in the ports", OPAQUE, short),
         ("a length beyond the frame", OPAQUE, longer),
         ("a redirect", ROLE, icmp(5)),

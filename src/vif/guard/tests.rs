@@ -203,7 +203,8 @@ fn neighbour_discovery_names_the_guest() {
 fn tags_hide_nothing() {
     let (good, bad) = (udp4(V4, 1000, 53), udp4(FOREIGN_V4, 1000, 53));
     let zero = [0x81, 0, 0, 0];
-    for tags in [&zero[..], &[0x88, 0xa8, 0, 7], &[0x81, 0, 0, 0, 0x81, 0, 0, 7]] {
+    let old = [0x91, 0, 0, 7, 0x93, 0, 0, 7];
+    for tags in [&zero[..], &[0x88, 0xa8, 0, 7], &[0x81, 0, 0, 0, 0x81, 0, 0, 7], &old] {
         assert_eq!(check(&tagged(&good, tags)), Ok(()));
         assert_eq!(check(&tagged(&bad, tags)), Err(Address));
     }
@@ -240,6 +241,20 @@ fn extension_headers_hide_nothing() {
     assert_eq!(guard().check(Mac(OWN), &hidden[..256], hidden.len()), Err(Opaque));
 }
 
+/// As it does in IPv6.
+#[test]
+fn an_authentication_header_hides_nothing_in_ipv4() {
+    let behind = |payload: &[u8], next: u8| {
+        let header = [&[next, 1][..], &[0; 10]].concat();
+        check(&ip4(V4, 51, &[&header[..], payload].concat()))
+    };
+    assert_eq!(behind(&udp4(V4, 67, 68)[34..], 17), Err(Role));
+    assert_eq!(behind(&udp4(V4, 1000, 53)[34..], 17), Ok(()));
+    assert_eq!(behind(&[5; 8], 1), Err(Role), "a redirect");
+    assert_eq!(behind(&[], 17), Err(Opaque), "no ports");
+    assert_eq!(check(&ip4(V4, 51, &[17, 200, 0, 0, 0, 0])), Err(Opaque), "cut");
+}
+
 #[test]
 fn no_other_sender_is_named_in_extension_headers() {
     let good = udp6("2001:db8:1::7", 1000, 53);
@@ -263,6 +278,19 @@ fn all_options_of_discovery_are_seen() {
     let frame = icmp6("2001:db8:1::7", 136, &message);
     assert_eq!(check(&frame), Ok(()));
     // What was copied ends between two options.
+    for copied in [246, 254] {
+        assert_eq!(guard().check(Mac(OWN), &frame[..copied], frame.len()), Err(Opaque));
+    }
+}
+
+/// Receivers read a packet of length 0 with hop-by-hop options as far as its frame goes.
+#[test]
+fn all_options_of_discovery_are_seen_in_a_packet_of_length_0() {
+    let nonces = [14, 1, 0, 0, 0, 0, 0, 0].repeat(40);
+    let message = [discovery("2001:db8:1::7", 2, OWN), nonces].concat();
+    let mut frame = extended(&icmp6("2001:db8:1::7", 136, &message), &[(0, PAD)]);
+    frame[18..20].fill(0);
+    assert_eq!(check(&frame), Ok(()));
     for copied in [246, 254] {
         assert_eq!(guard().check(Mac(OWN), &frame[..copied], frame.len()), Err(Opaque));
     }

@@ -19,7 +19,7 @@ pub(crate) fn run(data: &[u8]) {
     let bytes = input.0;
     let _ = frame::announces_sender(bytes);
     let lead = &bytes[..bytes.len().min(LEAD_LEN)];
-    if let Some(answer) = too_big::answer(lead, max_frame) {
+    if let Some(answer) = too_big::answer(lead, bytes.len(), max_frame) {
         assert!(answer.frame.len() <= 14 + 8 + 48 + 128);
     }
     match Request::parse(header, lead, bytes.len(), offloads) {

@@ -33,17 +33,18 @@ pub struct PmtuFeedback {
 }
 
 impl PmtuFeedback {
-    /// Whether a frame that is longer than `max_frame`, in bytes, and can't be cut is carried all the
+    /// Whether a frame of `len` bytes that is longer than `max_frame` and can't be cut is carried all the
     /// same, given its headers. If it must not be fragmented its sender is informed, as by a router; if it
     /// may be, can't be informed, or its sender does not listen, it is carried where that `is_possible`.
     pub fn is_carried(
         &mut self,
         lead: Option<&[u8]>,
+        len: usize,
         max_frame: usize,
         is_possible: bool,
         now: Instant,
     ) -> bool {
-        let Some(answer) = lead.and_then(|lead| too_big::answer(lead, max_frame)) else {
+        let Some(answer) = lead.and_then(|lead| too_big::answer(lead, len, max_frame)) else {
             return true;
         };
         let verdict = self.informed.judge(answer.flow, now);

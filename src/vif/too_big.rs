@@ -10,10 +10,14 @@
 #![warn(clippy::indexing_slicing)]
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use etherparse::PacketBuilder;
 use etherparse::icmpv4::DestUnreachableHeader;
-use etherparse::{Icmpv4Type, Icmpv6Type, IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice};
+use etherparse::{Icmpv4Type, Icmpv6Type};
 
+use crate::packet::discovery::REDIRECT;
+use crate::packet::{Ethernet, Lengths, Packet, protocol, transport};
 use crate::tunnel::pmtu_feedback::Flow;
 use crate::wire::Mac;
 use crate::wire::frame::{ADDRESSES_LEN, HEADER_LEN};
@@ -36,46 +40,37 @@ pub struct Answer {
     pub flow: Flow,
 }
 
-/// Tells the sender of `lead`, the beginning of a frame of its own, that only IP packets of up to so
+/// Tells the sender of a frame of `len` bytes that begins with `lead` that only IP packets of up to so
 /// many bytes pass, `max_frame` being the longest frame that does. `None` where no answer is due:
 /// not IP, a packet that may be fragmented or that every path of IPv6 has to take, an error message
-/// itself, a group.
-pub fn answer(lead: &[u8], max_frame: usize) -> Option<Answer> {
-    let network_at = network_at(lead)?;
-    let mtu = max_frame.checked_sub(network_at)?;
-    let packet = lead.get(network_at..)?;
-    let quote = packet.get(..packet.len().min(QUOTED))?;
+/// itself, a group, or headers that can't be read to their end.
+pub fn answer(lead: &[u8], len: usize, max_frame: usize) -> Option<Answer> {
+    let lead = lead.get(..len).unwrap_or(lead);
+    let ethernet = Ethernet::parse(lead).ok()?;
+    let packet = Packet::parse_in(lead, &ethernet, len, Lengths::FieldsUnlessZero).ok()?;
+    let mtu = max_frame.checked_sub(packet.network_at)?;
+    let bytes = lead.get(packet.network_at..)?;
+    let quote = bytes.get(..bytes.len().min(QUOTED))?;
     let (to, from) = lead.get(..ADDRESSES_LEN)?.split_at(6);
     let (to, from): ([u8; 6], [u8; 6]) = (to.try_into().ok()?, from.try_into().ok()?);
-    if Mac(to).is_group() {
+    let flow = (packet.source(lead)?, packet.destination(lead)?);
+    if Mac(to).is_group() || !is_due(lead, &packet, flow) {
         return None;
     }
     let builder = PacketBuilder::ethernet2(to, from);
     let mut frame = Vec::with_capacity(HEADER_LEN + 48 + QUOTED);
-    let flow = match packet.first()? >> 4 {
-        4 => {
-            let header = Ipv4HeaderSlice::from_slice(packet).ok()?;
-            let (source, destination) = (header.source_addr(), header.destination_addr());
-            let is_due = header.dont_fragment()
-                && header.fragments_offset().value() == 0
-                && !destination.is_multicast()
-                && !destination.is_broadcast()
-                && !is_icmp_error(header.protocol(), packet.get(header.slice().len()..)?);
-            let next_hop_mtu = u16::try_from(mtu).ok().filter(|_| is_due)?;
+    match flow {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let next_hop_mtu = u16::try_from(mtu).ok()?;
             let what = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu };
             builder
                 .ipv4(destination.octets(), source.octets(), HOPS)
                 .icmpv4(Icmpv4Type::DestinationUnreachable(what))
                 .write(&mut frame, quote)
                 .ok()?;
-            (source.into(), destination.into())
         }
-        6 => {
-            let header = Ipv6HeaderSlice::from_slice(packet).ok()?;
-            let (source, destination) = (header.source_addr(), header.destination_addr());
-            let is_error = is_icmp_error(header.next_header(), packet.get(40..)?);
-            let len = 40 + usize::from(header.payload_length());
-            if destination.is_multicast() || is_error || len <= MIN_MTU_V6 {
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            if packet.end - packet.network_at <= MIN_MTU_V6 {
                 return None;
             }
             let mtu = u32::try_from(mtu.max(MIN_MTU_V6)).ok()?;
@@ -84,31 +79,33 @@ pub fn answer(lead: &[u8], max_frame: usize) -> Option<Answer> {
                 .icmpv6(Icmpv6Type::PacketTooBig { mtu })
                 .write(&mut frame, quote)
                 .ok()?;
-            (source.into(), destination.into())
         }
         _ => return None,
-    };
+    }
     // The answer comes back on the VLAN that the packet was on.
-    let tags = lead.get(ADDRESSES_LEN..network_at - 2)?;
+    let tags = lead.get(ADDRESSES_LEN..packet.network_at - 2)?;
     frame.splice(ADDRESSES_LEN..ADDRESSES_LEN, tags.iter().copied());
     Some(Answer { frame, flow })
 }
 
-/// Where the IP header is, behind up to two VLAN tags.
-fn network_at(lead: &[u8]) -> Option<usize> {
-    (0..=2).map(|tags| HEADER_LEN + 4 * tags).find_map(|at| match lead.get(at - 2..at)? {
-        [0x08, 0x00] | [0x86, 0xdd] => Some(Some(at)),
-        [0x81, 0x00] | [0x88, 0xa8] => None,
-        _ => Some(None),
-    })?
+/// Whether a packet that is too long is answered (RFC 1122, 3.2.2; RFC 4443, 2.4 e).
+fn is_due(lead: &[u8], packet: &Packet, (source, destination): Flow) -> bool {
+    let is_one = |address: IpAddr| {
+        !address.is_multicast() && !address.is_unspecified() && address != Ipv4Addr::BROADCAST
+    };
+    packet.must_not_be_fragmented()
+        && !packet.fragment.is_later()
+        && is_one(source)
+        && is_one(destination)
+        && !is_icmp_error(packet.protocol, packet.payload(lead))
 }
 
-/// Errors are not answered with errors (RFC 1122, 3.2.2; RFC 4443, 2.4 e).
-fn is_icmp_error(protocol: IpNumber, payload: &[u8]) -> bool {
-    match (protocol, payload.first()) {
-        (IpNumber::ICMP, Some(kind)) => !matches!(kind, 0 | 8 | 13 | 14),
-        (IpNumber::IPV6_ICMP, Some(kind)) => kind & 0x80 == 0,
-        (IpNumber::ICMP | IpNumber::IPV6_ICMP, None) => true,
+/// Errors are not answered with errors, nor are redirects.
+fn is_icmp_error(protocol: u8, payload: &[u8]) -> bool {
+    match (protocol, transport::message_type(payload)) {
+        (protocol::ip::ICMP, Some(kind)) => !matches!(kind, 0 | 8 | 13 | 14),
+        (protocol::ip::ICMPV6, Some(kind)) => kind & 0x80 == 0 || kind == REDIRECT,
+        (protocol::ip::ICMP | protocol::ip::ICMPV6, None) => true,
         _ => false,
     }
 }
@@ -137,10 +134,17 @@ mod tests {
     use super::*;
     use crate::offload::packets::{Packet, assert_complete};
 
+    /// Length of the frames.
+    const LEN: usize = 3000;
+
     fn lead(packet: &Packet) -> Vec<u8> {
         let mut frame = packet.build();
         frame.truncate(256);
         frame
+    }
+
+    fn answer(lead: &[u8], max_frame: usize) -> Option<Answer> {
+        super::answer(lead, LEN, max_frame)
     }
 
     fn udp() -> Packet {
@@ -209,6 +213,58 @@ mod tests {
         assert_eq!(answer(&error, 1464), None, "an ICMP error");
         error[34] = 8;
         assert!(answer(&error, 1464).is_some(), "an echo request");
+    }
+
+    /// Puts a header of destination options before the payload of an IPv6 packet.
+    fn extended(mut frame: Vec<u8>) -> Vec<u8> {
+        let next = std::mem::replace(&mut frame[20], 60);
+        frame.splice(54..54, [next, 0, 1, 4, 0, 0, 0, 0]);
+        frame
+    }
+
+    #[test]
+    fn an_error_behind_extension_headers_is_not_answered() {
+        let plain = lead(&Packet { is_v6: true, ..udp() });
+        assert!(answer(&extended(plain.clone()), 1464).is_some());
+        let mut error = plain;
+        (error[20], error[54]) = (58, 2);
+        assert_eq!(answer(&error, 1464), None);
+        assert_eq!(answer(&extended(error.clone()), 1464), None);
+        error[54] = REDIRECT;
+        assert_eq!(answer(&error, 1464), None, "RFC 4443, 2.4 (e.2)");
+        error[54] = 128;
+        assert!(answer(&extended(error), 1464).is_some(), "an echo request");
+    }
+
+    #[test]
+    fn the_version_of_a_packet_is_that_of_its_type() {
+        let mut frame = lead(&udp());
+        frame[12..14].copy_from_slice(&[0x86, 0xdd]);
+        assert_eq!(answer(&frame, 1464), None);
+    }
+
+    #[test]
+    fn a_packet_without_a_single_source_is_not_answered() {
+        for source in [[0; 4], [224, 0, 0, 1], [255; 4]] {
+            let mut frame = lead(&udp());
+            frame[26..30].copy_from_slice(&source);
+            assert_eq!(answer(&frame, 1464), None, "{source:?}");
+        }
+    }
+
+    #[test]
+    fn a_super_frame_is_answered_whatever_its_length_field() {
+        let mut frame = lead(&Packet { is_v6: true, ..udp() });
+        frame[18..20].fill(0);
+        assert_eq!(told_mtu(&answer(&frame, 1464).unwrap().frame), Some(1450));
+    }
+
+    #[test]
+    fn the_answer_comes_back_behind_old_tags() {
+        let mut sent = lead(&Packet { tags: vec![0x88a8, 0x8100], ..udp() });
+        sent[12..14].copy_from_slice(&[0x91, 0]);
+        let answer = answer(&sent, 1464).unwrap().frame;
+        assert_eq!(answer[12..22], sent[12..22]);
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl Local {
                     }
                     // It needs no pieces here.
                     let lead = batch.lead(outgoing);
-                    if !feedback.is_carried(lead, max_frame, true, now) {
+                    if !feedback.is_carried(lead, outgoing.len, max_frame, true, now) {
                         return Err(VifCounter::tx_drop_too_big);
                     }
                 }

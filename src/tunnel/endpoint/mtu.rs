@@ -108,7 +108,13 @@ impl<U: Underlay> Endpoint<U> {
         let lead = batch.lead(frame);
         // To a group nobody can send less: each member has its own length.
         let is_carried = frame.route.is_group
-            || self.feedback.is_carried(lead, max_frame, takes_pieces(&frame.route), now);
+            || self.feedback.is_carried(
+                lead,
+                frame.len,
+                max_frame,
+                takes_pieces(&frame.route),
+                now,
+            );
         let dropped = if is_carried {
             self.send_pieces(batch, at, max_datagram, now)
         } else {

@@ -4,24 +4,18 @@
 //! a frame says that its sender has arrived somewhere (gratuitous ARP, RARP, unsolicited neighbour
 //! advertisement).
 
-use etherparse::{ArpHardwareId, ArpOperation, EtherType, Ethernet2HeaderSlice, SlicedPacket};
-use etherparse::{LinkExtSlice, NetSlice, TransportSlice};
-
 use super::{Mac, ParseError};
+use crate::packet::arp::{self, Arp};
+use crate::packet::discovery::NEIGHBOUR_ADVERTISEMENT;
+use crate::packet::ethernet::{MAX_TAGS, TAG_LEN};
+use crate::packet::protocol::{self, ether_type};
+use crate::packet::{Ethernet, Lengths, Packet, transport};
 
-/// Length of an Ethernet header without VLAN tags, in bytes: the shortest frame carried.
-pub const HEADER_LEN: usize = 14;
+pub use crate::packet::ethernet::{ADDRESSES_LEN, HEADER_LEN};
+
 /// Longest frame that is taken from a guest, in bytes: an IP packet of the largest size, with an
 /// Ethernet header and two VLAN tags.
-pub const MAX_LEN: usize = 65_535 + HEADER_LEN + 8;
-/// Length of the two addresses, in bytes.
-pub const ADDRESSES_LEN: usize = 12;
-
-/// EtherType of MAC control frames (IEEE 802.3 annex 31A): PAUSE and its kin act on one link and
-/// are never forwarded.
-const MAC_CONTROL: EtherType = EtherType(0x8808);
-/// EtherType of RARP (RFC 903).
-const RARP: EtherType = EtherType(0x8035);
+pub const MAX_LEN: usize = 65_535 + HEADER_LEN + MAX_TAGS * TAG_LEN;
 
 /// The fixed part of a frame's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,44 +34,45 @@ impl Addresses {
     /// # Errors
     /// `Truncated` for a shorter one.
     pub fn parse(frame: &[u8]) -> Result<Self, ParseError> {
-        let header = Ethernet2HeaderSlice::from_slice(frame).map_err(|_| ParseError::Truncated)?;
+        let header: &[u8; HEADER_LEN] = frame.first_chunk().ok_or(ParseError::Truncated)?;
+        let [t0, t1, t2, t3, t4, t5, f0, f1, f2, f3, f4, f5, kind @ ..] = *header;
         Ok(Self {
-            destination: Mac(header.destination()),
-            source: Mac(header.source()),
-            is_mac_control: header.ether_type() == MAC_CONTROL,
+            destination: Mac([t0, t1, t2, t3, t4, t5]),
+            source: Mac([f0, f1, f2, f3, f4, f5]),
+            is_mac_control: u16::from_be_bytes(kind) == ether_type::MAC_CONTROL,
         })
     }
 }
 
 /// Whether a group frame announces its sender: a gratuitous ARP (RFC 5227: sender and target
 /// protocol address are equal), any RARP request, or an unsolicited neighbour advertisement
-/// (RFC 4861, 7.2.6: sent to all nodes).
+/// (RFC 4861, 7.2.6: sent to all nodes); on any VLAN.
 pub fn announces_sender(frame: &[u8]) -> bool {
-    let Ok(packet) = SlicedPacket::from_ethernet(frame) else {
-        return is_rarp(frame);
-    };
-    match packet.net {
-        Some(NetSlice::Arp(arp)) => {
-            arp.hw_addr_type() == ArpHardwareId::ETHERNET
-                && matches!(arp.operation(), ArpOperation::REQUEST | ArpOperation::REPLY)
-                && arp.sender_protocol_addr() == arp.target_protocol_addr()
+    let Ok(ethernet) = Ethernet::parse(frame) else { return false };
+    match ethernet.ether_type {
+        ether_type::RARP => true,
+        ether_type::ARP => {
+            let payload = frame.get(ethernet.payload_at..).unwrap_or_default();
+            Arp::parse(payload).is_some_and(|message| {
+                matches!(message.operation, arp::REQUEST | arp::REPLY)
+                    && message.sender == message.target
+            })
         }
-        Some(NetSlice::Ipv6(ref ip)) => {
-            let destination = ip.header().destination_addr();
-            let is_advertisement = matches!(&packet.transport,
-                Some(TransportSlice::Icmpv6(icmp)) if icmp.type_u8() == 136);
-            is_advertisement && destination.is_multicast()
+        ether_type::IPV6 => {
+            let packet = Packet::parse_in(frame, &ethernet, frame.len(), Lengths::Fields);
+            packet.is_ok_and(|packet| is_unsolicited(frame, &packet))
         }
-        None => {
-            packet.link_exts.iter().all(|ext| matches!(ext, LinkExtSlice::Vlan(_)))
-                && is_rarp(frame)
-        }
-        Some(NetSlice::Ipv4(_)) => false,
+        _ => false,
     }
 }
 
-fn is_rarp(frame: &[u8]) -> bool {
-    Ethernet2HeaderSlice::from_slice(frame).is_ok_and(|header| header.ether_type() == RARP)
+/// Whether a packet is an unsolicited neighbour advertisement. They are never fragmented (RFC
+/// 6980).
+fn is_unsolicited(frame: &[u8], packet: &Packet) -> bool {
+    packet.protocol == protocol::ip::ICMPV6
+        && !packet.fragment.is_any()
+        && transport::message_type(packet.payload(frame)) == Some(NEIGHBOUR_ADVERTISEMENT)
+        && packet.destination(frame).is_some_and(|destination| destination.is_multicast())
 }
 
 #[cfg(test)]
@@ -122,6 +117,18 @@ mod tests {
     fn rarp_announces() {
         assert!(announces_sender(&frame([0xff; 6], 0x8035, &[0; 28])));
         assert!(!announces_sender(&frame([0xff; 6], 0x88cc, &[0; 28])));
+    }
+
+    #[test]
+    fn announcements_on_a_vlan_are_seen() {
+        let rarp = frame([0xff; 6], 0x8035, &[0; 28]);
+        for announcement in [rarp, arp([10, 0, 0, 1], [10, 0, 0, 1])] {
+            for tags in [&[0x81, 0, 0, 7][..], &[0x88, 0xa8, 0, 1, 0x81, 0, 0, 7]] {
+                let mut tagged = announcement.clone();
+                tagged.splice(12..12, tags.iter().copied());
+                assert!(announces_sender(&tagged), "{tagged:02x?}");
+            }
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub(crate) mod keyfile;
 pub(crate) mod lanes;
 pub(crate) mod local;
 pub(crate) mod offload;
+pub(crate) mod packet;
 pub(crate) mod parts;
 pub(crate) mod receive;
 pub(crate) mod relayed;

@@ -82,5 +82,5 @@ macro_rules! replayed {
 
 replayed!(
     config, control, echo, esp, frontend, handshake, hello, inbound, keyfile, lanes, local,
-    offload, parts, receive, relayed, rings, trailer, varp,
+    offload, packet, parts, receive, relayed, rings, trailer, varp,
 );

@@ -68,17 +68,18 @@
 //! | [`cli`], [`config`], [`show`], [`metrics`], `quiet`, `nonce` | command lines, configuration file, tables, counters, a rate limit for log messages, nonces | mostly |
 //!
 //! Pure means: no I/O, no clock, no `unsafe`. Callers pass the time as an argument, and the module returns effects as data.
-//! Other modules depend on pure modules, never the reverse.
+//! Other modules depend on pure modules, never the reverse: `tests/tidy` has the modules in order (`floors`), and each may import those
+//! before it only.
 //!
 //! # The path of a frame
 //!
 //! [`port::worker`] has a diagram. Sending: a kick wakes the pair's thread. [`guest::transmit`] turns
 //! descriptor chains into checked frames and copies their headers, which [`packet`] reads. [`port::tx`] decides
-//! about each frame; [`vif::guard`] checks the addresses of its sender. [`tunnel::endpoint`] takes a batch of frames:
+//! about each frame; [`port::guard`] checks the addresses of its sender. [`tunnel::endpoint`] takes a batch of frames:
 //! [`tunnel::outgoing`] copies frames into a staging buffer, segments large ones and bundles small
 //! ones for the path to their destination ([`tunnel::paths`]). On a secured vnet [`tunnel::protect`] seals them there.
 //! [`underlay`] sends the buffer in a few messages. If a frame exceeds the path MTU and cannot
-//! be segmented, [`vif::too_big`] answers its sender, or it leaves in fragments, which [`tunnel::reassembly`]
+//! be segmented, [`tunnel::too_big`] answers its sender, or it leaves in fragments, which [`tunnel::reassembly`]
 //! puts together at the receiver. Receiving: a readable socket wakes the thread. [`tunnel::protect`] opens sealed
 //! datagrams. [`tunnel::rx`] accepts a frame or names the reason to drop it. [`offload::gro`] merges segments.
 //! [`guest::deliver`] copies the frame into the guest's buffers. In a stream of long segments the kernel copies the payload

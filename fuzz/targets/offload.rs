@@ -6,7 +6,7 @@ use vnet::offload::checksum::{self, Sum};
 use vnet::offload::features::Offloads;
 use vnet::offload::gso::Cut;
 use vnet::offload::header::{self, Request};
-use vnet::vif::too_big;
+use vnet::tunnel::too_big;
 use vnet::wire::frame;
 
 use super::Input;

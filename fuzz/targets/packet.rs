@@ -8,7 +8,7 @@ use vnet::packet::arp::Arp;
 use vnet::packet::discovery::Discovery;
 use vnet::packet::extension::{ExtensionSet, options};
 use vnet::packet::{Ethernet, IpVersion, Lengths, Packet, Reason};
-use vnet::vif::guard::Guard;
+use vnet::port::guard::Guard;
 use vnet::wire::Mac;
 
 use super::Input;

@@ -8,9 +8,9 @@ use clap::{ArgGroup, Parser};
 use crate::config::SocketMode;
 use crate::limiter::units::{Rate, Size};
 use crate::policy::Level;
+use crate::port::guard::Prefix;
 use crate::port::throttle::Limits;
 use crate::port::tx::SourceMac;
-use crate::vif::guard::Prefix;
 use crate::vif::serve::View;
 use crate::wire::{Mac, VnetId};
 

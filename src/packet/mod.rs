@@ -2,8 +2,8 @@
 //! beginning of what they carry. This is the only code that walks them.
 //!
 //! A guard that reads a frame otherwise than the code that cuts it, or than the receiver, can be
-//! bypassed. So offloads ([`crate::offload::layout`]), the guard ([`crate::vif::guard`]), the
-//! answer to packets that are too long ([`crate::vif::too_big`]) and the search for announcements
+//! bypassed. So offloads ([`crate::offload::layout`]), the guard ([`crate::port::guard`]), the
+//! answer to packets that are too long ([`crate::tunnel::too_big`]) and the search for announcements
 //! ([`crate::wire::frame`]) all read what [`Packet::parse`] found, and decide only what to make of
 //! it.
 //!

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`worker`] | one queue pair's data path, in the order of packets |
 //! | [`tx`] | from the guest: whose frame it is, where it goes |
+//! | [`guard`] | anti-spoofing: which addresses the guest may send from, if it is kept to a list |
 //! | [`throttle`] | rate limits: what waits, what is dropped |
 //! | [`learned`] | MACs behind the vif |
 //! | [`stranger`] | a guest that sends from a MAC at which nobody finds it |
@@ -12,6 +13,7 @@
 
 pub mod arrival;
 pub mod direct;
+pub mod guard;
 pub mod learned;
 pub mod stranger;
 pub mod throttle;

@@ -12,7 +12,7 @@
 //!                                     +-------------- Lanes <--- another vif of this host
 //! ```
 //!
-//! If the guest is kept to a list of addresses, [`crate::vif::guard`] checks each frame behind `tx::judge`.
+//! If the guest is kept to a list of addresses, [`crate::port::guard`] checks each frame behind `tx::judge`.
 //!
 //! In the middle of a stream in long segments the kernel copies these straight into the guest's
 //! buffers, past the batch: see [`super::direct`].
@@ -41,12 +41,12 @@ use crate::guest::side::GuestSide;
 use crate::local::ends::Local;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
+use crate::port::guard::Prefix;
+use crate::port::guard::exit::Exit;
 use crate::time::Instant;
 use crate::tunnel::endpoint::{Endpoint, Place};
 use crate::tunnel::outgoing::Batch;
 use crate::underlay::{Port, Underlay};
-use crate::vif::guard::Prefix;
-use crate::vif::guard::exit::Exit;
 use crate::wire::{CareOf, Mac};
 use direct::Direct;
 

@@ -7,6 +7,7 @@
 //! | [`unresolved`] | frames that wait for such an address |
 //! | [`outgoing`] | frames become datagrams |
 //! | [`paths`] | how long those may be, by destination |
+//! | [`too_big`] | the ICMP answer to a frame that is longer than its path |
 //! | [`pmtu_feedback`] | answers to senders whose frames exceed that, and the senders that ignore them |
 //! | [`protect`] | datagrams of a secured vnet are sealed and opened |
 //! | [`rx`] | whether a datagram holds a frame for this vif |
@@ -29,4 +30,5 @@ pub mod protect;
 pub mod reassembly;
 pub mod residents;
 pub mod rx;
+pub mod too_big;
 pub mod unresolved;

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::time::Instant;
-use crate::vif::too_big;
+use crate::tunnel::too_big;
 
 /// How long after the first message packets are still dropped.
 pub const GRACE: Duration = Duration::from_millis(200);

@@ -7,8 +7,6 @@
 //! |---|---|
 //! | [`nic`] | the workers of a NIC, and what they share |
 //! | [`alarm`] | the timer of a worker that waits for credit |
-//! | [`guard`] | anti-spoofing: which addresses the guest may send from, if it is kept to a list |
-//! | [`too_big`] | the ICMP answer to a frame that is longer than its path |
 //! | [`learning`] | MACs behind the vif: the table of all queue pairs together |
 //! | [`late`] | watches the sockets of a guest that has left, whose late frames are sent on |
 //! | [`key_ends`] | when keys end that varpd, being away, does not end |
@@ -18,7 +16,6 @@
 
 pub mod alarm;
 mod announcing;
-pub mod guard;
 pub mod key_ends;
 pub mod late;
 pub mod learning;
@@ -26,4 +23,3 @@ pub mod link;
 pub mod nic;
 mod registration;
 pub mod serve;
-pub mod too_big;

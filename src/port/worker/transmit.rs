@@ -16,6 +16,7 @@ use crate::local::lanes::Written;
 use crate::metrics::VifCounter;
 use crate::offload::LEAD_LEN;
 use crate::offload::header::{self, Request};
+use crate::port::guard::exit::Exit;
 use crate::port::stranger;
 use crate::port::throttle::{Allowance, Cost, Direction};
 use crate::port::tx::{self, SourceMac, Verdict};
@@ -26,7 +27,6 @@ use crate::tunnel::outgoing::scatter;
 use crate::tunnel::outgoing::{AddressBytes, Batch, Lead, Route};
 use crate::underlay::Underlay;
 use crate::vhost_user::vring::{GuestMemory, RingError};
-use crate::vif::guard::exit::Exit;
 use crate::wire::frame::Addresses;
 use crate::wire::{encap, frame};
 

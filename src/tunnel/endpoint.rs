@@ -187,6 +187,8 @@ impl<U: Underlay> Endpoint<U> {
         self.stager.set_short_ends(underlay.needs_short_ends());
         if let Some(protection) = &mut self.protection {
             protection.move_away();
+            // Mappings come with keys: a frame that goes by an earlier one would be dropped for the lack of a key.
+            self.neighbors.invalidate_all();
         }
         self.set_place(place);
         self.moved = MovedMacs::default();

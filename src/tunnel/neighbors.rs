@@ -226,6 +226,12 @@ impl Neighbors {
         }
     }
 
+    /// Invalidates all entries: frames wait until varpd says again where to send them.
+    pub fn invalidate_all(&mut self) {
+        self.recent = None;
+        self.entries.retain(|_, state| matches!(state, State::Resolving));
+    }
+
     /// Handles a resolution of `mac` that has taken longer than any frame waits: the next frame asks again.
     pub fn give_up(&mut self, mac: Mac) {
         if matches!(self.entries.get(&mac), Some(State::Resolving)) {

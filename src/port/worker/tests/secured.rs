@@ -47,6 +47,25 @@ fn what_is_sealed_leaves_in_pieces_when_the_kernel_knows_better() {
     }
 }
 
+/// Mappings come with keys, and there are none for the new place yet.
+#[test]
+fn at_another_place_frames_wait_for_new_keys() {
+    let (one, _) = pair_between(addr(1), addr(7));
+    let mut worker = offloading_worker(ALL);
+    worker.tunnel.set_protection(Some(one));
+    let mut driver = Driver::new();
+    driver.offer_frame(&frame(PEER, OWN, &[1; 100]));
+    transmit(&mut worker, &mut driver);
+    assert_eq!(worker.tunnel.underlay().sent.len(), 1, "the place is known, and there is a key");
+
+    let place = *worker.tunnel.place();
+    drop(worker.tunnel.replace_underlay(MemoryUnderlay::default(), place));
+    driver.offer_frame(&frame(PEER, OWN, &[2; 100]));
+    transmit(&mut worker, &mut driver);
+    assert_eq!(worker.counters.get(VifCounter::tx_drop_no_key), 0);
+    assert_eq!(worker.counters.get(VifCounter::tx_parked), 1);
+}
+
 /// Members hear of a guest's arrival, and nobody else learns its MAC.
 #[test]
 fn the_announcement_of_an_arrival_is_sealed() {

@@ -1,7 +1,6 @@
 //! A guest's NIC as varpd knows it: its queue pairs, and its registration.
 //!
-//! The data path of a queue pair is in [`crate::port`]. What of it is still here belongs there:
-//! [`guard`] checks what leaves, and [`too_big`] answers what is too long.
+//! The data path of a queue pair is in [`crate::port`].
 //!
 //! | File | Content |
 //! |---|---|

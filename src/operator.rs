@@ -190,13 +190,8 @@ fn call(path: &Path, request: &Request) -> Result<Connection, OperatorError> {
         _ => failed(source),
     })?;
     let hello = Request::Hello { features: Features::NONE, software: software("vnet") };
-    for request in [&hello, request] {
-        match connection.send(&request.emit(), &[]) {
-            // varpd has refused the connection or the first message, and closed it: its word waits to be read.
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => break,
-            sent => sent.map_err(failed)?,
-        }
-    }
+    let (hello, request) = (hello.emit(), request.emit());
+    connection.send_all(&[(&hello, &[]), (&request, &[])]).map_err(failed)?;
     Ok(connection)
 }
 

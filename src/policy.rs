@@ -71,8 +71,7 @@ impl FromStr for Level {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        let all = [Self::None, Self::Auth, Self::Conf];
-        let found = all.into_iter().find(|level| level.to_string() == s);
+        let found = LEVELS.into_iter().find(|level| level.to_string() == s);
         found.ok_or_else(|| format!("'{s}' is not a policy: none, auth or conf"))
     }
 }

@@ -173,9 +173,12 @@ impl Hosts {
     /// Reports a host that is heard only by its beacon, once an hour at most.
     fn warn_of_beacon(&mut self, host: Name, beacon: Beacon, now: Instant) {
         let lately = |at| now.saturating_since(at) < WARN_AGAIN;
+        if self.beacons.warned.is_some_and(lately) {
+            return;
+        }
         let (what, is_certain) = self.apart(host, &beacon);
         // A host's first beacon may arrive before its first HELLO.
-        if self.beacons.warned.is_some_and(lately) || !is_certain && beacon.heard < 2 {
+        if !is_certain && beacon.heard < 2 {
             return;
         }
         self.beacons.warned = Some(now);

@@ -36,29 +36,30 @@ const CEILING: u64 = 1 << 43;
 /// Clocks kept at most of vnets that have left this host.
 const MOST_KEPT: usize = 1024;
 
-/// The clocks of a mapper: one for each vnet with vifs here, and for those that have left and whose clock was
-/// ahead of the wall clock.
+/// The clocks of a mapper.
 #[derive(Debug, Default)]
 pub(super) struct Clocks {
+    /// Of vnets that have vifs here.
     clocks: BTreeMap<VnetId, Clock>,
-    /// How many of them are of vnets that have left.
-    kept: usize,
+    /// Of vnets that have left, and whose clock was ahead of the wall clock.
+    left: BTreeMap<VnetId, Clock>,
 }
 
 impl Clocks {
     /// The first vif of a vnet has come.
     pub(super) fn begin(&mut self, vnet: VnetId) {
-        self.kept -= usize::from(self.clocks.contains_key(&vnet));
-        self.clocks.entry(vnet).or_default();
+        let clock = self.left.remove(&vnet).unwrap_or_default();
+        self.clocks.insert(vnet, clock);
     }
 
     /// The last vif of a vnet has gone. Its next claims must be above its last ones.
     pub(super) fn end(&mut self, vnet: VnetId, wall_ms: u64) {
-        let Some(clock) = self.clocks.get(&vnet) else { return };
-        if clock.highest > wall_ms && self.kept < MOST_KEPT {
-            self.kept += 1;
-        } else {
-            self.clocks.remove(&vnet);
+        let Some(clock) = self.clocks.remove(&vnet) else { return };
+        if self.left.len() >= MOST_KEPT {
+            self.left.retain(|_, clock| clock.highest > wall_ms);
+        }
+        if clock.highest > wall_ms && self.left.len() < MOST_KEPT {
+            self.left.insert(vnet, clock);
         }
     }
 
@@ -141,10 +142,16 @@ mod tests {
             clocks.of(vnet(id)).observe(Stamp(NOW + HOUR), NOW);
             clocks.end(vnet(id), NOW);
         }
-        assert_eq!((clocks.clocks.len(), clocks.kept), (MOST_KEPT, MOST_KEPT));
+        assert_eq!((clocks.clocks.len(), clocks.left.len()), (0, MOST_KEPT));
         clocks.begin(vnet(9000));
         clocks.end(vnet(9000), NOW);
-        assert_eq!(clocks.clocks.len(), MOST_KEPT, "one that is not ahead is not kept");
+        assert_eq!(clocks.left.len(), MOST_KEPT, "one that is not ahead is not kept");
+        // When they are not ahead any more, they make room for one that is.
+        let later = NOW + 2 * HOUR;
+        clocks.begin(vnet(9000));
+        clocks.of(vnet(9000)).observe(Stamp(later + HOUR), later);
+        clocks.end(vnet(9000), later);
+        assert_eq!(clocks.left.keys().copied().collect::<Vec<_>>(), [vnet(9000)]);
     }
 
     #[test]

@@ -57,6 +57,6 @@ counters! {
         limit_announces [messages] = "announcements not sent because of a limit per vif, including the MACs behind it",
         limit_corrections [messages] = "corrections not sent because of a limit",
         damped_claims [claims] = "claims refused because the vif moved too often",
-        damped_moves [moves] = "moves that backends were told of late because the vif moved too often",
+        damped_moves [moves] = "moves that backends heard late, because the vif moved too often",
     }
 }

@@ -111,7 +111,7 @@ impl Mapper {
         if !is_relay && author.addr != from {
             return Err(MapperCounter::rx_drop_source);
         }
-        if !self.is_elsewhere(author.addr.ip(), from)
+        if !self.is_elsewhere(author.addr.ip(), from.ip())
             || message.body.claim().is_some_and(|claim| !self.is_place(message, *claim, from))
         {
             return Err(MapperCounter::rx_drop_address);
@@ -131,7 +131,7 @@ impl Mapper {
 
     /// Whether the vif that a claim is about can be where it says.
     fn is_place(&self, message: &Message, claim: Claim, from: SocketAddr) -> bool {
-        if self.is_elsewhere(claim.coa.addr.ip(), from) {
+        if self.is_elsewhere(claim.coa.addr.ip(), from.ip()) {
             return true;
         }
         // A claim of this host's own earlier life is outdone where the vif is here; see `contend`.
@@ -143,9 +143,9 @@ impl Mapper {
     /// Whether an address is that of another host on this underlay, as far as this host can know. Another varpd on
     /// this host speaks for its own address: the kernel takes no IPv4 packet from elsewhere whose source
     /// is an address of this host.
-    pub(super) fn is_elsewhere(&self, ip: IpAddr, from: SocketAddr) -> bool {
+    pub(super) fn is_elsewhere(&self, ip: IpAddr, from: IpAddr) -> bool {
         let own = self.own.addr.ip();
-        let is_neighbour = from.ip() == ip && ip.is_ipv4() || own.is_loopback();
+        let is_neighbour = from == ip && ip.is_ipv4() || own.is_loopback();
         let is_local = ip == own || self.local.contains(&ip) && !is_neighbour;
         !is_local && is_reachable(ip, own)
     }
@@ -398,7 +398,7 @@ impl Mapper {
         let Some(claim) = self.forwarding(key).filter(|_| self.vifs.owner(&key).is_none()) else {
             return;
         };
-        let is_told = self.is_elsewhere(host, sender);
+        let is_told = self.is_elsewhere(host, host);
         let note = self.notes.get_mut(&key).filter(|_| is_told);
         if !note.is_some_and(|note| note.tell(host, now.mono)) {
             return;

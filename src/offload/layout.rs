@@ -127,7 +127,7 @@ impl Layout {
     fn read(lead: &[u8], total_len: usize, lengths: Lengths) -> Result<Self, Opaque> {
         let lead = lead.get(..total_len).unwrap_or(lead);
         let ethernet = Ethernet::parse(lead)?;
-        if ethernet.has_old_tags(lead) {
+        if ethernet.has_old_tags {
             return Err(Opaque::NotIp);
         }
         let packet = Packet::parse_in(lead, &ethernet, total_len, lengths)?;
@@ -139,7 +139,7 @@ impl Layout {
         if has_ip_options && !extensions.is_within(DIVISIBLE) {
             return Err(Opaque::NotTransport);
         }
-        let destination_at = packet.final_destination_at(lead).ok_or(Opaque::NotTransport)?;
+        let destination_at = packet.final_destination_at.ok_or(Opaque::NotTransport)?;
         let header = lead.get(transport_at..).ok_or(Opaque::Truncated)?;
         let room = end - transport_at;
         let (transport, header_len) = match packet.protocol {

@@ -24,11 +24,13 @@ const LEAST_TAG: u16 = 0x8100;
 /// The header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ethernet {
-    /// Type behind the tags that were read. Below 0x600 it is a length (IEEE 802.3). If it is that
-    /// of a tag, there are more than are read.
+    /// Type behind the tags that were read. Below 0x600 it is a length (IEEE 802.3). If it is the type
+    /// of a tag, the frame has more tags than are read.
     pub ether_type: u16,
     /// Where the payload begins, in bytes: the length of this header.
     pub payload_at: usize,
+    /// Whether a tag is of a type that switches used for the outer tag before IEEE 802.1ad.
+    pub has_old_tags: bool,
 }
 
 impl Ethernet {
@@ -40,35 +42,21 @@ impl Ethernet {
     pub fn parse(frame: &[u8]) -> Result<Self, Stop> {
         let mut type_at = ADDRESSES_LEN;
         let mut ether_type = field::u16_at(frame, type_at).ok_or(Stop::truncated(0))?;
+        let mut has_old_tags = false;
         for _ in 0..MAX_TAGS {
-            if ether_type < LEAST_TAG || !is_tag(ether_type) && !is_old_tag(ether_type) {
+            if ether_type < LEAST_TAG {
                 break;
+            }
+            match ether_type {
+                // IEEE 802.1Q and 802.1ad.
+                LEAST_TAG | 0x88a8 => {}
+                0x9100 | 0x9200 | 0x9300 => has_old_tags = true,
+                _ => break,
             }
             let tag_at = type_at;
             type_at += TAG_LEN;
             ether_type = field::u16_at(frame, type_at).ok_or(Stop::truncated(tag_at))?;
         }
-        Ok(Self { ether_type, payload_at: type_at + 2 })
+        Ok(Self { ether_type, payload_at: type_at + 2, has_old_tags })
     }
-
-    /// Whether a tag is of a type from before IEEE 802.1ad. `frame` is what was parsed.
-    #[inline]
-    pub fn has_old_tags(&self, frame: &[u8]) -> bool {
-        self.payload_at > HEADER_LEN
-            && (ADDRESSES_LEN..self.payload_at - 2)
-                .step_by(TAG_LEN)
-                .any(|at| field::u16_at(frame, at).is_some_and(is_old_tag))
-    }
-}
-
-/// Whether it is a tag protocol identifier of IEEE 802.1Q or 802.1ad.
-#[inline]
-const fn is_tag(ether_type: u16) -> bool {
-    matches!(ether_type, LEAST_TAG | 0x88a8)
-}
-
-/// Whether it is one of those that switches used for the outer tag before IEEE 802.1ad.
-#[inline]
-const fn is_old_tag(ether_type: u16) -> bool {
-    matches!(ether_type, 0x9100 | 0x9200 | 0x9300)
 }

@@ -9,7 +9,7 @@
 //!  +-------------+------------+------------------------------+----
 //! ```
 
-use super::ip::{Fragment, IPV6_LEN, IpVersion};
+use super::ip::{Fragment, IpVersion};
 use super::{Reason, Stop, field};
 
 /// Most extension headers that are read; Linux sends no more than three.
@@ -114,7 +114,7 @@ impl Header {
     }
 
     /// Where a routing header has the address of the final destination; `None` if its type is
-    /// unknown.
+    /// unknown, or it is too short.
     pub(super) const fn final_destination(&self) -> Option<usize> {
         match self.fields {
             // Mobile IPv6 (RFC 6275, 6.4) has one address, segment routing (RFC 8754, 2) the last
@@ -152,12 +152,6 @@ impl<'a> Extensions<'a> {
         end: usize,
     ) -> Self {
         Self { frame, version, protocol, at, end, count: 0, fragment: Fragment::NOT }
-    }
-
-    /// Of an IPv6 packet whose header begins at `network_at`, which is in the frame.
-    pub(super) fn of_ipv6(frame: &'a [u8], network_at: usize, end: usize) -> Self {
-        let first = field::u8_at(frame, network_at + 6).unwrap_or_default();
-        Self::new(frame, IpVersion::V6, first, network_at + IPV6_LEN, end)
     }
 
     /// The next header; `None` behind the last, or behind the fragment header of a later fragment.

@@ -8,7 +8,7 @@ use super::protocol::ether_type;
 use super::{Reason, Stop, field};
 
 const IPV4_LEN: usize = 20;
-pub(super) const IPV6_LEN: usize = 40;
+const IPV6_LEN: usize = 40;
 /// Fields of IPv4: more fragments follow; the offset; no router may fragment the packet.
 const MORE_FRAGMENTS: u16 = 0x2000;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
@@ -28,8 +28,8 @@ pub enum IpVersion {
 pub enum Lengths {
     /// Where its length field says.
     Fields,
-    /// There, or with its frame if the field is 0: that of a frame that is to be cut, which is
-    /// written when it is cut, or of a header chain that IPv6 receivers read as far as it goes.
+    /// There, or with its frame if the field is 0: drivers may leave it 0 in a frame that is to be
+    /// cut.
     FieldsUnlessZero,
     /// With its frame, which is to be cut. Drivers differ in the lengths that they write into such
     /// a frame.
@@ -44,8 +44,8 @@ impl Fragment {
     /// It is no fragment.
     pub const NOT: Self = Self(0);
 
-    /// By a fragment header of IPv6. A packet that is whole and has one all the same (RFC 6946)
-    /// counts as a beginning.
+    /// From the field of IPv6's fragment header. A whole packet with such a header (an atomic fragment,
+    /// RFC 6946) counts as a first fragment.
     pub(super) const fn of_header(field: u16) -> Self {
         Self(field >> 3 | MORE_FRAGMENTS)
     }
@@ -85,6 +85,10 @@ pub struct Packet {
     pub fragment: Fragment,
     /// Kinds of extension headers that were read, and whether the IPv4 header has options.
     pub extensions: ExtensionSet,
+    /// Where the address of the final destination is, which checksums cover (RFC 8200, 8.1): in the
+    /// IP header, or in the routing header of a packet that is on its way. `None` if that header is
+    /// of an unknown type, or too short.
+    pub final_destination_at: Option<usize>,
 }
 
 impl Packet {
@@ -146,33 +150,9 @@ impl Packet {
 
     /// The extension headers of an IPv6 packet, to be read again.
     pub fn extension_headers<'a>(&self, frame: &'a [u8]) -> Extensions<'a> {
-        Extensions::of_ipv6(frame, self.network_at, self.end)
+        let first = field::u8_at(frame, self.network_at + 6).unwrap_or_default();
+        Extensions::new(frame, IpVersion::V6, first, self.network_at + IPV6_LEN, self.end)
     }
-
-    /// Where the address of the final destination is, which checksums cover (RFC 8200, 8.1): in the
-    /// IP header, or in the routing header of a packet that is on its way. `None` if the type of
-    /// that is unknown.
-    #[inline(always)]
-    pub fn final_destination_at(&self, frame: &[u8]) -> Option<usize> {
-        let is_plain = self.extensions == ExtensionSet::NONE;
-        if !is_plain && self.extensions.contains(Extension::Routing) {
-            return routed_to(frame, self.network_at, self.end);
-        }
-        Some(self.network_at + if self.version == IpVersion::V4 { 16 } else { 24 })
-    }
-}
-
-/// Where the last routing header of a packet that is on its way has the final destination.
-#[cold]
-fn routed_to(frame: &[u8], network_at: usize, end: usize) -> Option<usize> {
-    let mut extensions = Extensions::of_ipv6(frame, network_at, end);
-    let mut at = Some(network_at + 24);
-    while let Ok(Some(header)) = extensions.read() {
-        if header.is_on_its_way() {
-            at = header.final_destination();
-        }
-    }
-    at
 }
 
 /// The end of a packet whose header begins at `at`, and whose length field counts from `base` on.
@@ -203,14 +183,22 @@ fn ipv4(frame: &[u8], at: usize, total_len: usize, lengths: Lengths) -> Result<P
         return Err(Stop::truncated(at));
     }
     let fragment = Fragment(u16::from_be_bytes([fragment0, fragment1]));
-    let options =
+    let extensions =
         if header_len > IPV4_LEN { ExtensionSet::IPV4_OPTIONS } else { ExtensionSet::NONE };
-    let mut above = Above { protocol, at: transport_at, fragment, extensions: options };
+    let packet = Packet {
+        version: IpVersion::V4,
+        network_at: at,
+        end,
+        protocol,
+        transport_at,
+        fragment,
+        extensions,
+        final_destination_at: Some(at + 16),
+    };
     if protocol == Extension::AUTHENTICATION && !fragment.is_later() {
-        let headers = Extensions::new(frame, IpVersion::V4, protocol, transport_at, end);
-        above = Above { fragment, ..walk(headers, options)? };
+        return Ok(Packet { fragment, ..walk(frame, packet)? });
     }
-    Ok(above.packet(IpVersion::V4, at, end))
+    Ok(packet)
 }
 
 #[inline(always)]
@@ -222,37 +210,32 @@ fn ipv6(frame: &[u8], at: usize, total_len: usize, lengths: Lengths) -> Result<P
     if version >> 4 != 6 || end > total_len || end < transport_at {
         return Err(Stop::malformed(at));
     }
-    let (fragment, extensions) = (Fragment::NOT, ExtensionSet::NONE);
-    let mut above = Above { protocol, at: transport_at, fragment, extensions };
-    if Extension::of(protocol, IpVersion::V6).is_some() {
-        above =
-            walk(Extensions::new(frame, IpVersion::V6, protocol, transport_at, end), extensions)?;
-    }
-    Ok(above.packet(IpVersion::V6, at, end))
+    let packet = Packet {
+        version: IpVersion::V6,
+        network_at: at,
+        end,
+        protocol,
+        transport_at,
+        fragment: Fragment::NOT,
+        extensions: ExtensionSet::NONE,
+        final_destination_at: Some(at + 24),
+    };
+    if Extension::of(protocol, IpVersion::V6).is_some() { walk(frame, packet) } else { Ok(packet) }
 }
 
-/// What is above an IP header.
-struct Above {
-    protocol: u8,
-    at: usize,
-    fragment: Fragment,
-    extensions: ExtensionSet,
-}
-
-impl Above {
-    #[inline]
-    const fn packet(self, version: IpVersion, network_at: usize, end: usize) -> Packet {
-        let Self { protocol, at: transport_at, fragment, extensions } = self;
-        Packet { version, network_at, end, protocol, transport_at, fragment, extensions }
-    }
-}
-
-/// Steps over the extension headers, and adds their kinds to others.
-#[cold]
-fn walk(mut headers: Extensions<'_>, mut extensions: ExtensionSet) -> Result<Above, Stop> {
+/// Steps over the extension headers of a packet.
+#[inline(never)]
+fn walk(frame: &[u8], mut packet: Packet) -> Result<Packet, Stop> {
+    let Packet { version, protocol, transport_at, end, .. } = packet;
+    let mut headers = Extensions::new(frame, version, protocol, transport_at, end);
     while let Some(header) = headers.read()? {
-        extensions = extensions.with(header.kind);
+        packet.extensions = packet.extensions.with(header.kind);
+        if header.is_on_its_way() {
+            packet.final_destination_at = header.final_destination();
+        }
     }
-    let (protocol, at, fragment) = (headers.protocol(), headers.at(), headers.fragment());
-    Ok(Above { protocol, at, fragment, extensions })
+    packet.protocol = headers.protocol();
+    packet.transport_at = headers.at();
+    packet.fragment = headers.fragment();
+    Ok(packet)
 }

@@ -93,7 +93,7 @@ fn two_tags_are_read_of_whatever_type() {
         let frame = Frame { tags: tags.clone(), ..Frame::v4() }.build();
         let ethernet = Ethernet::parse(&frame).unwrap();
         assert_eq!((ethernet.ether_type, ethernet.payload_at), (0x800, 14 + 4 * tags.len()));
-        assert_eq!(ethernet.has_old_tags(&frame), has_old_tags);
+        assert_eq!(ethernet.has_old_tags, has_old_tags);
         assert_eq!(parse(&frame).unwrap().network_at, ethernet.payload_at);
     }
     for third in TAGS {

@@ -238,10 +238,15 @@ impl<U: Underlay> Worker<U> {
     }
 
     fn drop_incoming(&mut self) {
+        self.take_handovers();
+        self.tunnel.drop_incoming(VifCounter::rx_drop_no_ring);
+    }
+
+    /// Lets lanes be read whose handover has arrived.
+    fn take_handovers(&mut self) {
         for (from, lane) in self.tunnel.incoming_mut().take_handovers() {
             self.local.note_handover(from, lane);
         }
-        self.tunnel.drop_incoming(VifCounter::rx_drop_no_ring);
     }
 
     /// Whether frames were read that wait for the guest's receive buffers, or for credit: sockets
@@ -250,8 +255,8 @@ impl<U: Underlay> Worker<U> {
         self.guest.is_starved() || self.throttle.holds(Direction::In)
     }
 
-    /// Whether the control side has something to do: besides what the tunnel has, a guest that announced
-    /// itself or sends from new MACs, or lanes that ended.
+    /// Whether the control side has something to do: the tunnel has, the guest announced itself or sends
+    /// from new MACs, or a lane ended.
     pub fn wants_attention(&self) -> bool {
         self.tunnel.wants_attention()
             || self.announcement_seen

@@ -145,6 +145,18 @@ impl Connection {
         Ok(())
     }
 
+    /// The same for several in a row. A peer that has closed its end, after it refused the connection or one of
+    /// them, ends it without an error: its last words are to be read.
+    pub fn send_all(&self, datagrams: &[(&[u8], &[BorrowedFd<'_>])]) -> io::Result<()> {
+        for (bytes, fds) in datagrams {
+            match self.send(bytes, fds) {
+                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => break,
+                sent => sent?,
+            }
+        }
+        Ok(())
+    }
+
     /// Receives a datagram; [`io::ErrorKind::WouldBlock`] if none waits.
     ///
     /// A peer that closed its end with datagrams of ours unread gives an error first, once. Its last words
@@ -289,6 +301,7 @@ mod tests {
         client.send(b"unread", &[]).unwrap();
         server.send(b"no", &[]).unwrap();
         drop(server);
+        client.send_all(&[(b"too", &[]), (b"late", &[])]).unwrap();
         let mut buffer = [0; 4];
         assert_eq!(client.recv(&mut buffer).unwrap().len, 2);
         assert_eq!(client.recv(&mut buffer).unwrap().len, 0);

@@ -218,7 +218,7 @@ impl<U: Underlay> Endpoint<U> {
         self.frame_ids = ids;
     }
 
-    /// Receives about so many bytes at a time at most.
+    /// Limits a batch of received messages to about `bytes`.
     pub fn bound_batches(&mut self, bytes: u64) {
         self.incoming.bound(bytes);
     }

@@ -1,12 +1,12 @@
-//! How often a user may register vifs. Each registration opens sockets, and a vif whose guest runs is announced to all hosts:
-//! a user's loop must not keep the segment busy.
+//! Limits the rate at which a user registers vifs. Each registration opens sockets, and all hosts hear the
+//! announcement of a vif whose guest runs: a user's loop must not keep the segment busy.
 
 use std::collections::BTreeMap;
 
 use crate::limiter::TokenBucket;
 use crate::time::Instant;
 
-/// So many users are there when those that have been quiet are forgotten.
+/// Number of users from which on those that have been quiet are forgotten.
 const FEW: usize = 64;
 
 /// A bucket for each user but root.
@@ -18,7 +18,7 @@ pub(super) struct Arrivals {
 }
 
 impl Arrivals {
-    /// Each user may register so many at once, and so many per second in the long run.
+    /// Each user may register `burst` vifs at once, and `per_second` in the long run.
     pub(super) fn new(per_second: u32, burst: usize) -> Self {
         let burst = u32::try_from(burst).unwrap_or(u32::MAX);
         Self { per_second, burst, by_user: BTreeMap::new() }

@@ -41,7 +41,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 const GAVE_UP_HOLD: Duration = Duration::from_secs(1);
 
 /// How long the backends of a vnet may take to say that they accept the first session with a host.
-const FIRST_GATE_TIMEOUT: Duration = Duration::from_millis(200);
+const FIRST_GATE_TIMEOUT: Duration = Duration::from_millis(50);
 /// The same for another session, while the one before it serves.
 const GATE_TIMEOUT: Duration = Duration::from_millis(500);
 

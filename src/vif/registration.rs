@@ -1,7 +1,6 @@
 //! The registration of a vif with varpd: the exchange, and what follows from the answer (the guest's MTU,
 //! the workers' place on the underlay).
 
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -48,13 +47,8 @@ pub(super) fn register_with(
     queue_pairs: u8,
     timeout: Duration,
 ) -> Result<Registration, ServeError> {
-    for (request, sockets) in [(&Link::hello(), [].as_slice()), (request, sockets)] {
-        match varpd.send(&request.emit(), sockets) {
-            // varpd has refused the connection or the first message, and closed it: its word waits to be read.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
-            sent => sent.map_err(doing("cannot write to varpd"))?,
-        }
-    }
+    let messages = [(&Link::hello().emit()[..], &[][..]), (&request.emit()[..], sockets)];
+    varpd.send_all(&messages).map_err(doing("cannot write to varpd"))?;
     let mut buffer = vec![0; control::MAX_LEN];
     loop {
         let in_time = varpd.wait_readable(timeout).map_err(doing("cannot wait for varpd"))?;

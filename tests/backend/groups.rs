@@ -14,7 +14,7 @@ use crate::nic::{BROADCAST, Nic, mac, number, vif};
 use crate::rollout::{FRAMES, reconfigure, send_round, wait_rounds, wait_vifs};
 use crate::secured::{Keys, assert_no_drops, wait_passes};
 use crate::support::netns::{Family, Host};
-use crate::support::{pause, step};
+use crate::support::{pause, step, wait_until};
 use crate::{MTU, Net, SOON};
 
 /// The group of VARP, and of frames unless hosts are told otherwise.
@@ -126,8 +126,10 @@ fn roll_out(family: Family, is_secured: bool) {
                     wait_rounds(&rounds);
                     // varpd itself listens at the one in any case.
                     let own = (groups != one_group).then_some(of_vnet(family, 42));
-                    let want = own.into_iter().chain([one(family)]).collect();
-                    assert_eq!(joined(net.underlay.host(host), family), want, "{groups}");
+                    let want: BTreeSet<IpAddr> = own.into_iter().chain([one(family)]).collect();
+                    wait_until(&format!("the groups of {groups} are joined"), SOON, || {
+                        joined(net.underlay.host(host), family) == want
+                    });
                 }
             }
         }));

@@ -5,13 +5,11 @@ use std::net::SocketAddr;
 use nix::unistd::{Uid, setfsuid};
 use socket2::{Domain, Socket, Type};
 
+use super::admission::NOBODY;
 use super::peer::{ACTIVE, Backend};
 use super::support::netns::{Family, Host};
 use super::support::wait_until;
 use super::{Net, SOON, key};
-
-/// Somebody who is neither root nor in one of its groups.
-const NOBODY: u32 = 65_534;
 
 /// Addresses of the host, all of them at VARP's port.
 const PLACES: [&str; 9] = [

@@ -17,7 +17,7 @@ use crate::tunnel::residents::Residents;
 use crate::vhost_user::vring::RingError;
 use crate::wire::frame::{self, Addresses};
 
-/// Frames and bytes read from a lane before the next has its turn, and the guest is told of them:
+/// Frames and bytes read from a lane before the next has its turn and the guest sees them:
 /// it can work on these while we go on.
 const TURN_FRAMES: usize = 256;
 const TURN_BYTES: usize = 256 << 10;

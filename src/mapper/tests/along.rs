@@ -44,7 +44,7 @@ fn macs_behind_a_vif_follow_it_to_this_host() {
     assert!(bench.told().iter().any(is_it));
 }
 
-/// Such a MAC is confirmed at once, by this host: its user is told of that, and of nothing that was known before.
+/// This host confirms such a MAC at once, and tells its user once.
 #[test]
 fn a_user_is_told_once_when_this_host_confirms_a_mac_behind_its_own_vif() {
     for refresh in [false, true] {

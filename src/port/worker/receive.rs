@@ -88,7 +88,7 @@ impl<U: Underlay> Worker<U> {
         self.deliver_incoming(&mut ring, now).map(Progress::from)
     }
 
-    /// A socket is empty, at so many turns after a wake-up.
+    /// Handles a socket that is found empty, `turn` batches after the wake-up.
     fn found_nothing(&mut self, turn: usize, now: Instant) -> Progress {
         // Woken for nothing to read: reports make a socket poll, too, until they are read.
         if turn == 0 {
@@ -147,18 +147,11 @@ impl<U: Underlay> Worker<U> {
             self.counters.inc(VifCounter::rx_throttled);
         }
         self.guest.publish(ring)?;
-        self.note_handovers();
-        outcome
-    }
-
-    /// What came before a handover is delivered: its lane may be read.
-    fn note_handovers(&mut self) {
-        let incoming = self.tunnel.incoming_mut();
-        if incoming.is_empty() {
-            for (from, lane) in incoming.take_handovers() {
-                self.local.note_handover(from, lane);
-            }
+        // All that came before a handover is delivered.
+        if self.tunnel.incoming().is_empty() {
+            self.take_handovers();
         }
+        outcome
     }
 
     /// Delivers what was read from sockets, and then from lanes, as far as the limit allows.

@@ -1,5 +1,5 @@
 //! The worker's part from the guest on: frames are taken from the transmit ring, judged, and put where
-//! they belong: into the batch for the underlay, a lane, or the park.
+//! they belong: into the batch for the underlay, into a lane, or where they wait for their destination.
 
 use std::mem;
 

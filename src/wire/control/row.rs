@@ -18,9 +18,9 @@ pub const MAX_NAME: usize = 80;
 /// Longest unit, in bytes: 128 counters of at most 2 + 80 + 1 + 2 + 24 + 8 bytes fit in [`super::MAX_LEN`].
 pub const MAX_UNIT: usize = 24;
 
-/// Column bit N: numbers, aligned to the right.
+/// Flag of a column: it holds numbers, aligned to the right.
 const NUMBERS: u8 = 1;
-/// Column bit D: for programs only.
+/// Flag of a column: it is for programs only.
 const DETAIL: u8 = 2;
 
 /// A column of a table.
@@ -65,7 +65,7 @@ pub enum Cell {
     Text(Cow<'static, str>),
     /// A number in the column's unit.
     Number(u64),
-    /// So many, or more: counting has reached its bound.
+    /// This number, or more: counting has reached its limit.
     AtLeast(u64),
     /// A span of time, to the microsecond.
     Span(Duration),
@@ -114,6 +114,10 @@ impl Kind {
             Self::Counter => 1,
             Self::Gauge => 2,
         }
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        [Self::Counter, Self::Gauge].into_iter().find(|kind| kind.code() == code)
     }
 }
 
@@ -181,11 +185,7 @@ impl Reader<'_> {
 
     pub(super) fn sample(&mut self) -> Result<Sample, ParseError> {
         let name = self.text(MAX_NAME)?;
-        let kind = match self.u8()? {
-            1 => Kind::Counter,
-            2 => Kind::Gauge,
-            _ => return Err(ParseError::Value),
-        };
+        let kind = Kind::from_code(self.u8()?).ok_or(ParseError::Value)?;
         Ok(Sample { name, kind, unit: self.text(MAX_UNIT)?, value: self.u64()? })
     }
 }

@@ -4,6 +4,9 @@ use std::collections::HashSet;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
+use vnet::sys::clock;
+use vnet::time::Instant;
+
 use super::LONG;
 use super::shape::Kind;
 use crate::driver::{Control, Driver, HEADER_LEN, Options, request};
@@ -22,6 +25,8 @@ pub(super) struct Guest {
     pub(super) host: usize,
     /// How often it has moved.
     pub(super) moves: usize,
+    /// When it began to run where it is.
+    pub(super) since: Instant,
     /// Frames that have arrived, by number.
     pub(super) heard: HashSet<u32>,
 }
@@ -76,10 +81,11 @@ impl Guest {
     /// A guest that boots.
     pub(super) fn start(name: &str, vif: Vif, kind: Kind, varpd: &Varpd, host: usize) -> Self {
         let mut prepared = Prepared::new(name, vif, kind, varpd);
+        let since = clock::mono();
         prepared.nic.driver.start().unwrap();
         prepared.nic.wait_state("active", varpd);
         let Prepared { nic, meeting } = prepared;
-        Self { nic, meeting, kind, host, moves: 0, heard: HashSet::new() }
+        Self { nic, meeting, kind, host, moves: 0, since, heard: HashSet::new() }
     }
 
     pub(super) fn vnet(&self) -> u32 {
@@ -114,7 +120,7 @@ impl Guest {
 
     /// Goes on in another place; what it leaves is returned.
     pub(super) fn settle(&mut self, there: Prepared, host: usize) -> Prepared {
-        self.host = host;
+        (self.host, self.since) = (host, clock::mono());
         let nic = std::mem::replace(&mut self.nic, there.nic);
         Prepared { nic, meeting: std::mem::replace(&mut self.meeting, there.meeting) }
     }

@@ -150,7 +150,8 @@ impl Connection {
     pub fn send_all(&self, datagrams: &[(&[u8], &[BorrowedFd<'_>])]) -> io::Result<()> {
         for (bytes, fds) in datagrams {
             match self.send(bytes, fds) {
-                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => break,
+                // The first attempt can give the error that a reader would get.
+                Err(e) if is_gone(e.kind()) => break,
                 sent => sent?,
             }
         }
@@ -252,6 +253,11 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
         // Connected, a full backlog, another socket type: somebody is there.
         _ => Err(BindError::Live(path.to_owned())),
     }
+}
+
+/// Whether an error says that the peer has closed its end.
+fn is_gone(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 #[cfg(test)]

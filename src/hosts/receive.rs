@@ -173,7 +173,9 @@ impl Hosts {
         let before = self.takes(name, list);
         let stamped = (list, message.time_ms, message.generation);
         let cut = self.table.list(name, stamped, is_fresh, &proved, now.mono);
-        self.counters.add(HostsCounter::hello_drop_full, cut as u64);
+        if cut > 0 {
+            self.counters.inc(HostsCounter::hello_drop_full);
+        }
         let after = self.takes(name, list);
         for ((vnet, before), (_, after)) in before.into_iter().zip(after) {
             // Only a change of the least length, or to it, makes a difference.

@@ -170,8 +170,8 @@ impl DataPath for Nic {
     fn set_mtu(&self, mtu: u16) -> bool {
         if mtu > self.mtu {
             log::warn!(
-                "the guest has an MTU of {mtu} bytes (host_mtu), but only {} fit: longer packets cost more, and longer \
-                 broadcasts and multicasts are dropped",
+                "the guest has an MTU of {mtu} bytes (host_mtu), but only {} fit: longer packets travel in \
+                 segments or fragments, which costs processor time",
                 self.mtu,
             );
         }

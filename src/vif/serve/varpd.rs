@@ -206,8 +206,8 @@ impl Serving {
         if self.mtu > most {
             let mtu = self.mtu;
             log::warn!(
-                "the guest has an MTU of {mtu} bytes, but only {most} fit from now on: longer packets cost more, and longer \
-                 broadcasts and multicasts are dropped; restart the backend and the guest"
+                "the guest has an MTU of {mtu} bytes, but only {most} fit from now on: longer packets travel in \
+                 segments or fragments, which costs processor time; restart the backend and the guest to avoid this"
             );
         }
     }

@@ -37,7 +37,7 @@ pub struct Backend {
     #[arg(long, requires = "socket_path", conflicts_with = "fd")]
     pub client: bool,
 
-    /// Serve this inherited descriptor: a connection, with which the backend ends, or a listening socket.
+    /// Serve this inherited descriptor: a listening socket, or a connection; the backend ends with the connection.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..))]
     pub fd: Option<RawFd>,
 
@@ -57,7 +57,7 @@ pub struct Backend {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub queue_pairs: u8,
 
-    /// MTU that is offered to the guest, in bytes [default: the largest that fits the underlay].
+    /// MTU offered to the guest, in bytes [default: the largest that fits the underlay].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(68..))]
     pub mtu: Option<u16>,
 
@@ -69,8 +69,8 @@ pub struct Backend {
 
     /// Let the guest be a bridge: allow up to N other source MAC addresses, at most 256.
     ///
-    /// Other hosts resolve each as if it had a NIC of its own. An address that is not used for 300 seconds is
-    /// forgotten. An address that appears behind another NIC moves there.
+    /// Other hosts resolve each as if it had a NIC of its own. The backend forgets an address that is not used for
+    /// 300 seconds. An address that appears behind another NIC moves there.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=256))]
     pub learn: u16,
 
@@ -81,8 +81,8 @@ pub struct Backend {
     /// Let the guest send only from this IPv4 or IPv6 address or prefix, such as 192.0.2.7 or 2001:db8:0:1::/64; can be
     /// repeated, or take a list with commas [default: any].
     ///
-    /// Frames from other addresses (IP, ARP, neighbour discovery), of DHCP servers and routers, and of other
-    /// protocols are dropped; see ADDRESSES.
+    /// The backend drops frames from other addresses (IP, ARP, neighbour discovery), of DHCP servers and routers,
+    /// and of other protocols; see ADDRESSES.
     #[arg(long, value_name = "ADDRESS[/BITS]", value_delimiter = ',')]
     pub allow_ip: Vec<Prefix>,
 
@@ -98,12 +98,12 @@ pub struct Backend {
     #[arg(long, value_name = "RATE")]
     pub rate_out: Option<Rate>,
 
-    /// Limit for the guest's receiving, likewise. Excess frames wait in the vif's sockets [default: no limit].
+    /// Limit for the guest's receiving, in the same form. Excess frames wait in the vif's sockets [default: no limit].
     #[arg(long, value_name = "RATE")]
     pub rate_in: Option<Rate>,
 
     /// Limit for the guest's sending, in frames per second; the burst is 15 ms at this rate, at least 32. A large frame
-    /// counts as the frames that it is cut into. Excess frames wait in the guest's ring [default: no limit].
+    /// counts as the frames into which it is cut. Excess frames wait in the guest's ring [default: no limit].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub frames_out: Option<u32>,
 
@@ -164,7 +164,7 @@ pub struct Backend {
     #[arg(long)]
     pub no_sandbox: bool,
 
-    /// Log more; given twice, every message exchanged with QEMU. RUST_LOG overrides it.
+    /// Log more; given twice, log every message exchanged with QEMU. RUST_LOG overrides it.
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }

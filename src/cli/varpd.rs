@@ -11,8 +11,8 @@ use crate::config::{Config, ConfigError, Group, Port, SocketMode};
 ///
 /// Run one varpd on each host. Together with the varpds of the other hosts on the underlay it finds the host
 /// of each virtual interface (vif) of the virtual networks (vnets), and it opens the underlay sockets of this host's
-/// vifs. The backends of the guests' NICs, vhost-user-vnet, connect to its control socket, as does the
-/// operator's command, vnet.
+/// vifs. The backends of the guests' NICs (vhost-user-vnet) and the operator's command (vnet) connect to its
+/// control socket.
 #[derive(Clone, Debug, Default, Parser)]
 #[command(name = "varpd", version)]
 pub struct Args {
@@ -26,7 +26,7 @@ pub struct Args {
     /// varpd replaces a socket that an earlier varpd has left.
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// User that varpd changes to if root starts it [default: varpd, if that user exists]
+    /// User that varpd becomes if root starts it [default: varpd, if that user exists]
     ///
     /// varpd then has no capabilities. A process that it forks first, the opener, keeps CAP_NET_ADMIN, and uses it
     /// only to enlarge socket buffers.
@@ -37,7 +37,7 @@ pub struct Args {
     pub socket_group: Option<String>,
     /// Path of a second socket, for operators: vnet show, monitor, flush
     ///
-    /// Everybody who can connect there is an operator, but cannot register vifs there. Its mode is 0660.
+    /// Any user who can connect to it is an operator, but cannot register vifs through it. Its mode is 0660.
     #[arg(long, value_name = "PATH")]
     pub operator_socket: Option<PathBuf>,
     /// Group, by name or number, whose members are operators, as root always is; the operators' socket belongs to
@@ -51,7 +51,7 @@ pub struct Args {
     ///
     /// varpd uses its first global IPv4 address, or IPv6 with --ipv6. Without --underlay and --address it chooses
     /// the only interface with such an address, or if there are several the one with the default route.
-    /// It waits while there is none.
+    /// It waits until there is one.
     #[arg(long, value_name = "IFACE", conflicts_with = "address")]
     pub underlay: Option<String>,
     /// Address on the underlay; varpd finds the interface that has it
@@ -69,7 +69,7 @@ pub struct Args {
     /// Do not confine varpd, for debugging
     #[arg(long)]
     pub no_sandbox: bool,
-    /// Log more; given twice, every message
+    /// Log more; given twice, log every message
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
     /// Log only warnings and errors

@@ -48,8 +48,8 @@ pub enum Action {
     /// Print events of address resolution as they happen
     ///
     /// Prints one line per event until interrupted. Addresses on other hosts: resolved, unresolved, moved, expired, evicted.
-    /// Vifs of this host: claimed, lost. Problems: conflict, damped, implausible, unusable. missed: this monitor read too
-    /// slowly. See EVENTS.
+    /// Vifs of this host: claimed, lost. Problems: conflict, damped, implausible, unusable. If this monitor reads too
+    /// slowly: missed. See EVENTS.
     Monitor {
         /// Only events of this vnet or vif
         #[command(flatten)]

@@ -114,7 +114,7 @@ counters! {
     SadbCounters by SadbCounter {
         sa_sessions [sessions] = "sessions made with other hosts, per vnet",
         sa_given_up [handshakes] = "handshakes without an answer in time",
-        sa_ended [sessions] = "sessions that ended: replaced, expired, or their key was given up",
+        sa_ended [sessions] = "sessions that ended: they were replaced, they expired, or their key was given up",
         handshake_tx [messages] = "handshake messages sent",
         handshake_rx [messages] = "handshake messages received",
         handshake_cookies [messages] = "of handshake_tx, cookies: too many INITs arrived, or varpd started less than three minutes ago",
@@ -122,7 +122,7 @@ counters! {
         handshake_drop_version [messages] = "handshake messages of hosts with another version of the format",
         handshake_drop_vnet [messages] = "handshake messages for a vnet or with a key that this host does not have",
         handshake_drop_forged [messages] = "handshake messages that no holder of the key made for this host",
-        handshake_drop_name [messages] = "INITs whose sender names another address than they come from (NAT), or another realm",
+        handshake_drop_name [messages] = "INITs that name another address than their source (NAT), or another realm",
         handshake_drop_credential [messages] = "handshake messages without a credential of the required kind",
         handshake_drop_stale [messages] = "INITs that are old, or of a host whose clock is wrong by more than 90 s",
         handshake_drop_unasked [messages] = "handshake messages that answer no message of this host",

@@ -7,7 +7,7 @@
 //! | [`guard`] | anti-spoofing: which addresses the guest may send from, if it is kept to a list |
 //! | [`throttle`] | rate limits: what waits, what is dropped |
 //! | [`learned`] | MACs behind the vif |
-//! | [`stranger`] | a guest that sends from a MAC at which nobody finds it |
+//! | [`stranger`] | a guest that sends from a MAC at which other guests cannot reach it |
 //! | [`arrival`] | a guest that has migrated here: RARP tells its vnet |
 //! | [`direct`] | trains of long segments that go straight into the guest's buffers |
 

@@ -72,13 +72,13 @@ impl Door {
         Self(Some(observer))
     }
 
-    /// Whether an observer stands there.
+    /// Whether somebody looks.
     #[inline]
     pub fn is_open(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Shows a frame to the observer, if there is one.
+    /// Shows a frame, if somebody looks.
     #[inline]
     pub fn show<'p, 'a: 'p>(&self, frame: impl FnOnce() -> Observed<'p, 'a>) {
         if let Some(observer) = &self.0 {

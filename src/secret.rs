@@ -1,5 +1,4 @@
-//! Bytes of keys: zeroed when dropped, never shown, compared in constant time.
-//! [`crate::security::keys`] derives them.
+//! Bytes of keys: zeroed when dropped, never shown, compared in constant time. [`crate::security::keys`] derives them.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! The users of a mapping, to whom the mapper reports its changes.
+//! Who uses a mapping and must hear when it changes.
 
 use super::LocalVif;
 
@@ -48,7 +48,7 @@ impl Interest {
         self.listed.retain(|&listed| listed != vif);
     }
 
-    /// Whether it has no users.
+    /// Whether nobody uses it.
     pub(super) fn is_empty(&self) -> bool {
         !self.everyone && self.listed.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Changes of the knowledge about remote vifs, and the notices of them.
+//! How what is known about remote vifs changes, and who is told.
 
 use std::time::Duration;
 
@@ -221,7 +221,7 @@ impl Mapper {
         }
     }
 
-    /// Removes a resolution, with its timer and its counts.
+    /// Takes a resolution out, with its timer and what it counted for.
     pub(super) fn end_pending(&mut self, key: &VifKey) -> Option<Pending> {
         let pending = self.pending.remove(key)?;
         self.timers.cancel(pending.due, Timer::Request(*key));
@@ -270,7 +270,7 @@ pub(super) fn behind(entry: &Entry) -> Option<(Mac, Stamp)> {
     Some((claim.behind?, claim.stamp))
 }
 
-/// The notice to the users of a mapping.
+/// What users of a mapping are told.
 pub(super) fn mapping(key: VifKey, claim: Claim, lifetime: Duration) -> Notice {
     Notice::Mapping { mac: key.mac, coa: claim.coa, stamp: claim.stamp, lifetime }
 }

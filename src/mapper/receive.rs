@@ -1,4 +1,4 @@
-//! Messages of other hosts, and the trust in each.
+//! Messages of other hosts: who is believed what.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -17,20 +17,19 @@ use crate::wire::{CareOf, VifKey};
 /// themselves, and everybody who has the mapping answers.
 const CORRECTION_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The way by which a claim arrived.
+/// How a claim came here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Heard {
     /// From the owner itself, just now.
     Announced,
-    /// From the owner itself, some time ago: a late answer.
+    /// From the owner itself, some time ago: an answer that came late.
     Late,
-    /// From a third host, or in answer to an announcement of this host, with the time at which the
-    /// owner last confirmed it.
+    /// From a third host, or in answer to our own announcement; the owner confirmed it then.
     Corrected(Instant),
 }
 
 impl Mapper {
-    /// Handles a message from the address `from`, through the group or by unicast.
+    /// Takes in a message that came `from` that address, through the group or by unicast.
     pub fn handle_message(
         &mut self,
         from: SocketAddr,
@@ -88,7 +87,7 @@ impl Mapper {
         is_refused
     }
 
-    /// Checks the origin of a message. Returns the counter of the reason to drop it.
+    /// What is refused whatever it says, by the counter of its reason.
     fn admit(
         &self,
         from: SocketAddr,
@@ -130,7 +129,7 @@ impl Mapper {
         }
     }
 
-    /// Whether a vif can be at the care-of address in its claim.
+    /// Whether the vif that a claim is about can be where it says.
     fn is_place(&self, message: &Message, claim: Claim, from: SocketAddr) -> bool {
         if self.is_elsewhere(claim.coa.addr.ip(), from.ip()) {
             return true;
@@ -141,9 +140,9 @@ impl Mapper {
         is_correction && is_of_earlier_life && self.vifs.owner(&message.key).is_some()
     }
 
-    /// Whether an address can be that of another host on this underlay. An address of this host can
-    /// be that of another varpd here if the message comes from it: the kernel drops IPv4 packets of
-    /// other hosts whose source is an address of this host.
+    /// Whether an address is that of another host on this underlay, as far as this host can know. Another varpd on
+    /// this host speaks for its own address: the kernel takes no IPv4 packet from elsewhere whose source
+    /// is an address of this host.
     pub(super) fn is_elsewhere(&self, ip: IpAddr, from: IpAddr) -> bool {
         let own = self.own.addr.ip();
         let is_neighbour = from == ip && ip.is_ipv4() || own.is_loopback();
@@ -151,16 +150,15 @@ impl Mapper {
         !is_local && is_reachable(ip, own)
     }
 
-    /// Whether a question may cast doubt on the claim of its author. As with announcements, only a
-    /// host of the segment may do so, and only for the address from which it sends.
+    /// Whether a question may say that its asker's claim is in doubt: as with an announcement, whoever is
+    /// not of the segment, or has not the address that it names, is not believed.
     fn is_owners_question(&self, via_group: bool, message: &Message, asker: CareOf) -> bool {
         let is_heard = via_group || message.relayed;
         is_heard && asker.addr.ip() == message.author.addr.ip()
     }
 
-    /// The owner of a key asks whether another host has it: its backend has ended
-    /// ([`Mapper::doubt`]). If the vif runs on this host, and had lost the key to the owner, it
-    /// takes the key back.
+    /// Who owns a key asks who has it: its backend has ended ([`Mapper::doubt`]). A vif here that runs,
+    /// and that had lost the key to it, takes it back.
     fn take_back(&mut self, key: VifKey, asker: CareOf, now: Now) {
         let is_of_owner = |claim: Claim| claim.coa.addr == asker.addr;
         if self.vifs.owner(&key).is_none() && self.cached_claim(&key).is_some_and(is_of_owner) {
@@ -168,8 +166,7 @@ impl Mapper {
         }
     }
 
-    /// Answers a request: to one through the group, only the owner does; to one to this host
-    /// `alone`, any host.
+    /// Only the owner's host answers, except where it was asked alone.
     fn answer(&mut self, key: VifKey, nonce: u64, asker: Author, alone: bool) {
         let moved = self.forwarding(key).filter(|claim| self.may_tell(claim, asker));
         let lifetime_ms = self.lifetime_ms();
@@ -182,13 +179,13 @@ impl Mapper {
         self.send(Destination::Unicast(asker.addr), key, nonce, false, body);
     }
 
-    /// A reply to an open question, or to one that another host has answered before.
+    /// An answer to a question that is open, or was answered by somebody else before.
     fn on_reply(&mut self, message: &Message, claim: Claim, lifetime_ms: u32, now: Now) {
         let (key, nonce) = (message.key, message.nonce);
         let lifetime = self.config.believed(lifetime_ms);
         let open = self.pending.get(&key).is_some_and(|p| p.nonce == nonce);
         let known = match (open, self.cached_nonce(&key) == Some(nonce)) {
-            // It was in doubt whether its owner is still on this host.
+            // It was in doubt whether its owner is still here.
             (true, _) if self.vifs.owner(&key).is_some() => {
                 self.learn(key, claim, lifetime, Heard::Announced, now)
             }
@@ -204,7 +201,7 @@ impl Mapper {
         }
     }
 
-    /// Handles the answer to an open question. If a newer claim is known, returns that; then
+    /// An open question is answered. Returns the claim that is known to be newer, if one is; then
     /// the question stays open.
     fn answered(
         &mut self,
@@ -218,7 +215,7 @@ impl Mapper {
         match self.cached_claim(&key) {
             Some(known) if known.is_own() && !claim.is_own() => {
                 let is_asked_all = self.pending.get(&key).is_some_and(|p| p.stage == Stage::Ask);
-                // The owner's host itself says this, or does not answer.
+                // The owner's host says so itself, or does not answer.
                 if is_asked_all || claim.owner().of_host() == known.owner().of_host() {
                     self.give_up_own(key, claim, lifetime, now);
                 }
@@ -236,7 +233,7 @@ impl Mapper {
         }
     }
 
-    /// The nonce of the question that a cached mapping answered last.
+    /// The question that a cached mapping answered last.
     fn cached_nonce(&self, key: &VifKey) -> Option<u64> {
         match self.cache.get(key)?.known {
             Known::At { nonce, .. } => Some(nonce),
@@ -244,12 +241,11 @@ impl Mapper {
         }
     }
 
-    /// A third host reports a newer claim.
+    /// A third host says that there is a newer claim.
     fn on_correction(&mut self, message: &Message, claim: Claim, lifetime_ms: u32, now: Now) {
         let (key, nonce, author) = (message.key, message.nonce, message.author);
         let owner = self.vifs.owner(&key);
-        // Two networks may use one address: only the owner can tell the place of a vif in another
-        // realm.
+        // Two networks may use one address: what is where in another realm only its owner can say.
         let is_foreign = author.realm != self.own.realm;
         if is_foreign {
             self.count(MapperCounter::rx_foreign_realm);

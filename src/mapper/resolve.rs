@@ -1,4 +1,4 @@
-//! Resolution: questions of local vifs, and the requests to other hosts.
+//! Where is this MAC? Questions of local vifs, and the requests that answer them.
 
 use super::along::VOUCH_TIMEOUT;
 use super::cache::{Entry, Known};

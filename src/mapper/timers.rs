@@ -1,8 +1,8 @@
-//! Deadlines in one ordered set, so that setting, cancelling and finding the next take time
+//! What is due when: one ordered set, so that setting, cancelling and finding the next are
 //! logarithmic in the number of timers.
 //!
-//! The owner of a timer keeps its deadline and passes it back to cancel the timer. So the set
-//! contains only live timers, and the tables that use it bound its size.
+//! Whoever owns a timer remembers its deadline and hands it back to cancel it; so the set holds
+//! exactly the live ones and is bounded by the tables it serves.
 
 use std::collections::BTreeSet;
 

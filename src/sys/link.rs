@@ -1,4 +1,4 @@
-//! Properties of the network interfaces of this network namespace.
+//! What a network interface of this network namespace is like.
 
 use std::ffi::CString;
 use std::io;

@@ -1,17 +1,12 @@
-//! Handles hosts that were suspended, restored from a snapshot, or cloned.
+//! Notices that this host was suspended, restored from a snapshot, or cloned.
 //!
-//! While a host is suspended its monotonic clock stands still, and so does the age of keys. A virtual machine that
-//! was restored from a snapshot, or cloned, cannot notice this by any clock, and another
-//! copy may already have sealed packets with the same keys and numbers. A hypervisor with a
+//! While a host is suspended its monotonic clock stands still: CLOCK_BOOTTIME gets ahead of it. A virtual machine that
+//! was restored from a snapshot, or cloned, cannot notice this by any clock. A hypervisor with a
 //! generation id reports it ([`crate::sys::generation`]).
-//!
-//! | Noticed by | Sessions with other hosts | Group frames |
-//! |---|---|---|
-//! | CLOCK_BOOTTIME, ahead of CLOCK_MONOTONIC by more than before | age by the difference, and are replaced when next needed | new start |
-//! | the generation id | end at once | new start |
 
 use std::time::Duration;
 
+use crate::host::Input;
 use crate::sys::generation::{Generation, News};
 use crate::sys::process;
 use crate::time::Now;
@@ -43,11 +38,10 @@ impl Sleep {
 impl Daemon {
     /// Call it once per turn of the loop.
     pub(super) fn heed_sleep(&mut self, asleep: Duration, now: Now) {
-        let Some(slept) = self.sleep.look(asleep) else { return };
-        log::info!("this host was suspended for {} s: renewing keys", slept.as_secs());
+        let Some(asleep) = self.sleep.look(asleep) else { return };
+        log::info!("this host was suspended for {} s: renewing keys", asleep.as_secs());
         if let Some(seed) = seed() {
-            self.security.awake(slept, seed, now);
-            self.renew_group_keys(now);
+            self.feed(Input::Slept { asleep, seed }, now);
         }
     }
 
@@ -68,8 +62,7 @@ impl Daemon {
         };
         log::log!(level, "{why}: ending all sessions with other hosts and agreeing on new keys");
         if let Some(seed) = seed() {
-            self.security.begin_anew(seed, now);
-            self.renew_group_keys(now);
+            self.feed(Input::Restored { seed }, now);
         }
     }
 }

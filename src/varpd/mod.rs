@@ -1,19 +1,17 @@
 //! varpd: one per host. It resolves addresses with its peers, registers the vifs of this host and
 //! opens their underlay sockets.
 //!
-//! All that decides is in [`crate::mapper`]; this is the shell around it, one thread with one loop:
+//! All that decides is in [`crate::host`]; this is the shell around it, one thread with one loop, which holds the
+//! sockets and connections and carries out what the host asks for:
 //!
 //! ```text
 //!   backends, vnet                                          other hosts
 //!        | control socket                                        | VARP: own address and group
-//!   +----v-----+      +----------+     inputs, outputs      +----v---+
-//!   | clients  |----->|  daemon  |<----------------------->|  varp  |
-//!   +----------+      | the loop |------+   +---------+    +--------+
-//!                     +----------+      +-->| mapper  |
-//!                       |      |            +---------+
-//!               +-------v--+ +-v--------+
-//!               | registry | | stats    |   vifs and their sockets; counters being collected
-//!               +----------+ +----------+
+//!   +----v-----+  +--------+     inputs    +------+  outputs +---v----+
+//!   | clients  |->| daemon |-------------->| host |--------->| varp   |
+//!   +----------+  |the loop|<--+           +------+    |     +--------+
+//!                 +--------+   | results       |       +---->| vifs, key_files, processes |
+//!                              +---- perform <-+             +----------------------------+
 //! ```
 //!
 //! **Nobody can hold it up.** Sockets are non-blocking; a turn of the loop takes a bounded number of
@@ -23,62 +21,32 @@
 //! **It has no privilege.** What takes one is done by the *opener*, a process that varpd forks before it opens
 //! anything and confines itself ([`crate::underlay::opener`]).
 //!
-//! **A backend's end is not the vif's end.** varpd has duplicates of the vif's sockets. It keeps
-//! them, and the claim, for a while, in which a backend of the same user can come and find the same
-//! care-of address and the frames that arrived meanwhile. **Nor is varpd's end**: a backend brings
-//! its sockets to the next varpd, which believes it only what the kernel says about them.
-//!
 //! | File | What |
 //! |---|---|
 //! | `daemon` | the loop: one thread that waits for all sources |
+//! | `perform` | carries out the host's outputs |
 //! | `clients` | the connections to the control socket |
-//! | `requests` | what clients ask, and the ends of their connections |
-//! | `admission` | which users may have vifs on which vnet, and who is an operator |
-//! | `doubts` | says which hosts send under another policy, with another key or without a tag |
-//! | `speakers` | which vif each process speaks for |
-//! | `register` | registration of a vif: whose it may be, and which sockets it gets |
-//! | `registry` | the vifs of this host, and what is kept of them when their backend is gone |
-//! | `comings` | a limit on what the log says of vifs that come and go |
-//! | `learnt` | MACs behind vifs |
-//! | `late` | frames that come for vifs that have moved |
-//! | `lanes` | the lanes between vifs of this host |
-//! | `hello` | other hosts, as they tell of themselves |
-//! | `security` | secured vnets: keys, and what backends are told |
-//! | `user` | as whom varpd runs |
-//! | `site` | chooses the host's place on the underlay, and follows it |
-//! | `waiting`, `follower` | the time before there is one; when to look whether it has changed |
-//! | `underlay` | what follows when it has |
+//! | `processes` | the processes of backends, until they end |
+//! | `vifs` | the sockets of vifs |
+//! | `key_files` | the files of vnets' keys |
 //! | `varp` | VARP on the underlay: the sockets and what passes them |
-//! | `tables`, `stats`, `monitor` | what operators see: rows, counters of backends, events |
+//! | `underlay` | the sockets' part of the host's place on the underlay |
+//! | `awake` | notices that the host was suspended, restored or cloned |
+//! | `user` | as whom varpd runs |
+//! | `waiting` | the time before there is a place on the underlay |
 
 #![forbid(unsafe_code)]
 
-mod admission;
-mod arrivals;
 mod awake;
 mod clients;
-mod comings;
-mod complaints;
 mod daemon;
-mod doubts;
-mod follower;
-mod hello;
-mod lanes;
-mod late;
-mod learnt;
-mod monitor;
-mod register;
-mod registry;
-mod requests;
-mod security;
-mod site;
-mod speakers;
-mod stats;
-mod tables;
-mod twins;
+mod key_files;
+mod perform;
+mod processes;
 mod underlay;
 mod user;
 mod varp;
+mod vifs;
 mod waiting;
 
 use std::collections::BTreeSet;
@@ -89,6 +57,8 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::config::{Config, ConfigError};
+use crate::host::SiteError;
+use crate::host::admission::Operators;
 use crate::sys::notify::ServiceManager;
 use crate::sys::rtnetlink::Rtnetlink;
 use crate::sys::sandbox::{Capability, Confinement, Profile, Reach, SandboxError};
@@ -98,10 +68,7 @@ use crate::sys::{clock, process};
 use crate::underlay::opener::Privileged;
 use crate::underlay::sockets::{Opener, Site};
 
-use admission::Operators;
 use daemon::{Daemon, Groups};
-
-pub use site::SiteError;
 
 /// Ports below it are for privileged processes (ip(7)).
 const FIRST_COMMON_PORT: u16 = 1024;
@@ -255,8 +222,8 @@ pub fn run(config: Config) -> Result<(), VarpdError> {
             "not confined (--no-sandbox): an attacker who takes over this process has all its rights"
         ),
     }
-    daemon.read_addresses()?;
-    daemon.load_keys(clock::now()).map_err(VarpdError::Key)?;
+    daemon.read_addresses(clock::now())?;
+    daemon.load_keys(clock::now())?;
     about_user.into_iter().for_each(|text| log::warn!("{text}"));
     daemon.tell_small_buffers();
     daemon.announce_ready(manager);

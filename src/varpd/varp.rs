@@ -10,7 +10,6 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use crate::mapper::Destination;
 use crate::metrics::{VarpdCounter, VarpdCounters};
 use crate::quiet::QuietEach;
 use crate::security::handshake::token::TokenKey;
@@ -19,7 +18,6 @@ use crate::sys::{mmsg, sockopt};
 use crate::time::Instant;
 use crate::underlay::classes::Class;
 use crate::underlay::sockets::{self, BeaconSockets, Opener, VarpSockets};
-use crate::wire::varp::Message;
 use crate::wire::{VnetId, handshake, hello, varp};
 
 use super::{VarpdError, failed};
@@ -197,11 +195,6 @@ impl Varp {
         }
     }
 
-    /// Whether this host has vifs on a vnet: then questions about it are heard.
-    pub(super) fn hears(&self, vnet: VnetId) -> bool {
-        self.vnets.contains(&vnet)
-    }
-
     /// Questions about these vnets, and no others, are heard from now on; false if that has to be tried again.
     #[must_use]
     pub(super) fn hear_questions(&mut self, vnets: BTreeSet<VnetId>, now: Instant) -> bool {
@@ -232,22 +225,6 @@ impl Varp {
             let more = all.wrapping_sub(std::mem::replace(&mut drops.seen, all));
             counters.add(drops.counter, more.into());
         }
-    }
-
-    /// Sends a message. VARP repeats what is lost, so failure is only counted, and logged.
-    pub(super) fn send(
-        &mut self,
-        to: Destination,
-        message: &Message,
-        now: Instant,
-        counters: &VarpdCounters,
-    ) {
-        let to = match to {
-            Destination::Group => self.group_address,
-            Destination::Unicast(to) => to,
-        };
-        log::trace!("VARP to {to}: {message:?}");
-        self.send_bytes(to, message.to_bytes(), now, counters);
     }
 
     /// Sends a beacon. A host may have no address of the other family, so failure is only counted.

@@ -3,19 +3,17 @@
 use std::time::Duration;
 
 use crate::config::Config;
+use crate::host::follower::{REMINDER, gap_after};
+use crate::host::site::{self, Interface, Place};
 use crate::sys::clock;
 use crate::sys::event::{Interest, Poller};
 use crate::sys::notify::ServiceManager;
-use crate::sys::rtnetlink::{Interface, Rtnetlink};
+use crate::sys::rtnetlink::{self, Rtnetlink};
 use crate::sys::signal::Termination;
 use crate::time::Instant;
 
-use super::follower::gap_after;
-use super::site::{self, Place};
 use super::{VarpdError, failed};
 
-/// Interval between repeats of the log line.
-pub(super) const REMINDER: Duration = Duration::from_secs(60);
 /// Start timeout that varpd requests from the service manager: longer than until the next line.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -39,10 +37,12 @@ pub(super) fn await_place(
         .map_err(add)?;
     let mut said: Option<(String, Instant)> = None;
     loop {
-        let interfaces = list(config, rtnetlink)?;
+        let listed = listed(config, rtnetlink)?;
+        let interfaces: Vec<Interface> = listed.iter().cloned().map(Interface::from).collect();
         let why = match site::choose(config, &interfaces) {
             Ok((interface, address)) => {
-                warn_without_multicast(interface);
+                let named = listed.iter().find(|listed| listed.index == interface.index);
+                named.into_iter().for_each(warn_without_multicast);
                 return Ok(Some(Place::of(interface, address)));
             }
             Err(why) if why.may_pass() => why.to_string(),
@@ -72,7 +72,22 @@ pub(super) fn list(
     config: &Config,
     rtnetlink: &mut Rtnetlink,
 ) -> Result<Vec<Interface>, VarpdError> {
+    Ok(listed(config, rtnetlink)?.into_iter().map(Interface::from).collect())
+}
+
+fn listed(
+    config: &Config,
+    rtnetlink: &mut Rtnetlink,
+) -> Result<Vec<rtnetlink::Interface>, VarpdError> {
     rtnetlink.interfaces(needs_routes(config)).map_err(failed("list the network interfaces"))
+}
+
+impl From<rtnetlink::Interface> for Interface {
+    fn from(listed: rtnetlink::Interface) -> Self {
+        let rtnetlink::Interface { name, index, master, up, loopback, default_route, .. } = listed;
+        let addresses = listed.addresses;
+        Self { name, index, master, up, loopback, default_route, addresses }
+    }
 }
 
 /// Whether the choice depends on routes: the configuration names no interface or address.
@@ -80,7 +95,7 @@ pub(super) fn needs_routes(config: &Config) -> bool {
     config.underlay.is_none() && config.address.is_none()
 }
 
-pub(super) fn warn_without_multicast(interface: &Interface) {
+fn warn_without_multicast(interface: &rtnetlink::Interface) {
     if !interface.multicast && !interface.loopback {
         log::warn!(
             "interface {} cannot carry multicast, so varpd finds no other host: choose another (--underlay)",

@@ -2,7 +2,7 @@
 
 use super::ParseError;
 
-/// The bytes left to parse.
+/// What is left to parse.
 pub(super) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -47,7 +47,7 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
-    /// The bytes that are left.
+    /// What is left.
     pub(super) fn rest(&self) -> &'a [u8] {
         self.0
     }

@@ -1,5 +1,4 @@
-//! Cookies: under load, a host answers an INIT only if its sender has proved that it receives at
-//! its address.
+//! Cookies: under load, an INIT is answered only if its sender receives at its address.
 
 use std::net::IpAddr;
 
@@ -48,7 +47,7 @@ impl Cookies {
         self.before = std::mem::replace(&mut self.now, Secrets::new(entropy));
     }
 
-    /// The secret of the tokens that come with cookies.
+    /// What the tokens that go with cookies are made with.
     pub const fn token_key(&self) -> TokenKey {
         self.now.token
     }

@@ -1,4 +1,4 @@
-//! The outputs of the state machine, among them the keys for backends.
+//! What the state machine asks for, and the keys that it gives away.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use crate::secret::{SaKey, Secret};
 use crate::wire::VnetId;
 use crate::wire::name::Name;
 
-/// An action for the caller.
+/// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Send a handshake message to the VARP port of a host.

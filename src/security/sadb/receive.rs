@@ -1,4 +1,4 @@
-//! Received handshake messages: their effects, and the reasons for which others have none.
+//! Handshake messages that come in: what each of them changes, and why others change nothing.
 
 use std::net::IpAddr;
 use std::time::Duration;

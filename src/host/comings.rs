@@ -4,11 +4,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Arguments;
 
 use crate::quiet::Quiet;
 use crate::time::Instant;
+
+use super::output::Output;
 
 /// Lines per user and minute: enough for a host that starts sixty guests at once.
 const MOST_LINES: u32 = 120;
@@ -33,17 +35,24 @@ enum Place {
 
 impl Comings {
     /// Writes a line about a vif of a user, at the usual level or, if there were many, at debug level.
-    pub(super) fn log(&mut self, uid: u32, line: Arguments<'_>, now: Instant) {
-        match self.place(uid, now) {
-            Place::Log => log::info!("{line}"),
-            Place::LogLast => {
-                log::info!("{line}");
-                log::warn!(
-                    "vifs of user {uid} come and go more than {MOST_LINES} times a minute: suppressing \
-                     further lines; their backends' logs say why they end"
-                );
-            }
-            Place::Debug => log::debug!("{line}"),
+    pub(super) fn log(
+        &mut self,
+        uid: u32,
+        line: Arguments<'_>,
+        now: Instant,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        let place = self.place(uid, now);
+        if place == Place::Debug {
+            return log::debug!("{line}");
+        }
+        outputs.push_back(Output::Log { level: log::Level::Info, text: line.to_string() });
+        if place == Place::LogLast {
+            let text = format!(
+                "vifs of user {uid} come and go more than {MOST_LINES} times a minute: suppressing \
+                 further lines; their backends' logs say why they end"
+            );
+            outputs.push_back(Output::Log { level: log::Level::Warn, text });
         }
     }
 

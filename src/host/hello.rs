@@ -1,17 +1,19 @@
-//! Hello: connects [`Hosts`] with the sockets, tells backends the longest group frames, and shows operators the hosts.
+//! Hello: gives [`Hosts`] this host's settings, tells backends the longest group frames, and shows operators the hosts.
+
+#![forbid(unsafe_code)]
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::hosts::{Difference, ONE, Output, Row, Setup, To, VNET, Vnet};
+use crate::hosts::{self, Difference, Hosts, ONE, Row, Setup, To, VNET, Vnet};
 use crate::time::Now;
 use crate::wire::control::{Cell, Event};
 use crate::wire::hello::list::Choice;
 use crate::wire::name::{Name, Realm};
 use crate::wire::{Longest, VnetId};
 
-use super::clients::{ClientId, Rows};
-use super::daemon::Daemon;
-use super::varp::Via;
+use super::Host;
+use super::clients::ClientId;
+use super::output::{Output, Rows};
 
 /// The inputs of the host's own HELLO and LISTs: the vifs, the keys, the MTU and the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,32 +24,51 @@ pub(super) struct Basis {
     address: IpAddr,
 }
 
-impl Daemon {
-    /// Handles a HELLO or LIST.
-    pub(super) fn hear_hello(&mut self, via: Via, from: SocketAddr, bytes: &[u8], now: Now) {
-        self.hosts.handle_message(from, via.is_group(), bytes, now);
-        self.drive_hello(now);
+/// The other hosts, and what they were told of this one.
+#[derive(Debug)]
+pub(super) struct Hello {
+    pub(super) hosts: Hosts,
+    /// The default groups that beacons can be sent to.
+    beacons: Vec<SocketAddr>,
+    /// What the others were told last.
+    basis: Option<Basis>,
+}
+
+impl Hello {
+    /// Nothing has been said yet.
+    pub(super) fn new(hosts: Hosts) -> Self {
+        Self { hosts, beacons: Vec::new(), basis: None }
     }
 
-    /// Updates this host's settings if they have changed, and handles timers that are due.
+    /// Beacons can be sent to these groups from now on.
+    pub(super) fn set_beacons(&mut self, groups: Vec<SocketAddr>) {
+        self.beacons = groups;
+        self.set_up_again();
+    }
+
+    /// This host's settings have changed in something that [`Basis`] does not show.
+    pub(super) fn set_up_again(&mut self) {
+        self.basis = None;
+    }
+}
+
+impl Host {
+    /// Updates this host's settings if they have changed.
     pub(super) fn refresh_hello(&mut self, now: Now) {
         let basis = Basis {
             vifs: self.registry.revision(),
             keys: self.security.revision(),
-            mtu: self.mtu,
-            address: self.place.address,
+            mtu: self.underlay.mtu,
+            address: self.underlay.place.address,
         };
-        if self.hello_basis != Some(basis) {
-            self.hello_basis = Some(basis);
+        if self.hello.basis != Some(basis) {
+            self.hello.basis = Some(basis);
             let name = Name::host(Realm(self.config.realm), basis.address);
-            if self.hosts.name() != name {
-                self.hosts.move_to(name, now);
+            if self.hello.hosts.name() != name {
+                self.hello.hosts.move_to(name, now);
             }
             let setup = self.own_setup();
-            self.hosts.set_up(setup, now);
-        }
-        if self.hosts.poll_timeout() <= now.mono {
-            self.hosts.handle_timeout(now);
+            self.hello.hosts.set_up(setup, now);
         }
         self.drive_hello(now);
     }
@@ -56,9 +77,9 @@ impl Daemon {
         let vnets = self.registry.vnets().into_iter().map(|vnet| (vnet, self.own_vnet(vnet)));
         Setup {
             vnets: vnets.collect(),
-            vifs: u32::try_from(self.registry.iter().count()).unwrap_or(u32::MAX),
-            group: Some(self.varp.group_address),
-            beacons: self.varp.beacon_groups().to_vec(),
+            vifs: u32::try_from(self.registry.len()).unwrap_or(u32::MAX),
+            group: Some(self.group_address()),
+            beacons: self.hello.beacons.clone(),
         }
     }
 
@@ -85,36 +106,26 @@ impl Daemon {
         Choice { sent, accepted: codes.iter().fold(0, |all, code| all | code) }
     }
 
-    /// Tells others that this host leaves, if none of its vifs lives on.
-    pub(super) fn leave_hello(&mut self, now: Now) {
-        if self.registry.iter().next().is_none() {
-            self.hosts.leave(now);
-            self.drive_hello(now);
-            self.varp.flush(now.mono, &self.counters);
-        }
-    }
-
     fn drive_hello(&mut self, now: Now) {
-        while let Some(output) = self.hosts.poll_output() {
+        while let Some(output) = self.hello.hosts.poll_output() {
             match output {
-                Output::Send { to, bytes } => {
-                    let group = self.varp.group_address;
-                    match to {
-                        To::Group => self.varp.send_bytes(group, bytes, now.mono, &self.counters),
-                        To::Host(to) => self.varp.send_bytes(to, bytes, now.mono, &self.counters),
-                        To::Beacon(to) => {
-                            self.varp.send_beacon(to, bytes, now.mono, &self.counters);
-                        }
-                    }
-                }
-                Output::Longest { vnet, longest } => {
+                hosts::Output::Send { to, bytes } => self.outputs.push_back(match to {
+                    To::Group => Output::Send { to: self.group_address(), bytes },
+                    To::Host(to) => Output::Send { to, bytes },
+                    To::Beacon(to) => Output::SendBeacon { to, bytes },
+                }),
+                hosts::Output::Longest { vnet, longest } => {
                     log::debug!("vnet {vnet}: group frames in datagrams of {longest:?}");
                     for (_, client) in self.backends(vnet) {
-                        self.tell(client, &Event::GroupLongest { longest }, now);
+                        self.tell(client, Event::GroupLongest { longest });
                     }
                 }
-                Output::Differs { host, vnet, what } => self.doubt_setup(vnet, host, what, now),
-                Output::Apart { host, what, hosts } => log::warn!(
+                hosts::Output::Differs { host, vnet, what } => {
+                    self.doubt_setup(vnet, host, what, now);
+                }
+                hosts::Output::Apart { host, what, hosts } => say!(
+                    self,
+                    log::Level::Warn,
                     "host {host} is heard only by its beacon ({what}), so vifs there and here do not reach each other; \
                      {hosts} such hosts are known, see 'vnet show hosts'. Give all hosts the same group, port and \
                      address family, or set 'beacon = false' if these hosts are to be apart"
@@ -124,10 +135,10 @@ impl Daemon {
     }
 
     /// Tells a backend that has just registered the longest datagram for its group frames, if it is known.
-    pub(super) fn tell_group_longest(&mut self, vnet: VnetId, client: ClientId, now: Now) {
-        let longest = self.hosts.longest(vnet);
-        if longest != Longest::UNKNOWN || self.hosts.is_certain() {
-            self.tell(client, &Event::GroupLongest { longest }, now);
+    pub(super) fn tell_group_longest(&mut self, vnet: VnetId, client: ClientId) {
+        let longest = self.hello.hosts.longest(vnet);
+        if longest != Longest::UNKNOWN || self.hello.hosts.is_certain() {
+            self.tell(client, Event::GroupLongest { longest });
         }
     }
 
@@ -142,7 +153,9 @@ impl Daemon {
             _ => return,
         };
         if self.security.doubts.is_other_setup(vnet, host.ip(), now.mono) {
-            log::warn!(
+            say!(
+                self,
+                log::Level::Warn,
                 "vnet {vnet}: group frames between host {host} and this one are lost: {what}; {advice}"
             );
         }
@@ -169,6 +182,6 @@ impl Daemon {
                 },
             ]
         };
-        self.hosts.rows(now).into_iter().map(row).collect()
+        self.hello.hosts.rows(now).into_iter().map(row).collect()
     }
 }

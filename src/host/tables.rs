@@ -1,5 +1,7 @@
 //! The tables that operators ask for.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 
 use crate::mapper::{LocalVif, Row, State};
@@ -9,10 +11,11 @@ use crate::time::Now;
 use crate::wire::control::{Cell, Column, Kind, Sample, Table};
 use crate::wire::{VifKey, VnetId};
 
-use super::clients::Rows;
-use super::daemon::Daemon;
-use super::learnt::Learnt;
-use super::registry::Owner;
+use super::Host;
+use super::clients::ClientId;
+use super::learned::Learned;
+use super::output::{Output, Rows};
+use super::registry::{Owner, Vif};
 use super::stats::Counters;
 
 /// Rows of the mapper's table that are made in one turn of the loop: less than a millisecond's work.
@@ -106,7 +109,15 @@ fn vnet(vnet: VnetId) -> Cell {
     Cell::Number(vnet.get().into())
 }
 
-impl Daemon {
+impl Host {
+    /// Sends a table to a client.
+    pub(super) fn send_table(&mut self, client: ClientId, columns: &'static [Column], rows: Rows) {
+        if let Some(reader) = self.clients.get_mut(client) {
+            reader.is_reading = true;
+            self.outputs.push_back(Output::Table { client, columns, rows });
+        }
+    }
+
     /// The vnets that have vifs here.
     pub(super) fn vnet_rows(&self, now: Now) -> Rows {
         #[derive(Default)]
@@ -143,8 +154,8 @@ impl Daemon {
 
     /// The vifs of this host, by vnet and MAC.
     pub(super) fn vif_rows(&self) -> Rows {
-        let mut rows = self.learnt_rows();
-        let row = |vif: &super::registry::Vif<_>| {
+        let mut rows = self.learned_rows();
+        let row = |vif: &Vif| {
             let cells = vec![
                 vnet(vif.key.vnet),
                 Cell::Mac(vif.key.mac),
@@ -166,27 +177,27 @@ impl Daemon {
     }
 
     /// The MACs behind vifs.
-    fn learnt_rows(&self) -> Vec<(VifKey, Vec<Cell>)> {
-        let row = |vif: &super::registry::Vif<_>, learnt: &Learnt| {
-            let key = VifKey { mac: learnt.mac, ..vif.key };
+    fn learned_rows(&self) -> Vec<(VifKey, Vec<Cell>)> {
+        let row = |vif: &Vif, learned: &Learned| {
+            let key = VifKey { mac: learned.mac, ..vif.key };
             let cells = vec![
                 vnet(key.vnet),
                 Cell::Mac(key.mac),
                 Cell::Number(vif.peer.uid.into()),
                 pid(vif.peer.pid),
                 Cell::Address(vif.coa.addr),
-                Cell::text(if learnt.stamp.is_some() { "learnt" } else { "lost" }),
-                Cell::or_nothing(learnt.stamp, |stamp| Cell::Time(stamp.0)),
-                Cell::Time(learnt.since_ms),
+                Cell::text(if learned.stamp.is_some() { "learnt" } else { "lost" }),
+                Cell::or_nothing(learned.stamp, |stamp| Cell::Time(stamp.0)),
+                Cell::Time(learned.since_ms),
             ];
             (key, cells)
         };
-        let behind = |(id, vif)| self.learnt.of(id).map(move |(_, learnt)| row(vif, learnt));
+        let behind = |(id, vif)| self.learned.of(id).map(move |(_, learned)| row(vif, learned));
         self.registry.iter().flat_map(behind).collect()
     }
 
     /// A page of what the mapper knows: the rows behind a key, and the last key if there may be more.
-    pub(super) fn varp_page(&self, after: Option<VifKey>, now: Now) -> (Rows, Option<VifKey>) {
+    pub fn varp_page(&self, after: Option<VifKey>, now: Now) -> (Rows, Option<VifKey>) {
         let rows = self.mapper.rows_after(after, PAGE, now);
         let last = rows.last().map(|row| row.key).filter(|_| rows.len() >= PAGE);
         let row = |row: &Row| {
@@ -234,14 +245,14 @@ impl Daemon {
 
     /// varpd's counters, then those that backends sent.
     pub(super) fn stats_rows(&self, answers: &BTreeMap<LocalVif, Option<Counters>>) -> Rows {
-        let vifs = self.registry.iter().count();
-        let gauges = [self.clients.len(), vifs, self.lanes.len(), self.hosts.known()];
+        let vifs = self.registry.len();
+        let gauges = [self.clients.len(), vifs, self.lanes.len(), self.hello.hosts.known()];
         let gauges = VARPD_GAUGES.iter().zip(gauges).map(|((name, unit, _), value)| {
             sample(None, name, Kind::Gauge, unit, u64::try_from(value).unwrap_or(u64::MAX))
         });
         let own = self.counters.readings().chain(self.mapper.counters().readings());
         let own = own.chain(self.security.sadb.counters().readings());
-        let own = own.chain(self.hosts.counters().readings());
+        let own = own.chain(self.hello.hosts.counters().readings());
         let own =
             own.map(|Reading { name, unit, value }| sample(None, name, Kind::Counter, unit, value));
         let mut rows: Rows = gauges.chain(own).collect();

@@ -63,15 +63,17 @@ fn operators(group: &Option<String>) -> String {
 
 /// A name in a list that does not exist.
 #[derive(Debug)]
-pub(super) struct Unknown {
+pub struct Unknown {
     /// Which list.
-    pub(super) list: &'static str,
-    pub(super) name: String,
-    pub(super) error: io::Error,
+    pub list: &'static str,
+    /// The name.
+    pub name: String,
+    /// The reason.
+    pub error: io::Error,
 }
 
 /// The users and groups of a list, by numbers.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct List {
     users: BTreeSet<u32>,
     groups: BTreeSet<u32>,
@@ -84,15 +86,17 @@ impl List {
 }
 
 /// The group of operators.
-#[derive(Debug)]
-pub(super) struct Operators {
-    pub(super) name: String,
-    pub(super) number: u32,
+#[derive(Clone, Debug)]
+pub struct Operators {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub number: u32,
 }
 
-/// The lists.
-#[derive(Debug)]
-pub(super) struct Admission {
+/// The lists of a configuration.
+#[derive(Clone, Debug)]
+pub struct Admission {
     /// For vnets without lists of their own.
     usual: Option<List>,
     vnets: BTreeMap<VnetId, List>,
@@ -103,7 +107,7 @@ pub(super) struct Admission {
 
 impl Admission {
     /// Looks up the users and groups of a configuration. Fails with the first unknown name.
-    pub(super) fn new(
+    pub fn new(
         config: &Config,
         own: u32,
         operators: Option<Operators>,

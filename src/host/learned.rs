@@ -17,8 +17,7 @@ use crate::time::{Instant, Now};
 use crate::wire::control::Event;
 use crate::wire::{CareOf, Mac, Stamp, VifKey};
 
-use super::daemon::Daemon;
-use super::registry::Owner;
+use super::Host;
 
 /// How long a backend is told not to ask again for a MAC that is refused.
 const HOLD_MS: u32 = 30_000;
@@ -27,7 +26,7 @@ const MEMORY: Duration = Duration::from_secs(180);
 
 /// A MAC behind a vif.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Learnt {
+pub(super) struct Learned {
     /// The vif.
     pub(super) vif: LocalVif,
     pub(super) mac: Mac,
@@ -43,8 +42,8 @@ pub(super) struct Learnt {
 
 /// All of them, by their number at the mapper.
 #[derive(Debug, Default)]
-pub(super) struct LearntTable {
-    macs: BTreeMap<LocalVif, Learnt>,
+pub(super) struct LearnedTable {
+    macs: BTreeMap<LocalVif, Learned>,
     by_vif: BTreeMap<(LocalVif, Mac), LocalVif>,
     /// By the user of the vif; the oldest first.
     by_user: BTreeMap<u32, BTreeSet<LocalVif>>,
@@ -52,32 +51,32 @@ pub(super) struct LearntTable {
     ends: BTreeSet<(Instant, LocalVif)>,
 }
 
-impl LearntTable {
+impl LearnedTable {
     /// Those behind a vif.
-    pub(super) fn of(&self, vif: LocalVif) -> impl Iterator<Item = (LocalVif, &Learnt)> {
+    pub(super) fn of(&self, vif: LocalVif) -> impl Iterator<Item = (LocalVif, &Learned)> {
         let all = (vif, Mac([0; 6]))..=(vif, Mac([0xff; 6]));
         self.by_vif.range(all).filter_map(|(_, id)| Some((*id, self.macs.get(id)?)))
     }
 
-    fn insert(&mut self, id: LocalVif, learnt: Learnt) {
-        self.by_vif.insert((learnt.vif, learnt.mac), id);
-        self.by_user.entry(learnt.uid).or_default().insert(id);
-        self.macs.insert(id, learnt);
+    fn insert(&mut self, id: LocalVif, learned: Learned) {
+        self.by_vif.insert((learned.vif, learned.mac), id);
+        self.by_user.entry(learned.uid).or_default().insert(id);
+        self.macs.insert(id, learned);
     }
 
-    fn remove(&mut self, id: LocalVif) -> Option<Learnt> {
-        let learnt = self.macs.remove(&id)?;
-        self.by_vif.remove(&(learnt.vif, learnt.mac));
-        if let Some(all) = self.by_user.get_mut(&learnt.uid) {
+    fn remove(&mut self, id: LocalVif) -> Option<Learned> {
+        let learned = self.macs.remove(&id)?;
+        self.by_vif.remove(&(learned.vif, learned.mac));
+        if let Some(all) = self.by_user.get_mut(&learned.uid) {
             all.remove(&id);
             if all.is_empty() {
-                self.by_user.remove(&learnt.uid);
+                self.by_user.remove(&learned.uid);
             }
         }
-        if let Some(until) = learnt.until {
+        if let Some(until) = learned.until {
             self.ends.remove(&(until, id));
         }
-        Some(learnt)
+        Some(learned)
     }
 
     /// It is claimed with a stamp, or elsewhere, and forgotten at a time.
@@ -88,13 +87,13 @@ impl LearntTable {
         until: Option<Instant>,
         now: Now,
     ) -> Option<(LocalVif, Mac)> {
-        let learnt = self.macs.get_mut(&id)?;
-        if let Some(before) = std::mem::replace(&mut learnt.until, until) {
+        let learned = self.macs.get_mut(&id)?;
+        if let Some(before) = std::mem::replace(&mut learned.until, until) {
             self.ends.remove(&(before, id));
         }
         self.ends.extend(until.map(|until| (until, id)));
-        (learnt.stamp, learnt.since_ms) = (stamp, now.wall_ms);
-        Some((learnt.vif, learnt.mac))
+        (learned.stamp, learned.since_ms) = (stamp, now.wall_ms);
+        Some((learned.vif, learned.mac))
     }
 
     fn find(&self, vif: LocalVif, mac: Mac) -> Option<LocalVif> {
@@ -103,7 +102,7 @@ impl LearntTable {
 
     /// Of those behind a vif, the one that has been elsewhere for longest.
     fn oldest_lost(&self, vif: LocalVif) -> Option<LocalVif> {
-        let lost = self.of(vif).filter_map(|(id, learnt)| Some((learnt.until?, id)));
+        let lost = self.of(vif).filter_map(|(id, learned)| Some((learned.until?, id)));
         lost.min().map(|(_, id)| id)
     }
 
@@ -125,14 +124,14 @@ impl LearntTable {
     }
 }
 
-impl Daemon {
+impl Host {
     /// A backend has seen its guest send from these MACs, or had them registered with an earlier
     /// varpd.
     pub(super) fn learn(&mut self, vif: LocalVif, macs: &[(Mac, Option<Stamp>)], now: Now) {
         for &(mac, stamp) in macs {
             if !self.learn_one(vif, mac, stamp, now) {
                 self.counters.inc(VarpdCounter::macs_refused);
-                self.tell_vif(vif, &Event::Refused { mac, hold_ms: HOLD_MS }, now);
+                self.tell_vif(vif, Event::Refused { mac, hold_ms: HOLD_MS });
             }
             self.drive(now);
         }
@@ -149,17 +148,17 @@ impl Daemon {
         {
             return false;
         }
-        if let Some(known) = self.learnt.find(id, mac) {
+        if let Some(known) = self.learned.find(id, mac) {
             // It is sent from again, though a newer claim said that it is elsewhere.
             if self.mapper.claim(known).is_none() {
                 self.mapper.announce(known, now);
             }
             return true;
         }
-        let (count, most) = (self.learnt.of(id).count(), self.most_learnt(id));
+        let (count, most) = (self.learned.of(id).count(), self.most_learned(id));
         if count >= most {
-            match self.learnt.oldest_lost(id) {
-                Some(lost) => self.drop_learnt(lost, now),
+            match self.learned.oldest_lost(id) {
+                Some(lost) => self.drop_learned(lost, now),
                 None => {
                     let beyond = u64::from(most < self.config.limits.learnt_per_vif);
                     self.counters.add(VarpdCounter::macs_beyond, beyond);
@@ -176,8 +175,8 @@ impl Daemon {
             return false;
         }
         let since_ms = now.wall_ms;
-        let learnt = Learnt { vif: id, mac, uid: peer.uid, stamp: None, until: None, since_ms };
-        self.learnt.insert(alias, learnt);
+        let learned = Learned { vif: id, mac, uid: peer.uid, stamp: None, until: None, since_ms };
+        self.learned.insert(alias, learned);
         self.counters.inc(VarpdCounter::macs_learnt);
         log::debug!("{key} is behind vif {id:?} at {coa}");
         self.mapper.set_active(alias, true, stamp, now);
@@ -186,81 +185,81 @@ impl Daemon {
 
     /// Whether there is room for another one of this user: from a user with more, if need be.
     fn make_room_for(&mut self, uid: u32, now: Now) -> bool {
-        if self.learnt.macs.len() < self.config.limits.learnt {
+        if self.learned.macs.len() < self.config.limits.learnt {
             return true;
         }
-        let Some(id) = self.learnt.beyond_share(uid) else { return false };
-        let Some(&Learnt { vif, mac, .. }) = self.learnt.macs.get(&id) else { return false };
-        self.drop_learnt(id, now);
+        let Some(id) = self.learned.beyond_share(uid) else { return false };
+        let Some(&Learned { vif, mac, .. }) = self.learned.macs.get(&id) else { return false };
+        self.drop_learned(id, now);
         self.counters.inc(VarpdCounter::macs_refused);
-        self.tell_vif(vif, &Event::Refused { mac, hold_ms: HOLD_MS }, now);
+        self.tell_vif(vif, Event::Refused { mac, hold_ms: HOLD_MS });
         true
     }
 
     /// How many there may be behind a vif: as many as its backend said, and the configuration allows.
-    fn most_learnt(&self, id: LocalVif) -> usize {
+    fn most_learned(&self, id: LocalVif) -> usize {
         let said = self.registry.get(id).map_or(0, |vif| vif.learn.into());
         self.config.limits.learnt_per_vif.min(said)
     }
 
     /// A vif has another backend, which may learn less: what is beyond that is behind it no more.
-    pub(super) fn bound_learnt(&mut self, id: LocalVif, now: Now) {
-        let beyond = self.learnt.of(id).skip(self.most_learnt(id)).map(|(learnt, _)| learnt);
+    pub(super) fn bound_learned(&mut self, id: LocalVif, now: Now) {
+        let beyond = self.learned.of(id).skip(self.most_learned(id)).map(|(learned, _)| learned);
         let beyond: Vec<LocalVif> = beyond.collect();
-        beyond.into_iter().for_each(|learnt| self.drop_learnt(learnt, now));
+        beyond.into_iter().for_each(|learned| self.drop_learned(learned, now));
     }
 
     /// These MACs are not behind the vif any more.
-    pub(super) fn forget_learnt(&mut self, vif: LocalVif, macs: &[Mac], now: Now) {
+    pub(super) fn forget_learned(&mut self, vif: LocalVif, macs: &[Mac], now: Now) {
         for &mac in macs {
-            if let Some(id) = self.learnt.find(vif, mac) {
-                self.drop_learnt(id, now);
+            if let Some(id) = self.learned.find(vif, mac) {
+                self.drop_learned(id, now);
             }
         }
     }
 
     /// The vif has another care-of address: so have those behind it.
-    pub(super) fn move_learnt(&mut self, vif: LocalVif, coa: CareOf, now: Now) {
-        let ids: Vec<LocalVif> = self.learnt.of(vif).map(|(id, _)| id).collect();
+    pub(super) fn move_learned(&mut self, vif: LocalVif, coa: CareOf, now: Now) {
+        let ids: Vec<LocalVif> = self.learned.of(vif).map(|(id, _)| id).collect();
         ids.into_iter().for_each(|id| self.mapper.move_vif(id, coa, now));
     }
 
     /// Nothing is behind the vif any more.
-    pub(super) fn clear_learnt(&mut self, vif: LocalVif, now: Now) {
-        let ids: Vec<LocalVif> = self.learnt.of(vif).map(|(id, _)| id).collect();
-        ids.into_iter().for_each(|id| self.drop_learnt(id, now));
+    pub(super) fn clear_learned(&mut self, vif: LocalVif, now: Now) {
+        let ids: Vec<LocalVif> = self.learned.of(vif).map(|(id, _)| id).collect();
+        ids.into_iter().for_each(|id| self.drop_learned(id, now));
     }
 
     /// Forgets those that have been elsewhere for long.
-    pub(super) fn expire_learnt(&mut self, now: Now) {
-        for id in self.learnt.expired(now.mono) {
-            self.drop_learnt(id, now);
+    pub(super) fn expire_learned(&mut self, now: Now) {
+        for id in self.learned.expired(now.mono) {
+            self.drop_learned(id, now);
         }
     }
 
-    fn drop_learnt(&mut self, id: LocalVif, now: Now) {
-        if self.learnt.remove(id).is_some() {
+    fn drop_learned(&mut self, id: LocalVif, now: Now) {
+        if self.learned.remove(id).is_some() {
             self.mapper.remove_vif(id, now);
         }
     }
 
     /// A vif whose backend was replaced: the new one is told what is behind it.
-    pub(super) fn tell_learnt(&mut self, vif: LocalVif, now: Now) {
-        let claimed = |(_, learnt): (_, &Learnt)| {
-            Some(Event::Claimed { mac: learnt.mac, stamp: learnt.stamp? })
+    pub(super) fn tell_learned(&mut self, vif: LocalVif) {
+        let claimed = |(_, learned): (_, &Learned)| {
+            Some(Event::Claimed { mac: learned.mac, stamp: learned.stamp? })
         };
-        let events: Vec<Event> = self.learnt.of(vif).filter_map(claimed).collect();
-        events.iter().for_each(|event| self.tell_vif(vif, event, now));
+        let events: Vec<Event> = self.learned.of(vif).filter_map(claimed).collect();
+        events.into_iter().for_each(|event| self.tell_vif(vif, event));
     }
 
     /// The mapper says something about a MAC behind a vif.
-    pub(super) fn notify_learnt(&mut self, id: LocalVif, notice: Notice, now: Now) {
+    pub(super) fn notify_learned(&mut self, id: LocalVif, notice: Notice, now: Now) {
         if let Notice::Refused { .. } = notice {
-            return self.refuse_learnt(id, notice, now);
+            return self.refuse_learned(id, notice, now);
         }
         let changed = match notice {
-            Notice::Claimed { stamp } => self.learnt.change(id, Some(stamp), None, now),
-            Notice::Lost { .. } => self.learnt.change(id, None, Some(now.mono + MEMORY), now),
+            Notice::Claimed { stamp } => self.learned.change(id, Some(stamp), None, now),
+            Notice::Lost { .. } => self.learned.change(id, None, Some(now.mono + MEMORY), now),
             // About other MACs: the vif hears it itself.
             Notice::Mapping { .. }
             | Notice::Unresolved { .. }
@@ -272,23 +271,16 @@ impl Daemon {
             self.send_on(vif, mac, coa, now);
         }
         let event = notice.event(mac, self.config.timers.lifetime.duration());
-        self.tell_vif(vif, &event, now);
+        self.tell_vif(vif, event);
     }
 
     /// It is the own MAC of another vif: its backend keeps its frames to itself for a while.
-    fn refuse_learnt(&mut self, id: LocalVif, notice: Notice, now: Now) {
-        let Some(Learnt { vif, mac, .. }) = self.learnt.macs.get(&id).copied() else { return };
-        self.drop_learnt(id, now);
+    fn refuse_learned(&mut self, id: LocalVif, notice: Notice, now: Now) {
+        let Some(Learned { vif, mac, .. }) = self.learned.macs.get(&id).copied() else { return };
+        self.drop_learned(id, now);
         self.counters.inc(VarpdCounter::macs_refused);
         let lifetime = self.config.timers.lifetime.duration();
-        self.tell_vif(vif, &notice.event(mac, lifetime), now);
-    }
-
-    fn tell_vif(&mut self, vif: LocalVif, event: &Event, now: Now) {
-        if let Some(Owner::Live(client)) = self.registry.get(vif).map(|vif| vif.owner) {
-            let sent = self.clients.send(client, event, &[]);
-            self.drop_if_stalled(client, sent, now);
-        }
+        self.tell_vif(vif, notice.event(mac, lifetime));
     }
 }
 
@@ -300,9 +292,9 @@ mod tests {
     const A: u32 = 1000;
     const B: u32 = 1001;
 
-    fn enter(table: &mut LearntTable, id: u64, uid: u32) {
+    fn enter(table: &mut LearnedTable, id: u64, uid: u32) {
         let mac = Mac([2, 0, 0, 0, 0, u8::try_from(id).unwrap()]);
-        let learnt = Learnt {
+        let learned = Learned {
             vif: LocalVif(u64::from(uid)),
             mac,
             uid,
@@ -310,12 +302,12 @@ mod tests {
             until: None,
             since_ms: 0,
         };
-        table.insert(LocalVif(id), learnt);
+        table.insert(LocalVif(id), learned);
     }
 
     #[test]
     fn who_has_most_gives_up_its_oldest_to_who_has_fewer() {
-        let mut table = LearntTable::default();
+        let mut table = LearnedTable::default();
         assert_eq!(table.beyond_share(A), None, "nobody has any");
         (1..=4).for_each(|id| enter(&mut table, id, A));
         assert_eq!(table.beyond_share(A), None, "nobody has more than A");

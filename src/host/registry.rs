@@ -11,11 +11,11 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::mapper::LocalVif;
-use crate::sys::seqpacket::Peer;
+use crate::policy::Floor;
 use crate::time::{Instant, Now};
 use crate::wire::{CareOf, Stamp, VifKey, VnetId};
 
-use super::clients::ClientId;
+use super::clients::{ClientId, Peer};
 
 /// Root may take what is another's.
 pub(super) const ROOT: u32 = 0;
@@ -29,18 +29,19 @@ pub(super) enum Owner {
     Kept(Instant),
 }
 
-/// A vif of this host. `S` is its sockets.
-#[derive(Debug)]
-pub(super) struct Vif<S> {
+/// A vif of this host.
+#[derive(Clone, Debug)]
+pub(super) struct Vif {
     pub(super) key: VifKey,
     pub(super) coa: CareOf,
     pub(super) peer: Peer,
     pub(super) owner: Owner,
-    pub(super) sockets: S,
     /// Its backend takes lanes.
     pub(super) takes_lanes: bool,
     /// How many MACs behind it its backend says that it learns at most.
     pub(super) learn: u16,
+    /// The least that its backend carries frames under.
+    pub(super) floor: Floor,
     /// Number of its queue pairs.
     pub(super) queue_pairs: u8,
     /// Its rings run, as far as is known.
@@ -60,13 +61,13 @@ pub(super) struct Vif<S> {
     pub(super) moved: bool,
     /// Its sockets are still to join their groups on the underlay's interface.
     pub(super) is_deaf: bool,
-    /// Whether varpd reads what arrives at its sockets: its backend is gone, and it has moved.
+    /// The shell reads what arrives at its sockets: its backend is gone, and it has moved.
     pub(super) watched: bool,
     /// When it came into its state, milliseconds since 1970.
     pub(super) since_ms: u64,
 }
 
-impl<S> Vif<S> {
+impl Vif {
     /// As operators see it.
     pub(super) fn state(&self) -> &'static str {
         match (self.owner, self.active) {
@@ -98,24 +99,18 @@ pub(super) enum Refusal {
 }
 
 /// All vifs of this host.
-#[derive(Debug)]
-pub(super) struct Registry<S> {
-    vifs: BTreeMap<u64, Vif<S>>,
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    vifs: BTreeMap<u64, Vif>,
     next: u64,
     /// Changes of the set of vifs.
     revision: u64,
 }
 
-impl<S> Default for Registry<S> {
-    fn default() -> Self {
-        Self { vifs: BTreeMap::new(), next: 0, revision: 0 }
-    }
-}
-
-impl<S> Registry<S> {
+impl Registry {
     /// Whether `peer` may register `key` beside or in place of what is there.
     pub(super) fn check(&self, key: VifKey, peer: Peer, now: Instant) -> Result<(), Refusal> {
-        let foreign = |vif: &&Vif<S>| vif.key == key && !may_take(peer, vif.peer);
+        let foreign = |vif: &&Vif| vif.key == key && !may_take(peer, vif.peer);
         let Some(vif) = self.vifs.values().find(foreign) else { return Ok(()) };
         let uid = vif.peer.uid;
         Err(match vif.owner {
@@ -132,7 +127,7 @@ impl<S> Registry<S> {
     /// Whether a care-of address that a backend brings is free: no vif other than a kept one with
     /// the same key has it.
     pub(super) fn check_care_of(&self, key: VifKey, coa: CareOf) -> Result<(), Refusal> {
-        let has = |vif: &&Vif<S>| {
+        let has = |vif: &&Vif| {
             vif.coa.addr == coa.addr && (vif.key != key || matches!(vif.owner, Owner::Live(_)))
         };
         match self.vifs.values().find(has) {
@@ -142,8 +137,8 @@ impl<S> Registry<S> {
     }
 
     /// The kept vif of this key, if there is one.
-    pub(super) fn kept(&self, key: VifKey) -> Option<(LocalVif, &Vif<S>)> {
-        let kept = |vif: &Vif<S>| vif.key == key && matches!(vif.owner, Owner::Kept(_));
+    pub(super) fn kept(&self, key: VifKey) -> Option<(LocalVif, &Vif)> {
+        let kept = |vif: &Vif| vif.key == key && matches!(vif.owner, Owner::Kept(_));
         self.iter().find(|(_, vif)| kept(vif))
     }
 
@@ -154,12 +149,41 @@ impl<S> Registry<S> {
         LocalVif(id)
     }
 
-    /// Adds a vif under a handle that was never used before.
-    pub(super) fn insert(&mut self, vif: Vif<S>) -> LocalVif {
-        let id = self.next_id();
+    /// Adds a vif under a handle of [`Registry::next_id`].
+    pub(super) fn insert(&mut self, id: LocalVif, vif: Vif) {
         self.revision += 1;
         self.vifs.insert(id.0, vif);
-        id
+    }
+
+    /// The connection of the backend of a vif, if it has one.
+    pub(super) fn client(&self, id: LocalVif) -> Option<ClientId> {
+        match self.get(id)?.owner {
+            Owner::Live(client) => Some(client),
+            Owner::Kept(_) => None,
+        }
+    }
+
+    /// The vifs that have backends.
+    pub(super) fn live(&self) -> impl Iterator<Item = (LocalVif, ClientId, &Vif)> {
+        self.iter().filter_map(|(id, vif)| match vif.owner {
+            Owner::Live(client) => Some((id, client, vif)),
+            Owner::Kept(_) => None,
+        })
+    }
+
+    /// Number of vifs.
+    pub(super) fn len(&self) -> usize {
+        self.vifs.len()
+    }
+
+    /// Whether there is no vif.
+    pub(super) fn is_empty(&self) -> bool {
+        self.vifs.is_empty()
+    }
+
+    /// The handles of all vifs.
+    pub(super) fn ids(&self) -> Vec<LocalVif> {
+        self.vifs.keys().map(|&id| LocalVif(id)).collect()
     }
 
     /// The vnets that have vifs here.
@@ -173,23 +197,23 @@ impl<S> Registry<S> {
     }
 
     /// Takes a vif out.
-    pub(super) fn remove(&mut self, id: LocalVif) -> Option<Vif<S>> {
+    pub(super) fn remove(&mut self, id: LocalVif) -> Option<Vif> {
         self.revision += 1;
         self.vifs.remove(&id.0)
     }
 
     /// A vif.
-    pub(super) fn get(&self, id: LocalVif) -> Option<&Vif<S>> {
+    pub(super) fn get(&self, id: LocalVif) -> Option<&Vif> {
         self.vifs.get(&id.0)
     }
 
     /// A vif, to change.
-    pub(super) fn get_mut(&mut self, id: LocalVif) -> Option<&mut Vif<S>> {
+    pub(super) fn get_mut(&mut self, id: LocalVif) -> Option<&mut Vif> {
         self.vifs.get_mut(&id.0)
     }
 
     /// All, oldest first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (LocalVif, &Vif<S>)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (LocalVif, &Vif)> {
         self.vifs.iter().map(|(&id, vif)| (LocalVif(id), vif))
     }
 
@@ -207,8 +231,8 @@ impl<S> Registry<S> {
         vif.owner = Owner::Kept(until);
         vif.since_ms = now.wall_ms;
         let key = vif.key;
-        let kept = |vif: &Vif<S>| matches!(vif.owner, Owner::Kept(_));
-        let same = |(other, vif): &(LocalVif, &Vif<S>)| *other != id && vif.key == key && kept(vif);
+        let kept = |vif: &Vif| matches!(vif.owner, Owner::Kept(_));
+        let same = |(other, vif): &(LocalVif, &Vif)| *other != id && vif.key == key && kept(vif);
         let mut gone: Vec<LocalVif> = self.iter().filter(same).map(|(id, _)| id).collect();
         let rest = self.iter().filter(|(id, _)| !gone.contains(id));
         let mut by_user: BTreeMap<u32, Vec<(Instant, LocalVif)>> = BTreeMap::new();
@@ -223,7 +247,7 @@ impl<S> Registry<S> {
 
     /// When the first kept vif has to go.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
-        let until = |vif: &Vif<S>| match vif.owner {
+        let until = |vif: &Vif| match vif.owner {
             Owner::Kept(until) => Some(until),
             Owner::Live(_) => None,
         };
@@ -232,7 +256,7 @@ impl<S> Registry<S> {
 
     /// The kept vifs whose time is over.
     pub(super) fn expired(&self, now: Instant) -> Vec<LocalVif> {
-        let over = |vif: &Vif<S>| matches!(vif.owner, Owner::Kept(until) if until <= now);
+        let over = |vif: &Vif| matches!(vif.owner, Owner::Kept(until) if until <= now);
         self.iter().filter(|(_, vif)| over(vif)).map(|(id, _)| id).collect()
     }
 }
@@ -284,15 +308,15 @@ mod tests {
         }
     }
 
-    fn vif(mac: u8, uid: u32, port: u16) -> Vif<()> {
+    fn vif(mac: u8, uid: u32, port: u16) -> Vif {
         Vif {
             key: key(mac),
             coa: coa(port),
             peer: peer(uid),
             owner: Owner::Live(ClientId(1)),
-            sockets: (),
             takes_lanes: false,
             learn: 0,
+            floor: Floor::default(),
             queue_pairs: 1,
             active: true,
             is_halted: false,
@@ -306,6 +330,12 @@ mod tests {
         }
     }
 
+    fn enter(registry: &mut Registry, vif: Vif) -> LocalVif {
+        let id = registry.next_id();
+        registry.insert(id, vif);
+        id
+    }
+
     fn at(ms: u64) -> Instant {
         Instant::from_millis(ms)
     }
@@ -313,7 +343,7 @@ mod tests {
     #[test]
     fn a_live_vif_is_its_users_and_roots() {
         let mut registry = Registry::default();
-        registry.insert(vif(1, 1000, 5));
+        enter(&mut registry, vif(1, 1000, 5));
         assert_eq!(registry.check(key(1), peer(1000), at(0)), Ok(()));
         assert_eq!(registry.check(key(1), peer(0), at(0)), Ok(()));
         assert_eq!(registry.check(key(2), peer(1001), at(0)), Ok(()));
@@ -325,7 +355,7 @@ mod tests {
     #[test]
     fn a_kept_vif_is_reserved_to_its_user_while_it_is_kept() {
         let mut registry = Registry::default();
-        let id = registry.insert(vif(1, 1000, 5));
+        let id = enter(&mut registry, vif(1, 1000, 5));
         registry.keep(id, at(60_000), 10, NOW);
         let refusal = registry.check(key(1), peer(1001), at(20_500)).unwrap_err();
         let text = "vif 42/02:00:00:00:00:01 is kept for user 1000, whose backend has ended, for \
@@ -341,13 +371,13 @@ mod tests {
     fn nobody_pushes_out_what_is_kept_of_another_user() {
         let mut registry = Registry::default();
         let quiet: Vec<LocalVif> =
-            (0..2).map(|n| registry.insert(vif(n, 1000, n.into()))).collect();
+            (0..2).map(|n| enter(&mut registry, vif(n, 1000, n.into()))).collect();
         for (n, id) in (0..).zip(&quiet) {
             assert_eq!(registry.keep(*id, at(n), 4, NOW), []);
         }
         let mut own = Vec::new();
         for n in 10..200_u8 {
-            let id = registry.insert(vif(n, 1001, n.into()));
+            let id = enter(&mut registry, vif(n, 1001, n.into()));
             let gone = registry.keep(id, at(u64::from(n)), 4, NOW);
             own.push(id);
             let want = if own.len() > 2 { vec![own.remove(0)] } else { Vec::new() };
@@ -357,14 +387,14 @@ mod tests {
             }
         }
         // A third gets its share: of two who have as many the one whose oldest is older gives one up.
-        let third = registry.insert(vif(9, 1002, 9));
+        let third = enter(&mut registry, vif(9, 1002, 9));
         assert_eq!(registry.keep(third, at(900), 4, NOW), [quiet[0]]);
     }
 
     #[test]
     fn a_care_of_address_is_that_of_one_vif() {
         let mut registry = Registry::default();
-        let id = registry.insert(vif(1, 1000, 5));
+        let id = enter(&mut registry, vif(1, 1000, 5));
         assert_eq!(registry.check_care_of(key(2), coa(6)), Ok(()));
         assert!(registry.check_care_of(key(2), coa(5)).is_err());
         assert!(registry.check_care_of(key(1), coa(5)).is_err());
@@ -376,8 +406,8 @@ mod tests {
     #[test]
     fn kept_vifs_expire_in_order() {
         let mut registry = Registry::default();
-        let a = registry.insert(vif(1, 1, 1));
-        let b = registry.insert(vif(2, 1, 2));
+        let a = enter(&mut registry, vif(1, 1, 1));
+        let b = enter(&mut registry, vif(2, 1, 2));
         assert_eq!(registry.next_expiry(), None);
         assert_eq!(registry.keep(a, at(20), 10, NOW), []);
         assert_eq!(registry.keep(b, at(10), 10, NOW), []);
@@ -393,19 +423,19 @@ mod tests {
     #[test]
     fn few_are_kept_and_one_of_each_key() {
         let mut registry = Registry::default();
-        let old = registry.insert(vif(1, 1, 1));
-        let new = registry.insert(vif(1, 1, 2));
+        let old = enter(&mut registry, vif(1, 1, 1));
+        let new = enter(&mut registry, vif(1, 1, 2));
         assert_eq!(registry.keep(old, at(1), 2, NOW), []);
         assert_eq!(registry.keep(new, at(2), 2, NOW), [old]);
         registry.remove(old);
-        let b = registry.insert(vif(2, 1, 3));
-        let c = registry.insert(vif(3, 1, 4));
+        let b = enter(&mut registry, vif(2, 1, 3));
+        let c = enter(&mut registry, vif(3, 1, 4));
         assert_eq!(registry.keep(b, at(3), 2, NOW), []);
         assert_eq!(registry.keep(c, at(4), 2, NOW), [new]);
         registry.remove(new);
-        let d = registry.insert(vif(4, 1, 5));
+        let d = enter(&mut registry, vif(4, 1, 5));
         assert_eq!(registry.keep(d, at(5), 0, NOW), [b, c, d], "none is kept at all");
         // Handles are never used again.
-        assert_ne!(registry.insert(vif(5, 1, 6)), old);
+        assert_ne!(enter(&mut registry, vif(5, 1, 6)), old);
     }
 }

@@ -1,4 +1,4 @@
-//! The lanes between vifs of this host ([`crate::lane`]): which there are, and who is offered one.
+//! The lanes between vifs of this host: which there are, and which vifs are offered one.
 //!
 //! When a vif is told that another of its vnet is here, on this host, the backends of both are handed
 //! lanes from the first to the second, one per queue pair of the first, before it is told. varpd
@@ -8,22 +8,19 @@
 //! Lanes that have ended are not made again at once, so that a backend that closes them all the time
 //! makes no work for others.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
-use std::io;
-use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
-use crate::lane;
 use crate::mapper::LocalVif;
 use crate::metrics::VarpdCounter;
-use crate::sys::doorbell::Doorbell;
 use crate::time::{Instant, Now};
 use crate::wire::control::Event;
 use crate::wire::{CareOf, Mac, VifKey};
 
-use super::clients::ClientId;
-use super::daemon::Daemon;
+use super::Host;
+use super::output::{LaneEnd, Output};
 use super::registry::{Owner, Vif};
 
 /// Lanes between two vifs are made no more often than this.
@@ -160,23 +157,14 @@ impl Lanes {
     }
 }
 
-/// One side of a lane.
-struct Side {
-    client: ClientId,
-    pairs: u8,
-    mac: Mac,
-    addr: SocketAddr,
+/// The side of a vif, if its backend takes lanes.
+fn end_of(id: LocalVif, vif: &Vif) -> Option<LaneEnd> {
+    let Owner::Live(client) = vif.owner else { return None };
+    let (mac, addr) = (vif.key.mac, vif.coa.addr);
+    vif.takes_lanes.then_some(LaneEnd { vif: id, client, pair: 0, mac, addr })
 }
 
-impl Side {
-    fn of<S>(vif: &Vif<S>) -> Option<Self> {
-        let Owner::Live(client) = vif.owner else { return None };
-        let (mac, addr) = (vif.key.mac, vif.coa.addr);
-        vif.takes_lanes.then_some(Self { client, pairs: vif.queue_pairs.max(1), mac, addr })
-    }
-}
-
-impl Daemon {
+impl Host {
     /// A vif is about to be told that a MAC is at this address: if that is a vif of this host, it is
     /// given lanes to there.
     pub(super) fn offer_lanes(&mut self, id: LocalVif, mac: Mac, coa: CareOf, now: Now) {
@@ -184,78 +172,56 @@ impl Daemon {
         let owner = self.mapper.owner(&VifKey { vnet: vif.key.vnet, mac });
         let Some(owner) = owner.filter(|owner| *owner != id) else { return };
         let Some(other) = self.registry.get(owner).filter(|v| v.coa == coa) else { return };
-        let (Some(from), Some(to)) = (Side::of(vif), Side::of(other)) else { return };
+        let (Some(from), Some(to)) = (end_of(id, vif), end_of(owner, other)) else { return };
+        let (pairs, to_pairs) = (vif.queue_pairs.max(1), other.queue_pairs.max(1));
         let limits = &self.config.limits;
         let limits = Limits { total: limits.lanes, per_vif: limits.lanes_per_vif };
-        let way = (id, owner);
-        match self.lanes.need(way, from.pairs.into(), limits, now.mono) {
+        match self.lanes.need((id, owner), pairs.into(), limits, now.mono) {
             Need::None => {}
             Need::Refused => self.counters.inc(VarpdCounter::lanes_refused),
             Need::Make { numbers, ended } => {
                 for (way, lanes) in ended {
-                    self.tell_closed(way, &lanes, now);
+                    self.tell_closed(way, &lanes);
                 }
                 for (pair, lane) in (0..).zip(numbers) {
-                    if let Err(e) = self.make_lane(lane, pair, (&from, &to), now) {
-                        let level = self.complaints.lanes.level(now.mono);
-                        log::log!(level, "can't make a lane: {e}");
-                        self.counters.inc(VarpdCounter::lanes_refused);
-                        self.lanes.ended(id, lane);
-                    }
+                    let (from, to) =
+                        (LaneEnd { pair, ..from }, LaneEnd { pair: pair % to_pairs, ..to });
+                    self.outputs.push_back(Output::Lane { lane, from, to });
                 }
             }
         }
     }
 
-    /// Makes a lane and hands it to both sides, first to the one that reads.
-    fn make_lane(
-        &mut self,
-        lane: u32,
-        pair: u8,
-        (from, to): (&Side, &Side),
-        now: Now,
-    ) -> io::Result<()> {
-        let memory = lane::create()?;
-        let (write_end, read_end) = Doorbell::pair()?;
-        let (is_read, at) = (true, pair % to.pairs);
-        let (mac, addr) = (from.mac, from.addr);
-        let event = Event::Lane { lane, pair: at, is_read, mac, addr };
-        let sent = self.clients.send(to.client, &event, &[memory.as_fd(), read_end.as_fd()]);
-        if !self.sent(to.client, sent, now) {
-            return Ok(());
-        }
-        let (mac, addr) = (to.mac, to.addr);
-        let event = Event::Lane { lane, pair, is_read: false, mac, addr };
-        let sent = self.clients.send(from.client, &event, &[memory.as_fd(), write_end.as_fd()]);
-        if self.sent(from.client, sent, now) {
-            self.counters.inc(VarpdCounter::lanes_made);
-        }
-        Ok(())
+    /// A lane could not be made.
+    pub(super) fn handle_lane_failed(&mut self, vif: LocalVif, lane: u32, error: &str, now: Now) {
+        say!(self, self.complaints.lanes.level(now.mono), "can't make a lane: {error}");
+        self.counters.inc(VarpdCounter::lanes_refused);
+        self.lanes.ended(vif, lane);
     }
 
     /// A backend says that a lane of its vif has ended.
-    pub(super) fn lane_closed(&mut self, vif: LocalVif, lane: u32, now: Now) {
+    pub(super) fn lane_closed(&mut self, vif: LocalVif, lane: u32) {
         if let Some(way) = self.lanes.ended(vif, lane) {
-            self.tell_closed(way, &[lane], now);
+            self.tell_closed(way, &[lane]);
         }
     }
 
     /// A vif is not here any more, or its backend is not.
-    pub(super) fn close_lanes_of(&mut self, vif: LocalVif, now: Now) {
+    pub(super) fn close_lanes_of(&mut self, vif: LocalVif) {
         for (way, lanes) in self.lanes.remove(vif) {
-            self.tell_closed(way, &lanes, now);
+            self.tell_closed(way, &lanes);
         }
     }
 
-    /// Tells both sides, as far as they are there. Who knows already takes no harm.
-    fn tell_closed(&mut self, (from, to): Way, lanes: &[u32], now: Now) {
+    /// Tells both sides, as far as they are there. A side that knows already takes no harm.
+    fn tell_closed(&mut self, (from, to): Way, lanes: &[u32]) {
         for vif in [from, to] {
-            let Some(side) = self.registry.get(vif).and_then(Side::of) else { continue };
+            let takes_lanes = self.registry.get(vif).is_some_and(|vif| vif.takes_lanes);
+            if !takes_lanes {
+                continue;
+            }
             for &lane in lanes {
-                let sent = self.clients.send(side.client, &Event::CloseLane { lane }, &[]);
-                if !self.sent(side.client, sent, now) {
-                    break;
-                }
+                self.tell_vif(vif, Event::CloseLane { lane });
             }
         }
     }

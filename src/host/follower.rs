@@ -11,12 +11,12 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::sys::rtnetlink::{Interface, News};
 use crate::time::Instant;
 
-use super::site::{self, Place, Step};
-use super::waiting::REMINDER;
+use super::site::{self, Interface, Place, Step};
 
+/// Interval between repeats of the line that says what varpd waits for.
+pub(crate) const REMINDER: Duration = Duration::from_secs(60);
 /// Delay after the first notification of a change.
 const SETTLE: Duration = Duration::from_millis(100);
 /// Least time between two examinations.
@@ -33,7 +33,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 const REST: Duration = Duration::from_secs(10);
 
 /// The least time between the end of an examination that took this long and the next one.
-pub(super) fn gap_after(took: Duration) -> Duration {
+pub(crate) fn gap_after(took: Duration) -> Duration {
     GAP.max(took.saturating_mul(GAP_FACTOR))
 }
 
@@ -66,9 +66,9 @@ pub(super) struct Follower {
 
 impl Follower {
     /// Handles a notification of a change.
-    pub(super) fn heard(&mut self, news: News, now: Instant) {
-        self.was_deleted |= news.is_deleted;
-        if news.any {
+    pub(super) fn heard(&mut self, any: bool, is_deleted: bool, now: Instant) {
+        self.was_deleted |= is_deleted;
+        if any {
             self.look_from(now + SETTLE);
         }
     }
@@ -153,8 +153,6 @@ impl Follower {
 mod tests {
     use super::*;
 
-    const NEWS: News = News { any: true, is_deleted: false };
-
     fn at(ms: u64) -> Instant {
         Instant::from_millis(100_000 + ms)
     }
@@ -170,7 +168,6 @@ mod tests {
             master: None,
             up: true,
             loopback: false,
-            multicast: true,
             default_route: false,
             addresses: vec![address.parse().unwrap()],
         }]
@@ -192,14 +189,14 @@ mod tests {
     fn a_burst_of_news_is_one_look_and_looks_are_apart() {
         let mut follower = Follower::default();
         assert_eq!(follower.poll_timeout(), None);
-        follower.heard(News::default(), at(0));
+        follower.heard(false, false, at(0));
         assert_eq!(follower.poll_timeout(), None);
-        follower.heard(NEWS, at(0));
-        follower.heard(NEWS, at(50));
+        follower.heard(true, false, at(0));
+        follower.heard(true, false, at(50));
         assert_eq!(follower.poll_timeout(), Some(at(100)));
         assert_eq!(change(&mut follower, "192.0.2.1", "192.0.2.1", at(100)), Step::Keep);
         assert_eq!(follower.poll_timeout(), None);
-        follower.heard(NEWS, at(101));
+        follower.heard(true, false, at(101));
         assert_eq!(follower.poll_timeout(), Some(at(350)));
         follower.failed(at(340));
         assert_eq!(follower.poll_timeout(), Some(at(350)), "the earlier one");
@@ -212,13 +209,13 @@ mod tests {
         let took = Duration::from_millis(700);
         let (mut now, mut looks) = (0, 0);
         while now < 60_000 {
-            follower.heard(NEWS, at(now));
+            follower.heard(true, false, at(now));
             if follower.poll_timeout().is_some_and(|due| due <= at(now)) {
                 looks += 1;
                 now += 700;
                 follower.looked(took, at(now));
                 // Others have their turn, and the news goes on.
-                follower.heard(NEWS, at(now));
+                follower.heard(true, false, at(now));
             }
             now += 10;
         }
@@ -267,7 +264,7 @@ mod tests {
     #[test]
     fn a_deleted_interface_is_remembered_until_it_is_joined_again() {
         let mut follower = Follower::default();
-        follower.heard(News { any: true, is_deleted: true }, at(0));
+        follower.heard(true, true, at(0));
         assert!(matches!(change(&mut follower, "192.0.2.1", "fe80::1", at(0)), Step::Wait(_)));
         let again = change(&mut follower, "192.0.2.1", "192.0.2.1", at(1000));
         assert_eq!(again, Step::Rejoin(place("192.0.2.1")));

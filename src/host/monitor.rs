@@ -1,15 +1,18 @@
 //! The mapper's events, streamed to operators who watch (`vnet monitor`).
 //!
-//! varpd never waits for one who doesn't read: so many events wait for each, later ones are missed,
-//! and how many is the next thing that it is told.
+//! varpd never waits for a monitor that does not read: a bounded number of events wait for it, later ones are missed,
+//! and their number is the next thing that it is told.
+
+#![forbid(unsafe_code)]
 
 use crate::mapper::Event;
 use crate::show;
 use crate::time::Now;
 use crate::wire::control::{self, Cell, Column};
 
+use super::Host;
 use super::clients::{ClientId, Role};
-use super::daemon::Daemon;
+use super::output::Output;
 use super::requests::Failure;
 
 /// What an event consists of.
@@ -28,20 +31,17 @@ const COLUMNS: &[Column] = &[
 /// Most monitors at a time.
 const MOST_MONITORS: usize = 16;
 
-impl Daemon {
-    /// A client wants to be shown events from now on; it is told when that begins.
-    pub(super) fn begin_monitor(&mut self, id: ClientId, now: Now) -> Result<(), Failure> {
+impl Host {
+    /// A client is shown events from now on; it is told when that begins.
+    pub(super) fn begin_monitor(&mut self, id: ClientId) -> Result<(), Failure> {
         if self.clients.monitors().count() >= MOST_MONITORS {
             return Err(Failure::busy("too many monitors are watching"));
         }
         if let Some(client) = self.clients.get_mut(id) {
             client.role = Role::Monitor;
         }
-        let columns = control::Event::Columns { columns: COLUMNS.into() };
-        for event in [columns, control::Event::End] {
-            let sent = self.clients.send(id, &event, &[]);
-            self.drop_if_stalled(id, sent, now);
-        }
+        self.tell(id, control::Event::Columns { columns: COLUMNS.into() });
+        self.tell(id, control::Event::End);
         Ok(())
     }
 
@@ -49,19 +49,15 @@ impl Daemon {
     pub(super) fn show_event(&mut self, event: &Event, now: Now) {
         // Anybody can claim vifs on vnets that this host has no part in.
         let vnet = event.key().vnet;
-        let level = match event.is_alarm() && self.varp.hears(vnet) {
+        let level = match event.is_alarm() && self.underlay.hears(vnet) {
             true => self.complaints.alarms.level(vnet, event.name(), now.mono),
             false => log::Level::Debug,
         };
-        log::log!(level, "{event}");
+        say!(self, level, "{event}");
         let watching: Vec<ClientId> = self.clients.monitors().collect();
-        if watching.is_empty() {
-            return;
-        }
-        let row = control::Event::Row { cells: cells(event, now.wall_ms) }.emit();
-        for id in watching {
-            let sent = self.clients.offer(id, row.clone(), &self.poller, now);
-            self.drop_if_stalled(id, sent, now);
+        for client in watching {
+            let cells = cells(event, now.wall_ms);
+            self.outputs.push_back(Output::Show { client, cells });
         }
     }
 }
@@ -81,13 +77,13 @@ fn cells(event: &Event, wall_ms: u64) -> Vec<Cell> {
     ]
 }
 
-/// What one is told who missed events.
-pub(super) fn missed(count: u64, wall_ms: u64) -> Vec<u8> {
+/// The row that tells a monitor how many events it missed, the last of them at `wall_ms`.
+pub(crate) fn missed(count: u64, wall_ms: u64) -> Vec<Cell> {
     let mut cells = vec![Cell::Nothing; COLUMNS.len()];
     let known = [Cell::Time(wall_ms), Cell::text(show::MISSED)];
     cells.iter_mut().zip(known).for_each(|(cell, known)| *cell = known);
     if let Some(last) = cells.last_mut() {
         *last = Cell::Number(count);
     }
-    control::Event::Row { cells }.emit()
+    cells
 }

@@ -13,7 +13,6 @@ use std::net::IpAddr;
 use thiserror::Error;
 
 use crate::config::Config;
-use crate::sys::rtnetlink::Interface;
 
 /// Why there is no place on the underlay. The messages list the available interfaces and addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -77,22 +76,44 @@ pub enum SiteError {
 
 impl SiteError {
     /// Whether an interface or address that appears later can solve the problem.
-    pub(super) fn may_pass(&self) -> bool {
+    pub fn may_pass(&self) -> bool {
         !matches!(self, Self::Ambiguous { .. } | Self::Family { .. })
     }
 }
 
-/// Where the host is on the underlay.
+/// A network interface of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    /// Name and index of the interface that has the address.
-    pub(super) interface: String,
-    pub(super) index: u32,
-    pub(super) address: IpAddr,
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// The index of the bridge, bond or the like that it is a port of.
+    pub master: Option<u32>,
+    /// It is up, by the administrator's will.
+    pub up: bool,
+    /// A loopback interface.
+    pub loopback: bool,
+    /// It has a default route of the main table, IPv4 or IPv6.
+    pub default_route: bool,
+    /// Its usable addresses, the best first.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The host's place on the underlay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Name of the interface that has the address.
+    pub interface: String,
+    /// Its index.
+    pub index: u32,
+    /// The address.
+    pub address: IpAddr,
 }
 
 impl Place {
-    pub(super) fn of(interface: &Interface, address: IpAddr) -> Self {
+    /// An address of an interface.
+    pub fn of(interface: &Interface, address: IpAddr) -> Self {
         Self { interface: interface.name.clone(), index: interface.index, address }
     }
 }
@@ -164,7 +185,7 @@ fn is_stopgap(
 }
 
 /// The address that varpd and its vifs use, and the interface that has it.
-pub(super) fn choose<'a>(
+pub fn choose<'a>(
     config: &Config,
     interfaces: &'a [Interface],
 ) -> Result<(&'a Interface, IpAddr), SiteError> {

@@ -7,7 +7,6 @@ fn interface(name: &str, index: u32, addresses: &[&str]) -> Interface {
         master: None,
         up: true,
         loopback: name == "lo",
-        multicast: name != "lo",
         default_route: false,
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
     }

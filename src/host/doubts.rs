@@ -16,7 +16,7 @@ use crate::wire::name::Name;
 use crate::wire::varp::{Message, VERSION};
 use crate::wire::{ParseError, VnetId, handshake};
 
-use super::daemon::Daemon;
+use super::Host;
 
 // One number for both formats that a host may speak in another version: a host is named once for both.
 const _: () = assert!(handshake::VERSION == VERSION);
@@ -67,7 +67,7 @@ impl Doubts {
     }
 }
 
-impl Daemon {
+impl Host {
     /// Checks a message of another host, which came as these bytes, and takes its tag off; what is refused
     /// is counted.
     pub(super) fn check(
@@ -130,7 +130,9 @@ impl Daemon {
         if name == here || !self.security.doubts.is_new((Some(vnet), host, Doubt::Name), now.mono) {
             return;
         }
-        log::warn!(
+        say!(
+            self,
+            log::Level::Warn,
             "vnet {vnet}: host {host} calls itself {name}, here it is {here}: the two hosts agree on no keys \
              (all hosts need the same realm, and no address translation between them)"
         );
@@ -143,7 +145,9 @@ impl Daemon {
             return;
         }
         let old = if version < VERSION { "that host" } else { "this host" };
-        log::warn!(
+        say!(
+            self,
+            log::Level::Warn,
             "host {host} speaks version {version} of the format, this host version {VERSION}: neither finds \
              the other's vifs. Upgrade vnet on {old}"
         );
@@ -151,7 +155,7 @@ impl Daemon {
 
     /// Names a host, if this one has vifs on the vnet.
     fn doubt(&mut self, vnet: VnetId, host: IpAddr, doubt: Doubt, now: Now) {
-        if !self.varp.hears(vnet)
+        if !self.underlay.hears(vnet)
             || !self.security.doubts.is_new((Some(vnet), host, doubt), now.mono)
         {
             return;
@@ -163,7 +167,9 @@ impl Daemon {
             Doubt::Key => "with a key that is unknown here: another key, or another policy",
             Doubt::Name | Doubt::Setup | Doubt::Version => return,
         };
-        log::warn!(
+        say!(
+            self,
+            log::Level::Warn,
             "vnet {vnet}: host {host} sends {what}; the policy here is {policy}, so messages of {host} are dropped: \
              give both hosts the same policy and key"
         );

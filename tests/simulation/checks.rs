@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use vnet::mapper::{LocalVif, MapperCounter, State};
+use vnet::mapper::{MapperCounter, State};
+use vnet::wire::control::Request;
 use vnet::wire::varp::Claim;
 use vnet::wire::{Mac, VifKey};
 
-use crate::host::config;
+use crate::host::limits;
 use crate::script::{Scenario, contested};
 use crate::user::Neighbour;
 use crate::world::World;
@@ -31,11 +32,13 @@ pub(crate) fn ends_at_the_truth(world: &mut World) -> Result<(), String> {
 
 /// Who owns a key, by the model; and that its host, and no other, agrees.
 fn owner(world: &World, key: VifKey) -> Result<Claim, String> {
-    let owners: Vec<(usize, Claim)> = (0..world.users.len())
-        .filter(|&i| world.users[i].key == key)
-        .filter_map(|i| {
-            let mapper = world.hosts[world.users[i].host].mapper.as_ref()?;
-            Some((i, mapper.claim(LocalVif(i as u64))?))
+    let owners: Vec<(usize, Claim)> = world
+        .hosts
+        .iter()
+        .filter_map(|host| {
+            let mapper = host.varpd.as_ref()?.machine.mapper();
+            let claim = mapper.claim(mapper.owner(&key)?)?;
+            Some((world.holders[&claim.coa.addr], claim))
         })
         .collect();
     let [(instance, claim)] = owners.as_slice() else {
@@ -63,7 +66,8 @@ fn owner(world: &World, key: VifKey) -> Result<Claim, String> {
 /// No mapper and no user believes anything else.
 fn caches_agree(world: &World, key: VifKey, truth: Claim) -> Result<(), String> {
     for host in &world.hosts {
-        let Some(mapper) = &host.mapper else { continue };
+        let Some(varpd) = &host.varpd else { continue };
+        let mapper = varpd.machine.mapper();
         for row in mapper.rows(host.now(world.now)) {
             let known = matches!(row.state, State::Resolved | State::Confirming);
             if row.key == key && known && row.claim != Some(truth) {
@@ -84,15 +88,13 @@ fn caches_agree(world: &World, key: VifKey, truth: Claim) -> Result<(), String> 
 /// Everybody asks for everybody, and for somebody that there is not.
 fn answers_agree(world: &mut World, keys: &[VifKey]) -> Result<(), String> {
     let nobody = Mac([2, 7, 7, 7, 7, 7]);
-    let asks = |&i: &usize| world.users[i].active && !world.users[i].learnt;
+    let asks = |&i: &usize| world.users[i].active && world.users[i].behind.is_none();
     let asking: Vec<usize> = (0..world.users.len()).filter(asks).collect();
     for &from in &asking {
-        let (host, vnet) = (world.users[from].host, world.users[from].key.vnet);
+        let vnet = world.users[from].key.vnet;
         let macs = keys.iter().filter(|key| key.vnet == vnet).map(|key| key.mac);
         for mac in macs.chain([nobody]) {
-            world.with_mapper(host, |mapper, now| {
-                mapper.resolve(LocalVif(from as u64), mac, false, now);
-            });
+            world.ask(from, &Request::Resolve { mac, refresh: false });
         }
     }
     // Questions to the network are answered within a round trip.
@@ -134,8 +136,9 @@ pub(crate) const SPRAYED: [u8; 2] = [2, 9];
 
 /// No table is larger than it may be.
 pub(crate) fn is_bounded(world: &mut World, host: usize) {
-    let Some(mapper) = &world.hosts[host].mapper else { return };
-    let limits = config().limits;
+    let Some(varpd) = &world.hosts[host].varpd else { return };
+    let mapper = varpd.machine.mapper();
+    let limits = limits().limits;
     let rows = mapper.rows(world.hosts[host].now(world.now));
     let count = |wanted: &[State]| rows.iter().filter(|row| wanted.contains(&row.state)).count();
     let cached = count(&[State::Resolved, State::Confirming, State::Unresolved]);
@@ -149,13 +152,13 @@ pub(crate) fn is_bounded(world: &mut World, host: usize) {
 }
 
 fn count(world: &mut World, host: usize) {
-    let Some(mapper) = &world.hosts[host].mapper else { return };
+    let Some(varpd) = &world.hosts[host].varpd else { return };
+    let mapper = varpd.machine.mapper();
     let get = |counter| mapper.counters().get(counter);
     let totals = &mut world.totals;
     totals.claims += get(MapperCounter::claims);
     totals.reclaims += get(MapperCounter::reclaims);
     totals.damped += get(MapperCounter::damped_claims);
-    totals.refused += get(MapperCounter::refused_learnt);
     totals.deferred += get(MapperCounter::deferred_claims);
     totals.corrections += get(MapperCounter::tx_corrections);
 }

@@ -1,17 +1,18 @@
-//! A simulated internet of many hosts around the shipped [`vnet::mapper::Mapper`], compared with a
+//! A simulated internet of many hosts around the shipped [`vnet::host::Host`], compared with a
 //! model that knows everything.
 //!
 //! ```text
 //!   host 0            host 1                      host n
 //!   users (backends)  users                       users        what they send goes where their
-//!     | notices         |                           |          mapping says, and is checked there
-//!   Mapper            Mapper                      Mapper       the shipped code
+//!     | connections     |                           |          mapping says, and is checked there
+//!   Host              Host                        Host         the shipped code
 //!     |                 |                           |
 //!  ===+=================+===========================+======    loss, copies, delay, partitions
 //! ```
 //!
-//! Every seed is a run of its own: some minutes of loss, partitions, migrations, restarts of varpd,
-//! clocks that are up to an hour apart and jump; then peace; then everything must be as the model says.
+//! Every seed is a run of its own: some minutes of loss, partitions, migrations, restarts of varpd, backends that die,
+//! lie, stall and come back, clocks that are up to an hour apart and jump; then peace; then everything must be as the
+//! model says.
 //!
 //! `tests/simulate` is the long run, of 10^5 seeds.
 //!
@@ -25,6 +26,7 @@ mod network;
 mod random;
 mod routers;
 mod script;
+mod shell;
 mod user;
 mod world;
 

@@ -1,7 +1,6 @@
 //! MACs behind bridges that move all the time, as virtual routers' do, and thefts of guests' own MACs; on a good network,
 //! so that everything must be right soon.
 
-use vnet::mapper::LocalVif;
 use vnet::wire::VifKey;
 
 use crate::script::{Action, MILLI, SECOND};
@@ -15,7 +14,7 @@ pub(crate) const LOOKS: [u64; 4] = [10 * MILLI, 150 * MILLI, 700 * MILLI, 2 * SE
 /// A minute of it.
 pub(crate) fn play(world: &mut World) {
     let keys: Vec<VifKey> = world.intended.keys().copied().collect();
-    let learnt = |key: &VifKey| world.users[world.intended[key]].learnt;
+    let learnt = |key: &VifKey| world.users[world.intended[key]].behind.is_some();
     for key in keys.into_iter().filter(learnt).collect::<Vec<_>>() {
         for _ in 0..world.random.range(1, 20) {
             let mut at = world.random.range(0, 60 * SECOND);
@@ -40,8 +39,9 @@ pub(crate) fn is_settled(world: &mut World, key: VifKey, moves: u32) {
     }
     let instance = world.intended[&key];
     let (host, coa) = (world.users[instance].host, world.users[instance].coa);
-    let mapper = world.hosts[host].mapper.as_ref().expect("varpd runs");
-    if mapper.claim(LocalVif(instance as u64)).is_none() {
+    let mapper = world.hosts[host].varpd.as_ref().expect("varpd runs").machine.mapper();
+    let claim = mapper.owner(&key).and_then(|vif| mapper.claim(vif));
+    if claim.is_none_or(|claim| claim.coa != coa) {
         world.violate(format!("{key} is not claimed where it was last sent from"));
     }
     is_nowhere_else(world, key, |known| known == coa);

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use vnet::mapper::{Bridge, LocalVif};
-use vnet::wire::{Mac, Stamp, VifKey, VnetId};
+use vnet::host::{Ending, Input};
+use vnet::wire::control::Request;
+use vnet::wire::{Capabilities, CareOf, EncapKinds, Longest, Mac, VifKey, VnetId};
 
-use crate::host::Host;
+use crate::host::{Host, Protection};
 use crate::network::Weather;
-use crate::user::{Neighbour, User};
+use crate::user::User;
 use crate::world::{Event, World};
 
 /// Kinds of runs.
@@ -51,8 +52,14 @@ pub(crate) enum Action {
     Activate(usize),
     /// They stop.
     Deactivate(usize),
-    /// The backend ends.
+    /// The backend ends. varpd keeps the vif for a while.
     Remove(usize),
+    /// A backend is started again beside the guest that it served, on a new connection and without sockets.
+    Replace(VifKey),
+    /// A backend does not read what varpd sends next.
+    Stall(VifKey),
+    /// A backend sends something that is no message, or one that is out of place.
+    Lie(VifKey),
     /// The guest says that it is here.
     Garp(usize),
     /// A guest moves to another host, its source stopping first, or some time after.
@@ -66,7 +73,7 @@ pub(crate) enum Action {
     /// A backend is killed; its guest is started again on one host, or on two at once, of which one is
     /// killed soon.
     Crash(VifKey),
-    /// The backend of an instance is killed. varpd keeps the vif for a while.
+    /// The backend of an instance is killed.
     Die(usize),
     /// A guest reboots.
     Reboot(VifKey),
@@ -157,10 +164,10 @@ fn wanderer(world: &mut World, key: VifKey) {
     world.after(SECOND, Event::Act(Action::Seen(key)));
 }
 
-/// The bridge that an instance is behind; it is not simulated itself.
-fn bridge(instance: usize) -> Bridge {
+/// The bridge that an instance is behind.
+fn bridge(instance: usize) -> Mac {
     let [.., high, low] = instance.to_be_bytes();
-    Bridge { vif: LocalVif(instance as u64), mac: Mac([2, 1, 0, 0, high, low]) }
+    Mac([2, 1, 0, 0, high, low])
 }
 
 /// MACs from here on are behind bridges.
@@ -195,7 +202,10 @@ fn storm(world: &mut World) {
         let at = world.random.range(SECOND, 60 * SECOND);
         let host = world.random.index(world.hosts.len());
         let key = world.any_key();
-        let action = match world.random.range(0, 13) {
+        let action = match world.random.range(0, 16) {
+            13 => Action::Replace(key),
+            14 => Action::Stall(key),
+            15 => Action::Lie(key),
             0 | 1 => Action::Part,
             2 | 3 => Action::Stop(host),
             4 => Action::Reboot(key),
@@ -264,18 +274,13 @@ impl World {
 
     /// The instances that are vifs of their own.
     pub(crate) fn guests(&self) -> Vec<usize> {
-        (0..self.users.len()).filter(|&i| !self.users[i].learnt).collect()
+        (0..self.users.len()).filter(|&i| self.users[i].behind.is_none()).collect()
     }
 
     fn wander(&mut self, key: VifKey) {
         self.totals.wanders += 1;
         let host = self.random.index(self.hosts.len());
-        let known = |user: &User| user.key == key && user.host == host;
-        let instance = self.users.iter().position(known).unwrap_or_else(|| {
-            let instance = self.users.len();
-            self.users.push(User::new(key, host, Host::coa(host, instance), true));
-            instance
-        });
+        let instance = self.behind_bridge(key, host);
         self.intended.insert(key, instance);
         self.see(key, instance);
         let moves = self.count_moves(key, 1);
@@ -286,12 +291,7 @@ impl World {
 
     /// A guest that is a bridge sends from another guest's own MAC.
     fn steal(&mut self, key: VifKey, host: usize) {
-        let known = |user: &User| user.key == key && user.host == host && user.learnt;
-        let instance = self.users.iter().position(known).unwrap_or_else(|| {
-            let instance = self.users.len();
-            self.users.push(User::new(key, host, Host::coa(host, instance), true));
-            instance
-        });
+        let instance = self.behind_bridge(key, host);
         self.totals.thefts += 1;
         self.see(key, instance);
         if self.scenario == Scenario::Routers {
@@ -301,40 +301,44 @@ impl World {
         }
     }
 
-    /// As a backend and its varpd do: what is not known to be here is claimed.
-    fn see(&mut self, key: VifKey, instance: usize) {
-        let (coa, host, vif) = {
-            let user = &mut self.users[instance];
-            if user.active {
-                return;
-            }
-            user.active = true;
-            user.departures.remove(key.mac);
-            (user.coa, user.host, LocalVif(instance as u64))
-        };
-        let bridge = bridge(instance);
-        let mut refused = false;
-        self.with_mapper(host, |mapper, now| {
-            match mapper.add_learnt(vif, bridge, key, coa) {
-                Ok(()) => mapper.set_active(vif, true, None, now),
-                Err(_) => mapper.announce(vif, now),
-            }
-            refused = !mapper.is_claiming(vif);
-        });
-        if refused {
-            self.totals.refused += 1;
-            self.users[instance].active = false;
+    /// The instance of a MAC behind a bridge of a host; the bridge is there as soon as it is needed.
+    fn behind_bridge(&mut self, key: VifKey, host: usize) -> usize {
+        let known = |user: &User| user.key == key && user.host == host && user.behind.is_some();
+        if let Some(instance) = self.users.iter().position(known) {
+            return instance;
         }
+        self.enter(key, host, Some(bridge(self.users.len())))
+    }
+
+    /// As a backend does: a MAC that is not known to be here is registered.
+    fn see(&mut self, key: VifKey, instance: usize) {
+        let user = &mut self.users[instance];
+        if user.active {
+            return;
+        }
+        user.active = true;
+        user.departures.remove(key.mac);
+        self.ask(instance, &Request::Learn { macs: vec![(key.mac, None)] });
+    }
+
+    /// A backend starts on a host.
+    fn enter(&mut self, key: VifKey, host: usize, behind: Option<Mac>) -> usize {
+        let instance = self.users.len();
+        let coa = CareOf {
+            addr: Host::address(host, instance),
+            kinds: EncapKinds::UDP,
+            capabilities: Capabilities::NONE,
+            longest: Longest::UNKNOWN,
+        };
+        self.users.push(User::new(key, host, coa, behind));
+        self.holders.insert(coa.addr, instance);
+        self.connect(instance);
+        instance
     }
 
     /// A backend starts on a host, and will talk to some others of its vnet.
     pub(crate) fn create(&mut self, key: VifKey, host: usize) -> usize {
-        let instance = self.users.len();
-        let coa = Host::coa(host, instance);
-        self.users.push(User::new(key, host, coa, false));
-        self.with_mapper(host, |mapper, _| {
-            mapper.add_vif(LocalVif(instance as u64), key, coa).expect("a new vif");
-        });
+        let instance = self.enter(key, host, None);
         for _ in 0..3 {
             let behind = if self.random.per_mille(250) { BEHIND } else { 0 };
             let last = behind + self.random.range(0, 4);
@@ -352,12 +356,10 @@ impl World {
             Action::Activate(instance) => self.activate(instance),
             Action::Deactivate(instance) => self.deactivate(instance),
             Action::Remove(instance) => self.remove(instance),
-            Action::Garp(instance) => {
-                let host = self.users[instance].host;
-                self.with_mapper(host, |mapper, now| {
-                    mapper.announce(LocalVif(instance as u64), now);
-                });
-            }
+            Action::Garp(instance) => self.ask(instance, &Request::Announce),
+            Action::Replace(key) => self.replace(key),
+            Action::Stall(key) => self.stall(self.intended[&key]),
+            Action::Lie(key) => self.lie(self.intended[&key]),
             Action::Wander(key) => self.wander(key),
             Action::Steal(key, host) => self.steal(key, host),
             Action::Seen(key) => {
@@ -376,7 +378,10 @@ impl World {
             }
             Action::Jump(host) => {
                 self.totals.jumps += 1;
-                self.hosts[host].skew_ms = Host::skew(&mut self.random);
+                self.hosts[host].skew_ms = match self.protection {
+                    Protection::None => Host::skew(&mut self.random),
+                    Protection::Conf => Host::small_skew(&mut self.random),
+                };
             }
             Action::Stop(host) => self.stop(host),
             Action::Start(host) => self.start(host),
@@ -397,27 +402,63 @@ impl World {
         }
         user.active = true;
         user.departures.remove(user.key.mac);
-        let (key, host) = (user.key, user.host);
-        self.intended.insert(key, instance);
-        self.with_mapper(host, |mapper, now| {
-            mapper.set_active(LocalVif(instance as u64), true, None, now);
-        });
+        self.intended.insert(user.key, instance);
+        self.ask(instance, &Request::SetActive { active: true });
     }
 
     fn deactivate(&mut self, instance: usize) {
         let user = &mut self.users[instance];
         (user.active, user.stamp) = (false, None);
-        let host = user.host;
-        self.with_mapper(host, |mapper, now| {
-            mapper.set_active(LocalVif(instance as u64), false, None, now);
-        });
+        self.ask(instance, &Request::SetActive { active: false });
     }
 
     fn remove(&mut self, instance: usize) {
         let user = &mut self.users[instance];
         (user.present, user.active) = (false, false);
         let host = user.host;
-        self.with_mapper(host, |mapper, now| mapper.remove_vif(LocalVif(instance as u64), now));
+        let Some(varpd) = self.hosts[host].varpd.as_mut() else { return };
+        let Some(client) = varpd.client(instance) else { return };
+        varpd.backends.remove(&client);
+        varpd.stalled.remove(&client);
+        self.give(host, Input::Closed { client, why: Ending::Gone });
+    }
+
+    /// A new backend takes the place of one that was killed, on the same host: its guest goes on, and nothing that the
+    /// old one knew is left.
+    fn replace(&mut self, key: VifKey) {
+        let old = self.intended[&key];
+        if !self.users[old].active || self.users[old].behind.is_some() || self.is_starting(key) {
+            return;
+        }
+        let host = self.users[old].host;
+        self.remove(old);
+        let new = self.create(key, host);
+        self.activate(new);
+    }
+
+    fn stall(&mut self, instance: usize) {
+        if let Some(varpd) = self.hosts[self.users[instance].host].varpd.as_mut()
+            && let Some(client) = varpd.client(instance)
+        {
+            varpd.stalled.insert(client);
+        }
+    }
+
+    fn lie(&mut self, instance: usize) {
+        let host = self.users[instance].host;
+        let Some(client) = self.hosts[host].varpd.as_ref().and_then(|v| v.client(instance)) else {
+            return;
+        };
+        let bytes = match self.random.range(0, 3) {
+            0 => vec![0xff; 40],
+            1 => Request::Monitor.emit(),
+            _ => Request::Hello {
+                features: vnet::wire::control::Features::NONE,
+                software: String::new(),
+            }
+            .emit(),
+        };
+        self.give(host, Input::Request { client, bytes, is_cut: false, descriptors: 0 });
     }
 
     fn crash(&mut self, key: VifKey) {
@@ -467,22 +508,20 @@ impl World {
     fn die(&mut self, instance: usize) {
         let user = &mut self.users[instance];
         (user.present, user.active) = (false, false);
-        let (key, host) = (user.key, user.host);
+        let key = user.key;
         // The last one to be created: an earlier one is the source of a migration, and about to stop.
-        let runs = |user: &User| user.key == key && user.active && !user.learnt;
+        let runs = |user: &User| user.key == key && user.active && user.behind.is_none();
         if let Some(other) = self.users.iter().rposition(runs)
             && self.intended[&key] == instance
         {
             self.intended.insert(key, other);
         }
-        self.with_mapper(host, |mapper, now| mapper.doubt(LocalVif(instance as u64), now));
-        let kept = self.random.range(0, 25 * SECOND);
-        self.after(kept, Event::Act(Action::Remove(instance)));
+        self.remove(instance);
     }
 
     fn migrate(&mut self, key: VifKey, clean: bool) {
         let Some(&source) = self.intended.get(&key) else { return };
-        let runs = |user: &&User| user.key == key && user.active && !user.learnt;
+        let runs = |user: &&User| user.key == key && user.active && user.behind.is_none();
         // While a guest is started in two places at once, there is no telling which of them migrates.
         let is_one = self.users.iter().filter(runs).count() == 1 && !self.is_starting(key);
         if !self.users[source].active || !is_one {
@@ -508,58 +547,27 @@ impl World {
     }
 
     fn stop(&mut self, host: usize) {
-        if self.hosts[host].mapper.take().is_some() {
+        if self.hosts[host].varpd.take().is_some() {
             self.totals.restarts += 1;
             let back = self.random.range(10 * MILLI, 3 * SECOND);
             self.after(back, Event::Act(Action::Start(host)));
         }
     }
 
-    /// varpd starts: every backend registers with what it knows, and asks for what it uses.
+    /// varpd starts: every backend comes to it with what it knows.
     fn start(&mut self, host: usize) {
-        if self.hosts[host].mapper.is_some() {
+        if self.hosts[host].varpd.is_some() {
             return;
         }
         let entropy = [self.random.next(), self.random.next()];
-        self.hosts[host].start(entropy);
+        let setup = Host::setup(host, self.protection, entropy);
+        let now = self.now;
+        self.hosts[host].start(setup, now);
         for instance in 0..self.users.len() {
-            let user = &self.users[instance];
-            if user.host != host || !user.present {
-                continue;
+            if self.users[instance].host == host {
+                self.come_again(instance);
             }
-            let (key, coa, active, stamp) = (user.key, user.coa, user.active, user.stamp);
-            if user.learnt {
-                if active {
-                    self.relearn(instance, stamp);
-                }
-                continue;
-            }
-            let in_use: Vec<(Mac, bool)> = user
-                .neighbours
-                .iter()
-                .map(|(mac, known)| (*mac, matches!(known, Neighbour::Mapped { .. })))
-                .collect();
-            let vif = LocalVif(instance as u64);
-            self.with_mapper(host, |mapper, now| {
-                mapper.add_vif(vif, key, coa).expect("a new vif");
-                if active {
-                    mapper.set_active(vif, true, stamp, now);
-                }
-                for (mac, refresh) in in_use {
-                    mapper.resolve(vif, mac, refresh, now);
-                }
-            });
         }
-    }
-
-    /// A backend tells the new varpd what is behind it.
-    fn relearn(&mut self, instance: usize, stamp: Option<Stamp>) {
-        let User { key, coa, host, .. } = self.users[instance];
-        let vif = LocalVif(instance as u64);
-        self.with_mapper(host, |mapper, now| {
-            mapper.add_learnt(vif, bridge(instance), key, coa).expect("a new one");
-            mapper.set_active(vif, true, stamp, now);
-        });
     }
 
     fn part(&mut self) {
@@ -575,9 +583,7 @@ impl World {
         let ([x, y], [a, b, c, d]) = (crate::checks::SPRAYED, left.to_be_bytes());
         let host = self.users[from].host;
         if self.users[from].active {
-            self.with_mapper(host, |mapper, now| {
-                mapper.resolve(LocalVif(from as u64), Mac([x, y, a, b, c, d]), false, now);
-            });
+            self.ask(from, &Request::Resolve { mac: Mac([x, y, a, b, c, d]), refresh: false });
             crate::checks::is_bounded(self, host);
         }
         if left > 0 {

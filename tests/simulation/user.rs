@@ -1,15 +1,15 @@
-//! A guest's NIC and its backend, as far as the mapper is concerned: what it believes about its
+//! A guest's NIC and its backend, as far as varpd is concerned: what it believes about its
 //! neighbours, and when it asks.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use vnet::mapper::Notice;
 use vnet::time::Instant;
 use vnet::tunnel::moved::MovedMacs;
+use vnet::wire::control::Event;
 use vnet::wire::{CareOf, Mac, Stamp, VifKey};
 
-use crate::host::config;
+use crate::host::lifetime;
 
 /// How long a question may stay unanswered before the backend asks again.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -42,8 +42,10 @@ pub(crate) struct User {
     pub(crate) key: VifKey,
     pub(crate) host: usize,
     pub(crate) coa: CareOf,
-    /// A MAC behind the NIC of a bridge; the bridge itself is not simulated.
-    pub(crate) learnt: bool,
+    /// The MAC of the bridge whose NIC the MAC is behind. The bridge has no other, and no guest of its own.
+    pub(crate) behind: Option<Mac>,
+    /// It has sockets, which it brings to the next varpd.
+    pub(crate) has_sockets: bool,
     /// The backend runs.
     pub(crate) present: bool,
     /// The rings run.
@@ -57,10 +59,11 @@ pub(crate) struct User {
 
 impl User {
     /// A backend that has just registered.
-    pub(crate) fn new(key: VifKey, host: usize, coa: CareOf, learnt: bool) -> Self {
+    pub(crate) fn new(key: VifKey, host: usize, coa: CareOf, behind: Option<Mac>) -> Self {
         let (neighbours, departures, stamp) = Default::default();
         let (present, active) = (true, false);
-        Self { key, host, coa, learnt, present, active, stamp, neighbours, departures }
+        let has_sockets = false;
+        Self { key, host, coa, behind, has_sockets, present, active, stamp, neighbours, departures }
     }
 
     /// Decides about a frame as a backend does, and notes what it asks.
@@ -85,35 +88,39 @@ impl User {
         Verdict::Ask
     }
 
-    /// Takes in what the mapper says.
-    pub(crate) fn hear(&mut self, notice: Notice, now: Instant) {
-        match notice {
-            Notice::Mapping { mac, coa, lifetime, .. } => {
+    /// Takes in what varpd says.
+    pub(crate) fn hear(&mut self, event: &Event, now: Instant) {
+        match *event {
+            Event::Mapping { mac, coa, lifetime_ms, .. } => {
+                let lifetime = Duration::from_millis(lifetime_ms.into());
                 let expires = now + lifetime;
                 let mapped = Neighbour::Mapped { coa, lifetime, expires, asked: None };
                 self.neighbours.insert(mac, mapped);
             }
-            Notice::Unresolved { mac, hold } => {
-                self.neighbours.insert(mac, Neighbour::Held { until: now + hold });
+            Event::Unresolved { mac, hold_ms } => {
+                let until = now + Duration::from_millis(hold_ms.into());
+                self.neighbours.insert(mac, Neighbour::Held { until });
             }
-            Notice::Invalidate { mac } => {
+            Event::Invalidate { mac } => {
                 self.neighbours.remove(&mac);
             }
-            Notice::Claimed { stamp } => {
+            Event::Claimed { mac, stamp } if mac == self.key.mac => {
                 self.stamp = Some(stamp);
-                self.departures.remove(self.key.mac);
+                self.departures.remove(mac);
             }
             // It is another guest's own.
-            Notice::Refused { .. } => (self.active, self.stamp) = (false, None),
-            Notice::Lost { coa, .. } => {
-                let until = now + config().lifetime;
-                let own = self.coa.addr.ip();
-                self.departures.insert(self.key.mac, coa, own, until);
-                if self.learnt {
+            Event::Refused { mac, .. } if mac == self.key.mac => {
+                (self.active, self.stamp) = (false, None);
+            }
+            Event::Lost { mac, coa, .. } if mac == self.key.mac => {
+                let until = now + lifetime();
+                self.departures.insert(mac, coa, self.coa.addr.ip(), until);
+                if self.behind.is_some() {
                     // Until the bridge sees it again.
                     (self.active, self.stamp) = (false, None);
                 }
             }
+            _ => {}
         }
     }
 

@@ -1,19 +1,21 @@
 //! The world: hosts, instances, events in the order of time, and the model that knows who owns
 //! what.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
-use vnet::mapper::{Destination, LocalVif, Mapper, Notice, Output};
-use vnet::time::{Instant, Now};
+use vnet::host::Input;
+use vnet::time::Instant;
 use vnet::tunnel::moved::{LateSender, Verdict};
-use vnet::wire::name::Realm;
-use vnet::wire::varp::{Claim, Message};
+use vnet::wire::control::Request;
+use vnet::wire::varp::Claim;
 use vnet::wire::{CareOf, Mac, VifKey};
 
-use crate::host::Host;
+use crate::host::{Host, Protection};
 use crate::network::Weather;
 use crate::random::Random;
 use crate::script::{Action, Scenario};
@@ -23,9 +25,11 @@ use crate::user::{Neighbour, User, Verdict as Sends};
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     /// A datagram arrives at a host's varpd.
-    Arrive { host: usize, from: usize, via_group: bool, message: Message },
-    /// A host's mapper has something to do.
+    Arrive { host: usize, from: usize, via_group: bool, bytes: Rc<[u8]> },
+    /// A host's varpd has something to do.
     Wake { host: usize },
+    /// A backend without a connection tries to reach varpd.
+    Connect { instance: usize },
     /// An instance sends a frame to a MAC, and again after that time.
     Frame { from: usize, to: Mac, every: Duration },
     /// The script goes on.
@@ -63,6 +67,12 @@ pub(crate) struct Totals {
     pub(crate) damped: u64,
     pub(crate) corrections: u64,
     pub(crate) answers_checked: u64,
+    /// Connections of backends that varpd ended, since they did not read or made no sense.
+    pub(crate) ended: u64,
+    /// Registrations that got the sockets of an earlier backend.
+    pub(crate) resumed: u64,
+    /// Registrations that brought sockets.
+    pub(crate) adopted: u64,
 }
 
 impl Totals {
@@ -87,6 +97,9 @@ impl Totals {
         self.damped += other.damped;
         self.corrections += other.corrections;
         self.answers_checked += other.answers_checked;
+        self.ended += other.ended;
+        self.resumed += other.resumed;
+        self.adopted += other.adopted;
     }
 
     /// A simulation in which nothing happens proves nothing.
@@ -107,6 +120,9 @@ impl Totals {
             self.damped,
             self.corrections,
             self.answers_checked,
+            self.ended,
+            self.resumed,
+            self.adopted,
         ];
         assert!(all.iter().all(|&n| n > 0), "{self:?}");
         assert!(self.delivered * 2 > self.frames, "most frames arrive: {self:?}");
@@ -117,6 +133,7 @@ impl Totals {
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) scenario: Scenario,
+    pub(crate) protection: Protection,
     pub(crate) random: Random,
     pub(crate) now: Instant,
     queue: BTreeMap<(Instant, u64), Event>,
@@ -124,6 +141,12 @@ pub(crate) struct World {
     pub(crate) weather: Weather,
     pub(crate) hosts: Vec<Host>,
     pub(crate) users: Vec<User>,
+    /// The instance that has the sockets at an address, or had them last.
+    pub(crate) holders: BTreeMap<SocketAddr, usize>,
+    /// The instance that registers now.
+    pub(crate) registering: usize,
+    /// Inputs that hosts get when they have done what they are about.
+    pub(crate) results: VecDeque<Input>,
     /// The instance whose guest runs last started, for each key.
     pub(crate) intended: BTreeMap<VifKey, usize>,
     /// Until when a guest that was killed is being started again.
@@ -147,24 +170,34 @@ impl World {
     pub(crate) fn new(seed: u64, traced: bool) -> Self {
         let mut random = Random::new(seed);
         let scenario = Scenario::roll(seed);
-        let count = random.range(3, 21);
+        let protection = if seed % 20 == 6 { Protection::Conf } else { Protection::None };
+        let now = Instant::from_millis(1000);
+        let count = random.range(3, if protection == Protection::None { 21 } else { 6 });
         let hosts = (0..usize::try_from(count).expect("few"))
             .map(|number| {
-                let skew_ms = Host::skew(&mut random);
-                let mut host = Host { number, mapper: None, skew_ms, island: 0 };
-                host.start([random.next(), random.next()]);
+                let skew_ms = match protection {
+                    Protection::None => Host::skew(&mut random),
+                    Protection::Conf => Host::small_skew(&mut random),
+                };
+                let mut host = Host { number, varpd: None, skew_ms, island: 0 };
+                let entropy = [random.next(), random.next()];
+                host.start(Host::setup(number, protection, entropy), now);
                 host
             })
             .collect();
         Self {
             scenario,
+            protection,
             random,
-            now: Instant::from_millis(1000),
+            now,
             queue: BTreeMap::new(),
             sequence: 0,
             weather: Weather::FAIR,
             hosts,
             users: Vec::new(),
+            holders: BTreeMap::new(),
+            registering: 0,
+            results: VecDeque::new(),
             intended: BTreeMap::new(),
             starting: BTreeMap::new(),
             moves: BTreeMap::new(),
@@ -205,19 +238,23 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Arrive { host, from, via_group, message } => {
+            Event::Arrive { host, from, via_group, bytes } => {
                 self.totals.datagrams += 1;
-                self.note(|| format!("{host} <- {from} group {via_group} {message:?}"));
+                self.note(|| format!("{host} <- {from} group {via_group}, {} bytes", bytes.len()));
                 let from = Host::varp(from);
-                self.with_mapper(host, |mapper, now| {
-                    mapper.handle_message(from, via_group, &message, now);
-                });
+                self.give(
+                    host,
+                    Input::Datagram { from, is_group: via_group, bytes: bytes.to_vec() },
+                );
             }
-            Event::Wake { host } => self.with_mapper(host, |mapper, now| {
-                if mapper.poll_timeout().is_some_and(|due| due <= now.mono) {
-                    mapper.handle_timeout(now);
+            Event::Wake { host } => {
+                let now = self.now;
+                let due = self.hosts[host].varpd.as_ref().and_then(|v| v.machine.poll_timeout());
+                if due.is_some_and(|due| due <= now) {
+                    self.give(host, Input::Timeout);
                 }
-            }),
+            }
+            Event::Connect { instance } => self.connect(instance),
             Event::Frame { from, to, every } => {
                 self.frame(from, to);
                 if self.users[from].present {
@@ -232,19 +269,35 @@ impl World {
         }
     }
 
-    /// Gives a host's mapper an input and does what it says; nothing while varpd is down.
-    pub(crate) fn with_mapper(&mut self, host: usize, input: impl FnOnce(&mut Mapper, Now)) {
+    /// Gives a host's varpd an input and does what it says; nothing while varpd is down.
+    pub(crate) fn give(&mut self, host: usize, input: Input) {
         let now = self.hosts[host].now(self.now);
-        let Some(mapper) = self.hosts[host].mapper.as_mut() else { return };
-        input(mapper, now);
-        let outputs: Vec<Output> = std::iter::from_fn(|| mapper.poll_output()).collect();
-        let due = mapper.poll_timeout();
-        for output in outputs {
-            self.perform(host, output);
+        let Some(varpd) = self.hosts[host].varpd.as_mut() else { return };
+        varpd.machine.handle(input, now);
+        loop {
+            while let Some(output) =
+                self.hosts[host].varpd.as_mut().and_then(|v| v.machine.poll_output())
+            {
+                self.perform(host, output);
+            }
+            let Some(result) = self.results.pop_front() else { break };
+            let Some(varpd) = self.hosts[host].varpd.as_mut() else { break };
+            varpd.machine.handle(result, now);
         }
+        let due = self.hosts[host].varpd.as_ref().and_then(|v| v.machine.poll_timeout());
         if let Some(due) = due {
             let wait = due.saturating_since(self.now).as_micros();
             self.wake(host, u64::try_from(wait).expect("short"));
+        }
+    }
+
+    /// A backend asks its varpd for something, if it has a connection.
+    pub(crate) fn ask(&mut self, instance: usize, request: &Request) {
+        let host = self.users[instance].host;
+        let varpd = self.hosts[host].varpd.as_ref();
+        if let Some(client) = varpd.and_then(|varpd| varpd.client(instance)) {
+            let bytes = request.emit();
+            self.give(host, Input::Request { client, bytes, is_cut: false, descriptors: 0 });
         }
     }
 
@@ -256,58 +309,17 @@ impl World {
         self.queue.insert((at, sequence), Event::Wake { host });
     }
 
-    fn perform(&mut self, host: usize, output: Output) {
-        match output {
-            Output::Send { to, message } => {
-                self.note(|| format!("{host} -> {to:?} {message:?}"));
-                self.send(host, to, &message.to_bytes());
-            }
-            Output::Notify { vif, notice } => {
-                self.note(|| format!("{host} tells {} {notice:?}", vif.0));
-                let instance = usize::try_from(vif.0).expect("an instance");
-                let mut hasher = DefaultHasher::new();
-                (self.now, vif, std::mem::discriminant(&notice)).hash(&mut hasher);
-                self.stir(hasher.finish());
-                let now = self.now;
-                let user = &mut self.users[instance];
-                if user.host != host {
-                    self.violate(format!("host {host} tells {instance}, which is not its own"));
-                    return;
-                }
-                if let Notice::Claimed { stamp } = notice {
-                    let behind = user.learnt.then_some(Mac([2, 1, 0, 0, 0, 0]));
-                    let claim = Claim { stamp, coa: user.coa, realm: Realm(0), behind };
-                    let highest = self.highest.entry(user.key).or_insert(claim);
-                    if claim.beats(highest) {
-                        *highest = claim;
-                    }
-                }
-                let is_own = user.active && !user.learnt;
-                user.hear(notice, now);
-                if let Notice::Lost { coa, .. } = notice
-                    && is_own
-                    && self.users[Host::instance(coa)].learnt
-                {
-                    self.violate(format!("{instance} has lost its own MAC to one behind a bridge"));
-                }
-            }
-            Output::Event(event) => self.note(|| format!("{host} shows {event}")),
-        }
-    }
-
-    fn send(&mut self, from: usize, to: Destination, bytes: &[u8]) {
+    /// A datagram leaves a host.
+    pub(crate) fn send(&mut self, from: usize, to: SocketAddr, bytes: &[u8]) {
         let mut hasher = DefaultHasher::new();
         (self.now, from, bytes).hash(&mut hasher);
         self.stir(hasher.finish());
-        // Once, as all who receive it read the same in it.
-        let message = match Message::parse(bytes) {
-            Ok(message) => message,
-            Err(error) => return self.violate(format!("{from} sent a malformed message: {error}")),
+        let via_group = to.ip().is_multicast();
+        let targets: Vec<usize> = match via_group {
+            true => (0..self.hosts.len()).collect(),
+            false => Host::at(to).into_iter().collect(),
         };
-        let (targets, via_group): (Vec<usize>, bool) = match to {
-            Destination::Group => ((0..self.hosts.len()).collect(), true),
-            Destination::Unicast(addr) => (Host::at(addr).into_iter().collect(), false),
-        };
+        let bytes: Rc<[u8]> = bytes.into();
         for host in targets {
             let reachable = self.hosts.get(host).map(|h| h.island) == Some(self.hosts[from].island);
             if !reachable {
@@ -316,7 +328,8 @@ impl World {
             // What a host sends to the group comes back to itself and is never lost.
             let weather = if host == from { Weather::FAIR } else { self.weather };
             for micros in weather.arrivals(&mut self.random) {
-                self.after(micros, Event::Arrive { host, from, via_group, message });
+                let bytes = Rc::clone(&bytes);
+                self.after(micros, Event::Arrive { host, from, via_group, bytes });
             }
         }
     }
@@ -331,7 +344,6 @@ impl World {
         let established =
             matches!(self.users[from].neighbours.get(&to), Some(Neighbour::Mapped { .. }));
         let verdict = self.users[from].frame(to, now);
-        let host = self.users[from].host;
         let refresh = match verdict {
             Sends::Send { refresh, .. } => refresh,
             Sends::Ask => false,
@@ -341,9 +353,7 @@ impl World {
             self.violate(format!("{from} lost the mapping of {to} while using it"));
         }
         if refresh || verdict == Sends::Ask {
-            self.with_mapper(host, |mapper, now| {
-                mapper.resolve(LocalVif(from as u64), to, refresh, now);
-            });
+            self.ask(from, &Request::Resolve { mac: to, refresh });
         }
         if let Sends::Send { coa, .. } = verdict {
             self.arrive(from, to, coa);
@@ -355,9 +365,10 @@ impl World {
         let (mut last, mut coa) = (from, coa);
         let mut way = Vec::new();
         loop {
-            let instance = Host::instance(coa);
+            let instance = self.holders[&coa.addr];
             let (sender, receiver) = (&self.users[from], &self.users[instance]);
-            if receiver.key != (VifKey { vnet: sender.key.vnet, mac: to }) {
+            let wanted = VifKey { vnet: sender.key.vnet, mac: to };
+            if receiver.key != wanted {
                 let (a, b) = (sender.key, receiver.key);
                 return self.violate(format!("a frame from {a} to {to} arrived at {b}"));
             }
@@ -369,19 +380,19 @@ impl World {
             }
             way.push(instance);
             self.totals.longest_way = self.totals.longest_way.max(way.len() as u64);
-            let (key, there) = (receiver.key, receiver.host);
+            let there = receiver.host;
             let back = self.users[last].coa.addr;
             let known = receiver.mapping(sender.key.mac, self.now).map(|coa| coa.addr);
             let now = self.now;
             let receiver = &mut self.users[instance];
             if !receiver.present {
                 // varpd reads the sockets of a backend that has ended, but sends nothing on.
-                return self.with_mapper(there, |mapper, now| mapper.correct(key, back, now));
+                return self.stray(there, coa.addr, back);
             }
             let verdict = receiver.departures.judge(to, back, known, now);
             let late: Vec<LateSender> = receiver.departures.senders().collect();
             for LateSender { from, .. } in late {
-                self.with_mapper(there, |mapper, now| mapper.correct(key, from, now));
+                self.ask(instance, &Request::Late { mac: to, sender: from });
             }
             match verdict {
                 None if self.users[instance].active => {
@@ -402,11 +413,11 @@ impl World {
         self.violation.get_or_insert(format!("at {at} us: {text}"));
     }
 
-    fn stir(&mut self, value: u64) {
+    pub(crate) fn stir(&mut self, value: u64) {
         self.digest = (self.digest.rotate_left(5) ^ value).wrapping_mul(0x517c_c1b7_2722_0a95);
     }
 
-    fn note(&mut self, text: impl FnOnce() -> String) {
+    pub(crate) fn note(&mut self, text: impl FnOnce() -> String) {
         if self.traced {
             let mut line = format!("{:>12} us  ", self.now.as_micros());
             write!(line, "{}", text()).expect("a string");

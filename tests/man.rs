@@ -69,9 +69,12 @@ fn render_overview() -> String {
     read("vnet.7.head") + &formats + &counters() + &read("vnet.7.tail")
 }
 
-/// What every counter counts.
+/// The description of every counter.
 fn counters() -> String {
-    let mut text = ".SH COUNTERS\nShown by\n.BR \"vnet show stats\" .\n".to_owned();
+    let mut text = ".SH COUNTERS\n.B vnet show stats\nshows these counters. Counters of drops have _drop_ in their \
+                    names. If a description begins with \"of\" and the name of another counter, that counter includes \
+                    this one.\n"
+        .to_owned();
     let sets = [
         ("Of a vif", VifCounters::descriptions()),
         ("Of varpd, at this moment", VARPD_GAUGES.map(|(name, _, about)| (name, about)).to_vec()),

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::clock::Clock;
 use super::mappings::mapping;
+use super::notes::Note;
 use super::pending::Stage;
 use super::timers::Timer;
-use super::vifs::{Own, Vif, Why};
+use super::vifs::{Own, Why};
 use super::{Destination, Event, LocalVif, Mapper, MapperCounter, Notice};
 use crate::time::{Instant, Now};
 use crate::wire::varp::{Body, Claim, Message};
@@ -14,7 +15,7 @@ use crate::wire::{Stamp, VifKey, VnetId};
 
 /// The least time between two announcements that answer unproven corrections of one vif.
 const CHALLENGE_INTERVAL: Duration = Duration::from_secs(1);
-/// The least time between two messages that tell a host that it has won a vif that runs here, too.
+/// The least time between two messages that tell a host that it has won a vif that runs here, too, or that it has it again.
 const CONTEST_INTERVAL: Duration = Duration::from_millis(200);
 /// Repeats of an announcement before this make up for loss while somebody waits for a guest that arrives.
 const EARLY: Duration = Duration::from_millis(50);
@@ -163,6 +164,10 @@ impl Mapper {
         let (Some(ours), Some(own)) = (claim, self.end_own(vif)) else { return };
         self.note(key, ours, None, now.mono);
         self.notify_all(key, &own.interest, Notice::Invalidate { mac: key.mac });
+        if !self.abandoned(key, now) && own.contested.is_some() {
+            // Another host has a guest with this MAC, which is to get the frames from now on.
+            self.ask_for(vif, now);
+        }
     }
 
     /// Ends a vif's ownership, with its announcements.
@@ -210,15 +215,22 @@ impl Mapper {
     /// A vif that has lost its key asks whether anybody has it; a mapping in the cache is proof
     /// enough. [`Mapper::abandoned`] is what happens if nobody answers.
     pub(super) fn watch_due(&mut self, vif: LocalVif, now: Now) {
-        let Some(state) = self.vifs.get(vif) else { return };
-        let (key, asker) = (state.key, state.coa);
+        let Some(key) = self.vifs.get(vif).map(|state| state.key) else { return };
         self.unwatch(vif);
         if let Some(next) = self.next_interval(now.mono) {
             self.watch(vif, next);
         }
         let is_elsewhere = self.cached_claim(&key).is_some_and(|claim| claim.is_own());
-        let known = self.vifs.owner(&key).is_some() || is_elsewhere;
-        if !known && self.pending.get(&key).is_none() && self.may_ask(vif, key) {
+        if self.vifs.owner(&key).is_none() && !is_elsewhere {
+            self.ask_for(vif, now);
+        }
+    }
+
+    /// Asks everybody who has the vif's key, unless that is being asked or a limit forbids it.
+    pub(super) fn ask_for(&mut self, vif: LocalVif, now: Now) {
+        let Some(state) = self.vifs.get(vif) else { return };
+        let (key, asker) = (state.key, state.coa);
+        if self.pending.get(&key).is_none() && self.may_ask(vif, key) {
             self.begin(vif, key, asker, Stage::Ask, now);
         }
     }
@@ -236,19 +248,15 @@ impl Mapper {
             self.unwatch(vif);
             return;
         }
-        let (key, asker) = (state.key, state.coa);
-        if self.abandoned(key, now) {
-            return;
-        }
-        if self.pending.get(&key).is_none() && self.may_ask(vif, key) {
-            self.begin(vif, key, asker, Stage::Ask, now);
+        let key = state.key;
+        if !self.abandoned(key, now) {
+            self.ask_for(vif, now);
         }
     }
 
     /// Nobody answers for a key. If a vif here runs and had lost it, it takes it back.
     pub(super) fn abandoned(&mut self, key: VifKey, now: Now) -> bool {
-        let runs = |vif: &LocalVif| self.vifs.get(*vif).is_some_and(Vif::runs);
-        let Some(vif) = self.vifs.with_key(key).find(runs) else { return false };
+        let Some(vif) = self.vifs.running(key) else { return false };
         let may = self.may_reclaim(vif, now.mono);
         if may {
             let stamp = self.tick(key.vnet, now);
@@ -339,8 +347,7 @@ impl Mapper {
     /// of our claim, which it beats, since nobody else would tell it that there are two.
     pub(super) fn contest(&mut self, heard: &Message, theirs: Claim, now: Instant) {
         let key = heard.key;
-        let runs = |vif: LocalVif| self.vifs.get(vif).is_some_and(Vif::runs);
-        if !self.vifs.with_key(key).any(runs) {
+        if self.vifs.running(key).is_none() {
             return;
         }
         let Some(note) = self.notes.get_mut(&key).filter(|note| note.moved == Some(theirs)) else {
@@ -359,6 +366,28 @@ impl Mapper {
         let body = Body::Correction { claim: ours, lifetime_ms: self.lifetime_ms() };
         let to = Destination::Unicast(heard.author.addr);
         self.send(to, key, heard.nonce, false, body);
+    }
+
+    /// A host with an older claim to a vif that has stopped here says so, and does not know yet that ours is over: it is
+    /// asked for the vif, as by [`Mapper::doubt`]. False if ours was not the newer claim.
+    pub(super) fn release(&mut self, key: VifKey, theirs: Claim, now: Instant) -> bool {
+        let is_over = |note: &&mut Note| note.moved.is_none() && note.ours.beats(&theirs);
+        let Some(note) = self.notes.get_mut(&key).filter(is_over) else { return false };
+        let lately = |at| now.saturating_since(at) < CONTEST_INTERVAL;
+        if note.contested.is_some_and(lately) {
+            return true;
+        }
+        note.contested = Some(now);
+        let asker = note.ours.coa;
+        if !self.corrections.take(now) {
+            self.count(MapperCounter::limit_corrections);
+            return true;
+        }
+        let body = Body::Request { asker, refresh: false };
+        let open = self.pending.get(&key).map(|pending| pending.nonce);
+        let nonce = open.unwrap_or_else(|| self.nonces.next());
+        self.send(Destination::Group, key, nonce, false, body);
+        true
     }
 
     /// A stamp above all that were seen on the vnet.

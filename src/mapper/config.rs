@@ -155,6 +155,12 @@ impl Config {
         Some(self.reply_timeout)
     }
 
+    /// The same where nobody needs to answer: as short as for a host that is asked alone, but everybody is asked
+    /// once at least.
+    pub(super) fn short_group_wait(&self, sent: u32) -> Option<Duration> {
+        self.unicast_wait(sent).or_else(|| self.group_wait(sent).filter(|_| sent == 1))
+    }
+
     /// How long to wait after unicast request number `sent` (the first is 1); `None`: the host
     /// does not answer.
     pub(super) fn unicast_wait(&self, sent: u32) -> Option<Duration> {
@@ -189,6 +195,8 @@ mod tests {
         let waits: Vec<_> = (1..).map_while(|sent| config.group_wait(sent)).collect();
         assert_eq!(waits, [config.reply_timeout; 2]);
         assert_eq!(config.unicast_wait(1), None);
+        let waits: Vec<_> = (1..).map_while(|sent| config.short_group_wait(sent)).collect();
+        assert_eq!(waits, [config.reply_timeout]);
     }
 
     #[test]

@@ -41,7 +41,12 @@
 //! moment; but everybody is asked whether somebody else has it ([`Mapper::doubt`]): its guest may
 //! have been started elsewhere while this host was cut off. Another host where it runs, and that had
 //! lost it to this claim, takes it back when it hears the question; one whose backend has ended, too,
-//! does not.
+//! does not. The same question follows when the rings of a vif stop that another guest's host has contested.
+//!
+//! If anybody else asks for a key that a vif here runs under and has lost, the asker does not know the
+//! owner or has had no answer from it. This host then asks the owner's host, once a second at most. If that host does not
+//! have the vif, or does not answer, it asks everybody, for as short as a single host, and takes the key back if nobody
+//! answers.
 //!
 //! **MACs behind a vif** ([`Mapper::add_learnt`]) are vifs at its care-of address, claimed when they
 //! are first seen, by *learnt* claims (flag K). Own claims beat learnt ones, whatever the stamps; `rivals.rs`

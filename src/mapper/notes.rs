@@ -26,7 +26,8 @@ pub(super) struct Note {
     pub(super) said: Option<Instant>,
     /// When they will be told of one that was held back.
     pub(super) overdue: Option<Instant>,
-    /// When the host of the newer claim was last told that the vif runs here, too.
+    /// When the host of the newer claim was last told that the vif runs here, too; or, where ours is the newer one,
+    /// when the host of the older claim was last told that ours is over.
     pub(super) contested: Option<Instant>,
     /// Hosts that sent late frames, when they were last told, and how often so far.
     told: Vec<(IpAddr, Instant, u32)>,

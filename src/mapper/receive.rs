@@ -52,8 +52,8 @@ impl Mapper {
         let (key, nonce) = (message.key, message.nonce);
         match message.body {
             Body::Request { asker, refresh } => {
-                if self.is_owners_question(via_group, message, asker) {
-                    self.take_back(key, asker, now);
+                if self.is_believed_question(via_group, message, asker) {
+                    self.hear_question(key, asker, now);
                 }
                 self.answer(key, nonce, message.author, refresh && !via_group);
             }
@@ -150,19 +150,28 @@ impl Mapper {
         !is_local && is_reachable(ip, own)
     }
 
-    /// Whether a question may say that its asker's claim is in doubt: as with an announcement, whoever is
+    /// Whether a question to everybody may say that a claim is in doubt: as with an announcement, whoever is
     /// not of the segment, or has not the address that it names, is not believed.
-    fn is_owners_question(&self, via_group: bool, message: &Message, asker: CareOf) -> bool {
+    fn is_believed_question(&self, via_group: bool, message: &Message, asker: CareOf) -> bool {
         let is_heard = via_group || message.relayed;
         is_heard && asker.addr.ip() == message.author.addr.ip()
     }
 
-    /// Who owns a key asks who has it: its backend has ended ([`Mapper::doubt`]). A vif here that runs,
-    /// and that had lost the key to it, takes it back.
-    fn take_back(&mut self, key: VifKey, asker: CareOf, now: Now) {
-        let is_of_owner = |claim: Claim| claim.coa.addr == asker.addr;
-        if self.vifs.owner(&key).is_none() && self.cached_claim(&key).is_some_and(is_of_owner) {
-            self.abandoned(key, now);
+    /// Somebody asks everybody who has a key that a vif here runs under, and has lost. If that is the vif that it was
+    /// lost to, it has stopped or its backend has ended ([`Mapper::doubt`]): the vif here takes its key back. Anybody
+    /// else does not know the owner, or has lost it: this host asks whether it is there.
+    fn hear_question(&mut self, key: VifKey, asker: CareOf, now: Now) {
+        let Some(vif) = self.vifs.running(key).filter(|_| self.vifs.owner(&key).is_none()) else {
+            return;
+        };
+        match self.cached_claim(&key) {
+            Some(claim) if claim.coa.addr == asker.addr => {
+                self.abandoned(key, now);
+            }
+            Some(_) => {
+                self.doubt_mapping(key, now);
+            }
+            None => self.ask_for(vif, now),
         }
     }
 
@@ -261,6 +270,9 @@ impl Mapper {
             if self.is_owners_host(key, author) {
                 self.count(MapperCounter::rx_unproven);
                 self.doubt_mapping(key, now);
+            } else if claim.owner().of_host() == author.name() && self.release(key, claim, now.mono)
+            {
+                self.count(MapperCounter::rx_unproven);
             } else {
                 self.count(MapperCounter::rx_drop_unasked);
             }

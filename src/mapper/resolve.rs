@@ -203,6 +203,7 @@ impl Mapper {
     /// timer is not set.
     pub(super) fn request_due(&mut self, key: VifKey, now: Now) {
         let is_contested = self.is_contested(&key);
+        let runs_here = self.vifs.running(key).is_some();
         let Some(pending) = self.pending.get_mut(&key) else { return };
         pending.sent += 1;
         let (wait, to, wide) = match pending.stage {
@@ -217,7 +218,12 @@ impl Mapper {
             }
             Stage::Ask => {
                 let wide = pending.sent > self.config.local_sends;
-                (self.config.group_wait(pending.sent), Destination::Group, wide)
+                // Frames are lost until the vif here takes its key back.
+                let wait = match runs_here {
+                    true => self.config.short_group_wait(pending.sent),
+                    false => self.config.group_wait(pending.sent),
+                };
+                (wait, Destination::Group, wide)
             }
         };
         match (wait, pending.stage) {

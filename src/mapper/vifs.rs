@@ -215,6 +215,11 @@ impl Vifs {
         self.by_key.range((key, LocalVif(0))..=(key, LocalVif(u64::MAX))).map(|(_, handle)| *handle)
     }
 
+    /// A vif with this key that runs, whether it owns the key or has lost it.
+    pub(super) fn running(&self, key: VifKey) -> Option<LocalVif> {
+        self.with_key(key).find(|vif| self.get(*vif).is_some_and(Vif::runs))
+    }
+
     /// The vifs on a vnet.
     pub(super) fn on_vnet(&self, vnet: VnetId) -> impl Iterator<Item = LocalVif> {
         let key = |mac| VifKey { vnet, mac };

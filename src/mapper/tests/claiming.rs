@@ -325,10 +325,8 @@ fn what_runs_here_takes_its_key_back_when_the_backend_ends_that_has_it() {
     bench.hear_announce(key(7, 1), elsewhere);
     assert_eq!(bench.mapper.claim(VIF), None);
     bench.outputs();
-    // Somebody else asks, and then who has it does.
+    // Who has it asks.
     let ask = |host: u8| message(key(7, 1), 5, request(host, false));
-    bench.hear(3, true, ask(3));
-    assert_eq!((bench.mapper.claim(VIF), bench.sent()), (None, Vec::new()));
     bench.hear(2, true, ask(2));
     let ours = bench.mapper.claim(VIF).unwrap();
     assert_eq!(ours.stamp, Stamp(elsewhere.stamp.0 + 1));
@@ -494,4 +492,182 @@ fn two_vifs_of_one_host_with_one_mac_are_a_conflict_too() {
     let outputs = bench.outputs();
     let [said] = &conflicts(&outputs)[..] else { panic!("{outputs:?}") };
     assert!(said.contains(&format!("on this host, too, at {}", coa(1, port(OTHER)))), "{said}");
+}
+
+/// A host at which a vif is lost to another host's, and that host, where a second vif sends to it.
+fn two_guests() -> (Bench, Bench) {
+    let (mut lost, mut won) = (Bench::hosting(), Bench::new());
+    won.mapper = Mapper::new(won.mapper.config.clone(), [2; 16], varp_of(2));
+    for (vif, mac) in [(VIF, 1), (OTHER, 9)] {
+        won.mapper.add_vif(vif, key(7, mac), coa(2, port(vif))).unwrap();
+        won.mapper.set_active(vif, true, None, Now { wall_ms: WALL + 2000, ..won.now });
+    }
+    won.now.wall_ms = WALL + 2000;
+    let announced = won.sent()[0].1;
+    lost.hear(2, true, announced);
+    assert_eq!(lost.mapper.claim(VIF), None);
+    won.mapper.resolve(OTHER, mac(1), false, won.now);
+    won.outputs();
+    (lost, won)
+}
+
+/// Carries what two hosts send to everybody or to each other, until neither says more; whether the user at the second
+/// is told that the vif is at the first.
+fn talk(first: &mut Bench, second: &mut Bench) -> bool {
+    let place = coa(1, port(VIF));
+    let mut is_told = false;
+    loop {
+        let (ours, theirs) = (first.outputs(), second.outputs());
+        if ours.is_empty() && theirs.is_empty() {
+            return is_told;
+        }
+        is_told |= theirs.iter().any(|output| {
+            matches!(output, Output::Notify { vif: OTHER, notice: Notice::Mapping { coa, .. } } if *coa == place)
+        });
+        for (host, outputs, to) in [(1, ours, &mut *second), (2, theirs, &mut *first)] {
+            for output in outputs {
+                if let Output::Send { to: way, message } = output {
+                    let via_group = way == Destination::Group;
+                    to.mapper.handle_message(varp_of(host), via_group, &message, to.now);
+                }
+            }
+        }
+    }
+}
+
+/// On one wire the switch would find the other at its next frame.
+#[test]
+fn of_two_guests_with_one_mac_the_other_is_reached_soon_after_the_rings_of_one_stop() {
+    // When the host that has won hears that there are two, and after which time the other is reached.
+    for (heard, limit_ms) in [("before", 0), ("after", 0), ("never", 1600)] {
+        let (mut lost, mut won) = two_guests();
+        match heard {
+            "before" => _ = talk(&mut lost, &mut won),
+            "never" => _ = lost.outputs(),
+            _ => {}
+        }
+        assert_eq!(won.count(MapperCounter::conflicts), u64::from(heard == "before"));
+        won.mapper.set_active(VIF, false, None, won.now);
+        won.mapper.resolve(OTHER, mac(1), false, won.now);
+        won.mapper.doubt(VIF, won.now);
+        let mut passed = 0;
+        while !talk(&mut lost, &mut won) && passed < 20_000 {
+            lost.pass_ms(10);
+            won.pass_ms(10);
+            passed += 10;
+        }
+        assert!(passed <= limit_ms, "heard {heard}: {passed} ms");
+        assert!(lost.mapper.claim(VIF).is_some());
+    }
+}
+
+#[test]
+fn who_wins_a_mac_that_another_guest_has_asks_for_that_one_when_its_rings_stop() {
+    for is_contested in [true, false] {
+        let mut bench = Bench::new();
+        bench.activate(VIF, key(7, 1));
+        let nonce = bench.sent()[0].1.nonce;
+        if is_contested {
+            let theirs = Claim { stamp: Stamp(WALL - 1000), ..claim(2, 0) };
+            bench.hear(2, false, message(key(7, 1), nonce, correction(theirs)));
+        }
+        bench.settle();
+        bench.mapper.set_active(VIF, false, None, bench.now);
+        let asker = coa(1, port(VIF));
+        let asked = bench.sent().into_iter().map(|(to, m)| (to, m.key, m.body)).collect::<Vec<_>>();
+        let question = Body::Request { asker, refresh: false };
+        let expected = is_contested.then_some((Destination::Group, key(7, 1), question));
+        assert_eq!(asked, Vec::from_iter(expected), "a guest that has left is asked for by nobody");
+    }
+}
+
+#[test]
+fn of_two_guests_on_one_host_the_other_goes_on_when_the_rings_of_one_stop() {
+    let mut bench = Bench::hosting();
+    bench.activate(OTHER, key(7, 1));
+    let first = bench.mapper.claim(OTHER).unwrap();
+    bench.settle();
+    bench.mapper.set_active(OTHER, false, None, bench.now);
+    let second = bench.mapper.claim(VIF).expect("it has its key again");
+    assert!(second.beats(&first));
+    assert!(bench.sent().iter().any(|(_, m)| m.body == announce(second)));
+}
+
+/// The winner's host may have failed, or have lost the message that there are two.
+#[test]
+fn when_anybody_asks_for_a_vif_that_is_lost_here_its_owner_is_asked_and_without_one_it_is_taken_back()
+ {
+    // How the owner's host answers, and when the vif is taken back.
+    for (answers, back_ms) in [(Some(true), None), (Some(false), Some(1550)), (None, Some(3100))] {
+        let mut bench = Bench::hosting();
+        let theirs = claim(2, HOUR);
+        bench.hear_announce(key(7, 1), theirs);
+        bench.outputs();
+        // Another host, or another vif of the owner's host.
+        let host = if answers.is_some() { 3 } else { 2 };
+        let body = Body::Request { asker: coa(host, 7000), refresh: false };
+        for _ in 0..3 {
+            bench.hear(host, true, message(key(7, 1), 5, body));
+        }
+        let sent = bench.sent();
+        let [(to, asked)] = sent[..] else { panic!("one question a second at most: {sent:?}") };
+        assert_eq!(to, Destination::Unicast(varp_of(2)));
+        let answer = answers.map(|has_it| if has_it { reply(theirs) } else { Body::Absent });
+        if let Some(answer) = answer {
+            bench.hear(2, false, message(key(7, 1), asked.nonce, answer));
+        }
+        if let Some(back_ms) = back_ms {
+            bench.pass_ms(back_ms - 1);
+            assert_eq!(bench.mapper.claim(VIF), None);
+            bench.pass_ms(1);
+            assert!(bench.mapper.claim(VIF).is_some_and(|ours| ours.beats(&theirs)));
+        } else {
+            bench.pass_ms(60_000);
+            assert_eq!(bench.mapper.claim(VIF), None);
+        }
+    }
+}
+
+#[test]
+fn also_when_the_owner_was_not_heard_for_long() {
+    for is_there in [true, false] {
+        let mut bench = Bench::hosting();
+        let theirs = claim(2, HOUR);
+        bench.hear_announce(key(7, 1), theirs);
+        bench.pass_ms(60_000);
+        bench.outputs();
+        bench.hear(2, true, message(key(7, 1), 5, request(2, false)));
+        let sent = bench.sent();
+        let [(to, asked)] = sent[..] else { panic!("{sent:?}") };
+        assert_eq!(to, Destination::Group);
+        if is_there {
+            bench.hear(2, false, message(key(7, 1), asked.nonce, reply(theirs)));
+        }
+        bench.pass_ms(1550);
+        assert_eq!(bench.mapper.claim(VIF).is_some(), !is_there);
+    }
+}
+
+/// Anybody may send such a correction.
+#[test]
+fn a_host_that_says_too_often_that_a_stopped_vif_runs_there_is_answered_five_times_a_second() {
+    let mut bench = Bench::hosting();
+    bench.mapper.set_active(VIF, false, None, bench.now);
+    bench.outputs();
+    let older = Claim { stamp: Stamp(WALL - 1000), ..claim(2, 0) };
+    let mut sent = Vec::new();
+    for _ in 0..1000 {
+        bench.hear(2, false, message(key(7, 1), 5, correction(older)));
+        // Of somebody else's claim, or of a newer one, nothing can be known.
+        bench.hear(3, false, message(key(7, 1), 5, correction(older)));
+        bench.hear(2, false, message(key(7, 1), 5, correction(claim(2, HOUR))));
+        sent.extend(bench.sent());
+        bench.pass_ms(1);
+    }
+    let is_question = |(to, m): &(Destination, Message)| {
+        *to == Destination::Group && matches!(m.body, Body::Request { .. })
+    };
+    assert!(sent.iter().all(is_question), "{sent:?}");
+    assert_eq!(sent.len(), 5);
+    assert_eq!(bench.told(), []);
 }

@@ -503,3 +503,144 @@ fn limits_and_lists_are_used_at_once_and_other_settings_later() {
         assert_eq!(!bench.closed.contains(&client), expected);
     }
 }
+
+/// The addresses at which this host claims a key.
+fn claimed_at(bench: &Bench, key: VifKey) -> Vec<SocketAddr> {
+    let mapper = bench.host.mapper();
+    let claim = mapper.owner(&key).and_then(|vif| mapper.claim(vif));
+    claim.into_iter().map(|claim| claim.coa.addr).collect()
+}
+
+#[test]
+fn a_backend_whose_guest_never_ran_leaves_no_sockets_to_its_successor() {
+    let mut bench = Bench::new("");
+    let first = bench.connect(0);
+    let Request::Register { key, capabilities, queue_pairs, stamp, learn, floor, .. } =
+        registration(key(42, 1))
+    else {
+        panic!()
+    };
+    let active = false;
+    bench.ask(
+        first,
+        &Request::Register { key, capabilities, queue_pairs, active, stamp, learn, floor },
+    );
+    let (address, ..) = bench.place_of(first).unwrap();
+    bench.give(Input::Closed { client: first, why: Ending::Gone });
+    let second = bench.register(0, key);
+    assert_ne!(bench.place_of(second).unwrap().0, address, "frames there were for nobody");
+    assert_eq!(bench.state(key), ["active"]);
+    assert_eq!(bench.sockets.len(), 1, "the old ones are closed");
+}
+
+/// Another host's announcement of a vif, newer than all that there was.
+fn announced_elsewhere(bench: &mut Bench, key: VifKey) {
+    use crate::wire::varp::{Author, Body, Claim};
+    use crate::wire::{CareOf, EncapKinds, Longest, Stamp};
+    let author: SocketAddr = "192.0.2.9:1798".parse().unwrap();
+    let coa = CareOf {
+        addr: "192.0.2.9:5555".parse().unwrap(),
+        kinds: EncapKinds::UDP,
+        capabilities: Capabilities::NONE,
+        longest: Longest::UNKNOWN,
+    };
+    let stamp = Stamp((bench.now.wall_ms + 5000) << 16);
+    let stamp = bench
+        .host
+        .mapper()
+        .owner(&key)
+        .and_then(|vif| bench.host.mapper().claim(vif))
+        .map_or(stamp, |claim| Stamp(claim.stamp.0 + 1000));
+    let message = Message {
+        key,
+        author: Author { realm: Realm(0), addr: author },
+        nonce: 77,
+        wide: false,
+        relayed: false,
+        body: Body::Announce {
+            claim: Claim { stamp, coa, realm: Realm(0), behind: None },
+            lifetime_ms: 30_000,
+        },
+        tag: None,
+    };
+    bench.give(Input::Datagram { from: author, is_group: true, bytes: message.to_bytes() });
+}
+
+#[test]
+fn sockets_of_a_guest_that_has_been_elsewhere_since_are_not_taken_again() {
+    let mut bench = Bench::new("");
+    let first = bench.register(0, key(42, 1));
+    let (address, ..) = bench.place_of(first).unwrap();
+    bench.give(Input::Closed { client: first, why: Ending::Gone });
+    announced_elsewhere(&mut bench, key(42, 1));
+    assert!(bench.others.iter().any(|output| matches!(output, Output::Watch { .. })));
+    let second = bench.register(0, key(42, 1));
+    assert_ne!(bench.place_of(second).unwrap().0, address);
+    assert!(bench.others.iter().any(|output| matches!(output, Output::Unwatch { .. })));
+    assert_eq!(claimed_at(&bench, key(42, 1)).len(), 1, "its guest has come back");
+}
+
+#[test]
+fn what_strays_to_a_vif_that_has_moved_is_told_the_new_place() {
+    let mut bench = Bench::new("");
+    let client = bench.register(0, key(42, 1));
+    bench.give(Input::Closed { client, why: Ending::Gone });
+    let vif = bench.host.registry.ids()[0];
+    let senders = vec!["192.0.2.8:4000".parse().unwrap()];
+    let before = bench.others.len();
+    bench.give(Input::Strayed { vif, senders: senders.clone() });
+    assert_eq!(bench.others.len(), before, "it has not moved");
+    announced_elsewhere(&mut bench, key(42, 1));
+    bench.give(Input::Strayed { vif, senders });
+    let to = |output: &Output| matches!(output, Output::Send { to, .. } if to.ip().to_string() == "192.0.2.8");
+    assert!(bench.others.iter().any(to), "a correction");
+}
+
+#[test]
+fn macs_behind_a_vif_follow_it_when_its_host_moves_and_end_with_it() {
+    let mut bench = Bench::new("");
+    let client = bench.connect(0);
+    let Request::Register { key: own, capabilities, queue_pairs, active, stamp, floor, .. } =
+        registration(key(42, 1))
+    else {
+        panic!()
+    };
+    let learn = 8;
+    bench.ask(
+        client,
+        &Request::Register { key: own, capabilities, queue_pairs, active, stamp, learn, floor },
+    );
+    let behind = key(42, 99);
+    bench.ask(client, &Request::Learn { macs: vec![(behind.mac, None)] });
+    bench.pass(Duration::from_secs(2));
+    assert_eq!(claimed_at(&bench, behind), claimed_at(&bench, own));
+    bench.give(Input::News { any: true, is_deleted: false });
+    bench.pass(Duration::from_millis(400));
+    bench.give(interfaces("192.0.2.77"));
+    bench.give(Input::Placed { place: place("192.0.2.77"), result: Ok(1500) });
+    bench.pass(Duration::from_secs(2));
+    let [at] = claimed_at(&bench, own)[..] else { panic!() };
+    assert_eq!(at.ip().to_string(), "192.0.2.77");
+    assert_eq!(claimed_at(&bench, behind), [at]);
+    bench.ask(client, &Request::SetActive { active: false });
+    assert_eq!(claimed_at(&bench, behind), [], "nothing runs behind a guest that has stopped");
+}
+
+#[test]
+fn a_second_backend_of_a_running_vif_is_told_and_the_last_to_run_has_the_vif() {
+    let mut bench = Bench::new("");
+    let first = bench.register(0, key(42, 1));
+    let second = bench.register(0, key(42, 1));
+    let (code, text) = bench.error(second).unwrap();
+    assert_eq!(code, ErrorCode::Warning);
+    assert!(text.contains("whose guest runs on this host already"), "{text}");
+    let at = bench.place_of(second).unwrap().0;
+    assert_eq!(claimed_at(&bench, key(42, 1)), [at]);
+    let mut states = bench.state(key(42, 1));
+    states.sort_unstable();
+    assert_eq!(states, ["active", "lost"]);
+    bench.give(Input::Closed { client: second, why: Ending::Gone });
+    bench.pass(Duration::from_secs(120));
+    let at = bench.place_of(first).unwrap().0;
+    assert_eq!(claimed_at(&bench, key(42, 1)), [at], "the one that still runs");
+}

@@ -24,6 +24,8 @@ mod host;
 mod network;
 #[path = "../support/random.rs"]
 mod random;
+mod recording;
+mod regressions;
 mod routers;
 mod script;
 mod shell;

@@ -97,6 +97,7 @@ pub(crate) enum Action {
     Safe(VifKey),
 }
 
+/// Times in microseconds.
 pub(crate) const MILLI: u64 = 1000;
 pub(crate) const SECOND: u64 = 1_000_000;
 /// Who moves more often within minutes is found late: the fifth time is damped.
@@ -322,7 +323,7 @@ impl World {
     }
 
     /// A backend starts on a host.
-    fn enter(&mut self, key: VifKey, host: usize, behind: Option<Mac>) -> usize {
+    pub(crate) fn enter(&mut self, key: VifKey, host: usize, behind: Option<Mac>) -> usize {
         let instance = self.users.len();
         let coa = CareOf {
             addr: Host::address(host, instance),

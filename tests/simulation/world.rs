@@ -18,6 +18,7 @@ use vnet::wire::{CareOf, Mac, VifKey};
 use crate::host::{Host, Protection};
 use crate::network::Weather;
 use crate::random::Random;
+use crate::recording::Recording;
 use crate::script::{Action, Scenario};
 use crate::user::{Neighbour, User, Verdict as Sends};
 
@@ -163,6 +164,8 @@ pub(crate) struct World {
     pub(crate) totals: Totals,
     traced: bool,
     pub(crate) trace: Vec<String>,
+    /// What the first host is given, and what it does, if that is recorded.
+    pub(crate) recording: Option<Recording>,
 }
 
 impl World {
@@ -208,6 +211,7 @@ impl World {
             totals: Totals::default(),
             traced,
             trace: Vec::new(),
+            recording: None,
         }
     }
 
@@ -271,18 +275,23 @@ impl World {
 
     /// Gives a host's varpd an input and does what it says; nothing while varpd is down.
     pub(crate) fn give(&mut self, host: usize, input: Input) {
-        let now = self.hosts[host].now(self.now);
-        let Some(varpd) = self.hosts[host].varpd.as_mut() else { return };
-        varpd.machine.handle(input, now);
-        loop {
+        if self.hosts[host].varpd.is_none() {
+            return;
+        }
+        self.results.push_front(input);
+        while let Some(input) = self.results.pop_front() {
+            let now = self.hosts[host].now(self.now);
+            let Some(varpd) = self.hosts[host].varpd.as_mut() else { break };
+            let recording = self.recording.as_mut().filter(|_| host == 0);
+            recording.into_iter().for_each(|to| to.inputs.push((now, input.clone())));
+            varpd.machine.handle(input, now);
             while let Some(output) =
                 self.hosts[host].varpd.as_mut().and_then(|v| v.machine.poll_output())
             {
+                let recording = self.recording.as_mut().filter(|_| host == 0);
+                recording.into_iter().for_each(|to| to.outputs.push(output.clone()));
                 self.perform(host, output);
             }
-            let Some(result) = self.results.pop_front() else { break };
-            let Some(varpd) = self.hosts[host].varpd.as_mut() else { break };
-            varpd.machine.handle(result, now);
         }
         let due = self.hosts[host].varpd.as_ref().and_then(|v| v.machine.poll_timeout());
         if let Some(due) = due {

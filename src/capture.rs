@@ -72,13 +72,13 @@ impl Door {
         Self(Some(observer))
     }
 
-    /// Whether somebody looks.
+    /// Whether an observer stands there.
     #[inline]
     pub fn is_open(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Shows a frame, if somebody looks.
+    /// Shows a frame to the observer, if there is one.
     #[inline]
     pub fn show<'p, 'a: 'p>(&self, frame: impl FnOnce() -> Observed<'p, 'a>) {
         if let Some(observer) = &self.0 {

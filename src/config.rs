@@ -1,6 +1,6 @@
-//! varpd's configuration: what the file says, what the command line overrides, and the defaults.
+//! varpd's configuration: the file, the command line, which overrides it, and the defaults.
 //!
-//! Values are checked while the file is parsed, so that each complaint names its line.
+//! The parser of the file checks values, so that each error message names the line.
 
 #![forbid(unsafe_code)]
 
@@ -55,14 +55,14 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file doesn't say what can be understood.
+    /// The file has an invalid line.
     #[error("{}:{line}: {message}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
         /// Counted from 1.
         line: usize,
-        /// What is wrong there.
+        /// The fault.
         message: String,
     },
 }
@@ -103,7 +103,7 @@ pub struct Config {
     pub ttl: Ttl,
     /// UDP ports for vifs; the kernel's ephemeral ones if not given.
     pub ports: Option<Ports>,
-    /// Whether varpd gives up what it does not need once it has started.
+    /// Whether varpd confines itself once it has started.
     pub sandbox: bool,
     /// Protection of vnets that do not say otherwise.
     pub security: Security,
@@ -268,7 +268,8 @@ pub struct Limits {
     pub clients: usize,
     /// Of these, from one user other than root.
     pub clients_per_user: usize,
-    /// Registrations of vifs per second, of one user other than root; at once it is `clients_per_user`.
+    /// Registrations of vifs per second, of one user other than root; at once it is
+    /// `clients_per_user`.
     pub registrations_per_second: u32,
     /// Vifs whose backend is gone and whose sockets are kept.
     pub kept_vifs: usize,
@@ -334,7 +335,7 @@ pub struct Timers {
     /// How long a claim may be believed without being confirmed; at least a second.
     #[serde(deserialize_with = "at_least_a_second")]
     pub lifetime: Seconds,
-    /// How long nobody is asked again after a resolution without an answer.
+    /// Time for which varpd sends no new request after a resolution without an answer.
     pub negative_lifetime: Seconds,
     /// How often a claim is announced again; 0 is never.
     pub announce_interval: Seconds,
@@ -371,7 +372,7 @@ pub struct Security {
     pub rekey: Seconds,
     /// Whether secured vnets are served on a kernel without Landlock.
     pub without_landlock: bool,
-    /// Who may have vifs on vnets that have no list of their own.
+    /// Users who may have vifs on vnets that have no list of their own.
     pub allow_users: Option<Accounts>,
     /// The groups of those.
     pub allow_groups: Option<Accounts>,
@@ -405,8 +406,9 @@ pub struct Vnet {
     pub key_file: Option<PathBuf>,
     /// What protects its group frames, if the policy is conf.
     pub group_cipher: Cipher,
-    /// Who may have vifs on it, beside root. If neither this nor `allow_groups` is given: who is on the
-    /// lists of `[security]`; without those all who can connect, or on a secured vnet root alone.
+    /// Who may have vifs on it, beside root. If neither this nor `allow_groups` is given: who is on
+    /// the lists of `[security]`; without those all who can connect, or on a secured vnet root
+    /// alone.
     pub allow_users: Option<Accounts>,
     /// The groups of those.
     pub allow_groups: Option<Accounts>,

@@ -1,15 +1,16 @@
 //! Virtual layer-2 networks for virtual machines.
 //!
-//! A guest's NIC is attached to a *vnet*, a LAN that spans hosts. This crate is the library
-//! behind three programs: `vhost-user-vnet`, a process per NIC that moves frames between a guest's
-//! memory and the network between the hosts (the *underlay*); `varpd`, a daemon per host that resolves
-//! addresses; and `vnet`, the operator's command. `vnet(7)` explains the concepts and the wire formats.
+//! A guest's NIC is attached to a *vnet*, a LAN that spans hosts. This crate is the library behind
+//! three programs: `vhost-user-vnet` (the *backend*), a process per NIC that moves frames between a
+//! guest's memory and the network between the hosts (the *underlay*); `varpd`, a daemon per host
+//! that resolves addresses; and `vnet`, the operator's command. `vnet(7)` explains the concepts and
+//! the wire formats.
 //!
 //! # The picture
 //!
 //! ```text
 //!  QEMU ── vhost-user socket ──► vhost_user: filter, device      varpd ◄── VARP ──► other hosts
-//!   │                              │ wake-ups                     │ mapper: who is where
+//!   │                              │ wake-ups                     │ mapper: places of vifs
 //!   │ shared memory                ▼                              │ registry: vifs, sockets
 //!   └─ rings, buffers ──────► port: workers, one per queue pair ◄──┘
 //!                                  │      control socket: "where is this MAC?", sockets
@@ -19,7 +20,7 @@
 //!
 //! # Words
 //!
-//! `vnet(7)` defines the terms of the network and of the wire. The code uses some more:
+//! `vnet(7)` defines the terms of the network and of the wire. The code uses further terms:
 //!
 //! | Word | Means |
 //! |---|---|
@@ -48,7 +49,7 @@
 //! | [`mapper`] | the VARP state machine of a host | yes |
 //! | [`hosts`] | the state machine of hello: knows the other hosts and their settings | yes |
 //! | [`host`] | everything that varpd decides: vifs and whose they are, kept vifs, keys, lanes, tables, the place on the underlay | yes |
-//! | [`policy`], [`secret`] | levels of protection and cipher suites; bytes of keys | yes |
+//! | [`policy`], [`secret`] | policies and cipher suites; bytes of keys | yes |
 //! | [`security`] | keys, handshakes, sealing of secured vnets | yes |
 //! | [`lane`] | rings of shared memory between two backends of a host | except for the memory |
 //! | [`limiter`] | token buckets, rates and sizes | yes |
@@ -58,7 +59,7 @@
 //! | [`tunnel`] | one end of a vnet's tunnel: frames to datagrams and back | except for the sockets |
 //! | [`local`] | lanes of a queue pair, in place of the tunnel within a host | except for the memory |
 //! | [`port`] | joins guest, tunnel and lanes: the data path of a queue pair, in packet order | mostly |
-//! | [`capture`] | the two doors of a port where frames can be copied with their verdict | yes |
+//! | [`capture`] | the two places of a port where frames can be copied with the decision about them | yes |
 //! | [`vif`] | a NIC: its queue pairs, and its link to varpd | no |
 //! | [`vhost_user`] | the vhost-user interface to QEMU: connection, filter, device, rings | no |
 //! | [`underlay`] | sockets: opening and filtering them, batches of datagrams | no |
@@ -68,41 +69,107 @@
 //! | [`time`] | times for the pure modules, which the caller has read from the clock | yes |
 //! | [`cli`], [`config`], [`show`], [`metrics`], `quiet`, `nonce` | command lines, configuration file, tables, counters, a rate limit for log messages, nonces | mostly |
 //!
-//! Pure means: no I/O, no clock, no `unsafe`. Callers pass the time as an argument, and the module returns effects as data.
-//! Other modules depend on pure modules, never the reverse: `tests/tidy` has the modules in order (`floors`), and each may import those
-//! before it only.
+//! Pure means: no I/O, no clock, no `unsafe`. Callers pass the time as an argument, and the module
+//! returns effects as data. Other modules depend on pure modules, never the reverse: the list
+//! `floors` in `tests/tidy` has the modules in order, and each may import only modules before it.
 //!
-//! # The path of a frame
+//! # Four ways through the code
 //!
-//! [`port::worker`] has a diagram. Sending: a kick wakes the pair's thread. [`guest::transmit`] turns
-//! descriptor chains into checked frames and copies their headers, which [`packet`] reads. [`port::tx`] decides
-//! about each frame; [`port::guard`] checks the addresses of its sender. [`tunnel::endpoint`] takes a batch of frames:
-//! [`tunnel::outgoing`] copies frames into a staging buffer, segments large ones and bundles small
-//! ones for the path to their destination ([`tunnel::paths`]). On a secured vnet [`tunnel::protect`] seals them there.
-//! [`underlay`] sends the buffer in a few messages. If a frame exceeds the path MTU and cannot
-//! be segmented, [`tunnel::too_big`] answers its sender, or it leaves in fragments, which [`tunnel::reassembly`]
-//! puts together at the receiver. Receiving: a readable socket wakes the thread. [`tunnel::protect`] opens sealed
-//! datagrams. [`tunnel::rx`] accepts a frame or names the reason to drop it. [`offload::gro`] merges segments.
-//! [`guest::deliver`] copies the frame into the guest's buffers. In a stream of long segments the kernel copies the payload
-//! there itself, because the worker can predict the next message ([`port::direct`]).
+//! Each way is in the order in which the code runs. Paths are relative to `src`.
 //!
-//! Between two vifs of one host there is a shorter path: [`local::ends`] copies the frame from
-//! the guest's ring into memory that both backends map, and the other worker copies it from there to its guest.
+//! ## A frame from the guest to another host
+//!
+//! 1. The guest kicks its transmit ring, which wakes the thread of the queue pair. `Device::wake`
+//!    (`vhost_user/device.rs`) takes the rings and calls the data path of the NIC, `handle` in
+//!    `vif/nic/data_path.rs`.
+//! 2. `Worker::transmit` (`port/worker/transmit.rs`) takes descriptor chains from the ring
+//!    (`guest/ring.rs`), a batch at a time. The rate limits (`port/throttle.rs`) may leave the rest
+//!    in the ring.
+//! 3. `GuestSide::read` ([`guest::side`]) turns a chain into a checked frame and copies its headers
+//!    ([`guest::transmit`]). [`offload::layout`] and the guard read them by the one walk in
+//!    [`packet`].
+//! 4. [`port::tx`] decides about the frame: its source MAC, and its destination by the table of
+//!    known addresses ([`tunnel::neighbors`]). [`port::guard`] checks the addresses of its sender.
+//!    If the destination is not known, the frame waits in [`tunnel::unresolved`] (see the third
+//!    way).
+//! 5. If the destination is a vif of the same host with a lane, [`local::ends`] copies the frame
+//!    into the lane (`local/ends/write.rs`), and the way ends here.
+//! 6. `Endpoint::send` (`tunnel/endpoint/send.rs`) gets the batch. [`tunnel::outgoing`] copies
+//!    frames into a staging buffer, segments large ones and bundles small ones for the path to
+//!    their destination ([`tunnel::paths`]). If a frame exceeds the path MTU and cannot be
+//!    segmented, [`tunnel::too_big`] answers its sender, or the frame leaves in fragments
+//!    (`tunnel/outgoing/pieces.rs`).
+//! 7. On a secured vnet [`tunnel::protect`] seals the datagrams in the staging buffer.
+//! 8. [`underlay`] sends the buffer in a few messages (`underlay/udp.rs`, [`sys::mmsg`]).
+//!
+//! ## A datagram to the guest
+//!
+//! 1. A readable socket wakes the thread of the queue pair; as before, `Device::wake` calls the
+//!    data path of the NIC, and this calls `Worker::receive` (`port/worker/receive.rs`).
+//! 2. `Endpoint::receive` (`tunnel/endpoint/receive.rs`) reads a batch of datagrams from the
+//!    [`underlay`] into [`tunnel::incoming`].
+//! 3. [`tunnel::protect`] opens sealed datagrams. [`tunnel::rx`] accepts each frame or names the
+//!    reason to drop it. Fragments wait in [`tunnel::reassembly`]; [`tunnel::moved`] forwards
+//!    frames of a vif that has moved.
+//! 4. `Worker::receive` delivers as many frames as the rate limit ([`port::throttle`]) permits.
+//!    `GuestSide::deliver_all` ([`guest::side`]) merges segments of one stream ([`offload::gro`]).
+//! 5. [`guest::deliver`] copies each frame into the guest's buffers, and `GuestSide::publish`
+//!    counts the frames and makes them visible to the guest.
+//!
+//! In a stream of long segments the kernel copies the payload into the guest's buffers itself,
+//! because the worker can predict the next message ([`port::direct`]). Frames in a lane take a
+//! shorter way: the other backend wakes the thread, and [`local::ends`] (`local/ends/read.rs`)
+//! passes the frames to the guest side.
+//!
+//! ## A question by VARP
+//!
+//! 1. A frame to an unknown MAC waits in [`tunnel::unresolved`], and [`tunnel::neighbors`] records
+//!    a question. The main thread of the backend takes it (`Link::requests`, [`vif::link`]) and
+//!    sends varpd a RESOLVE ([`wire::control`]; `vif/serve/varpd.rs`).
+//! 2. [`varpd`] gives it to the [`host`] (`varpd/perform.rs`, `host/requests.rs`), which calls
+//!    `Mapper::resolve` (`mapper/resolve.rs`). If the mapper does not know the answer, it returns a
+//!    request to send ([`mapper::Mapper::poll_output`]). On a secured vnet
+//!    [`security::membership`] adds a tag. varpd sends the message to the group (`varpd/varp.rs`).
+//! 3. On each other host the kernel sorts the message to a socket of varpd ([`underlay::classes`]).
+//!    `Host::handle` (`host/mod.rs`) has [`wire::varp`] parse it and [`security::membership`] check
+//!    the tag, and `Mapper::handle_message` (`mapper/receive.rs`) decides. The mapper of the owner
+//!    returns a reply, which varpd sends.
+//! 4. The reply takes the same way on the first host. `mapper/mappings.rs` changes the cache and
+//!    tells all vifs that use the mapping. `Host::notify` (`host/mod.rs`) sends each of their
+//!    backends a MAPPING; on a secured vnet it waits for keys first (`host/gates.rs`).
+//! 5. `Link::handle_event` ([`vif::link`]) passes it to the workers (`Worker::handle_mapping`), and
+//!    the frames that waited leave.
+//!
+//! ## A message of the frontend
+//!
+//! 1. [`vhost_user::attach`] accepts QEMU's connection, one at a time
+//!    (`vhost_user/attach/server.rs`).
+//! 2. `Connection::step` ([`vhost_user::connection`]) reads a message with its descriptors
+//!    ([`vhost_user::channel`]).
+//! 3. [`vhost_user::filter`] forwards it, answers it itself, or refuses it. It checks tables of
+//!    guest memory ([`vhost_user::memory_table`]).
+//! 4. The crate `vhost-user-backend` executes the message. It calls `vhost_user/backend.rs` for
+//!    features, and [`vhost_user::vring`] for rings.
+//! 5. [`vhost_user::device`] passes changes to the data path of the NIC (`vif/nic/data_path.rs`):
+//!    features, MTU, rings that start or stop. When rings start, [`vif::link`] sends varpd a
+//!    SET-ACTIVE, and the mapper claims the vif (`mapper/claims.rs`).
+//! 6. The answer passes the filter again on its way to QEMU (`Filter::reply`).
 //!
 //! # Ownership of state
 //!
-//! * A worker ([`port::worker::Worker`]) owns the data path of a queue pair: the three objects below, the guard,
-//!   rate limits and learned MACs. It outlives the frontend's connections.
-//! * A guest side ([`guest::side::GuestSide`]) owns the features that a driver has acknowledged, and delivers and
-//!   counts all frames for the guest.
-//! * An endpoint ([`tunnel::endpoint::Endpoint`]) owns the sockets of a queue pair, resolved addresses, keys, path
-//!   MTUs, and frames that wait for these or arrive in fragments.
-//! * The ends of lanes ([`local::ends::Local`]) own this process's view of the lanes, and frames that were taken out
-//!   of them.
+//! * A worker ([`port::worker::Worker`]) owns the data path of a queue pair: the three objects
+//!   below, the guard, rate limits and learned MACs. It outlives the frontend's connections.
+//! * A guest side ([`guest::side::GuestSide`]) owns the features that a driver has acknowledged,
+//!   and delivers and counts all frames for the guest.
+//! * An endpoint ([`tunnel::endpoint::Endpoint`]) owns the sockets of a queue pair, resolved
+//!   addresses, keys, path MTUs, and frames that wait for these or arrive in fragments.
+//! * The ends of lanes ([`local::ends::Local`]) own this process's view of the lanes, and frames
+//!   that were taken out of them.
 //! * A lane ([`lane`]) has no owner: two backends hold its ends, and neither trusts the other.
 //!   varpd remembers only that it made it.
-//! * A device ([`vhost_user::device::Device`]) owns the state of a frontend's connection: rings, memory, features,
-//!   and while the guest migrates, the log of written pages ([`vhost_user::logging`]).
+//! * A device ([`vhost_user::device::Device`]) owns the state of a frontend's connection: rings,
+//!   memory, features, and while the guest migrates, the log of written pages
+//!   ([`vhost_user::logging`]).
 //! * The mapper ([`mapper::Mapper`]), in varpd, owns all knowledge of vifs on other hosts. Backends
 //!   keep copies, which they can use while varpd is away.
 //! * The host ([`host::Host`]), in varpd, owns the association of clients with vifs, what is kept of a vif whose

@@ -1,27 +1,27 @@
-//! Token buckets: how many bits, or frames, may pass until now.
+//! Token buckets limit the number of bits, or frames, that may pass.
 //!
-//! A [`Bucket`] fills at a rate up to its burst. Who wants to pass takes credit out of it; while it
-//! is empty, frames wait or are dropped, as its user decides. It may be shared by threads, and is
-//! nothing but one number, of what has been spent:
+//! A [`Bucket`] fills at a rate up to its burst. Each frame that passes takes credit out of it.
+//! While it is empty, frames wait or are dropped, as its user decides. Threads can share it. It
+//! consists of one number, the credit spent:
 //!
 //! ```text
-//!   earned(now) = rate * now           what has flowed in since the clock's origin
-//!   level       = earned - spent       at most the burst: what is more has flowed over
+//!   earned(now) = rate * now           the credit since the clock's origin
+//!   level       = earned - spent       at most the burst: the excess is lost
 //! ```
 //!
-//! What was earned is computed anew from the clock each time, so nothing is rounded twice and
-//! nothing drifts. All of it is modulo 2^64.
+//! A bucket computes the earned credit anew from the clock each time, so nothing is rounded twice
+//! and nothing drifts. All numbers are modulo 2^64.
 //!
-//! While it is empty, credit can be booked: the level falls below zero at once, and the booked may be
-//! used when it is back at zero. Who books later gets it later.
+//! While a bucket is empty, a caller can book credit: the level falls below zero at once, and the
+//! caller may use the booked credit when the level is back at zero. Bookings are served in their
+//! order.
 //!
-//! A frame passes as soon as the level is above zero, and is charged as a whole: the level may go
-//! below zero by one frame (of each thread), which is paid back before the next. So a burst need not
-//! have room for the largest frame, and within any time no more passes than the rate yields, the
-//! burst and one frame.
+//! A frame passes as soon as the level is above zero, and takes its whole cost: the level may fall
+//! below zero by one frame (of each thread), which is paid back before the next. So a burst need
+//! not have room for the largest frame. In any interval, no more passes than the rate yields, plus
+//! the burst and one frame.
 //!
-//! Units are the caller's: here a cost is in bits for [`Limit::bits`] and one per frame for
-//! [`Limit::frames`].
+//! The caller chooses the unit of a cost: bits for [`Limit::bits`], frames for [`Limit::frames`].
 
 #![forbid(unsafe_code)]
 
@@ -38,11 +38,11 @@ use units::{Rate, Size};
 
 /// Microseconds in a second: the clock's resolution.
 const MICROS: u64 = 1_000_000;
-/// What a burst holds at least, as time at the rate: who waits for credit wakes up some tenths of a
+/// The least burst, as time at the rate: a thread that waits for credit wakes up some tenths of a
 /// millisecond late, and what flows over meanwhile is lost.
 const MIN_BURST_TIME: Duration = Duration::from_millis(2);
-/// More than all threads together can owe for their last frames, in bits: 16 of them, for a frame that is
-/// cut into 8192 of 128 bytes. They never book more than the rate yields in a second.
+/// More than all threads together can owe for their last frames, in bits: 16 of them, for a frame
+/// that is cut into 8192 of 128 bytes. They never book more than the rate yields in a second.
 const MAX_OVERDRAFT: u64 = 1 << 28;
 
 /// A rate and how much of it may pass at once.
@@ -82,7 +82,7 @@ impl Limit {
         self.burst
     }
 
-    /// What the rate yields in some milliseconds.
+    /// The credit that the rate yields in some milliseconds.
     pub fn yields(self, time: Duration) -> u64 {
         yield_of(self.per_second, time)
     }
@@ -106,8 +106,8 @@ pub struct Bucket {
     limit: Limit,
     /// Of what has been earned, what has been taken or has flowed over.
     spent: AtomicU64,
-    /// More than can be owed: a debt beyond it means that the bucket has been left alone for so long
-    /// that the numbers have come round, or that the clock was set back.
+    /// More than can be owed: a debt beyond it means that the bucket has been left alone for so
+    /// long that the numbers have come round, or that the clock was set back.
     most_owed: u64,
 }
 
@@ -123,13 +123,13 @@ impl Bucket {
         self.limit
     }
 
-    /// Takes up to `most` of what is there; 0 if nothing is. The loan is ended by
+    /// Takes up to `most` of the credit; 0 if there is none. The loan is ended by
     /// [`Bucket::settle`].
     pub fn lease(&self, most: u64, now: Instant) -> u64 {
         self.update(now, |credit| credit.min(most))
     }
 
-    /// Ends a loan: what was used less is given back, what was used more is owed.
+    /// Ends a loan: returns unused credit, and charges credit used beyond it.
     pub fn settle(&self, leased: u64, used: u64) {
         self.spent.fetch_add(used.wrapping_sub(leased), Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Counters: every frame that arrives, leaves or is dropped is counted under a name.
+//! Counters: the programs count every frame that arrives, leaves or is dropped under a name.
 //!
 //! `vnet show stats`, the tests and `vnet(7)` all use the tables below.
 //! Counters are relaxed atomics: a reader can see one change before another.
@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a counter shows.
+/// A counter's name, unit and value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// The name shown to operators.
@@ -41,7 +41,7 @@ macro_rules! counters {
                 match self { $(Self::$name => stringify!($unit)),+ }
             }
 
-            /// What it counts, in one sentence.
+            /// The description, in one sentence.
             pub const fn text(self) -> &'static str {
                 match self { $(Self::$name => $text),+ }
             }
@@ -75,7 +75,7 @@ macro_rules! counters {
                 self.0.get(counter as usize).map_or(0, |cell| cell.load(Ordering::Relaxed))
             }
 
-            /// Names of all and what they count, in the order they are shown.
+            /// Names and descriptions of all, in the order in which they are shown.
             pub fn descriptions() -> Vec<(&'static str, &'static str)> {
                 $id::ALL.iter().map(|&c| (c.name(), c.text())).collect()
             }

@@ -1,7 +1,7 @@
-//! Nonces that nobody who saw some of them can guess.
+//! Nonces that an attacker cannot guess, even if it has seen others.
 //!
-//! SipHash-2-4 (Aumasson and Bernstein, 2012) of a counter under a secret key. A plain generator
-//! would do for tests, but a peer that is asked once learns one output of it, and could then forge
+//! They are SipHash-2-4 (Aumasson and Bernstein, 2012) of a counter under a secret key. With a
+//! plain generator, a peer that is asked once would learn one output of it, and could then forge
 //! the answers to all later questions.
 
 #![forbid(unsafe_code)]

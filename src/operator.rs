@@ -1,4 +1,4 @@
-//! The operator's side of the control socket: what `vnet` asks varpd, and how it ends.
+//! The operator's side of the control socket: the requests of `vnet` to varpd, and its exit status.
 
 #![forbid(unsafe_code)]
 
@@ -35,9 +35,9 @@ pub enum OperatorError {
     #[error("{0}")]
     Unready(String),
     /// Nothing is selected.
-    #[error("nothing found")]
+    #[error("no matching row")]
     NotFound,
-    /// Nobody listens.
+    /// No varpd listens.
     #[error("{}: {source} (is varpd running?)", path.display())]
     Down {
         /// The control socket.
@@ -90,7 +90,7 @@ impl OperatorError {
     }
 }
 
-/// Does what the command line says, and prints.
+/// Carries out the command line, and prints the result.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<(), OperatorError> {
     let socket = args.socket.clone().unwrap_or_else(usual_socket);
     if let Action::Monitor { filter } = &args.action {
@@ -102,13 +102,13 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<(), OperatorError> {
     Ok(())
 }
 
-/// Where varpd is asked if nobody says otherwise.
+/// The default socket of varpd.
 fn usual_socket() -> PathBuf {
     let operators = Path::new(DEFAULT_OPERATOR_SOCKET);
     if operators.exists() { operators.to_owned() } else { DEFAULT_SOCKET.into() }
 }
 
-/// What is to be printed by commands that end by themselves.
+/// The output of commands that end by themselves.
 fn answer(args: &Args, socket: &Path) -> Result<String, OperatorError> {
     match &args.action {
         Action::Monitor { .. } => Ok(String::new()),
@@ -142,7 +142,7 @@ fn select(answer: Rows, filter: Filter) -> Result<Rows, OperatorError> {
     Ok(Rows { columns, rows })
 }
 
-/// Prints events as they come, until nobody reads them or varpd ends.
+/// Prints events as they arrive, until the reader or varpd ends.
 fn monitor(
     args: &Args,
     socket: &Path,

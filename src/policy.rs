@@ -1,8 +1,10 @@
-//! The policy of a vnet, also while it is changed on running hosts, and the lowest policy under which a backend carries frames.
+//! The policy of a vnet, also while it is changed on running hosts, and the lowest policy under
+//! which a backend carries frames.
 //!
-//! A policy consists of the level under which a host sends frames and messages, and the levels that it accepts. Usually both
-//! are the same. To change a vnet's level, one host after the other takes three steps. Each host accepts what every other host
-//! sends, as long as no two hosts are more than one step apart:
+//! A policy consists of the level under which a host sends frames and messages, and the levels that
+//! it accepts. Usually both are the same. To change a vnet's level, one host after the other takes
+//! three steps. Each host accepts the frames and messages of every other host, as long as no two
+//! hosts are more than one step apart:
 //!
 //! | Step | Policy | Sends | Accepts |
 //! |---|---|---|---|
@@ -25,9 +27,9 @@ pub enum Level {
     /// Not at all.
     #[default]
     None,
-    /// Nobody else can send, alter or repeat; everybody can read.
+    /// Only members can send, alter or repeat; anybody can read.
     Auth,
-    /// And nobody else can read.
+    /// Likewise, and only members can read.
     Conf,
 }
 
@@ -76,7 +78,7 @@ impl FromStr for Level {
     }
 }
 
-/// What a security association's packets are made with. A suite belongs to one level.
+/// The algorithm of a security association's packets. A suite belongs to one level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Suite {
     /// AES-256-GCM (RFC 4106): conf.
@@ -171,7 +173,8 @@ impl Policy {
         Self { sent: level, accepted: bit(level) }
     }
 
-    /// From a list of levels, of which the first is sent; `None` if the list is empty or names one twice.
+    /// From a list of levels, of which the first is sent; `None` if the list is empty or names one
+    /// twice.
     pub fn new(levels: &[Level]) -> Option<Self> {
         let mut policy = Self { sent: *levels.first()?, accepted: 0 };
         for level in levels {
@@ -272,8 +275,8 @@ impl TryFrom<PolicyText> for Policy {
 /// The lowest policy under which a backend carries frames.
 ///
 /// A missing line in a configuration would silently make a vnet plain. A backend therefore never
-/// goes below `--policy`, nor below the policy that it has had since its start, except by a step: a policy
-/// that lists the previous level beside a lower one, which nobody writes by mistake.
+/// goes below `--policy`, nor below the policy that it has had since its start, except by a step: a
+/// policy that lists the previous level beside a lower one, which nobody writes by mistake.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Floor {
     /// The level of `--policy`.
@@ -337,7 +340,8 @@ mod tests {
         assert_eq!(Policy::from_codes(2, 1), None, "what is sent under is accepted");
     }
 
-    /// In the three steps between any two levels, a host that is one step behind accepts the other's frames.
+    /// In the three steps between any two levels, a host that is one step behind accepts the
+    /// other's frames.
     #[test]
     fn hosts_a_step_apart_accept_what_each_other_sends() {
         for (from, to) in [(Plain, Conf), (Conf, Plain), (Auth, Conf), (Conf, Auth), (Plain, Auth)]

@@ -57,8 +57,8 @@ impl Quiet {
 /// Limit on subjects with limits of their own.
 const MOST_SUBJECTS: usize = 64;
 
-/// A limit for each of several subjects, such as kinds of messages or users: a subject that is provoked often does
-/// not hide the others. Subjects for which there is no room share one limit.
+/// A limit for each of several subjects, such as kinds of messages or users: a subject that is
+/// provoked often does not hide the others. Subjects for which there is no room share one limit.
 #[derive(Debug)]
 pub(crate) struct QuietEach<K> {
     most: u32,
@@ -93,9 +93,9 @@ impl<K: PartialEq> QuietEach<K> {
 /// Limit on owners with limits of their own.
 const MOST_OWNERS: usize = 256;
 
-/// A limit for each of several owners, such as users or vnets, and for each subject of an owner, such as its vifs or
-/// hosts: neither an owner nor a subject that is provoked often hides another. Owners for which there is no room share
-/// one limit.
+/// A limit for each of several owners, such as users or vnets, and for each subject of an owner,
+/// such as its vifs or hosts: neither an owner nor a subject that is provoked often hides another.
+/// Owners for which there is no room share one limit.
 #[derive(Debug)]
 pub(crate) struct QuietOf<O, K> {
     most: u32,
@@ -151,7 +151,8 @@ impl<O: Ord, K: PartialEq> QuietOf<O, K> {
 /// Interval at which a message is repeated while its cause lasts.
 const REPEAT: Duration = Duration::from_secs(3600);
 
-/// Lets a message about something that goes on through once, again after an hour, and at once if it is another.
+/// Lets a message about something that goes on through once, again after an hour, and at once if it
+/// is another.
 #[derive(Debug, Default)]
 pub(crate) struct Lasting {
     said: String,

@@ -1,4 +1,5 @@
-//! Bytes of keys: zeroed when dropped, never shown, compared in constant time. [`crate::security::keys`] derives them.
+//! Bytes of keys: zeroed when dropped, never shown, compared in constant time.
+//! [`crate::security::keys`] derives them.
 
 #![forbid(unsafe_code)]
 

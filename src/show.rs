@@ -72,7 +72,7 @@ fn as_object(columns: &[Column], row: &[Cell]) -> String {
     Value::Object(fields).to_string()
 }
 
-/// An event as a line for people: only what it has.
+/// An event as a line of text, without its empty fields.
 pub fn event_as_text(columns: &[Column], row: &[Cell]) -> String {
     let word = |name: &str| match cell(columns, row, name) {
         Cell::Nothing => None,
@@ -162,7 +162,8 @@ impl Rows {
     }
 }
 
-/// Milliseconds since 1970 as a date and time (RFC 3339, UTC); as a number if it's not a time of these millennia.
+/// Milliseconds since 1970 as a date and time (RFC 3339, UTC); as a number if it's not a time of
+/// these millennia.
 pub fn time(ms: u64) -> String {
     let timestamp = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
     timestamp.map_or_else(|| ms.to_string(), |timestamp| format!("{timestamp:.3}"))

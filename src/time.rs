@@ -1,7 +1,7 @@
-//! Time as the pure modules see it: two numbers that the caller read once.
+//! Times for the pure modules: two numbers that the caller has read from the clocks.
 //!
-//! No module outside [`crate::sys::clock`] reads a clock. State machines are handed a [`Now`] with
-//! every input, so that a simulation can run hours in milliseconds and a test never sleeps.
+//! Only [`crate::sys::clock`] reads a clock. State machines get a [`Now`] with every input, so that
+//! a simulation can run hours in milliseconds and a test never sleeps.
 
 #![forbid(unsafe_code)]
 

@@ -36,7 +36,7 @@ fn fail(why: &str, status: u8) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// What the library is started with.
+/// The options of the library.
 fn options(arguments: Backend) -> Result<Options, String> {
     let (Some(vnet), Some(mac)) = (arguments.vnet, arguments.mac) else {
         return Err("--vnet and --mac are needed".to_owned());

@@ -1,4 +1,4 @@
-//! The values that keys of the configuration have, each checked as it is read.
+//! The types of the configuration's values. Each checks its value while the file is read.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -249,8 +249,8 @@ impl FromStr for VnetName {
     }
 }
 
-/// The sections of vnets. A vnet that has two, under numbers that are written in different ways, would have
-/// the policy of one of them, and be open where the other says that it is secured.
+/// The sections of vnets. A vnet that has two, under numbers that are written in different ways,
+/// would have the policy of one of them, and be open where the other says that it is secured.
 pub(super) fn each_once<'de, D: Deserializer<'de>, V: Deserialize<'de>>(
     from: D,
 ) -> Result<BTreeMap<VnetName, V>, D::Error> {

@@ -1,4 +1,4 @@
-//! Frames for a guest, as whoever has them hands them to [`super::side::GuestSide`].
+//! Frames for a guest, in the form that [`super::side::GuestSide`] accepts.
 
 use crate::offload::gro::Received;
 use crate::offload::header::Header;

@@ -1,9 +1,10 @@
-//! The virtio side of a NIC, and the trust boundary: descriptor chains, which the guest writes, become
-//! frames or named faults, and frames are written into its buffers.
+//! The virtio side of a NIC, and the trust boundary: descriptor chains, which the guest writes,
+//! become frames or named faults, and frames are written into its buffers.
 //!
-//! Whatever the guest does to its memory while we look, three things hold. Every access is checked
-//! against the guest's regions. What decisions are made from is copied once, first. A chain whose
-//! links are broken, looped, or point outside is a fault, never a short frame (see [`ring::chain`]).
+//! Whatever the guest does to its memory meanwhile, three rules hold. This module checks every
+//! access against the guest's regions. It copies the bytes by which it decides once, before it
+//! decides. A chain whose links are broken, looped, or point outside is a fault, never a short
+//! frame (see [`ring::chain`]).
 //!
 //! | File | Content |
 //! |---|---|
@@ -14,7 +15,7 @@
 //! | [`receiving`] | tries of a delivery, and its counting |
 //! | [`side`] | the state of a queue pair: reads frames, and delivers and counts them |
 //!
-//! This module knows nothing of the tunnel: where frames go and come from is decided in [`crate::port`].
+//! This module knows nothing of the tunnel: [`crate::port`] decides where frames go.
 
 pub mod deliver;
 pub mod frames;

@@ -1,4 +1,4 @@
-//! Frames into the receive ring: the tries that it takes, and the counting.
+//! Frames into the receive ring: attempts to deliver them, and their counting.
 
 use std::sync::Arc;
 

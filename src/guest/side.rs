@@ -1,8 +1,7 @@
-//! One queue pair of a guest: its frames are read, and frames are delivered to it, in one way that counts
-//! them.
+//! One queue pair of a guest: reads frames from it, and delivers and counts frames for it.
 //!
-//! The device owns rings and memory, and lends them for the length of a wake-up. Frames are counted when
-//! the guest sees them ([`GuestSide::publish`]).
+//! The device owns rings and memory, and lends them for the length of a wake-up. The guest side
+//! counts frames when the guest sees them ([`GuestSide::publish`]).
 
 use std::sync::Arc;
 
@@ -21,7 +20,8 @@ use crate::vhost_user::vring::RingError;
 
 /// Limit on received frames that become one frame.
 const MERGED_FRAMES: usize = 64;
-/// Limit on the length of a frame for a guest, in bytes: drivers that accept TSO have room for this.
+/// Limit on the length of a frame for a guest, in bytes: drivers that accept TSO have room for
+/// this.
 pub const MERGED_LEN: usize = 65_550;
 
 /// The virtio side of a queue pair.
@@ -126,8 +126,8 @@ impl GuestSide {
         self.receiving.deliver(ring, frame)
     }
 
-    /// Delivers frames in order, neighbours merged as far as the guest accepts that, while `pace` admits
-    /// them. The guest sees them after [`GuestSide::publish`].
+    /// Delivers frames in order, neighbours merged as far as the guest accepts that, while `pace`
+    /// admits them. The guest sees them after [`GuestSide::publish`].
     ///
     /// # Errors
     /// The ring is broken and must be stopped.
@@ -183,8 +183,8 @@ impl GuestSide {
     }
 
     /// Reserves room for a frame of up to `len` bytes, for others to write it there. Until
-    /// [`GuestSide::commit`] or [`ReceiveRing::release`] follows, nothing else may be done with the ring.
-    /// [`Handed::Interrupted`] if it is worth another try.
+    /// [`GuestSide::commit`] or [`ReceiveRing::release`] follows, nothing else may be done with the
+    /// ring. [`Handed::Interrupted`] if it is worth another try.
     ///
     /// # Errors
     /// The ring is broken and must be stopped.
@@ -198,8 +198,8 @@ impl GuestSide {
         failure.map_or(Ok(Handed::Done), |failure| self.receiving.note(ring, failure))
     }
 
-    /// Delivers a frame from another host in the room that was reserved; see [`super::deliver::Deliverer::commit`]. It is not
-    /// shown at the door.
+    /// Delivers a frame from another host in the room that was reserved; see
+    /// [`super::deliver::Deliverer::commit`]. It is not shown at the door.
     ///
     /// # Errors
     /// The ring is broken and must be stopped.

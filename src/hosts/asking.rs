@@ -89,7 +89,7 @@ impl Errands {
         }
     }
 
-    /// Time at which the next message is due.
+    /// Times at which messages are due.
     pub(super) fn due(&self) -> impl Iterator<Item = Instant> {
         let lists = (!self.lists.is_empty()).then_some(self.lists_at);
         lists.into_iter().chain([self.check_at])

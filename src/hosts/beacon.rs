@@ -1,8 +1,8 @@
 //! Beacons: HELLOs to the default groups and the default port of both address families, whichever of them a host uses.
 //!
-//! Hosts that use another group, port or address family than this one hear nothing of it, and this host hears nothing of
-//! them but their beacons. The contents of a beacon are only shown to operators, and named in a warning: a beacon may
-//! come from an address of the other family, so not even its sender is certain.
+//! Between hosts with different groups, ports or address families, only beacons arrive. A host uses
+//! the contents of a beacon only to show them to operators and to log a warning: a beacon may come
+//! from an address of the other family, so not even its sender is certain.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -17,12 +17,12 @@ use crate::time::{Instant, Now};
 use crate::wire::hello::{Abilities, Flags, Hello, Message, Release};
 use crate::wire::name::Name;
 
-/// Interval of a host's beacons, and per host on a large segment: each default group hears at most one a second from
-/// the hosts of a segment.
+/// Interval of a host's beacons, and the interval per host on a large segment: all hosts of a
+/// segment together send at most one a second to each default group.
 const LEAST_INTERVAL: Duration = Duration::from_secs(60);
 const PER_HOST: Duration = Duration::from_secs(1);
-/// Time after the start at which the first beacon is planned, when the host has heard the others; and the time within
-/// which it then follows on a small segment.
+/// Time after the start at which the first beacon is planned, when the host has heard the others;
+/// and the random time after that within which it sends the beacon on a small segment.
 const FIRST: Duration = Duration::from_secs(3);
 const FIRST_WITHIN: Duration = Duration::from_secs(5);
 /// Number of intervals for which a beacon is shown.
@@ -56,12 +56,12 @@ pub(super) struct Beacons {
 }
 
 impl Beacons {
-    /// Those of a host that starts.
+    /// The beacons of a host that starts.
     pub(super) fn new(now: Instant) -> Self {
         Self { heard: BTreeMap::new(), at: now + FIRST, is_planned: false, warned: None }
     }
 
-    /// Sends the first beacon as after a start.
+    /// Plans the first beacon, as after a start.
     pub(super) fn restart(&mut self, now: Instant) {
         (self.at, self.is_planned) = (now + FIRST, false);
     }
@@ -70,7 +70,7 @@ impl Beacons {
         self.at
     }
 
-    /// Whether beacons are to be sent now. Plans the next.
+    /// Whether beacons are due now. Plans the next.
     fn take_due(&mut self, hosts: u32, random: &mut Random, now: Instant) -> bool {
         if self.at > now {
             return false;
@@ -84,12 +84,12 @@ impl Beacons {
         is_due
     }
 
-    /// A host is heard otherwise.
+    /// Removes the beacon of a host from which other messages arrive.
     pub(super) fn forget(&mut self, name: Name) {
         self.heard.remove(&name);
     }
 
-    /// Hosts of which nothing but beacons is heard.
+    /// Hosts from which only beacons arrive.
     pub(super) fn iter(&self, now: Instant) -> impl Iterator<Item = (Name, &Beacon)> {
         let heard = self.heard.iter().map(|(name, beacon)| (*name, beacon));
         heard.filter(move |(_, beacon)| beacon.until > now)

@@ -1,9 +1,9 @@
 //! The state machine of hello: it knows the other hosts, and their settings of the vnets that this host serves.
 //! [`crate::wire::hello`] has its messages and its rules.
 //!
-//! Hosts announce themselves to the group regularly, with a digest of their list of vnets. Hosts that lack the list
-//! ask for it. So each host can show operators all others, and knows the longest group frames that every host of a vnet
-//! can receive.
+//! Hosts regularly announce themselves to the group, with a digest of their list of vnets. Hosts
+//! that lack the list ask for it. So each host can show operators all others, and knows the longest
+//! group frames that every host of a vnet can receive.
 //!
 //! The machine does no I/O and reads no clock: messages and changes come in with the time, and effects come out
 //! as data ([`Output`]). Drive it like this: after each input call [`Hosts::poll_output`] until it
@@ -21,10 +21,11 @@
 //! | `agree` | differences between the settings of another host and this one |
 //! | `rows` | the table that operators see |
 //!
-//! Trust: without a segment key anybody on the segment can make up a host. On vnets that are not secured, such hosts
-//! are shown to operators and shorten group frames. On secured vnets the machine believes entries with right tags,
-//! whatever their source, and keeps them for a time although a message without a right tag says that their host has left
-//! the vnet, or is gone. Only such entries shorten the group frames of a secured vnet.
+//! Trust: without a segment key anybody on the segment can forge a host. On vnets that are not
+//! secured, operators see such hosts, and their entries shorten group frames. On secured vnets the
+//! machine accepts entries with right tags, whatever their source, and keeps them for some time
+//! even if a message without a right tag claims that their host has left the vnet, or is gone. Only
+//! such entries shorten the group frames of a secured vnet.
 
 #![forbid(unsafe_code)]
 

@@ -27,7 +27,7 @@ impl Nonces {
         self.of(to, epoch(now))
     }
 
-    /// Whether this host sent this nonce to the address of late.
+    /// Whether this host recently sent this nonce to the address.
     pub(super) fn accepts(&self, from: SocketAddr, nonce: u64, now: Instant) -> bool {
         let now = epoch(now);
         nonce != 0 && (now.saturating_sub(EARLIER)..=now).any(|at| self.of(from, at) == nonce)

@@ -2,13 +2,14 @@
 //!
 //! | Reason | Time |
 //! |---|---|
-//! | nothing has changed | every max(30 s, hosts / 10 s), up to half more or less, at random |
-//! | this host starts, or its list or address has changed | at 0, 0.3 and 1 s; the next such change waits until max(2 s, hosts / 100 s) after the last |
-//! | a host was heard for the first time, or with another generation | after at most max(1 s, hosts / 20 s), at random, and max(3 s, hosts / 20 s) after the last HELLO at the earliest |
+//! | no change | every max(30 s, hosts / 10 s), up to half more or less, at random |
+//! | this host starts, or its list or address has changed | after 0, 0.3 and 1 s; the next such change waits until max(2 s, hosts / 100 s) after the last |
+//! | a HELLO of a new host, or with another generation | after at most max(1 s, hosts / 20 s), at random, and at least max(3 s, hosts / 20 s) after the last HELLO |
 //!
-//! So a segment hears about 10 HELLOs a second, however many hosts there are, also after all of them have started at
-//! once; and up to 20 for as long as newcomers are greeted. A host of a thousand with three vifs each hears 10 HELLOs,
-//! 10 announcements, 2 questions or answers and at most 2 beacons a second.
+//! So the hosts of a segment together send about 10 HELLOs a second, whatever their number, also
+//! after all of them have started at once; and up to 20 while they greet new hosts. Of 1000 hosts
+//! with three vifs each, every host receives 10 HELLOs, 10 announcements, 2 questions or answers
+//! and at most 2 beacons a second.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
-//! The last datagram by UDP before frames go through a lane.
+//! The last datagram by UDP before frames use a lane.
 //!
-//! It is a bundle (flag B) without frames, so that whoever does not know it takes no harm: padding,
-//! in which the number of the lane is.
+//! It is a bundle (flag B) without frames: the number of the lane is in its padding, so receivers
+//! that do not implement the handover see only padding.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -16,15 +16,15 @@
 //! +-------------------------------+
 //! ```
 //!
-//! Anybody who can send to the vif can forge it, and gain that frames of one flow overtake each other
-//! once.
+//! Any sender that reaches the vif can forge it. The only effect is that frames of one flow
+//! overtake each other once.
 
 #![forbid(unsafe_code)]
 
 use crate::wire::VnetId;
 use crate::wire::encap::{self, Flags, Header};
 
-/// Length of what follows the header, in bytes.
+/// Length after the header, in bytes.
 const BODY_LEN: usize = 6;
 /// Length of the datagram, in bytes.
 pub const LEN: usize = encap::LEN + BODY_LEN;
@@ -39,7 +39,7 @@ pub fn emit(vnet: VnetId, lane: u32) -> [u8; LEN] {
     datagram
 }
 
-/// The lane's number if what follows the header, which has flag B, is that of a handover.
+/// The lane's number, if the bytes after a header with flag B are those of a handover.
 pub fn parse(body: &[u8]) -> Option<u32> {
     let [0, 0, number @ ..] = *body.as_array::<BODY_LEN>()? else { return None };
     Some(u32::from_be_bytes(number))

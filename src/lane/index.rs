@@ -1,7 +1,8 @@
-//! The arithmetic of a lane: what each side makes of the numbers that it has read.
+//! The arithmetic of a lane: each side checks the numbers that it has read.
 //!
-//! No memory is touched here: the caller reads and writes, these types say where, and refuse what
-//! cannot be. Indices are multiples of [`ALIGN`] and wrap at 2^32; the capacity is a power of two.
+//! This module accesses no memory: the caller reads and writes; these types compute the positions,
+//! and refuse impossible numbers. Indices are multiples of [`ALIGN`] and wrap at 2^32; the capacity
+//! is a power of two.
 
 #![forbid(unsafe_code)]
 
@@ -87,7 +88,7 @@ impl Tracks {
     /// Takes note of the reader's index.
     ///
     /// # Errors
-    /// It is beyond what was written, or went back.
+    /// It is beyond the written entries, or went back.
     pub fn see_tail(&mut self, tail: u32) -> Result<(), Lie> {
         if tail.wrapping_sub(self.tail) > self.used() || !is_aligned(tail) {
             return Err(Lie);
@@ -154,7 +155,7 @@ impl Cursor {
         self.head.wrapping_sub(self.tail)
     }
 
-    /// What is known to follow in one piece: offset in the ring, and length in bytes.
+    /// The next contiguous written bytes: offset in the ring, and length in bytes.
     pub fn piece(&self) -> (usize, usize) {
         let at = self.tail & (self.capacity - 1);
         let len = self.known().min(self.capacity - at);
@@ -179,7 +180,8 @@ impl Cursor {
     /// given its index and its offset in the ring; if it can't, there is none for now.
     ///
     /// # Errors
-    /// Its length is none of a frame, or leads beyond what was written or the end of the ring.
+    /// Its length is not that of a frame, or leads beyond the written entries or the end of the
+    /// ring.
     pub fn next(
         &mut self,
         read: impl Fn(u32, usize) -> Option<EntryBytes>,

@@ -1,19 +1,20 @@
-//! Lanes: frames from one vif to another of the same host, through memory that both backends map.
+//! Lanes carry frames from one vif to another of the same host, through memory that both backends
+//! map.
 //!
 //! # Theory of operation
 //!
 //! A lane is a ring with one writer and one reader, from a queue pair of one vif to a queue pair of
-//! another on the same vnet. varpd makes it when the first asks where the second is, and hands each
-//! side the memory (a memfd of fixed length) and one end of a pair of sockets, by which the sides
-//! wake each other (see [`crate::sys::doorbell`]). Neither maps the other's guest: the writer copies
-//! a frame from its guest into the lane, the reader from the lane into its guest. Frames keep the
-//! offloads that the guest asked for: a large TCP frame is neither cut nor merged, a partial checksum
-//! stays partial, where the receiving guest takes that.
+//! another on the same vnet. varpd makes it when the first asks for the second's address. It passes
+//! each side the memory (a memfd of fixed length) and one end of a pair of sockets, by which the
+//! sides wake each other (see [`crate::sys::doorbell`]). Neither side maps the other's guest: the
+//! writer copies a frame from its guest into the lane, and the reader from the lane into its guest.
+//! Frames keep the offloads that the sending guest requested: a large TCP frame is neither cut nor
+//! merged, and a partial checksum stays partial, if the receiving guest accepts that.
 //!
 //! ```text
-//! byte      0  head: where the next entry will be written (32)          written by the writer
-//!         128  tail: where the next entry will be read (32),            written by the reader
-//!              taken: how many frames were read (32)
+//! byte      0  head: position of the next entry to write (32)           written by the writer
+//!         128  tail: position of the next entry to read (32),           written by the reader
+//!              taken: number of frames read (32)
 //!         256  the reader sleeps (32)                                   set by the reader
 //!         384  the writer waits for room (32)                           set by the writer
 //!        4096  entries, in a ring of a power of two of bytes
@@ -31,32 +32,32 @@
 //! ```
 //!
 //! Numbers are in the byte order of the host. Indices count bytes since the beginning and wrap at
-//! 2^32. Each side believes its own index and looks at the other's only when it has come to the end
-//! of what it knows.
+//! 2^32. Each side keeps its own index, and reads the other's only when it has used up all entries
+//! that it knows of.
 //!
-//! **Nothing that is read is believed.** The other process can write anything, at any time. Every
-//! number is read once, into memory of our own, and checked ([`index`]); so are the headers of a
-//! frame, before decisions are made from them; payload bytes are only ever copied. Who breaks the
-//! rules loses the lane ([`Lie`]), and its frames go over loopback UDP again. A reader that stands
-//! still fills its lane, and what is to be written then is dropped and counted, after a wait that is
-//! bounded (see [`crate::local::lanes`]).
+//! **Neither side trusts the other.** The other process can write anything, at any time. A side
+//! reads every number once, into its own memory, and checks it ([`index`]); it does the same with
+//! the headers of a frame before it decides by them; it only copies payload bytes. A process that
+//! breaks the rules loses the lane ([`Lie`]), and its frames use loopback UDP again. If a reader
+//! stops reading, its lane fills; the writer then waits for a bounded time, and drops and counts
+//! further frames (see [`crate::local::lanes`]).
 //!
-//! **Waking.** Before a side waits it says so in memory, then looks once more; the other writes its
-//! index first and then looks whether somebody waits. One of the two sees the other (both have a
-//! sequentially consistent fence between their write and their read), so no wake-up is lost, and
-//! none is sent while both are busy.
+//! **Waking.** Before a side waits, it sets its flag in memory and then looks once more; the other
+//! side writes its index first and then reads the flag. At least one of the two sees the other's
+//! write (both have a sequentially consistent fence between their write and their read), so no
+//! wake-up is lost. While both are busy, neither wakes the other.
 //!
 //! **Order.** From UDP to a lane: the writer sends a last datagram by UDP, the *handover*
-//! ([`handover`]), and then writes to the lane; the reader leaves the lane alone until the handover
-//! has come out of its socket and what was before it is delivered, or was lost and a short time is
-//! over. From a lane to UDP: the writer goes back only when the reader has taken all, or is gone. So
-//! the frames of one flow never overtake each other.
+//! ([`handover`]), and then writes to the lane. The reader does not read the lane until it has
+//! received the handover and delivered all earlier datagrams, or, if the handover was lost, until a
+//! short time has passed. From a lane to UDP: the writer returns to UDP only when the reader has
+//! taken all frames, or is gone. So the frames of one flow never overtake each other.
 //!
-//! | File | What |
+//! | File | Contents |
 //! |---|---|
-//! | `writer`, `reader` | the side of a lane that writes frames, and the one that reads them |
-//! | [`index`] | what each side makes of the numbers that it has read |
-//! | [`handover`] | the last datagram by UDP before frames go through a lane |
+//! | `writer`, `reader` | the side of a lane that writes frames, and the side that reads them |
+//! | [`index`] | checks of the numbers that a side has read |
+//! | [`handover`] | the last datagram by UDP before frames use a lane |
 
 pub mod handover;
 pub mod index;
@@ -77,8 +78,8 @@ use index::ALIGN;
 pub use reader::{Entry, Reader, SHORT};
 pub use writer::{Refused, Writer};
 
-/// What the ring that varpd makes holds, in bytes: sixteen of the largest frames, and little enough
-/// to stay in a level-2 cache.
+/// The size of the ring that varpd makes, in bytes: sixteen of the largest frames, and little
+/// enough to stay in a level-2 cache.
 pub const CAPACITY: usize = 1 << 20;
 /// Smallest and largest ring that is accepted, in bytes.
 const CAPACITIES: std::ops::RangeInclusive<usize> = 1 << 18..=1 << 24;
@@ -104,8 +105,8 @@ pub fn create() -> io::Result<OwnedFd> {
     create_with(CAPACITY)
 }
 
-/// The same with a ring of so many bytes. Its reader sleeps: whenever it begins, it is woken by what
-/// the writer has written before.
+/// The same with a ring of so many bytes. Its reader sleeps: whenever it begins, it is woken by
+/// what the writer has written before.
 fn create_with(capacity: usize) -> io::Result<OwnedFd> {
     let memory = SharedMemory::create(ENTRIES + capacity)?;
     let map = SharedMemory::map(memory.try_clone()?, |_| true)?;

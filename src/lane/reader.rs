@@ -101,7 +101,7 @@ impl Reader {
     /// does not want. Returns how many were taken.
     ///
     /// # Errors
-    /// The writer has broken the rules; what came before that is taken.
+    /// The writer has broken the rules; earlier frames are taken.
     pub fn take_short(
         &mut self,
         to: &mut Vec<u8>,
@@ -160,11 +160,11 @@ impl Reader {
         self.cursor.see_head(head)
     }
 
-    /// Gives the room of what was taken back, and wakes the writer if it waits and half of the ring
+    /// Frees the room of taken frames, and wakes the writer if it waits and half of the ring
     /// is free.
     pub fn publish(&mut self) {
         self.store(TAKEN, self.frames, Ordering::Relaxed);
-        // Release: what was copied is written over only after it.
+        // Release: the writer overwrites copied bytes only after it.
         self.store(TAIL, self.cursor.tail(), Ordering::Release);
         fence(Ordering::SeqCst);
         if self.load(WAITS, Ordering::Relaxed) != 0

@@ -182,7 +182,8 @@ proptest! {
         prop_assert!(reads <= 40 * 16);
     }
 
-    /// Whatever the reader says, the writer stays in the ring and never laps what it was not told of.
+    /// Whatever the reader says, the writer stays in the ring and never laps what it was not told
+    /// of.
     #[test]
     fn the_tracks_believe_nothing(steps in prop::collection::vec(any::<(bool, u32, u16)>(), 1..200)) {
         let capacity = 1 << 18;

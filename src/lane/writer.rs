@@ -105,12 +105,12 @@ impl Writer {
 
     /// Looks how far the reader is.
     fn look(&mut self) -> Result<(), Lie> {
-        // Acquire: what the reader has copied is written over only after it.
+        // Acquire: this side overwrites bytes that the reader has copied only after it.
         let tail = self.load(TAIL, Ordering::Acquire);
         self.tracks.see_tail(tail)
     }
 
-    /// Lets the reader see what was written, and wakes it if it sleeps.
+    /// Publishes the written entries to the reader, and wakes it if it sleeps.
     pub fn publish(&mut self) {
         let head = self.tracks.head();
         if head == self.published {
@@ -126,8 +126,8 @@ impl Writer {
         }
     }
 
-    /// Asks to be woken when there is room: half of the ring. False if there is room for `len` bytes
-    /// now.
+    /// Asks to be woken when there is room: half of the ring. False if there is room for `len`
+    /// bytes now.
     ///
     /// # Errors
     /// The reader has broken the rules.

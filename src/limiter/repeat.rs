@@ -1,5 +1,5 @@
-//! When something is told again: any message may be lost, so soon at first; whoever does not heed it is
-//! told once a second.
+//! The times at which a message is repeated, because any may be lost: in quick succession at first,
+//! then once a second until the receiver follows it.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A bucket of tokens for what happens now and then, owned by whoever takes them.
+//! A bucket of tokens for rare events, with a single owner.
 
 use std::time::Duration;
 

@@ -45,7 +45,7 @@ impl Rate {
 impl Size {
     const RANGE: std::ops::RangeInclusive<u128> = 1..=1 << 32;
 
-    /// So many bytes.
+    /// A number of bytes.
     pub const fn from_bytes(bytes: u64) -> Self {
         Self(bytes)
     }
@@ -77,8 +77,8 @@ impl FromStr for Rate {
     }
 }
 
-/// Bytes: a number, then `k`, `M` or `G` (powers of 1024, as tc has it for sizes), then perhaps `b`;
-/// in upper or lower case.
+/// Bytes: a number, then `k`, `M` or `G` (powers of 1024, as tc has it for sizes), then perhaps
+/// `b`; in upper or lower case.
 impl FromStr for Size {
     type Err = UnitError;
 

@@ -85,7 +85,7 @@ impl Local {
             }
             Err(error) => {
                 let level = self.quiet.level(now);
-                log::log!(level, "cannot open a lane: {error} (warned of at most once a minute)");
+                log::log!(level, "cannot open a lane: {error} (logged at most once a minute)");
                 self.lanes.end(lane);
             }
         }

@@ -3,8 +3,8 @@
 //!
 //! | File | Content |
 //! |---|---|
-//! | [`lanes`] | the lanes of a queue pair: which there are, when they open and how they end |
-//! | [`ends`] | their two ends: frames from the guest go in, and come out for the guest |
+//! | [`lanes`] | the lanes of a queue pair, their openings and ends |
+//! | [`ends`] | their two ends: frames from the guest into lanes, and frames from lanes for the guest |
 //! | [`arrived`] | short frames out of a lane that wait for the guest |
 //! | [`unpacked`] | offloads of frames that come through a lane, for guests that do not accept them |
 

@@ -1,15 +1,17 @@
-//! MACs behind a vif follow it: a bridge that migrates is announced once, and all that is behind it is reached.
+//! MACs behind a vif follow it: when a bridge migrates, one announcement makes all MACs behind it
+//! reachable.
 //!
-//! | Host that hears a newer claim of a vif | MACs behind that vif |
+//! | Host that receives a newer claim of a vif | MACs behind that vif |
 //! |---|---|
-//! | a cache has mappings of them | they are at the vif's new place |
-//! | a cache had, and everybody is asked for them, as their host has lost the vif | the same |
-//! | the vif was here, and they are claimed here | their claims end: they are at its new place |
-//! | the vif was here, and they have gone with its rings | they are at its new place, for local users, too |
+//! | it has mappings of them in its cache | they are at the vif's new place |
+//! | it had mappings, and asks all hosts for them because their host has lost the vif | the same |
+//! | the vif was on it, and it claims the MACs | these claims end: the MACs are at the vif's new place |
+//! | the vif was on it, and the MACs' claims ended with the vif's rings | they are at the vif's new place, also for local vifs |
 //!
-//! The vif's new host does not know them until each of them has sent something. Until then it says that they are
-//! absent when it is asked to confirm one. The host that uses the mapping then asks it for the vif as well, and everybody for
-//! the MAC, once: it may be behind another vif since. If the vif is there, the mapping holds.
+//! The vif's new host does not know a MAC until it has sent something. Until then it answers a
+//! request to confirm the MAC with an absent. The host that uses the mapping then asks it for the
+//! vif as well, and all hosts for the MAC, once: the MAC may be behind another vif by now. If the
+//! vif is there, the mapping holds.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
-//! The bounded cache of what is known about remote vifs: where they are, or that nobody answered.
+//! The bounded cache of remote vifs: their places, or that no host answered.
 //!
-//! Bounds are fair between vnets. A full vnet makes room among its own entries, those nearest to
-//! their end first. If the whole cache is full, a vnet that has its share (the whole divided by
-//! the vnets present) does the same; one that has less takes room from the largest. So whatever
-//! the guests of one vnet do, another keeps its share.
+//! Limits are fair between vnets. A vnet at its limit makes room among its own entries, those
+//! nearest to their end first. If the whole cache is full, a vnet that has its share (the whole
+//! divided by the vnets present) does the same; a vnet with less takes room from the largest. So
+//! each vnet keeps its share, whatever the guests of another do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeBounds;
@@ -17,7 +17,7 @@ use crate::time::Instant;
 use crate::wire::varp::Claim;
 use crate::wire::{Mac, Stamp, VifKey, VnetId};
 
-/// What is known.
+/// The knowledge about a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     /// The vif's owner.
@@ -29,7 +29,7 @@ pub(super) enum Known {
         /// How long the claim could be believed when it was last confirmed.
         lifetime: Duration,
     },
-    /// Nobody answered.
+    /// No host answered.
     Nobody,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct Entry {
     pub(super) rival: Option<Rival>,
     /// The stamp of the own claim that was given up for the learnt one which holds.
     pub(super) disclaimed: Option<Stamp>,
-    /// When the owner's host was last asked because somebody contradicted.
+    /// When the owner's host was last asked because of a contradiction.
     pub(super) doubted: Option<Instant>,
 }
 

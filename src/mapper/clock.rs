@@ -1,25 +1,25 @@
-//! The hybrid logical clock that claims are stamped with.
+//! The hybrid logical clock for the stamps of claims.
 //!
 //! A stamp is max(wall clock in ms, highest stamp seen + 1). So a new claim is above every claim
-//! that its host has heard of, whatever the clocks say: hosts whose clocks differ by an hour, or
-//! run backwards, are harmless.
+//! that its host has seen, whatever the clocks show: clocks that differ by an hour, or run
+//! backwards, are harmless.
 //!
-//! The other side of "the highest wins" is a stamp that nobody can beat: one message with stamp
-//! 2^64-1, sent by a broken or hostile host, would own a vif for ever, and would drag every clock
-//! that takes it in to the end of its range. Therefore a stamp more than [`MAX_AHEAD`] above the
-//! local wall clock is *implausible*: it never drags the clock and never beats a plausible claim.
-//! It is measured against the wall clock and not against the highest stamp seen, so that a series
-//! of messages can't walk it upwards. An implausible claim is still believed as the answer to a
-//! question where nothing else is known, which keeps a host whose own clock is days behind usable.
+//! The drawback of "the highest wins" is a stamp that no host can beat: one message with stamp
+//! 2^64-1, sent by a broken or hostile host, would own a vif forever, and would move every clock
+//! that follows it to the end of its range. Therefore a stamp more than [`MAX_AHEAD`] above the
+//! local wall clock is *implausible*: it never moves the clock and never beats a plausible claim.
+//! The reference is the wall clock and not the highest stamp seen, so that a series of messages
+//! cannot raise it step by step. The mapper still accepts an implausible claim as the answer to a
+//! question while it knows no other, so that a host whose own clock is days behind remains usable.
 //!
-//! A wall clock that was wrong by more than a day and is set back leaves the clock's own reading
-//! implausible; it is then given up for the wall clock's.
+//! If the wall clock was wrong by more than a day and is set back, the hybrid clock's own value
+//! becomes implausible; the hybrid clock then returns to the wall clock.
 //!
-//! A host whose wall clock was never set (before [`SANE_WALL`]: no battery, no NTP yet) has nothing
-//! to measure by. It follows its peers, up to [`CEILING`].
+//! A host whose wall clock was never set (before [`SANE_WALL`]: no battery, no NTP yet) has no
+//! reference. It follows its peers, up to [`CEILING`].
 //!
-//! Each vnet has a clock of its own ([`Clocks`]): a member of one vnet, or anybody on the segment of one without
-//! keys, does not move the stamps of another.
+//! Each vnet has a clock of its own ([`Clocks`]): a member of one vnet, or any host on the segment
+//! of one without keys, cannot move the stamps of another.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What the mapper can be told, and the bounds of its tables.
+//! The mapper's settings, and the limits of its tables.
 
 use std::net::IpAddr;
 use std::time::Duration;

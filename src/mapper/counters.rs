@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::metrics::counters;
 
 counters! {
-    /// What a mapper did, refused and dropped.
+    /// The counters of a mapper.
     MapperCounters by MapperCounter {
         resolves [resolutions] = "resolutions that local vifs requested",
         resolve_local [resolutions] = "of resolves, those answered with a vif of this host",

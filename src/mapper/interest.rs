@@ -1,4 +1,4 @@
-//! Who uses a mapping and must hear when it changes.
+//! The users of a mapping, to whom the mapper reports its changes.
 
 use super::LocalVif;
 
@@ -48,7 +48,7 @@ impl Interest {
         self.listed.retain(|&listed| listed != vif);
     }
 
-    /// Whether nobody uses it.
+    /// Whether it has no users.
     pub(super) fn is_empty(&self) -> bool {
         !self.everyone && self.listed.is_empty()
     }

@@ -1,12 +1,13 @@
 //! Claims of MACs behind local vifs.
 //!
-//! Such a MAC may move any number of times: a bridge is plugged elsewhere, a virtual router (VRRP) fails
-//! over and back. Receivers follow each newer claim at once. It is the claimant that waits: its claim is made
-//! [`MOVE_INTERVAL`] after the last move that it knew of when its guest sent, and never dropped. Its stamp is that of the guest's
-//! frame and not of the moment when it is made, so that of several claimants which wait the one wins whose
-//! guest was heard last. A backend whose MAC is lost claims it again at its guest's next frame from it.
+//! Such a MAC may move any number of times: a bridge is connected elsewhere, a virtual router
+//! (VRRP) fails over and back. Receivers follow each newer claim at once. The claimant waits: it
+//! makes its claim [`MOVE_INTERVAL`] after the last move that it knew of when its guest sent, and
+//! never drops it. The stamp is the time of the guest's frame and not that of the claim, so that of
+//! several waiting claimants the one wins whose guest sent last. A backend that has lost a MAC
+//! claims it again at its guest's next frame from it.
 //!
-//! Before this host claims a MAC that is known to be another vif's own, it asks that vif's host
+//! Before this host claims a MAC that is the own MAC of another vif, it asks that vif's host
 //! ([`super::rivals`]).
 
 use std::time::Duration;

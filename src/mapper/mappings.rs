@@ -1,4 +1,4 @@
-//! How what is known about remote vifs changes, and who is told.
+//! Changes of the knowledge about remote vifs, and the notices of them.
 
 use std::time::Duration;
 
@@ -221,7 +221,7 @@ impl Mapper {
         }
     }
 
-    /// Takes a resolution out, with its timer and what it counted for.
+    /// Removes a resolution, with its timer and its counts.
     pub(super) fn end_pending(&mut self, key: &VifKey) -> Option<Pending> {
         let pending = self.pending.remove(key)?;
         self.timers.cancel(pending.due, Timer::Request(*key));
@@ -270,7 +270,7 @@ pub(super) fn behind(entry: &Entry) -> Option<(Mac, Stamp)> {
     Some((claim.behind?, claim.stamp))
 }
 
-/// What users of a mapping are told.
+/// The notice to the users of a mapping.
 pub(super) fn mapping(key: VifKey, claim: Claim, lifetime: Duration) -> Notice {
     Notice::Mapping { mac: key.mac, coa: claim.coa, stamp: claim.stamp, lifetime }
 }

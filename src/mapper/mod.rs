@@ -1,83 +1,91 @@
-//! The mapper: the state machine inside `varpd` that knows where vifs are.
+//! The mapper: the state machine inside `varpd` that knows the places of vifs.
 //!
 //! # Theory of operation
 //!
-//! A vif is owned by the host that made the newest *claim* to its key (vnet, MAC): the one with
-//! the highest [`Stamp`]. Nothing but the owner's host ever answers a request, there is no
-//! database, and every rule below is local; hosts agree because they all let the higher stamp win.
+//! A host owns a vif if it made the newest *claim* to the vif's key (vnet, MAC): the claim with
+//! the highest [`Stamp`]. Only the owner's host answers a request, there is no
+//! database, and every rule below is local. Hosts agree because each follows the higher stamp.
 //!
-//! What one mapper knows about a key is in at most one of these places:
+//! A mapper keeps its knowledge about a key in at most one of these places:
 //!
-//! | Where | Means | Leaves by |
+//! | Place | Meaning | Ends with |
 //! |---|---|---|
-//! | `vifs`, as owner | the vif is here | newer claim seen, rings stopped |
-//! | `cache`, at | it is at a remote CoA | end of lifetime, newer claim, flush |
-//! | `cache`, nobody | nobody answered just now | a short while, or an announcement |
-//! | `pending` | being asked; beside a `cache` entry while that is confirmed | answer, failure |
-//! | `notes` | it was here, and may be known to be elsewhere | one lifetime |
+//! | `vifs`, as owner | the vif is on this host | a newer claim; the rings stop |
+//! | `cache`, at | it is at a remote CoA | the end of the lifetime, a newer claim, a flush |
+//! | `cache`, nobody | no host answered just now | a short time, or an announcement |
+//! | `pending` | a request is in progress; beside a `cache` entry, to confirm that | an answer, or failure |
+//! | `notes` | it was on this host; its new place may be known | one lifetime |
 //!
-//! Local vifs ask with [`Mapper::resolve`] and are told with [`Notice`]s, then and whenever the
-//! answer changes; they stop being told when the entry ends, which is when their own copy ends.
+//! Local vifs ask with [`Mapper::resolve`] and get [`Notice`]s, at first and whenever the answer
+//! changes. The notices stop when the entry ends, which is when the vif's own copy ends.
 //!
-//! **Claims.** A vif claims its key when its rings start ([`Mapper::set_active`]); the claim is
-//! announced at 0, 4, 12, 50, 200, 450 and 800 ms and then every few minutes. Whoever knows a newer claim
-//! than the one announced answers with a correction that repeats the announcement's nonce. A
-//! *fresh* claim (the guest arrived just now) may be corrected with the claim of the host that the
-//! guest has left, because that host's clock was ahead. A correction shows by the lifetime left
-//! when its claim was last confirmed; if that was before, the fresh claim is made again above it,
-//! once. A claim resumed after a restart of varpd is not fresh and yields. A vif that runs but has
-//! lost its key asks for it after a lifetime, and then as often as claims are announced; if nobody
-//! answers it takes the key back. `clock.rs` explains the stamps.
+//! **Claims.** A vif claims its key when its rings start ([`Mapper::set_active`]). The mapper
+//! announces the claim after 0, 4, 12, 50, 200, 450 and 800 ms and then every few minutes. A host
+//! that knows a newer claim than the announced one answers with a correction that repeats the
+//! announcement's nonce. A *fresh* claim (the guest arrived just now) may be corrected with the
+//! claim of the host that the guest has left, because that host's clock was ahead. The remaining
+//! lifetime in the correction shows when its claim was last confirmed. If that was before the fresh
+//! claim, the mapper repeats the fresh claim with a higher stamp, once. A claim resumed after a
+//! restart of varpd is not fresh and yields. If a vif runs but has lost its key, the mapper asks
+//! for the key after a lifetime, and then as often as it announces claims; if no host answers, it
+//! takes the key back. `clock.rs` explains the stamps.
 //!
-//! **Departure.** A claim that is beaten ends at once, and its vif is told where it is now; so is a
-//! vif that stopped here and is claimed elsewhere within a lifetime. What still comes for it, its
-//! backend sends on, and [`Mapper::correct`] tells the senders' hosts, each soon again and then once a
-//! second.
+//! **Departure.** A claim that is beaten ends at once, and the mapper tells the vif its new place.
+//! It does the same for a vif that stopped on this host and is claimed elsewhere within a lifetime.
+//! The backend forwards frames that still arrive for the vif, and [`Mapper::correct`] tells the
+//! senders' hosts, a few times in quick succession and then once a second.
 //!
-//! **Another address of this host** ([`Mapper::move_to`], [`Mapper::move_vif`]): each vif that owns its key
-//! claims it anew, above its claim at the old care-of address, so that whoever has that one follows.
+//! **Another address of this host** ([`Mapper::move_to`], [`Mapper::move_vif`]): each vif that owns
+//! its key claims it anew, above its claim at the old care-of address, so that hosts that know the
+//! old claim follow.
 //!
-//! **Doubt.** The claim of a vif whose backend has ended stands, since the backend may be back in a
-//! moment; but everybody is asked whether somebody else has it ([`Mapper::doubt`]): its guest may
-//! have been started elsewhere while this host was cut off. Another host where it runs, and that had
-//! lost it to this claim, takes it back when it hears the question; one whose backend has ended, too,
-//! does not. The same question follows when the rings of a vif stop that another guest's host has contested.
+//! **Doubt.** The claim of a vif whose backend has ended stays, because the backend may soon be
+//! back. But the mapper asks all hosts whether another host has the vif ([`Mapper::doubt`]): its
+//! guest may have been started elsewhere while this host was cut off. If the vif runs on another
+//! host, which lost it to this claim, that host takes the vif back when it receives the question.
+//! It does not if the backend there has ended, too.
+//! The mapper asks the same when the rings of a vif stop that another host has contested.
 //!
-//! If anybody else asks for a key that a vif here runs under and has lost, the asker does not know the
-//! owner or has had no answer from it. This host then asks the owner's host, once a second at most. If that host does not
-//! have the vif, or does not answer, it asks everybody, for as short as a single host, and takes the key back if nobody
-//! answers.
+//! If another host asks for a key that a running vif of this host has lost, the asker does not know
+//! the owner, or got no answer from it. This host then asks the owner's host, once a second at most.
+//! If that host does not have the vif, or does not answer, the mapper asks all hosts, for as short a
+//! time as it asks a single one, and takes the key back if none answers.
 //!
-//! **MACs behind a vif** ([`Mapper::add_learnt`]) are vifs at its care-of address, claimed when they
-//! are first seen, by *learnt* claims (flag K). Own claims beat learnt ones, whatever the stamps; `rivals.rs`
-//! says how hosts find out whether an owner is still there. Among learnt claims the newest holds, and claimants
-//! take their time (`learnt.rs`): one that was lost is claimed again only when it is seen again. It moves as those
-//! behind bridges do, which is no conflict. When a vif moves, the MACs behind it follow (`along.rs`).
+//! **MACs behind a vif** ([`Mapper::add_learnt`]) are vifs at its care-of address. The mapper
+//! claims them when its backend first sees them, by *learnt* claims (flag K). Own claims beat
+//! learnt ones, whatever the stamps; `rivals.rs` explains how hosts find out whether an owner still
+//! exists. Among learnt claims the newest wins, and claimants wait before they claim (`learnt.rs`).
+//! A MAC that was lost is claimed again only when a guest sends from it again. Such moves are
+//! normal behind bridges, and no conflicts. When a vif moves, the MACs behind it follow
+//! (`along.rs`).
 //!
-//! **Conflicts.** A claim of another host to a vif whose rings run here is shown by both hosts,
-//! whoever wins: two guests have one MAC, or a network that was split is whole again. The host that has
-//! lost it tells the other by a correction with its own, older claim and the nonce of the announcement.
+//! **Conflicts.** If another host claims a vif whose rings run here, both hosts report it,
+//! whichever wins: two guests have one MAC, or a network that was split is whole again. The host
+//! that has lost the vif informs the other by a correction with its own, older claim and the nonce
+//! of the announcement.
 //!
-//! **Who is believed** on a vnet without keys: hosts of the segment are. Everybody else should not
-//! be able to do harm by sending packets from afar, so: a reply must repeat a 64-bit nonce that
-//! only the asked could know; an announcement must come through the group; all must come from their
-//! author's address and from VARP's port, and claim for no other host; a correction must
-//! repeat the nonce of a question to its author. One that does not makes this host ask: with an announcement where it
-//! contradicts a claim of this host, which the true cause will correct; with a question where
-//! it comes from the host that a mapping names, once a second at most.
-//! Loopback addresses, link-local ones from another link, and addresses of this host are no place of a
-//! remote vif, whoever says so: frames would go into services of this host.
-//! A message with a tag is dropped: no key here could check it, and a host that tags messages for
-//! this vnet believes that it is secured. (What has checked a tag takes it off.)
-//! Nothing is learnt from requests, so nobody can place a mapping by asking; that of an owner in doubt is
-//! believed where an announcement of it would be.
+//! **Trust** on a vnet without keys: the mapper trusts the hosts of the segment. Other senders must
+//! not be able to do harm by packets from afar. So a reply must repeat a 64-bit nonce that only the
+//! addressee of the request could know; an announcement must come through the group; every message
+//! must come from its author's address and from VARP's port, and claim for no other host; and a
+//! correction must repeat the nonce of a question to its author. If a correction does not, it only
+//! makes this host send something. If it contradicts a claim of this host, the mapper announces the
+//! claim; a host that knows a newer one then sends a right correction. If it comes from the host
+//! that a mapping names, the mapper asks that host, at most once a second. The mapper accepts no
+//! loopback addresses, link-local addresses of another link, or addresses of this host as the place
+//! of a remote vif: frames would reach services of this host. It drops a message with a tag: no key
+//! on this host could check it, and a host that tags messages for this vnet treats it as secured.
+//! (The code that has checked a tag removes it before.) The mapper learns nothing from requests, so
+//! no host can plant a mapping by asking. The exception is the request of an owner in doubt, which
+//! it accepts under the same conditions as an announcement.
 //!
-//! **Damping** is for own claims. A guest that migrates stops in one place before it starts in another. A vif that
-//! takes its key back while its rings ran all the time shares its MAC with another; after five
-//! times in 180 s it is refused. Elsewhere, users of a mapping that moved as often are told of
-//! further moves at most once a second, and of those of a MAC behind vifs that moves five times in 100 ms five times
-//! a second. A vif that has lost its key is told five times a second at most where that has gone since. The last
-//! place is told always.
+//! **Damping** is for own claims. A guest that migrates stops in one place before it starts in
+//! another. If a vif takes its key back while its rings run all the time, another vif has the same
+//! MAC; after five such times in 180 s the mapper refuses it. On other hosts, the mapper reports
+//! further moves of a mapping that has moved as often to its users at most once a second. For a MAC
+//! behind vifs that moves five times in 100 ms it reports five moves a second. It tells a vif that
+//! has lost its key the key's further moves at most five times a second. It always reports the last
+//! place.
 //!
 //! # Driving it
 //!
@@ -85,27 +93,26 @@
 //! then wait until [`Mapper::poll_timeout`] and call [`Mapper::handle_timeout`]. Send all messages,
 //! also those to the group, from the address given to [`Mapper::new`].
 //!
-//! # Where it is
+//! # Files
 //!
-//! | File | What |
+//! | File | Contents |
 //! |---|---|
-//! | `vifs` | the local vifs: which there are, which of them own their key |
+//! | `vifs` | the local vifs, and which of them own their key |
 //! | `claims` | claims of local vifs: made, announced, contended, lost |
 //! | `learnt` | claims of MACs behind local vifs |
-//! | `along` | how MACs behind vifs follow these, also those that say nothing |
+//! | `along` | how MACs behind vifs follow these, also MACs that send nothing |
 //! | `rivals` | learnt claims against own ones |
-//! | `clock` | the hybrid logical clock that claims are stamped with |
-//! | `resolve`, `pending` | questions of local vifs, and those under way |
-//! | `receive` | messages of other hosts: who is believed what |
-//! | `cache`, `mappings` | what is known about remote vifs, and how it changes |
-//! | `interest` | who uses a mapping and must hear when it changes |
-//! | `notes` | vifs that were here and have left |
-//! | `timers` | what is due when |
-//! | `nonce` | nonces that nobody who saw some of them can guess |
+//! | `clock` | the hybrid logical clock for the stamps of claims |
+//! | `resolve`, `pending` | questions of local vifs, and requests in progress |
+//! | `receive` | messages of other hosts, and the trust in each |
+//! | `cache`, `mappings` | the knowledge about remote vifs, and how it changes |
+//! | `interest` | the users of a mapping, who get its changes |
+//! | `notes` | vifs that were on this host and have left |
+//! | `timers` | deadlines |
 //! | `moves` | the count of moves that makes a vif damped |
-//! | `moved` | the host itself has another address |
-//! | `config`, `counters` | what the mapper can be told, and what it counts |
-//! | `output`, `rows` | what it asks its shell to do; what it knows, for people |
+//! | `moved` | a change of the host's own address |
+//! | `config`, `counters` | settings, and counters |
+//! | `output`, `rows` | the actions that the mapper requests; the rows that operators see |
 
 #![forbid(unsafe_code)]
 

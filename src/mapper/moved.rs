@@ -1,4 +1,4 @@
-//! The host itself has another address, or reaches others another way.
+//! A change of the host's own address, or of its way to other hosts.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};

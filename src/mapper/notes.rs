@@ -1,5 +1,6 @@
-//! Vifs that were here and have left: for one entry lifetime their host remembers where they went,
-//! so that frames which still arrive can be forwarded and their senders told.
+//! Vifs that were on this host and have left: for one lifetime of a mapping the mapper keeps their
+//! new places, so that backends can forward frames that still arrive, and this host can correct the
+//! senders' hosts.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! What the mapper asks its shell to do: plain data, compared in tests.
+//! The actions that the mapper requests: plain data, which tests compare.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -38,7 +38,7 @@ pub enum Destination {
     Unicast(SocketAddr),
 }
 
-/// What a backend is told about a MAC on its vnet, or about its own vif.
+/// A notice to a backend about a MAC on its vnet, or about its own vif.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// The MAC is there, and may be used for so long.
@@ -52,7 +52,7 @@ pub enum Notice {
         /// How long.
         lifetime: Duration,
     },
-    /// Nobody answers for the MAC, or a limit refuses to ask now.
+    /// No host answers for the MAC, or a limit refuses to ask now.
     Unresolved {
         /// The MAC.
         mac: Mac,
@@ -114,7 +114,7 @@ pub enum Event {
         /// Its owner's claim.
         claim: Claim,
     },
-    /// Nobody answered.
+    /// No host answered.
     Unresolved {
         /// The vif asked for.
         key: VifKey,
@@ -246,7 +246,7 @@ impl Event {
         }
     }
 
-    /// Whether somebody should look after it.
+    /// Whether an operator should look into it.
     pub const fn is_alarm(&self) -> bool {
         matches!(
             self,

@@ -1,4 +1,4 @@
-//! Resolutions under way, and who waits for them. Frames wait in the backends, not here.
+//! Resolutions in progress, and the vifs that wait for them. Frames wait in the backends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ pub(super) enum Stage {
     Confirm(SocketAddr),
     /// That host has not the MAC, which is behind a vif: it is asked whether it has the vif.
     Vouch,
-    /// Everybody is asked.
+    /// The mapper asks all hosts.
     Ask,
 }
 
@@ -123,7 +123,7 @@ impl PendingTable {
         self.by_vnet.get(&vnet).copied().unwrap_or(0)
     }
 
-    /// Takes a vif out of all on its vnet; returns those that nobody waits for any more.
+    /// Removes a vif from all on its vnet; returns those for which no vif waits any more.
     pub(super) fn desert(&mut self, vnet: VnetId, vif: LocalVif) -> Vec<VifKey> {
         let on_vnet = self.map.iter_mut().filter(|(key, _)| key.vnet == vnet);
         let mut deserted = Vec::new();

@@ -1,4 +1,4 @@
-//! Messages of other hosts: who is believed what.
+//! Messages of other hosts, and the trust in each.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -17,19 +17,20 @@ use crate::wire::{CareOf, VifKey};
 /// themselves, and everybody who has the mapping answers.
 const CORRECTION_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How a claim came here.
+/// The way by which a claim arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Heard {
     /// From the owner itself, just now.
     Announced,
-    /// From the owner itself, some time ago: an answer that came late.
+    /// From the owner itself, some time ago: a late answer.
     Late,
-    /// From a third host, or in answer to our own announcement; the owner confirmed it then.
+    /// From a third host, or in answer to an announcement of this host, with the time at which the
+    /// owner last confirmed it.
     Corrected(Instant),
 }
 
 impl Mapper {
-    /// Takes in a message that came `from` that address, through the group or by unicast.
+    /// Handles a message from the address `from`, through the group or by unicast.
     pub fn handle_message(
         &mut self,
         from: SocketAddr,
@@ -87,7 +88,7 @@ impl Mapper {
         is_refused
     }
 
-    /// What is refused whatever it says, by the counter of its reason.
+    /// Checks the origin of a message. Returns the counter of the reason to drop it.
     fn admit(
         &self,
         from: SocketAddr,
@@ -129,7 +130,7 @@ impl Mapper {
         }
     }
 
-    /// Whether the vif that a claim is about can be where it says.
+    /// Whether a vif can be at the care-of address in its claim.
     fn is_place(&self, message: &Message, claim: Claim, from: SocketAddr) -> bool {
         if self.is_elsewhere(claim.coa.addr.ip(), from.ip()) {
             return true;
@@ -140,9 +141,9 @@ impl Mapper {
         is_correction && is_of_earlier_life && self.vifs.owner(&message.key).is_some()
     }
 
-    /// Whether an address is that of another host on this underlay, as far as this host can know. Another varpd on
-    /// this host speaks for its own address: the kernel takes no IPv4 packet from elsewhere whose source
-    /// is an address of this host.
+    /// Whether an address can be that of another host on this underlay. An address of this host can
+    /// be that of another varpd here if the message comes from it: the kernel drops IPv4 packets of
+    /// other hosts whose source is an address of this host.
     pub(super) fn is_elsewhere(&self, ip: IpAddr, from: IpAddr) -> bool {
         let own = self.own.addr.ip();
         let is_neighbour = from == ip && ip.is_ipv4() || own.is_loopback();
@@ -150,16 +151,17 @@ impl Mapper {
         !is_local && is_reachable(ip, own)
     }
 
-    /// Whether a question to everybody may say that a claim is in doubt: as with an announcement, whoever is
-    /// not of the segment, or has not the address that it names, is not believed.
+    /// Whether a question to all hosts may cast doubt on a claim. As with announcements, only a
+    /// host of the segment may do so, and only for the address from which it sends.
     fn is_believed_question(&self, via_group: bool, message: &Message, asker: CareOf) -> bool {
         let is_heard = via_group || message.relayed;
         is_heard && asker.addr.ip() == message.author.addr.ip()
     }
 
-    /// Somebody asks everybody who has a key that a vif here runs under, and has lost. If that is the vif that it was
-    /// lost to, it has stopped or its backend has ended ([`Mapper::doubt`]): the vif here takes its key back. Anybody
-    /// else does not know the owner, or has lost it: this host asks whether it is there.
+    /// Another host asks all hosts for a key that a running vif of this host has lost. If the asker
+    /// is the vif that has the key, it has stopped or its backend has ended ([`Mapper::doubt`]): the
+    /// vif here takes its key back. Any other asker does not know the owner, or has lost it: this
+    /// host asks whether the owner is there.
     fn hear_question(&mut self, key: VifKey, asker: CareOf, now: Now) {
         let Some(vif) = self.vifs.running(key).filter(|_| self.vifs.owner(&key).is_none()) else {
             return;
@@ -175,7 +177,8 @@ impl Mapper {
         }
     }
 
-    /// Only the owner's host answers, except where it was asked alone.
+    /// Answers a request: to one through the group, only the owner does; to one to this host
+    /// `alone`, any host.
     fn answer(&mut self, key: VifKey, nonce: u64, asker: Author, alone: bool) {
         let moved = self.forwarding(key).filter(|claim| self.may_tell(claim, asker));
         let lifetime_ms = self.lifetime_ms();
@@ -188,13 +191,13 @@ impl Mapper {
         self.send(Destination::Unicast(asker.addr), key, nonce, false, body);
     }
 
-    /// An answer to a question that is open, or was answered by somebody else before.
+    /// A reply to an open question, or to one that another host has answered before.
     fn on_reply(&mut self, message: &Message, claim: Claim, lifetime_ms: u32, now: Now) {
         let (key, nonce) = (message.key, message.nonce);
         let lifetime = self.config.believed(lifetime_ms);
         let open = self.pending.get(&key).is_some_and(|p| p.nonce == nonce);
         let known = match (open, self.cached_nonce(&key) == Some(nonce)) {
-            // It was in doubt whether its owner is still here.
+            // It was in doubt whether its owner is still on this host.
             (true, _) if self.vifs.owner(&key).is_some() => {
                 self.learn(key, claim, lifetime, Heard::Announced, now)
             }
@@ -210,7 +213,7 @@ impl Mapper {
         }
     }
 
-    /// An open question is answered. Returns the claim that is known to be newer, if one is; then
+    /// Handles the answer to an open question. If a newer claim is known, returns that; then
     /// the question stays open.
     fn answered(
         &mut self,
@@ -224,7 +227,7 @@ impl Mapper {
         match self.cached_claim(&key) {
             Some(known) if known.is_own() && !claim.is_own() => {
                 let is_asked_all = self.pending.get(&key).is_some_and(|p| p.stage == Stage::Ask);
-                // The owner's host says so itself, or does not answer.
+                // The owner's host itself says this, or does not answer.
                 if is_asked_all || claim.owner().of_host() == known.owner().of_host() {
                     self.give_up_own(key, claim, lifetime, now);
                 }
@@ -242,7 +245,7 @@ impl Mapper {
         }
     }
 
-    /// The question that a cached mapping answered last.
+    /// The nonce of the question that a cached mapping answered last.
     fn cached_nonce(&self, key: &VifKey) -> Option<u64> {
         match self.cache.get(key)?.known {
             Known::At { nonce, .. } => Some(nonce),
@@ -250,11 +253,12 @@ impl Mapper {
         }
     }
 
-    /// A third host says that there is a newer claim.
+    /// A third host reports a newer claim.
     fn on_correction(&mut self, message: &Message, claim: Claim, lifetime_ms: u32, now: Now) {
         let (key, nonce, author) = (message.key, message.nonce, message.author);
         let owner = self.vifs.owner(&key);
-        // Two networks may use one address: what is where in another realm only its owner can say.
+        // Two networks may use one address: only the owner can tell the place of a vif in another
+        // realm.
         let is_foreign = author.realm != self.own.realm;
         if is_foreign {
             self.count(MapperCounter::rx_foreign_realm);

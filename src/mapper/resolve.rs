@@ -1,4 +1,4 @@
-//! Where is this MAC? Questions of local vifs, and the requests that answer them.
+//! Resolution: questions of local vifs, and the requests to other hosts.
 
 use super::along::VOUCH_TIMEOUT;
 use super::cache::{Entry, Known};

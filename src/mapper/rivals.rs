@@ -2,13 +2,14 @@
 //!
 //! | Host that hears a learnt claim to a MAC | Action |
 //! |---|---|
-//! | the own vif is here | its host corrects the claimant, and announces its claim, once a second at most |
-//! | a cache has the own claim | it waits 100 to 300 ms for that announcement; without it, it asks the owner's host, once a second at most. It takes the learnt claim when that host says that the vif is absent, or does not answer three times |
-//! | anywhere else | it is a claim like others |
+//! | the owner of the own claim | it corrects the claimant, and announces its claim, at most once a second |
+//! | a host with the own claim in its cache | it waits 100 to 300 ms for that announcement. Without it, it asks the owner, at most once a second. It accepts the learnt claim when the owner answers that the vif is absent, or does not answer three times |
+//! | any other host | it treats the learnt claim like any other claim |
 //!
-//! Nobody but the owner's host corrects the claimant: a cache can't know whether the owner is still there. An own
-//! claim that was given up for a learnt one must be made anew, with a higher stamp, to win again;
-//! its host does so when it hears that somebody believes the learnt one.
+//! Only the owner's host corrects the claimant: a cache cannot know whether the owner still has the
+//! vif. If hosts have given up an own claim for a learnt one, it wins again only if it is made
+//! anew, with a higher stamp; its host does so when a correction shows that another host follows
+//! the learnt one.
 
 use std::time::Duration;
 

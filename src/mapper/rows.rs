@@ -1,4 +1,4 @@
-//! What the mapper knows, as rows of `vnet show varp`.
+//! The mapper's knowledge, as rows of `vnet show varp`.
 
 use std::fmt;
 use std::ops::Bound;
@@ -12,7 +12,7 @@ use crate::time::{Instant, Now};
 use crate::wire::varp::Claim;
 use crate::wire::{VifKey, VnetId};
 
-/// What is known about one vif.
+/// The knowledge about one vif.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     /// The vif.
@@ -40,7 +40,7 @@ pub enum State {
     Confirming,
     /// It is being asked for.
     Resolving,
-    /// Nobody answered.
+    /// No host answered.
     Unresolved,
     /// It was here and has left.
     Departed,

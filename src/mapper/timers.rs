@@ -1,8 +1,8 @@
-//! What is due when: one ordered set, so that setting, cancelling and finding the next are
+//! Deadlines in one ordered set, so that setting, cancelling and finding the next take time
 //! logarithmic in the number of timers.
 //!
-//! Whoever owns a timer remembers its deadline and hands it back to cancel it; so the set holds
-//! exactly the live ones and is bounded by the tables it serves.
+//! The owner of a timer keeps its deadline and passes it back to cancel the timer. So the set
+//! contains only live timers, and the tables that use it bound its size.
 
 use std::collections::BTreeSet;
 

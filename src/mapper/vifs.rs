@@ -1,4 +1,4 @@
-//! The local vifs: which there are, which of them own their key, and who of them are on a vnet.
+//! The local vifs, by vnet, and which of them own their key.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeBounds;

@@ -1,4 +1,4 @@
-//! Which offloads driver and device agreed upon (virtio 1.2, 5.1.3).
+//! The offloads on which driver and device have agreed (virtio 1.2, 5.1.3).
 
 /// The offloads in a set of negotiated virtio-net features.
 ///

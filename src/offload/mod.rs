@@ -1,9 +1,10 @@
-//! Work that a guest leaves to its NIC, and that the NIC saves its guest: checksums, cutting large
-//! frames into segments, putting segments together again, and bundles of small frames.
+//! Work that a guest leaves to its NIC: checksums, segmentation of large frames and merging of
+//! segments; and bundles of small frames.
 //!
-//! Linux moves TCP in frames of up to 64 KiB through virtio-net. A tunnel that insists on frames of
-//! the underlay's MTU makes guest and host walk their stacks forty times as often; one that takes
-//! large frames has to cut them itself, as each datagram carries a whole frame of its own.
+//! Linux moves TCP in frames of up to 64 KiB through virtio-net. If a tunnel accepted only frames
+//! of the underlay's MTU, guest and host would traverse their stacks forty times as often. A tunnel
+//! that accepts large frames has to segment them itself, because each datagram carries a whole
+//! frame.
 //!
 //! ```text
 //! out:  virtio-net header ──► header::Request ──┬─ nothing ─────────────────────► one datagram
@@ -16,18 +17,18 @@
 //! ```
 //!
 //! Everything here is arithmetic on bytes that were copied from guests or received from peers: no
-//! I/O, no clock, no allocation, no panic. The caller moves the payload, which is why results
-//! name ranges rather than hold bytes.
+//! I/O, no clock, no allocation, no panic. The caller moves the payload, so results
+//! contain ranges instead of bytes.
 //!
 //! | File | What |
 //! |---|---|
-//! | [`features`] | which offloads guest and device agreed upon |
+//! | [`features`] | the offloads on which guest and device have agreed |
 //! | [`header`] | the virtio-net header, checked against frame and features |
-//! | [`layout`] | where the headers of a frame are, if it can be cut or merged |
+//! | [`layout`] | the positions of a frame's headers, if it can be cut or merged |
 //! | [`checksum`] | the Internet checksum, partial and complete |
 //! | [`gso`] | one large frame becomes segments |
 //! | [`gro`] | segments become one large frame |
-//! | [`envelope`] | the room around a datagram for what seals it |
+//! | [`envelope`] | the room around a datagram for its ESP header and trailer |
 //! | [`bundle`] | many small frames in a datagram (flag B) |
 //! | [`fragment`] | one large frame in many datagrams (flag F) |
 

@@ -1,13 +1,14 @@
-//! A guest that has migrated here: RARP frames tell its vnet, so that bridges there learn where it is now.
+//! Announces a guest that has migrated here to its vnet by RARP frames, so that bridges there find
+//! it.
 //!
-//! VARP tells the hosts. But a guest of the vnet may itself be a bridge, or a gateway to another network,
-//! and such a one remembers behind which of its ports a MAC is until it sees a frame from there. So
-//! the vif broadcasts one in the guest's name: a RARP request (RFC 903), which QEMU takes, too, where
-//! it has a backend's part, since it says nothing but a MAC. Guests that announce themselves do no
-//! harm besides.
+//! VARP informs the hosts. But a guest of the vnet may itself be a bridge, or a gateway to another
+//! network: it remembers the port behind which a MAC is, until a frame from the MAC arrives at
+//! another port. So the vif broadcasts a frame in the guest's name: a RARP request (RFC 903), which
+//! contains only a MAC. QEMU sends the same frame for NICs that it serves itself. If the guest
+//! announces itself as well, this does no harm.
 //!
-//! A guest arrives when its rings go on where they were left elsewhere. Rings that begin at index 0 are
-//! those of a driver that has just been loaded, whose first frames say where it is.
+//! A guest arrives when its rings continue at the indices that they had elsewhere. Rings that begin
+//! at index 0 are those of a driver that was just loaded, whose first frames show its place.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing)]

@@ -3,11 +3,11 @@
 //! | File | Content |
 //! |---|---|
 //! | [`worker`] | one queue pair's data path, in the order of packets |
-//! | [`tx`] | from the guest: whose frame it is, where it goes |
-//! | [`guard`] | anti-spoofing: which addresses the guest may send from, if it is kept to a list |
-//! | [`throttle`] | rate limits: what waits, what is dropped |
+//! | [`tx`] | from the guest: checks the source of a frame, and decides where it goes |
+//! | [`guard`] | anti-spoofing: the addresses from which the guest may send, if it has a list |
+//! | [`throttle`] | rate limits: frames wait or are dropped |
 //! | [`learned`] | MACs behind the vif |
-//! | [`stranger`] | a guest that sends from a MAC at which nobody finds it |
+//! | [`stranger`] | a guest that sends from a MAC at which other guests cannot reach it |
 //! | [`arrival`] | a guest that has migrated here: RARP tells its vnet |
 //! | [`direct`] | trains of long segments that go straight into the guest's buffers |
 

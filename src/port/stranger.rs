@@ -43,12 +43,12 @@ impl Stranger {
 pub fn complaint(seen: Mac, own: Mac, learns: usize) -> String {
     match learns {
         0 => format!(
-            "the guest sends from {seen}, but its NIC has {own}: nobody finds it at {seen}; start the backend with --mac \
-             {seen} if that is the NIC's address, or with --learn if the guest is a bridge or router"
+            "the guest sends from {seen}, but its NIC has {own}: other guests cannot reach it at {seen}; start the \
+             backend with --mac {seen} if that is the NIC's address, or with --learn if the guest is a bridge or router"
         ),
         _ => format!(
-            "the guest of NIC {own} sends from {seen} as well, which is not taken: it may have {learns} other addresses \
-             (--learn), or {seen} is another's"
+            "the guest of NIC {own} also sends from {seen}, which the backend does not learn: the limit of {learns} other \
+             addresses (--learn) is reached, or {seen} belongs to another NIC"
         ),
     }
 }
@@ -85,6 +85,6 @@ mod tests {
         for part in ["02:00:00:00:00:09", "02:00:00:00:00:01", "--mac", "--learn"] {
             assert!(said.contains(part), "{part}: {said}");
         }
-        assert!(complaint(OTHER, own, 7).contains("7 other addresses"));
+        assert!(complaint(OTHER, own, 7).contains("limit of 7 other addresses"));
     }
 }

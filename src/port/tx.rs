@@ -1,4 +1,4 @@
-//! From the guest: whose frame it is, and where it goes.
+//! From the guest: checks the source of a frame, and decides where it goes.
 
 #![forbid(unsafe_code)]
 

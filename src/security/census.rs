@@ -1,12 +1,13 @@
 //! Records the key, or none, of the last message of each other host on this host's vnets.
 //!
-//! The last step of a change (of a vnet's key, or of its policy) cuts off hosts that have not taken the previous
-//! step. So each accepted message updates a record of its protection, and operators
+//! The last step of a change (of a vnet's key, or of its policy) cuts off hosts that have not taken
+//! the previous step. So each accepted message updates a record of its protection, and operators
 //! see how many hosts still use another key or policy than this one.
 //!
-//! A tag proves that a member made the message; the address of a message without a tag proves nothing. Hosts of the two kinds
-//! have tables of their own, for each vnet: whatever outsiders send, it hides no member, and nothing on one vnet hides a
-//! host of another. A count says if its table was full, because there may then be more hosts.
+//! A tag proves that a member made the message; the address of a message without a tag proves
+//! nothing. So each vnet has a table for each of the two kinds: messages of outsiders hide no
+//! member, and messages on one vnet hide no host of another. A count includes whether its table was
+//! full, because there may then be more hosts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -113,8 +114,8 @@ pub struct Census {
 }
 
 impl Census {
-    /// Records a message of a host on a vnet, tagged with this key or without a tag. The vnet must be one of this
-    /// host's. Ignores further hosts when the vnet's table is full.
+    /// Records a message of a host on a vnet, tagged with this key or without a tag. The vnet must
+    /// be one of this host's. Ignores further hosts when the vnet's table is full.
     pub fn note(&mut self, vnet: VnetId, host: Name, key: Option<KeyId>, now: Instant) {
         let vnet = self.vnets.entry(vnet).or_insert_with(Vnet::new);
         match key {
@@ -123,8 +124,8 @@ impl Census {
         }
     }
 
-    /// The recently heard hosts of a vnet whose last message used another key than this, which is none on a vnet
-    /// without tags.
+    /// The recently heard hosts of a vnet whose last message used another key than this, which is
+    /// none on a vnet without tags.
     pub fn others(&self, vnet: VnetId, used: Option<KeyId>, now: Instant) -> Others {
         self.vnets.get(&vnet).map(|vnet| vnet.others(used, now)).unwrap_or_default()
     }

@@ -1,11 +1,11 @@
-//! Sealing and opening of datagrams: ESP as [`crate::wire::esp`] lays it out.
+//! Sealing and opening of datagrams: ESP in the layout of [`crate::wire::esp`].
 //!
 //! One security association is a [`Sealer`] at its sender and an [`Opener`] at its receiver. Both
-//! work in place: the payload already stands where the packet has it. A nonce is the key's salt and
-//! the packet's IV; the IV is the packet's number, so no nonce is ever used twice with a key, and a
-//! sealer that runs out of numbers refuses.
+//! work in place: the payload is already at its position in the packet. A nonce consists of the
+//! key's salt and the packet's IV. The IV contains the packet's number, so no nonce occurs twice
+//! with a key, and a sealer that runs out of numbers refuses.
 //!
-//! | Numbering | number | IV | authenticated beside the packet |
+//! | Numbering | number | IV | authenticated in addition to the packet |
 //! |---|---|---|---|
 //! | extended (RFC 4303, ESN) | 64 bits, the high half not sent | the number | SPI, all 64 bits |
 //! | of group traffic | 32 bits | the sender's start, and the number under a random one | SPI, 32 bits |
@@ -47,10 +47,10 @@ pub enum OpenError {
     /// Its number was seen before, or is too old to tell.
     #[error("replayed")]
     Replay,
-    /// It is not what the sender made, or not of this sender.
+    /// It was altered, or is not of this sender.
     #[error("not authentic")]
     Inauthentic,
-    /// Authentic, but what it protects is no tunnel datagram.
+    /// Authentic, but its content is no tunnel datagram.
     #[error("malformed")]
     Malformed,
 }
@@ -202,8 +202,8 @@ impl Sealer {
         self.seal_closed(packet)
     }
 
-    /// Seals the payload that stands behind the first [`HEAD_LEN`] bytes of `packet` with its trailer
-    /// behind it, and then room for the ICV.
+    /// Seals the payload that stands behind the first [`HEAD_LEN`] bytes of `packet` with its
+    /// trailer behind it, and then room for the ICV.
     ///
     /// # Errors
     /// [`Exhausted`]: the association has made all its packets; nothing was changed.
@@ -230,8 +230,8 @@ impl Sealer {
         Ok(())
     }
 
-    /// Opens in place one of the last 2^32 packets that this sealed, and that did not leave; returns
-    /// where in it the payload is. `None` if it is none of them.
+    /// Opens in place one of the last 2^32 packets that this sealed, and that did not leave;
+    /// returns where in it the payload is. `None` if it is none of them.
     pub fn reopen(&mut self, packet: &mut [u8]) -> Option<Range<usize>> {
         let head = Head::parse(packet).ok().filter(|head| head.spi == self.spi)?;
         let [.., l0, l1, l2, l3] = self.last.to_be_bytes();
@@ -255,8 +255,8 @@ impl Opener {
         Self { cipher: Cipher::new(suite, sa), numbering, window: Window::default() }
     }
 
-    /// Opens a packet in place and returns where in it the payload is. What is not accepted may have
-    /// been scrambled.
+    /// Opens a packet in place and returns where in it the payload is. What is not accepted may
+    /// have been scrambled.
     ///
     /// # Errors
     /// Why it is not accepted. Nothing about the association changes then.

@@ -2,38 +2,38 @@
 //!
 //! # Theory of operation
 //!
-//! Nobody can shake hands with a group whose members are unknown, and the first frame a guest sends
-//! is usually one for everybody. So each sender derives a key from the vnet's group key and what its
-//! packets carry in the clear:
+//! A sender cannot shake hands with a group whose members are unknown, and the first frame of a
+//! guest is usually a broadcast. So each sender derives a key from the vnet's group key and from
+//! values that its packets carry in the clear:
 //!
 //! ```text
 //!  SA key = HKDF(group key; IP (128), port (16), SPI with its salt (32), start (32), random (32))
 //!  IV     = start (32) | random xor number (32)
 //! ```
 //!
-//! IP and port are the sender's care-of address, the start is a second of its clock, and the packet's
-//! number stands in the sequence field, so that the receiver finds the random number in the IV. Whoever
-//! has the group key can open the first packet of a sender that it never heard of.
+//! IP and port are the sender's care-of address, the start is a second of its clock, and the
+//! packet's number is in the sequence field, so that the receiver finds the random number in the
+//! IV. A receiver with the group key can open the first packet of a sender that it does not know.
 //!
-//! **No nonce is used twice.** A sender starts with number 1 under a key that nobody had. Within a
-//! sender no two starts have the same second, even if its clock is set back. Two senders at one address
-//! differ by their [`Salt`], whatever their clocks show: varpd hands out the 16 bits in the SPI one
-//! after the other, from a random one on, and the sender itself draws 32. A key recurs only if address,
-//! second and all 48 bits agree.
+//! **No nonce occurs twice.** A sender starts with number 1 under a new key. No two starts of one
+//! sender have the same second, even if its clock is set back. Two senders at one address differ by
+//! their [`Salt`], whatever their clocks show: varpd assigns the 16 bits in the SPI in ascending
+//! order from a random one, and the sender itself draws 32. A key recurs only if address, second
+//! and all 48 bits agree.
 //!
-//! **A sender keeps its random number** from one start to the next. A receiver that knows the sender can so
-//! foresee the key of each start that may be next. If each start had another number, whoever
-//! sees one packet could make receivers derive a key for each number that it makes up.
+//! **A sender keeps its random number** from one start to the next. So a receiver that knows the
+//! sender can predict the key of each start that may be next. If each start had another number, an
+//! attacker that sees one packet could make receivers derive a key for each number that it invents.
 //!
 //! **Replays.** A receiver keeps a window per sender and start, and accepts only starts within
-//! [`TOLERANCE`] of its own clock; a sender starts anew every [`RESTART`], and at once if its clock is
-//! set. What was recorded is therefore refused by the window at first, and because of its age later. Hosts
-//! of a secured vnet need clocks that are right within a minute. What remains: a backend that was started
-//! anew, or whose host's clock was set back by more than that, has lost its windows, and for so long
-//! accepts once more what was sent just before.
+//! [`TOLERANCE`] of its own clock; a sender starts anew every [`RESTART`], and at once if its clock
+//! is set. The receiver therefore refuses recorded packets at first by the window, and later
+//! because of their age. The clocks of a secured vnet's hosts must agree within [`TOLERANCE`]. One
+//! gap remains: a backend that has just started, or whose host's clock was set back by more than
+//! that, has lost its windows. During that time it accepts, once more, packets that were sent just
+//! before.
 //!
-//! **Floods.** What outsiders make up costs a key derivation only as far as there is a budget for it: see
-//! `candidates`.
+//! **Floods.** Forged packets cause key derivations only within a budget: see `candidates`.
 
 mod candidates;
 mod receiver;
@@ -58,7 +58,8 @@ pub const RESTART: Duration = Duration::from_secs(30);
 /// that differ.
 pub const TOLERANCE: Duration = Duration::from_secs(90);
 
-/// What tells senders at one address apart: 48 bits that no other sender there had in the same second.
+/// What tells senders at one address apart: 48 bits that no other sender there had in the same
+/// second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Salt {
     /// In the SPI.

@@ -11,14 +11,15 @@
 //!     |<------------------ ACK ---------------------------|
 //! ```
 //!
-//! What is checked, in the order of its cost: the first MAC, which nobody makes without the vnet
-//! key; under load, the second MAC, which nobody makes who does not receive at its address; the
-//! sealed time of an INIT, which recorded ones fail. Only then Diffie-Hellman keys are computed and
-//! anything is kept.
+//! Checks are in the order of their cost: the first MAC, which needs the vnet key; under load, the
+//! second MAC, which only a host that receives at its address can make; and the sealed time of an
+//! INIT, which recorded INITs fail. Only after these does a host compute Diffie-Hellman keys and
+//! keep state.
 //!
-//! Keys and messages are bound to the two hosts' names, the vnet, its policy and the initiator's number: they are
-//! Noise's prologue. INIT, RESPONSE and CONFIRM have room for a [`Credential`], which nobody sends yet. A host can
-//! require one of a kind; one that requires none takes a message whatever credential is in it.
+//! Noise's prologue binds keys and messages to the two hosts' names, the vnet, its policy and the
+//! initiator's number. INIT, RESPONSE and CONFIRM have room for a [`Credential`], which no host
+//! sends yet. A host can require a credential of some kind; one that requires none accepts a
+//! message with any.
 
 mod cookies;
 #[cfg(test)]
@@ -45,7 +46,8 @@ use crate::wire::{ParseError, VnetId};
 pub enum Refused {
     /// It was not made with this key, for these parties, or as an answer to this message.
     Forged,
-    /// A member made it, but what it seals is malformed, or has a critical extension that is not known.
+    /// A member made it, but its sealed part is malformed, or has a critical extension that is not
+    /// known.
     Malformed,
     /// It has no credential of the kind that is required.
     Credential,
@@ -116,14 +118,14 @@ impl Parties {
     }
 }
 
-/// What a handshake gives.
+/// The result of a handshake.
 #[derive(Debug)]
 pub struct Agreed {
     /// The peer's number of the session.
     pub peer_number: u32,
-    /// Keys of what is sent here are derived from it.
+    /// The keys for sending derive from it.
     pub send: Secret,
-    /// Keys of what is received here.
+    /// The keys for receiving derive from it.
     pub receive: Secret,
     /// What packets are made with.
     pub suite: Suite,
@@ -227,7 +229,7 @@ fn finish(header: &Header, body: &Body<'_>, first_mac: &MacKey) -> Vec<u8> {
     bytes
 }
 
-/// What a side says of itself in what it seals.
+/// The sealed statement of a side about itself.
 #[derive(Clone, Copy, Debug)]
 struct Peer {
     number: u32,
@@ -371,7 +373,7 @@ impl Opened {
         Ok(Self { state, parties, time_ms: opened.time_ms, peer })
     }
 
-    /// Answers: what is agreed on, and the RESPONSE. `number` is this side's of the session.
+    /// Answers: returns the agreed keys, and the RESPONSE. `number` is this side's of the session.
     ///
     /// # Errors
     /// The initiator's ephemeral key is none.

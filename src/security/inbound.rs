@@ -1,9 +1,9 @@
-//! A vif's security associations for what it receives, shared by its queue pairs.
+//! A vif's security associations for receiving, shared by its queue pairs.
 //!
-//! varpd hands in one key per session with another host. The keys of that host's senders follow from
-//! it ([`super::sadb::sender_key`]), so an association comes to be with its first authentic packet;
-//! forged ones leave nothing behind. The windows are shared too: whichever queue pair a replay is
-//! steered to, it is known there.
+//! varpd provides one key per session with another host. The keys of that host's senders derive
+//! from it ([`super::sadb::sender_key`]): the first authentic packet of a sender creates its
+//! association, and forged packets create no state. The queue pairs share the replay windows, too:
+//! a replay is detected whichever queue pair receives it.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -103,8 +103,8 @@ pub struct Inbound {
     tables: Mutex<Tables>,
 }
 
-/// Most strangers that are remembered, until all are forgotten at once: anybody can pose as one, and
-/// must neither fill varpd's queue nor keep it busy.
+/// Most strangers that are remembered, until all are forgotten at once: anybody can pose as one,
+/// and must neither fill varpd's queue nor keep it busy.
 const MAX_STRANGERS: usize = 16;
 
 impl Inbound {
@@ -119,7 +119,7 @@ impl Inbound {
         self.tables().policy
     }
 
-    /// The policy from now on. What was accepted under one that is not any more ends.
+    /// Sets the policy. Associations under a policy that is no longer accepted end.
     pub fn set_policy(&self, policy: Policy) {
         let mut tables = self.tables();
         tables.policy = policy;
@@ -229,8 +229,8 @@ impl Inbound {
         opened
     }
 
-    /// Opens packets as [`Inbound::open`] does, and tells what became of each; what they come with is
-    /// handed through. The association of packets that follow each other is looked for once.
+    /// Opens packets as [`Inbound::open`] does, and tells what became of each; what they come with
+    /// is handed through. The association of packets that follow each other is looked for once.
     pub fn open_all<'p, T>(
         &self,
         from: SocketAddr,

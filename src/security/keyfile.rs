@@ -7,8 +7,8 @@
 //! old  0506...   or accepted, the previous key
 //! ```
 //!
-//! [`KeyFile::rotate`] takes a file one step further; the operator copies it to all
-//! hosts after each step. So every host accepts a key before any host sends with it, and no frame is lost:
+//! [`KeyFile::rotate`] takes a file one step further; the operator copies it to all hosts after
+//! each step. So every host accepts a key before any host sends with it, and no frame is lost:
 //!
 //! | Step | File | Sent with | Accepted |
 //! |---|---|---|---|
@@ -19,8 +19,8 @@
 //!
 //! To exclude a member, do not copy the file to it; it is excluded from step 3 on.
 //!
-//! A key that a person typed (`0123...`, a placeholder from a manual) is refused, because it would only seem
-//! to protect.
+//! The parser refuses a key that a person typed (`0123...`, a placeholder from a manual), because
+//! it would only seem to protect.
 
 use thiserror::Error;
 use zeroize::Zeroizing;

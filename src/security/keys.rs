@@ -1,4 +1,4 @@
-//! Keys: what a vnet's members share, and everything that is derived from it.
+//! Keys: the key that a vnet's members share, and all keys derived from it.
 //!
 //! ```text
 //!  vnet key (file, 256 bits)
@@ -12,7 +12,8 @@
 //!
 //! Each arrow is HKDF-Expand (RFC 5869) with SHA-256 under a label of its own; the key above is
 //! uniformly random, so the extract step is not needed. The first row of labels also binds the vnet
-//! id, the policy and, for group traffic, the cipher: members that disagree about these share no key.
+//! id, the policy and, for group traffic, the cipher: members that disagree about these share no
+//! key.
 //!
 //! [`crate::secret`] holds the bytes.
 
@@ -80,7 +81,7 @@ impl MacKey {
         Self(hmac::Key::new(hmac::HMAC_SHA256, secret.bytes()))
     }
 
-    /// The MAC of what the parts make together.
+    /// The MAC of the joined parts.
     pub fn sign(&self, parts: &[&[u8]]) -> [u8; MAC_LEN] {
         let mut context = hmac::Context::with_key(&self.0);
         parts.iter().for_each(|part| context.update(part));
@@ -90,7 +91,7 @@ impl MacKey {
         cut
     }
 
-    /// Whether it is the MAC of what the parts make together.
+    /// Whether it is the MAC of the joined parts.
     pub fn verify(&self, parts: &[&[u8]], tag: &[u8; MAC_LEN]) -> bool {
         constant_time::verify_slices_are_equal(&self.sign(parts), tag).is_ok()
     }

@@ -1,12 +1,13 @@
-//! Tags of VARP messages: on a secured vnet only members are heard.
+//! Tags of VARP messages: on a secured vnet, hosts accept only messages of members.
 //!
-//! A tag is a MAC of the whole message, its author's name among it, with the id of the key
-//! and the time at which the message was made. Freshness is of two kinds. What answers a question repeats its nonce, as on any vnet. And
-//! no message is taken twice: its time must be within [`TOLERANCE`] of this host's clock, and one
-//! that its author has not used before, of which the last [`REMEMBERED`] are kept. So nothing that
-//! was recorded keeps a mapping alive, or moves one, after its time, whatever address it is sent from.
+//! A tag is a MAC of the whole message, including its author's name, with the id of the key and the
+//! time at which the message was made. Two rules ensure freshness. An answer repeats the nonce of
+//! its question, as on any vnet. And a receiver accepts no message twice: its time must be within
+//! [`TOLERANCE`] of the receiver's clock, and its author must not have used this time before; the
+//! receiver keeps the last [`REMEMBERED`] times of each author. So a recorded message can neither
+//! keep a mapping alive nor move one later, whatever address it is sent from.
 //!
-//! A message says that *a member* made it, not which one: members trust each other.
+//! A tag proves that *a member* made the message, not which one: members trust each other.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -245,7 +246,7 @@ mod tests {
         host.vnets.get(&vnet(of)).map_or(0, |vnet| vnet.heard.len())
     }
 
-    /// What a host says of a message that comes as it is.
+    /// A host's verdict about an unchanged message.
     fn hear(host: &mut Membership, message: Message, wall_ms: u64) -> Result<Message, Refusal> {
         host.check(&message.to_bytes(), message, wall_ms)
     }

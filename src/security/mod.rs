@@ -1,38 +1,39 @@
-//! Secured vnets: who may take part, and how what they send is protected.
+//! Secured vnets: their keys, their members, and the protection of frames and messages.
 //!
-//! A vnet's *policy* is one of three levels ([`crate::policy::Level`]), or two of them while it is changed ([`crate::policy`]). Membership of a secured vnet is holding its
-//! 256-bit key. Nothing here does I/O or reads a clock: randomness comes in as a seed, time as an
-//! argument, effects go out as data.
+//! A vnet's *policy* is one of three levels ([`crate::policy::Level`]), or two of them while it is
+//! changed ([`crate::policy`]). A host is a member of a secured vnet if it holds the vnet's 256-bit
+//! key. Nothing here does I/O or reads a clock: randomness comes in as a seed, time as an argument,
+//! effects go out as data.
 //!
-//! | Module | What |
+//! | Module | Contents |
 //! |---|---|
-//! | [`keys`] | the vnet key and all that is derived from it |
+//! | [`keys`] | the vnet key and all keys derived from it |
 //! | [`keyfile`] | the text that holds a vnet key, and its rotation |
 //! | [`esp`] | sealing and opening of datagrams |
 //! | [`replay`] | the anti-replay window |
 //! | [`group`] | keys of group traffic, which has no handshake |
-//! | [`noise`], [`handshake`] | how two hosts agree on keys, per vnet |
-//! | [`sadb`] | the state machine that does so when keys are wanted, and again before they are old |
+//! | [`noise`], [`handshake`] | the handshake by which two hosts agree on keys, per vnet |
+//! | [`sadb`] | the state machine that begins handshakes when keys are needed, and again before they are old |
 //! | [`membership`] | tags of VARP messages |
-//! | [`census`] | what other hosts use |
+//! | [`census`] | the keys and policies that other hosts use |
 //! | [`segment`] | keys of relays |
 //! | [`outbound`], [`inbound`] | a backend's security associations |
 //!
-//! # Who holds which key
+//! # Distribution of keys
 //!
-//! varpd alone reads key files. A backend gets what it needs for its own vif and no more: keys of
-//! the senders that it is told to be, the key from which it derives those of its own senders, and
-//! the vnet's group key. A backend that its guest has taken over can therefore not read what is sent
-//! to other vifs of its host, nor send as them to a vif's own port. Group traffic is symmetric:
-//! every member can read it and could send in another member's name.
+//! Only varpd reads key files. A backend gets only the keys that it needs for its own vif: keys for
+//! the senders that varpd assigns to it, the key from which it derives the keys of senders to its
+//! vif, and the vnet's group key. If a guest takes over its backend, it can therefore neither read
+//! unicast to other vifs of the host, nor send unicast in their names. Group traffic is symmetric:
+//! every member can read it and can send in another member's name.
 //!
-//! # Why a Noise handshake with one pre-shared key
+//! # Reasons for a Noise handshake with one pre-shared key
 //!
-//! `NNpsk0`: both sides prove that they hold the vnet key, fresh Diffie-Hellman keys give forward
-//! secrecy (who records traffic and gets the vnet key later reads nothing but group traffic), and
-//! two messages suffice. The patterns with static keys (IKpsk, KKpsk) would also tell members apart,
-//! but somebody would have to distribute, and withdraw, a key per host; membership of a vnet is
-//! one key by design, and who holds it is trusted by the others.
+//! With `NNpsk0`, both sides prove that they hold the vnet key; fresh Diffie-Hellman keys give
+//! forward secrecy (an attacker who records traffic and gets the vnet key later can read only group
+//! traffic); and two messages suffice. The patterns with static keys (IKpsk, KKpsk) would also
+//! distinguish members, but an operator would have to distribute, and withdraw, a key per host. By
+//! design one key makes a host a member of a vnet, and members trust each other.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! A queue pair's security associations for what it sends, by care-of address.
+//! A queue pair's security associations for sending, by care-of address.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -72,7 +72,7 @@ impl Outbound {
         self.group.take_if(|group| !policy.accepts(group.level()));
     }
 
-    /// Keys for a care-of address; what is sent there is sealed with them from now on.
+    /// Seals packets to a care-of address with these keys from now on.
     pub fn insert(
         &mut self,
         to: SocketAddr,
@@ -95,7 +95,7 @@ impl Outbound {
         self.vifs.insert(to, Association { sealer, level, usual_end, hard_end, asked: false });
     }
 
-    /// Ends what has reached its hard end; returns how many those were.
+    /// Ends keys that have reached their hard end; returns their number.
     pub fn end_old(&mut self, now: Instant) -> usize {
         let before = self.vifs.len();
         self.vifs.retain(|_, association| association.hard_end > now);
@@ -172,8 +172,8 @@ impl Outbound {
         self.seal_with(to, |sealer| packets.try_for_each(|packet| sealer.seal_closed(packet)))
     }
 
-    /// Opens in place a packet that was sealed but did not leave; returns where in it the payload is,
-    /// if there still is the key.
+    /// Opens in place a packet that was sealed but did not leave; returns where in it the payload
+    /// is, if there still is the key.
     pub fn reopen(&mut self, to: SocketAddr, packet: &mut [u8]) -> Option<Range<usize>> {
         self.vifs.get_mut(&to)?.sealer.reopen(packet)
     }

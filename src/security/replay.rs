@@ -1,6 +1,6 @@
-//! The anti-replay window: which sequence numbers were seen.
+//! The anti-replay window: the sequence numbers that were received.
 //!
-//! Of the kind of RFC 6479: a ring of words that slides by whole words, so that moving it never
+//! As in RFC 6479, it is a ring of words that slides by whole words, so that moving it never
 //! shifts bits. Numbers are 64 bits wide (RFC 4303, extended sequence numbers); [`Window::infer`]
 //! finds the half that is not transmitted.
 
@@ -11,7 +11,7 @@ const WORD_BITS: u64 = 64;
 /// 32 at least; at a million packets a second this is four milliseconds of reordering.
 pub const SIZE: u64 = (WORDS as u64 - 1) * WORD_BITS;
 
-/// What was seen.
+/// The received numbers.
 #[derive(Clone, Debug)]
 pub struct Window {
     /// The highest number seen; 0 is never sent.

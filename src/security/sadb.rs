@@ -2,43 +2,47 @@
 //!
 //! # Theory of operation
 //!
-//! varpd says which hosts it wants to send to ([`Sadb::want`]), hands in the handshake messages that
-//! arrive, and does what [`Sadb::poll_output`] asks for. A *link* is a vnet and another host's
-//! address. What is known of a link:
+//! varpd tells the state machine the hosts to which it wants to send ([`Sadb::want`]), passes it
+//! the handshake messages that arrive, and performs the outputs of [`Sadb::poll_output`]. A *link*
+//! is a vnet and another host's address. The state of a link has these parts:
 //!
-//! | Part | Means | Ends by |
+//! | Part | Meaning | Ends with |
 //! |---|---|---|
-//! | attempt, asking | an INIT is under way | RESPONSE, the peer's INIT, giving up |
-//! | attempt, confirming | the RESPONSE is here: keys serve, CONFIRM is repeated | ACK, giving up |
-//! | half open | the peer's INIT was answered: its packets are accepted | CONFIRM, a short while |
-//! | sessions | keys agreed on; the newest that serves is *current* | their end, another one |
+//! | attempt, asking | this host has sent an INIT | RESPONSE, the peer's INIT, giving up |
+//! | attempt, confirming | the RESPONSE has arrived: the keys serve, the host repeats CONFIRM | ACK, giving up |
+//! | half open | this host has answered the peer's INIT, and accepts its packets | CONFIRM, a short time |
+//! | sessions | agreed keys; the newest that serves is *current* | their expiry, another session |
 //!
 //! **Make before break.** A receiver has the keys of a new session before its sender uses them: the
-//! responder hands them to its backends before it answers, and the initiator before it confirms. So
-//! each side switches as soon as it is sure of the new session, which one that was asked for because its
-//! receiver had lost the old one ([`Sadb::renew`]) can't do soon enough; and the old one is received for
-//! a while ([`OVERLAP`]) longer.
+//! responder passes them to its backends before it answers, and the initiator before it confirms.
+//! So each side can switch as soon as it is sure of the new session. That matters most if a
+//! receiver has lost the old session ([`Sadb::renew`]). Receivers accept the old session for some
+//! time ([`OVERLAP`]) longer.
 //!
-//! **Who begins again.** The initiator of a session when it is [`Config::rekey`] old, the other side
-//! some time later if that did not happen, each only while it wants to send. When both begin at
-//! once, the INIT of the lower address is dropped by the higher, which is answered. Who has answered an
-//! INIT does not begin, but for a moment only ([`HALF_OPEN_YIELDS`]): if it was a recorded one nobody
-//! confirms it.
+//! **Renewal.** The initiator of a session renews it when it is [`Config::rekey`] old; the other
+//! side does so some time later if the initiator has not; each only while it wants to send. When
+//! both begin at once, the host with the higher address drops the INIT of the lower and gets an
+//! answer to its own. A host that has answered an INIT begins no handshake, but only for a moment
+//! ([`HALF_OPEN_YIELDS`]): if the INIT was a recorded one, no CONFIRM arrives.
 //!
-//! **Losses.** Only the initiator repeats: INIT until RESPONSE, CONFIRM until ACK. A responder answers
-//! repetitions alike, so it needs no timer but the end of its patience. After [`TRIES`] an initiator
-//! gives up, which is an output, and begins anew after [`HOLD`] if the link is still wanted.
+//! **Losses.** Only the initiator repeats: INIT until RESPONSE, CONFIRM until ACK. A responder
+//! answers repetitions with the same message, so it needs only one timer, after which it gives up.
+//! After [`TRIES`] an initiator gives up, which is an output, and begins anew after [`HOLD`] if the
+//! link is still wanted.
 //!
-//! **A host that lost its memory** is not noticed by those who send to it: their packets name sessions
-//! that it does not know. Its backends say so, and it begins a handshake itself ([`Sadb::renew`]).
-//! It does not know either which INITs it has answered before, so for a while ([`FRESH`]) it answers those
-//! only that come with a cookie of its own: a round trip more, and nothing recorded has one.
+//! **A host that has lost its state** cannot be noticed by senders: their packets name sessions
+//! that it does not know. Its backends report such packets, and the host begins a handshake itself
+//! ([`Sadb::renew`]). It also does not know which INITs it has answered before. So for some time
+//! ([`FRESH`]) it answers only INITs with a cookie of its own: this costs another round trip, and
+//! recorded INITs have no such cookie.
 //!
-//! **Another address of this host** ([`Sadb::move_to`]) ends all sessions: their keys derive from it.
+//! **Another address of this host** ([`Sadb::move_to`]) ends all sessions: their keys derive from
+//! it.
 //!
-//! **Floods.** Without the vnet key nobody gets past the first MAC: no state, no answer. More INITs
-//! with a right one than [`INITS_PER_SECOND`] (recorded ones, from false addresses) are answered
-//! with a cookie, without state. All tables are bounded.
+//! **Floods.** A message without a right first MAC, which needs the vnet key, creates no state and
+//! gets no answer. If more than [`INITS_PER_SECOND`] INITs with a right MAC arrive (recorded ones,
+//! from false addresses), the host answers them with a cookie, without state. All tables are
+//! bounded.
 
 mod link;
 mod moved;
@@ -75,7 +79,8 @@ use output::receiver_key;
 
 /// How long a replaced session is still received.
 pub const OVERLAP: Duration = Duration::from_secs(30);
-/// Repetitions of a message without an answer; the waits double from [`FIRST_WAIT`] to [`LAST_WAIT`].
+/// Repetitions of a message without an answer; the waits double from [`FIRST_WAIT`] to
+/// [`LAST_WAIT`].
 pub const TRIES: u32 = 8;
 /// See [`TRIES`].
 pub const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -90,13 +95,14 @@ pub const HALF_OPEN: Duration = Duration::from_secs(30);
 pub const HALF_OPEN_YIELDS: Duration = Duration::from_secs(1);
 /// How far the initiator's clock may be from the responder's.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(90);
-/// How long after the start every INIT needs a cookie: so long one that was recorded before it can look
-/// new, if the initiator's clock is ahead.
+/// How long after the start every INIT needs a cookie: so long one that was recorded before it can
+/// look new, if the initiator's clock is ahead.
 pub const FRESH: Duration = Duration::from_secs(2 * CLOCK_TOLERANCE.as_secs());
 /// INITs handled per second without a cookie.
 pub const INITS_PER_SECOND: u32 = 64;
-/// Renewals of a link per second, and [`RENEWALS_AT_ONCE`]. With as many of its other side's there are
-/// never so many sessions at once that one is thrown out which packets are still under way with.
+/// Renewals of a link per second, and [`RENEWALS_AT_ONCE`]. With as many of its other side's there
+/// are never so many sessions at once that one is thrown out which packets are still under way
+/// with.
 const RENEWALS_PER_SECOND: u32 = 1;
 /// See [`RENEWALS_PER_SECOND`].
 const RENEWALS_AT_ONCE: u32 = 3;
@@ -110,7 +116,7 @@ const MAX_SESSIONS: usize = 8;
 const SPARE_INDICES: u32 = INDICES / 4;
 
 counters! {
-    /// What a security association database did, refused and dropped.
+    /// The counters of a security association database.
     SadbCounters by SadbCounter {
         sa_sessions [sessions] = "sessions made with other hosts, per vnet",
         sa_given_up [handshakes] = "handshakes without an answer in time",
@@ -144,8 +150,8 @@ pub struct Config {
 const LEAST_END: Duration = Duration::from_secs(24 * 3600);
 
 impl Config {
-    /// Age at which keys end by themselves where they are used, if varpd is not there to end them: of a
-    /// session its own; of group keys, which have none, how long varpd has been away.
+    /// Age at which keys end by themselves where they are used, if varpd is not there to end them:
+    /// of a session its own; of group keys, which have none, how long varpd has been away.
     pub fn end(&self) -> Duration {
         (self.rekey * 2).max(LEAST_END)
     }
@@ -157,7 +163,7 @@ impl Default for Config {
     }
 }
 
-/// What a secured vnet's members share.
+/// The keys that a secured vnet's members share.
 #[derive(Clone, Debug)]
 pub struct Keyring {
     /// Keys that are accepted, each under its policy; the first is used.
@@ -230,8 +236,8 @@ impl Sadb {
         }
     }
 
-    /// The host was suspended for so long, during which the monotonic clock stood still: sessions have aged
-    /// all the same, and are replaced as soon as they are wanted.
+    /// The host was suspended for so long, during which the monotonic clock stood still: sessions
+    /// have aged all the same, and are replaced as soon as they are wanted.
     pub fn awake(&mut self, asleep: Duration, now: Now) {
         let links: Vec<Link> = self.peers.keys().copied().collect();
         for link in links {
@@ -244,8 +250,9 @@ impl Sadb {
         }
     }
 
-    /// The memory of this process is a copy (a snapshot was restored, or a machine cloned), and another
-    /// with the same contents may run: other randomness from `seed`, and no session of before.
+    /// The memory of this process is a copy (a snapshot was restored, or a machine cloned), and
+    /// another with the same contents may run: other randomness from `seed`, and no session of
+    /// before.
     pub fn begin_anew(&mut self, seed: Secret, now: Now) {
         self.entropy = Entropy::new(seed);
         self.cookies = Cookies::new(&self.entropy);
@@ -278,8 +285,8 @@ impl Sadb {
         self.advance(link, now);
     }
 
-    /// Packets of a session that is not known came from a host: it is asked for another one. Anybody
-    /// can make such packets in its name, so a link is renewed now and then only.
+    /// Packets of a session that is not known came from a host: it is asked for another one.
+    /// Anybody can make such packets in its name, so a link is renewed now and then only.
     pub fn renew(&mut self, vnet: VnetId, peer: IpAddr, now: Now) {
         let link = (vnet, peer.to_canonical());
         let refuses =
@@ -371,7 +378,7 @@ impl Sadb {
         peer.is_some_and(|peer| peer.is_served_without(number, now.mono))
     }
 
-    /// Does what is due.
+    /// Carries out due actions.
     pub fn handle_timeout(&mut self, now: Now) {
         if self.cookies_turn <= now.mono {
             self.cookies_turn = now.mono + COOKIE_TURN;
@@ -406,7 +413,7 @@ impl Sadb {
         self.cookies.token_key()
     }
 
-    /// What it did, refused and dropped.
+    /// Its counters.
     pub fn counters(&self) -> &SadbCounters {
         &self.counters
     }

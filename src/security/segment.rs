@@ -1,5 +1,5 @@
-//! The segment key: what relays, and hosts that believe them, share. It is not of a vnet, and opens no
-//! frame.
+//! The segment key, which relays and the hosts that accept their messages share. It belongs to no
+//! vnet, and opens no frame.
 //!
 //! ```text
 //!  segment key (256 bits, with a number from 1 to 255)
@@ -9,9 +9,9 @@
 //!    '-- frames key, per vnet -- relayed group frames               (also all backends of the vnet)
 //! ```
 //!
-//! Each arrow is [`Secret::derive`] under a label of its own. A backend gets the frames key of its vnet
-//! and no more: one that its guest has taken over cannot speak as a relay to other vnets, nor to any
-//! varpd.
+//! Each arrow is [`Secret::derive`] under a label of its own. A backend gets the frames key of its
+//! vnet and no other key: if its guest takes it over, it can pose as a relay neither to other vnets
+//! nor to any varpd.
 
 use super::keys::MacKey;
 use crate::secret::Secret;
@@ -42,8 +42,8 @@ impl Segment {
         self.mac("segment trace", &[])
     }
 
-    /// Of a vnet's relayed group frames ([`crate::wire::relayed`]): this secret may be given to the vnet's
-    /// backends.
+    /// Of a vnet's relayed group frames ([`crate::wire::relayed`]): this secret may be given to the
+    /// vnet's backends.
     pub fn frames(&self, vnet: VnetId) -> Secret {
         self.0.derive("segment frames", &[&vnet.get().to_be_bytes()])
     }

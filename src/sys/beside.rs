@@ -12,10 +12,10 @@ use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
 
 use super::seqpacket::Connection;
 
-/// Starts a process that runs `serve` with one end of a connection and then exits. Returns the other end
-/// and the process's number. It exits with this process and leaves no core dump. It ignores signals for the whole
-/// service, and exits when the connection ends. The caller need not wait for it (SIGCHLD is ignored
-/// from now on).
+/// Starts a process that runs `serve` with one end of a connection and then exits. Returns the
+/// other end and the process's number. It exits with this process and leaves no core dump. It
+/// ignores signals for the whole service, and exits when the connection ends. The caller need not
+/// wait for it (SIGCHLD is ignored from now on).
 ///
 /// # Errors
 /// This process has several threads, or the system refuses it.

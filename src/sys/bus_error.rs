@@ -1,13 +1,14 @@
-//! What becomes of a process when memory that another one shares with it fails (SIGBUS).
+//! Ends the process with a message if memory that another process shares with it fails (SIGBUS).
 //!
-//! Guest memory is a file of the frontend's. The frontend, or whoever has the file, can cut it while it
-//! is mapped here, and then any access ends the process: by default with a signal, perhaps a copy of
-//! its memory on disk, and no word of why. A backend serves one frontend, who harms nobody but
-//! itself; what is left to do is to say so and end, without a copy of what was in memory. The kernel then
-//! closes what was open: varpd sees that the vif is gone, the other ends of lanes see theirs end.
+//! Guest memory is a file of the frontend. The frontend, or any process that has the file, can
+//! truncate it while the backend has it mapped, and then any access ends the backend: by default
+//! with a signal, perhaps a core dump, and no reason in the log. A backend serves one frontend,
+//! which harms only itself. So the backend logs the reason and ends, without a core dump. The
+//! kernel then closes its descriptors: varpd notices that the vif is gone, and the backends at the
+//! other ends of its lanes notice that these have ended.
 //!
-//! To go on with other memory in place of what is missing would be possible; but then frames of zeros
-//! would leave in the guest's name until somebody notices.
+//! The backend could continue with other memory in place of the missing one, but then frames of
+//! zeros would leave in the guest's name until an operator notices.
 
 use std::io;
 
@@ -16,10 +17,10 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 /// Exit status: the other side of the protocol is to blame (`EX_PROTOCOL` of sysexits.h).
 pub const EXIT_STATUS: i32 = 76;
 
-/// What is said when a mapped file has no such page.
+/// The message if a mapped file has no such page.
 const CUT: &str = "vhost-user-vnet: memory that is shared with the frontend is gone: its file was made \
     shorter, or there are no huge pages left; the process ends\n";
-/// What is said for any other reason, as that the hardware has lost a page.
+/// The message for any other reason, such as a page that the hardware has lost.
 const FAILED: &str = "vhost-user-vnet: memory failed (SIGBUS); the process ends\n";
 
 /// From now on, the process ends with a line of explanation when shared memory fails.

@@ -1,9 +1,9 @@
-//! How two processes that share memory wake each other: a pair of sockets, one end each.
+//! A pair of sockets by which two processes that share memory wake each other, one end each.
 //!
-//! An eventfd would be a third of the cost, but its one open file, with its flags and its counter,
-//! is shared by both sides: the other process could make it blocking, fill it, and so hold us in a
-//! write(2) for ever. An end of a socket pair is our own, no call on it blocks (`MSG_DONTWAIT`), and
-//! it shows that the other process is gone.
+//! An eventfd would cost a third, but both sides share its one open file, with its flags and its
+//! counter: the other process could make it blocking, fill it, and so block this process in a
+//! write(2) forever. Each side owns its end of a socket pair, no call on it blocks
+//! (`MSG_DONTWAIT`), and it shows that the other process is gone.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -18,7 +18,7 @@ const CHUNK: usize = 64;
 #[derive(Debug)]
 pub struct Doorbell(OwnedFd);
 
-/// What was heard.
+/// The state of the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// Nothing.
@@ -39,7 +39,8 @@ impl Doorbell {
         Ok(socketpair(AddressFamily::Unix, SockType::Stream, None, flags)?)
     }
 
-    /// An end, wherever it came from: to a descriptor that is no such socket, the other end is closed.
+    /// An end, wherever it came from: to a descriptor that is no such socket, the other end is
+    /// closed.
     pub fn new(end: OwnedFd) -> Self {
         Self(end)
     }

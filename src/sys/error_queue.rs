@@ -1,4 +1,4 @@
-//! The error queue of a UDP socket (ip(7), `IP_RECVERR`): what became of datagrams that were sent.
+//! The error queue of a UDP socket (ip(7), `IP_RECVERR`): ICMP errors about sent datagrams.
 
 use std::io;
 use std::mem::size_of;
@@ -12,12 +12,12 @@ use super::sockopt;
 /// Room for control messages: the report and the address of who made it take 64 bytes.
 const CONTROL_WORDS: usize = 32;
 
-/// What the kernel reports of a datagram.
+/// The kernel's report about a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Where it was sent.
     pub to: IpAddr,
-    /// What is wrong (errno(3)).
+    /// The error (errno(3)).
     pub errno: i32,
     /// With EMSGSIZE, the longest packet that passes, in bytes, as it was told.
     pub mtu: u32,

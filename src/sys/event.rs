@@ -1,7 +1,7 @@
 //! Waiting for many descriptors at once (epoll, level-triggered).
 //!
-//! Each descriptor is known by a token of the caller's choice, so that a loop is one `match` over an
-//! enum made from it.
+//! Each descriptor is known by a token of the caller's choice, so that a loop is one `match` over
+//! an enum made from it.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -51,7 +51,7 @@ impl Poller {
         self.control(ControlOperation::Add, fd, token, interest)
     }
 
-    /// Changes what a descriptor in the set is waited for.
+    /// Changes the events for which the set waits at a descriptor.
     pub fn change(&self, fd: &impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
         self.control(ControlOperation::Modify, fd, token, interest)
     }
@@ -61,8 +61,8 @@ impl Poller {
         self.control(ControlOperation::Delete, fd, 0, Interest::Read)
     }
 
-    /// Waits until a descriptor is ready or `timeout` (`None`: for ever) is over, at a resolution of
-    /// a millisecond, rounded up. A signal may end the wait early.
+    /// Waits until a descriptor is ready or `timeout` (`None`: for ever) is over, at a resolution
+    /// of a millisecond, rounded up. A signal may end the wait early.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Vec<Ready>> {
         let millis =
             timeout.map_or(-1, |t| i32::try_from(t.as_micros().div_ceil(1000)).unwrap_or(i32::MAX));

@@ -1,11 +1,11 @@
-//! A share of an epoll set that somebody else waits on: descriptors are added and removed here, and
-//! reported there.
+//! A share of an epoll set on which other code waits: this code adds and removes descriptors, and
+//! the other code gets their events.
 //!
-//! A set within the set would report them, too. But who sends to a socket lets the kernel know that it
-//! is about to wait itself (`wake_up_interruptible_sync_poll`), and the thread that is woken then takes
-//! its processor. A set passes that on to a thread that waits for it, not to a set that it is in
-//! (`ep_poll_callback()`, Linux 6.18): the thread goes where it ran before, and stands there behind whoever
-//! runs now.
+//! A set within the set would report them, too. But a sender to a socket tells the kernel that it
+//! is about to wait itself (`wake_up_interruptible_sync_poll`), so that the woken thread takes its
+//! processor. A set passes this hint to a thread that waits for it, but not to an enclosing set
+//! (`ep_poll_callback()`, Linux 6.18): the woken thread then runs on its previous processor, behind
+//! the thread that runs there now.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};

@@ -1,8 +1,8 @@
 //! Detects that this virtual machine was restored from a snapshot, or cloned.
 //!
-//! A hypervisor reports this by the VM generation id (vmgenid, an ACPI or device-tree device), and Linux 6.10 and
-//! later by a uevent of that device with `NEW_VMGENID=1`. Clocks do not show it, because they continue
-//! where they were.
+//! A hypervisor reports this by the VM generation id (vmgenid, an ACPI or device-tree device), and
+//! Linux 6.10 and later by a uevent of that device with `NEW_VMGENID=1`. Clocks do not show it,
+//! because they continue where they were.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -23,7 +23,7 @@ const BUFFER: usize = 1 << 20;
 /// Events read at a time.
 const BUDGET: usize = 64;
 
-/// What the kernel's events say.
+/// The contents of the kernel's events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum News {
     /// No change.
@@ -86,7 +86,8 @@ impl AsFd for Generation {
     }
 }
 
-/// Whether an event (`ACTION@PATH`, then `NAME=VALUE`, each terminated by a zero) reports a new generation.
+/// Whether an event (`ACTION@PATH`, then `NAME=VALUE`, each terminated by a zero) reports a new
+/// generation.
 fn is_new(event: &[u8]) -> bool {
     let mut lines = event.split(|byte| *byte == 0);
     lines.next().is_some_and(|first| first.starts_with(b"change@"))

@@ -33,8 +33,8 @@ impl<'a> IoVec<'a> {
         Self { raw, borrow: PhantomData }
     }
 
-    /// Guest memory, or memory shared with another process. The slice was bounds-checked when it was
-    /// made.
+    /// Guest memory, or memory shared with another process. The slice was bounds-checked when it
+    /// was made.
     pub fn from_guest<B: BitmapSlice>(slice: &VolatileSlice<'a, B>) -> Self {
         let guard = slice.ptr_guard();
         let raw = libc::iovec { iov_base: guard.as_ptr().cast_mut().cast(), iov_len: slice.len() };
@@ -87,7 +87,7 @@ impl<'a> IoVec<'a> {
         self.copy_to(0, to.get_mut(start..).unwrap_or_default());
     }
 
-    /// What follows the first `count` bytes.
+    /// The part after the first `count` bytes.
     pub fn skip(self, count: usize) -> Self {
         let count = count.min(self.len());
         let iov_base = self.raw.iov_base.wrapping_byte_add(count);
@@ -110,7 +110,7 @@ pub struct Gather<'p, 'm> {
 }
 
 impl<'p, 'm> Gather<'p, 'm> {
-    /// Reads what the pieces hold from `skip` on.
+    /// Reads the contents of the pieces from `skip` on.
     #[inline]
     pub fn new(mut pieces: &'p [IoVec<'m>], skip: usize) -> Self {
         let mut offset = skip;
@@ -185,7 +185,7 @@ impl<'p, 'm> Gather<'p, 'm> {
     }
 }
 
-/// Empties a list and forgets what it borrowed, so that its allocation serves the next batch.
+/// Empties a list and ends its borrows, so that its allocation serves the next batch.
 pub fn recycle<'b>(mut list: Vec<IoVec<'_>>) -> Vec<IoVec<'b>> {
     list.clear();
     list.into_iter().map(|part| IoVec { raw: part.raw, borrow: PhantomData }).collect()

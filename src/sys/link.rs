@@ -1,4 +1,4 @@
-//! What a network interface of this network namespace is like.
+//! Properties of the network interfaces of this network namespace.
 
 use std::ffi::CString;
 use std::io;

@@ -180,7 +180,8 @@ impl<const ROOM: usize, const COUNT: usize> Arrivals<ROOM, COUNT> {
     pub fn get(&self, n: usize) -> Option<Received<'_>> {
         let slot = self.slots.get(n)?;
         let room = self.memory.get(n * ROOM..)?;
-        // A message that was cut, or whose sender is unknown, is shown as empty: no parser takes it.
+        // A message that was cut, or whose sender is unknown, is shown as empty: no parser takes
+        // it.
         let len = if slot.truncated || slot.from.is_none() { 0 } else { slot.len };
         let from = slot.from.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
         Some(Received { bytes: room.get(..len)?, from, segment: slot.segment })
@@ -296,7 +297,7 @@ pub(super) fn empty_header() -> libc::msghdr {
     unsafe { std::mem::zeroed() }
 }
 
-/// What the control messages of a received message say.
+/// The contents of the control messages of a received message.
 #[derive(Debug, Default)]
 pub(super) struct Extra {
     pub(super) overflow: Option<u32>,

@@ -1,23 +1,23 @@
 //! Safe wrappers over system calls.
 //!
-//! | File | What |
+//! | File | Contents |
 //! |---|---|
 //! | [`clock`] | the only place that reads a clock |
-//! | [`event`], [`timer`], [`signal`] | waiting for many descriptors; timers and signals as such |
-//! | [`event_share`] | waiting for descriptors in a set that is somebody else's |
-//! | [`lent_event`], [`doorbell`] | how threads, and processes that share memory, wake each other |
+//! | [`event`], [`timer`], [`signal`] | waiting for many descriptors; timers and signals as descriptors |
+//! | [`event_share`] | waiting for descriptors in an epoll set of other code |
+//! | [`lent_event`], [`doorbell`] | wake-ups of threads, and of processes that share memory |
 //! | [`seqpacket`], [`ancillary`], [`socket_file`] | Unix sockets: whole datagrams, descriptors along with bytes, their files |
-//! | [`mmsg`], [`error_queue`] | batches of UDP datagrams, and what became of those that were sent |
+//! | [`mmsg`], [`error_queue`] | batches of UDP datagrams, and errors about sent ones |
 //! | [`train`] | one message at a time, looked at before it is taken |
 //! | [`sockopt`], [`link`] | socket options; network interfaces |
-//! | [`rtnetlink`] | which interfaces, addresses and default routes there are, and when they change |
+//! | [`rtnetlink`] | interfaces, addresses and default routes, and their changes |
 //! | [`iovec`] | scatter-gather elements that may point into guest memory |
-//! | [`shared_memory`], [`bus_error`] | memory of two processes, and what becomes of one when it fails |
-//! | [`generation`] | whether this virtual machine is a copy of what it was |
+//! | [`shared_memory`], [`bus_error`] | memory of two processes, and the end of one when it fails |
+//! | [`generation`] | detects that this virtual machine was restored or cloned |
 //! | [`secret_file`] | files that hold secrets |
-//! | [`process`], [`notify`] | what a daemon asks of the system about itself, and tells the service manager |
-//! | [`user`], [`beside`] | as whom a process runs; a process beside it |
-//! | [`sandbox`] | what a process gives up after its start |
+//! | [`process`], [`notify`] | a daemon's own process, and messages to the service manager |
+//! | [`user`], [`beside`] | the user of a process; a second process of the same program |
+//! | [`sandbox`] | confinement of a process after its start |
 
 pub mod ancillary;
 pub mod beside;

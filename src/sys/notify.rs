@@ -1,4 +1,4 @@
-//! What a daemon tells the service manager that has started it (sd_notify(3)).
+//! Messages of a daemon to the service manager that has started it (sd_notify(3)).
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -11,8 +11,8 @@ use std::time::Duration;
 pub struct ServiceManager(Option<UnixDatagram>);
 
 impl ServiceManager {
-    /// Finds it by the environment variable `NOTIFY_SOCKET`, the name of a datagram socket, abstract if
-    /// it starts with `@`. To be called before the process is confined.
+    /// Finds it by the environment variable `NOTIFY_SOCKET`, the name of a datagram socket,
+    /// abstract if it starts with `@`. To be called before the process is confined.
     ///
     /// # Errors
     /// It can't be reached.
@@ -33,7 +33,7 @@ impl ServiceManager {
         self.send(&format!("READY=1\nSTATUS={status}\n"));
     }
 
-    /// What the process is about, in one line for people.
+    /// The status of the process, in one line for operators.
     pub fn status(&self, status: &str) {
         self.send(&format!("STATUS={status}\n"));
     }

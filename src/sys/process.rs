@@ -56,7 +56,8 @@ pub fn group_id(name: &str) -> io::Result<u32> {
     group.map(|group| group.gid.as_raw()).ok_or_else(|| unknown("group"))
 }
 
-/// Whether an error stays until somebody changes a file, a name or a permission: another attempt fails as well.
+/// Whether an error stays until somebody changes a file, a name or a permission: another attempt
+/// fails as well.
 pub fn is_lasting(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -93,11 +94,12 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Makes the allocator keep memory that threads free. To return the end of a thread's heap, glibc first
-/// reads /proc/sys/vm/overcommit_memory, which a confined process may not.
+/// Makes the allocator keep memory that threads free. To return the end of a thread's heap, glibc
+/// first reads /proc/sys/vm/overcommit_memory, which a confined process may not.
 pub fn keep_freed_memory() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: sets a number of the allocator, which takes its own lock; -1 is for never (mallopt(3)).
+    // SAFETY: sets a number of the allocator, which takes its own lock; -1 is for never
+    // (mallopt(3)).
     unsafe {
         libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
     }
@@ -110,9 +112,9 @@ pub fn raise_lock_limit() {
     let _ = setrlimit(Resource::RLIMIT_MEMLOCK, unlimited, unlimited);
 }
 
-/// Protects this process's memory, and so its keys: no core dumps, no access by other processes of the same user
-/// (`PR_SET_DUMPABLE`), and no swapping if it may lock enough memory. Exclude guest memory that
-/// is mapped later: [`unlock`].
+/// Protects this process's memory, and so its keys: no core dumps, no access by other processes of
+/// the same user (`PR_SET_DUMPABLE`), and no swapping if it may lock enough memory. Exclude guest
+/// memory that is mapped later: [`unlock`].
 ///
 /// # Errors
 /// The system refuses an operation that never fails otherwise.
@@ -139,7 +141,8 @@ pub fn keep_secrets() -> io::Result<()> {
 
 /// Unlocks these bytes, from `start` on, which another process owns and which are mapped here.
 pub fn unlock(start: *const u8, len: usize) {
-    // SAFETY: changes where pages are kept, not what is in them; an address that is not mapped is an error.
+    // SAFETY: changes where pages are kept, not what is in them; an address that is not mapped is
+    // an error.
     unsafe { libc::munlock(start.cast(), len) };
 }
 

@@ -1,8 +1,8 @@
-//! The interfaces, addresses and default routes of this network namespace, and word of their changes, from
-//! the kernel (rtnetlink(7)).
+//! The interfaces, addresses and default routes of this network namespace, and notifications of
+//! their changes, from the kernel (rtnetlink(7)).
 //!
-//! What has changed is not read out of the kernel's messages: they say that it is time to look again, and a
-//! look lists everything. So a message that is lost (`ENOBUFS`) or comes late does no harm.
+//! A notification only causes a new listing of everything; its contents are not used. So a
+//! notification that is lost (`ENOBUFS`) or late does no harm.
 
 mod listing;
 mod message;
@@ -42,24 +42,25 @@ pub struct Interface {
     pub multicast: bool,
     /// Holds a default route of the main table, IPv4 or IPv6.
     pub default_route: bool,
-    /// Its addresses that can be used now, in the order in which the kernel lists them, but those that are
-    /// temporary, secondary or deprecated last.
+    /// Its addresses that can be used now, in the order in which the kernel lists them, but those
+    /// that are temporary, secondary or deprecated last.
     pub addresses: Vec<IpAddr>,
 }
 
-/// What has been heard of.
+/// Notified changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct News {
     /// Something that is listed may have changed.
     pub any: bool,
-    /// The interface that was asked about has been deleted, or may have been. One with the same index
-    /// may be there by now.
+    /// The interface that was asked about has been deleted, or may have been. One with the same
+    /// index may be there by now.
     pub is_deleted: bool,
 }
 
 /// How long the kernel may take for a part of a list, in seconds.
 const PATIENCE: i64 = 1;
-/// `NETLINK_GET_STRICT_CHK` of linux/netlink.h (Linux 4.20): the kernel lists only what a request says.
+/// `NETLINK_GET_STRICT_CHK` of linux/netlink.h (Linux 4.20): the kernel lists only what a request
+/// says.
 const STRICT: (libc::c_int, libc::c_int) = (libc::SOL_NETLINK, 12);
 /// A list that changed while the kernel made it is asked for again as often.
 const TRIES: usize = 5;
@@ -102,7 +103,8 @@ impl Rtnetlink {
         Ok(Self { query, events, sequence: 0, buffer: vec![0; ROOM], took: Duration::ZERO })
     }
 
-    /// All interfaces, by index; their default routes only if asked for, since a router has many routes.
+    /// All interfaces, by index; their default routes only if asked for, since a router has many
+    /// routes.
     ///
     /// # Errors
     /// The kernel's, or it does not answer in time.
@@ -118,7 +120,7 @@ impl Rtnetlink {
         listed.map(|()| listing.into_interfaces())
     }
 
-    /// What the last call of [`Self::interfaces`] took: long on a router with many routes.
+    /// The duration of the last call of [`Self::interfaces`]: long on a router with many routes.
     pub fn took(&self) -> Duration {
         self.took
     }
@@ -161,7 +163,7 @@ impl Rtnetlink {
         }
     }
 
-    /// Reads what has been heard; `about` is the index of the interface whose deletion matters.
+    /// Reads notifications; `about` is the index of the interface whose deletion matters.
     pub fn news(&mut self, about: u32) -> News {
         let mut news = News::default();
         for _ in 0..BUDGET {

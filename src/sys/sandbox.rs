@@ -9,10 +9,10 @@
 //! | Landlock (landlock(7)) | no file is opened, made or removed beyond [`Confinement::files`]; no TCP; no signal or abstract socket beyond this process |
 //! | seccomp (seccomp(2)) | the system calls that are listed in `calls.rs`, and the socket options in `options.rs`; any other kills the process |
 //!
-//! The process's only thread applies the layers in this order; later threads
-//! inherit them. A kernel without Landlock, or with an older one, causes a warning: seccomp
-//! forbids the same operations, except connections to abstract sockets. But seccomp cannot distinguish files, so
-//! a process that reads files needs Landlock unless that is waived ([`Confinement::needs_landlock`]). A kernel
+//! The process's only thread applies the layers in this order; later threads inherit them. A kernel
+//! without Landlock, or with an older one, causes a warning: seccomp forbids the same operations,
+//! except connections to abstract sockets. But seccomp cannot distinguish files, so a process that
+//! reads files needs Landlock unless that is waived ([`Confinement::needs_landlock`]). A kernel
 //! without seccomp is an error.
 
 mod calls;
@@ -75,13 +75,13 @@ pub enum SandboxError {
     #[error("cannot set no-new-privs: {0}")]
     NoNewPrivs(#[source] io::Error),
     /// Its memory remains accessible from outside.
-    #[error("cannot keep the process's memory to itself: {0}")]
+    #[error("cannot protect the process's memory from other processes: {0}")]
     Secrets(#[source] io::Error),
     /// Capabilities remain.
     #[error("cannot drop capabilities: {0}")]
     Capabilities(String),
     /// Landlock exists but fails.
-    #[error("cannot restrict the files in reach: {0}")]
+    #[error("cannot restrict access to files: {0}")]
     Landlock(String),
     /// The kernel has no Landlock.
     #[error("this kernel has no Landlock (Linux 5.13, lsm=landlock)")]
@@ -90,7 +90,7 @@ pub enum SandboxError {
     #[error("cannot restrict system calls: {0}")]
     Seccomp(#[from] seccompiler::Error),
     /// The filter cannot be compiled.
-    #[error("cannot make the filter of system calls: {0}")]
+    #[error("cannot build the system call filter: {0}")]
     Filter(#[from] seccompiler::BackendError),
 }
 

@@ -1,5 +1,6 @@
-//! Files with secrets: read only if no other user can read them, and written so that no other user ever could. The same
-//! holds for their directories, because editors leave copies there with other modes.
+//! Files with secrets: this module reads them only if no other user can read them, and writes them
+//! so that no other user ever could. The same holds for their directories, because editors leave
+//! copies there with other modes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -39,8 +40,8 @@ pub fn version(path: &Path) -> io::Result<Version> {
     Ok(Version::of(&fs::metadata(path)?))
 }
 
-/// Checks the directory of a file: it must belong to this process's user or to root, and be closed to
-/// group and others. For root any owner will do. Returns its owner.
+/// Checks the directory of a file: it must belong to this process's user or to root, and be closed
+/// to group and others. For root any owner will do. Returns its owner.
 ///
 /// # Errors
 /// The condition that it does not meet.
@@ -64,8 +65,8 @@ pub fn check_directory(path: &Path) -> io::Result<u32> {
     Ok(metadata.uid())
 }
 
-/// Reads a regular file of at most `most` bytes that belongs to this process's user, to root or to the
-/// owner of its directory, and is closed to group and others, as is its directory.
+/// Reads a regular file of at most `most` bytes that belongs to this process's user, to root or to
+/// the owner of its directory, and is closed to group and others, as is its directory.
 ///
 /// # Errors
 /// The condition that it does not meet.
@@ -110,7 +111,8 @@ pub fn create(path: &Path, text: &[u8], owner: Option<u32>) -> io::Result<()> {
 /// Replaces the content of a file in one step, and keeps its owner.
 ///
 /// # Errors
-/// The directory cannot be written to, the owner cannot be kept, or another process is replacing the file.
+/// The directory cannot be written to, the owner cannot be kept, or another process is replacing
+/// the file.
 pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     // For a link, replace the file that it leads to.
     let path = fs::canonicalize(path)?;
@@ -246,7 +248,8 @@ mod tests {
         assert!(read(&path, 100).is_ok());
     }
 
-    /// varpd has a user of its own, to whom the directory belongs; root makes and exchanges the keys.
+    /// varpd has a user of its own, to whom the directory belongs; root makes and exchanges the
+    /// keys.
     #[test]
     fn what_root_writes_is_its_directorys_owners() {
         if !nix::unistd::geteuid().is_root() {

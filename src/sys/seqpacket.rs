@@ -1,7 +1,7 @@
-//! `SOCK_SEQPACKET` Unix sockets: whole datagrams over a connection, with descriptors along.
+//! `SOCK_SEQPACKET` Unix sockets: whole datagrams over a connection, with descriptors.
 //!
-//! All is non-blocking and close-on-exec. A descriptor that arrives is owned from the moment it is
-//! in this process: whoever does not want it drops it.
+//! All sockets are non-blocking and close-on-exec. A descriptor that arrives has an owner from the
+//! moment at which it is in this process: code that does not want it drops it.
 
 use std::fs;
 use std::io::{self, IoSlice};
@@ -35,7 +35,7 @@ pub enum BindError {
     System {
         /// The socket's path.
         path: PathBuf,
-        /// What was tried.
+        /// The failed operation.
         doing: &'static str,
         /// Why it failed.
         source: io::Error,
@@ -94,7 +94,7 @@ impl AsFd for Listener {
     }
 }
 
-/// Who is at the other end, as the kernel saw it when the connection was made.
+/// The process at the other end, as the kernel recorded it when the connection was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Effective user id.
@@ -145,8 +145,8 @@ impl Connection {
         Ok(())
     }
 
-    /// The same for several in a row. A peer that has closed its end, after it refused the connection or one of
-    /// them, ends it without an error: its last words are to be read.
+    /// The same for several in a row. A peer that has closed its end, after it refused the
+    /// connection or one of them, ends it without an error: its last words are to be read.
     pub fn send_all(&self, datagrams: &[(&[u8], &[BorrowedFd<'_>])]) -> io::Result<()> {
         for (bytes, fds) in datagrams {
             match self.send(bytes, fds) {
@@ -160,8 +160,8 @@ impl Connection {
 
     /// Receives a datagram; [`io::ErrorKind::WouldBlock`] if none waits.
     ///
-    /// A peer that closed its end with datagrams of ours unread gives an error first, once. Its last words
-    /// are still to be read.
+    /// A peer that closed its end with datagrams of ours unread gives an error first, once. Its
+    /// last words are still to be read.
     pub fn recv(&self, buffer: &mut [u8]) -> io::Result<Received> {
         let received = match ancillary::receive(self.0.as_fd(), buffer) {
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {
@@ -178,8 +178,8 @@ impl Connection {
         Ok(Peer { uid: credentials.uid(), pid: credentials.pid() })
     }
 
-    /// The groups of who connected, as they were then: the effective one, and the supplementary ones
-    /// where the kernel tells (Linux 4.13).
+    /// The groups of who connected, as they were then: the effective one, and the supplementary
+    /// ones where the kernel tells (Linux 4.13).
     pub fn groups(&self) -> io::Result<Vec<u32>> {
         let mut groups = super::sockopt::peer_groups(self).unwrap_or_else(|e| {
             log::debug!("groups of a peer are not known: {e}");
@@ -232,7 +232,7 @@ fn new_socket() -> io::Result<Socket> {
     Socket::new_raw(Domain::UNIX, kind, None)
 }
 
-/// Removes a socket file on which nobody listens.
+/// Removes a socket file without a listener.
 fn remove_stale(path: &Path) -> Result<(), BindError> {
     let failed = |doing| move |source| BindError::System { path: path.to_owned(), doing, source };
     let file = match fs::symlink_metadata(path) {
@@ -403,7 +403,8 @@ mod tests {
         for count in [0, 1, 64, 65, 5000_u32] {
             let groups: Vec<u32> = (0..count).map(|n| 100_000 + n).collect();
             let connect = || {
-                // SAFETY: reads as many numbers as it is told there are, and changes this thread alone.
+                // SAFETY: reads as many numbers as it is told there are, and changes this thread
+                // alone.
                 let rc =
                     unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
                 assert_eq!(rc, 0);

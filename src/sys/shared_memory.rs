@@ -1,8 +1,8 @@
-//! Memory that two processes share, neither of which trusts the other.
+//! Memory that two processes share without trusting each other.
 //!
-//! A memfd whose length is sealed: nobody can cut it, so no access ever faults (SIGBUS). Whoever
-//! maps one that was made elsewhere checks that first. The bytes may change at any time; they are
-//! reached only by [`VolatileSlice`]s and atomics, and no reference to them is ever made.
+//! It is a memfd whose length is sealed: no process can truncate it, so no access faults (SIGBUS).
+//! A process that maps memory made by another checks this first. The bytes may change at any time:
+//! code accesses them only by [`VolatileSlice`]s and atomics, and never makes a reference to them.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};

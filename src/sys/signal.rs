@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-/// Signals that would end a process that says nothing of them, and that are sent to daemons in the belief
-/// that they do something else: read their configuration, open their log anew.
+/// Signals that would end a process that says nothing of them, and that are sent to daemons in the
+/// belief that they do something else: read their configuration, open their log anew.
 pub const IGNORED: [Signal; 3] = [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// Becomes readable when the process is asked to end (SIGTERM, SIGINT).

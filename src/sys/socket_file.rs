@@ -1,9 +1,11 @@
-//! Makes the files of listening Unix sockets, with their mode and group, in directories that others may write to.
+//! Makes the files of listening Unix sockets, with their mode and group, in directories that others
+//! may write to.
 //!
-//! A socket's mode and group are set by name, and a user who may write to the directory could put another file, or a link
-//! to one, in the socket's place before that. So the socket is made and dressed in a new directory that only this
-//! process's user can enter, and then moved to its place. It replaces what is there, and has its mode and group from the
-//! start.
+//! System calls set a socket's mode and group by its name, and a user who may write to the
+//! directory could put another file, or a link to one, in the socket's place before that. So the
+//! process makes the socket in a new directory that only its user can enter, sets mode and group
+//! there, and then moves the socket to its place. There it replaces an existing file, and has its
+//! mode and group from the start.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -26,8 +28,9 @@ fn failed<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Failed {
     move |error| (doing, error.into())
 }
 
-/// Has `listen` make a socket at the path that it is given, and places it at `path` with these permission bits and, if
-/// any, that group. Returns the socket, and the device and inode of its file.
+/// Has `listen` make a socket at the path that it is given, and places it at `path` with these
+/// permission bits and, if any, that group. Returns the socket, and the device and inode of its
+/// file.
 ///
 /// # Errors
 /// The step that failed. It leaves nothing behind, and does not change a file at `path`.

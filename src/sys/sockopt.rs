@@ -11,7 +11,8 @@ const SO_NETNS_COOKIE: c_int = 71;
 
 /// From `asm-generic/socket.h`.
 const SO_MEMINFO: c_int = 55;
-/// From `linux/sock_diag.h`: how many values there are (SK_MEMINFO_VARS), and which is that of drops.
+/// From `linux/sock_diag.h`: how many values there are (SK_MEMINFO_VARS), and which is that of
+/// drops.
 const MEMINFO_VALUES: usize = 9;
 /// See [`MEMINFO_VALUES`].
 const MEMINFO_DROPS: usize = 8;
@@ -54,8 +55,8 @@ pub fn netns_cookie(socket: &impl AsFd) -> u64 {
     cookie
 }
 
-/// How many datagrams the kernel has dropped that were for this socket, because its buffer was full or
-/// its filter did not let them pass (`SO_MEMINFO`); wraps.
+/// How many datagrams the kernel has dropped that were for this socket, because its buffer was full
+/// or its filter did not let them pass (`SO_MEMINFO`); wraps.
 pub fn drops(socket: &impl AsFd) -> io::Result<u32> {
     Ok(meminfo(socket)?[MEMINFO_DROPS])
 }
@@ -158,7 +159,8 @@ pub fn peer_groups(socket: &impl AsFd) -> io::Result<Vec<u32>> {
         let mut len = socklen_t::try_from(room).map_err(|_| io::ErrorKind::InvalidInput)?;
         let (fd, to) = (socket.as_fd().as_raw_fd(), groups.as_mut_ptr().cast());
         let name = libc::SO_PEERGROUPS;
-        // SAFETY: `groups` is live and `len` its size in bytes, so the kernel writes no more than that.
+        // SAFETY: `groups` is live and `len` its size in bytes, so the kernel writes no more than
+        // that.
         let rc = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, name, to, &raw mut len) };
         let error = io::Error::last_os_error();
         let count = usize::try_from(len).unwrap_or(0) / size_of::<u32>();

@@ -1,4 +1,4 @@
-//! The user as whom a process runs.
+//! The user of a process.
 
 use std::ffi::CString;
 use std::io;
@@ -32,8 +32,8 @@ pub enum NotChanged {
     Wholly(io::Error),
 }
 
-/// Makes this process, which has one thread, one of another user, with all of that user's groups. It
-/// keeps its capabilities: those it gives up by itself later.
+/// Makes this process, which has one thread, one of another user, with all of that user's groups.
+/// It keeps its capabilities: those it gives up by itself later.
 ///
 /// # Errors
 /// It lacks CAP_SETUID or CAP_SETGID.

@@ -250,7 +250,7 @@ impl<U: Underlay> Endpoint<U> {
     pub fn complain(&mut self, what: &'static str, error: &io::Error, now: Instant) {
         log::log!(
             self.complaints.level(what, now),
-            "{what}: {error} (warned of at most once a minute)"
+            "{what}: {error} (logged at most once a minute)"
         );
     }
 

@@ -1,21 +1,20 @@
-//! Path MTUs by destination: how long packets to a host may be, as the kernel has told (RFC 1191,
-//! RFC 8201).
+//! Path MTUs by destination, as the kernel reports them (RFC 1191, RFC 8201).
 //!
-//! The kernel is the one who learns: an ICMP "fragmentation needed" or "packet too big" that quotes
-//! a datagram of one of its sockets lowers the MTU of its route to that host, for ten minutes
-//! (`net.ipv4.route.mtu_expires`, RFC 1191 section 6.3), and what is longer it refuses with EMSGSIZE.
-//! The same goes for an MTU in the routing table or of an interface. Here is a copy of that, so that
-//! frames are cut to what fits at once. The copy is forgotten after [`LIFETIME`]: then the kernel is
-//! asked again by sending, which costs nothing but the time, since a datagram that it refuses
-//! leaves in pieces instead. So a path that has grown again is used within that time after the kernel has
-//! noticed.
+//! The kernel learns them: an ICMP "fragmentation needed" or "packet too big" that quotes a
+//! datagram of one of its sockets lowers the MTU of its route to that host, for ten minutes
+//! (`net.ipv4.route.mtu_expires`, RFC 1191 section 6.3), and it refuses longer datagrams with
+//! EMSGSIZE. The same applies to an MTU in the routing table or of an interface. This module has a
+//! copy, so that the endpoint cuts frames to the right length at once. It forgets the copy after
+//! [`LIFETIME`]: then the endpoint asks the kernel again by sending, which costs only the time,
+//! since a datagram that it refuses leaves in pieces instead. So a path that has grown again is
+//! used within that time after the kernel has noticed.
 //!
-//! Where no router is on the way, nobody sends such a message: a packet that is longer than the MTU of the other
-//! host's interface on the same link is lost without a word. So each host says how long a packet it takes
-//! ([`Longest`]), and a path starts at the lesser of both ends.
+//! Without a router on the way, no such message exists: a packet that is longer than the MTU of the
+//! other host's interface on the same link is lost silently. So each host announces the longest
+//! packet that it accepts ([`Longest`]), and a path starts at the smaller value of both ends.
 //!
-//! A forged ICMP message (the kernel takes only those that quote an open port's datagram) can make
-//! packets short, down to the floors below, and nothing else.
+//! A forged ICMP message (the kernel accepts only those that quote an open port's datagram) can
+//! only make packets short, down to the floors below.
 
 #![forbid(unsafe_code)]
 
@@ -94,8 +93,9 @@ impl Paths {
     }
 }
 
-/// An MTU for a path that does not take a datagram of `len` bytes, if nothing else is known: the next
-/// smaller of those that are usual (after RFC 1191, section 7.1). `None` where none can be smaller.
+/// An MTU for a path that does not take a datagram of `len` bytes, if nothing else is known: the
+/// next smaller of those that are usual (after RFC 1191, section 7.1). `None` where none can be
+/// smaller.
 pub fn guess(to: IpAddr, len: usize) -> Option<u32> {
     const USUAL: [u32; 9] = [8950, 4352, 2002, 1492, 1450, 1400, 1280, 1006, MIN_V4];
     let least = if to.is_ipv4() { MIN_V4 } else { MIN_V6 };

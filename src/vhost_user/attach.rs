@@ -1,5 +1,5 @@
-//! The ways in which frontends attach to the device: a socket that it listens on, one that it connects to, or
-//! one that it has inherited.
+//! The ways in which frontends attach to the device: a socket that it listens on, one that it
+//! connects to, or one that it has inherited.
 //!
 //! | File | Content |
 //! |---|---|
@@ -70,7 +70,7 @@ pub enum AttachError {
     Listen {
         /// The path.
         path: PathBuf,
-        /// What was tried.
+        /// The failed operation.
         doing: &'static str,
         /// Why it failed.
         error: io::Error,
@@ -78,7 +78,7 @@ pub enum AttachError {
     /// Another system call failed.
     #[error("{what}: {error}")]
     Io {
-        /// What was tried.
+        /// The failed operation.
         what: &'static str,
         /// Why it failed.
         error: io::Error,

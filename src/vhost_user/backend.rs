@@ -1,4 +1,4 @@
-//! What the crate `vhost-user-backend` asks of a device: the features on offer, and callbacks.
+//! The features and callbacks that the crate `vhost-user-backend` requires of a device.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,12 +33,12 @@ const TRANSPORT: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | F_LOG
 
 /// The virtio features of the device itself, in one place; the data path adds its offloads.
 ///
-/// They obey the rules of virtio 1.2, 5.1.3.1, whatever a frontend takes of them: most frontends pass
-/// what they don't know on to drivers, and these refuse a NIC that breaks the rules.
+/// They obey the rules of virtio 1.2, 5.1.3.1, whatever a frontend takes of them: most frontends
+/// pass what they don't know on to drivers, and these refuse a NIC that breaks the rules.
 ///
 /// Not here, because nothing behind it would keep the promise: packed rings, ring reset, platform
-/// IOMMU, RSS. Nor GUEST_ANNOUNCE, which needs a control queue: the backend notices itself that a guest
-/// arrives ([`crate::port::arrival`]), and QEMU says so too then (SEND_RARP).
+/// IOMMU, RSS. Nor GUEST_ANNOUNCE, which needs a control queue: the backend notices itself that a
+/// guest arrives ([`crate::port::arrival`]), and QEMU says so too then (SEND_RARP).
 const FEATURES: &[(u32, Offered)] = &[
     (VIRTIO_F_VERSION_1, Offered::Always),
     // Chains are always given back in the order in which they came.
@@ -48,16 +48,18 @@ const FEATURES: &[(u32, Offered)] = &[
     (VIRTIO_NET_F_MRG_RXBUF, Offered::Always),
     (VIRTIO_NET_F_MAC, Offered::WithMac),
     (VIRTIO_NET_F_MTU, Offered::WithMtu),
-    // QEMU and Cloud Hypervisor serve the control queue themselves. Of frontends that leave it to the
-    // backend none has more than one queue pair, and with one it is not needed: so it is not served.
+    // QEMU and Cloud Hypervisor serve the control queue themselves. Of frontends that leave it to
+    // the backend none has more than one queue pair, and with one it is not needed: so it is not
+    // served.
     (VIRTIO_NET_F_CTRL_VQ, Offered::WithQueuePairs),
     (VIRTIO_NET_F_MQ, Offered::WithQueuePairs),
 ];
 
 /// The vhost-user protocol features on offer.
 ///
-/// CONFIG is kept from QEMU, and CROSS_ENDIAN is only to be told of drivers that can't be served: see
-/// [`super::filter`]. Linux's virtio_uml has no interrupts without BACKEND_REQ; nothing is said there.
+/// CONFIG is kept from QEMU, and CROSS_ENDIAN is only to be told of drivers that can't be served:
+/// see [`super::filter`]. Linux's virtio_uml has no interrupts without BACKEND_REQ; nothing is said
+/// there.
 ///
 /// Not here: RESET_DEVICE, INFLIGHT_SHMFD (chains are completed in order, so a restarted device
 /// resumes from the used index), STATUS.

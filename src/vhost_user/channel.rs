@@ -29,7 +29,7 @@ impl Message {
         self.bytes.get(HEADER_LEN..).unwrap_or_default()
     }
 
-    /// Cuts the payload to so many bytes.
+    /// Cuts the payload to this number of bytes.
     pub fn shorten(&mut self, len: usize) {
         let Ok(size) = u32::try_from(len) else { return };
         self.bytes.truncate(HEADER_LEN + len);
@@ -147,7 +147,7 @@ impl Channel {
         self.outgoing.push_back(Outgoing { bytes, sent: 0, descriptors });
     }
 
-    /// Sends what the socket takes; true if nothing is left.
+    /// Sends as much as the socket accepts; true if nothing is left.
     ///
     /// # Errors
     /// The channel is of no use any more.

@@ -1,8 +1,8 @@
-//! A limit on what the log says of frontends and their guests' rings.
+//! Limits on log messages about frontends and their guests' rings.
 //!
-//! Whoever may connect to a NIC's socket can provoke these messages, as often as it likes and on as many connections
-//! as it likes. Therefore each kind of message has its limit, for the process and not for a connection: a process
-//! has one NIC.
+//! Whoever may connect to a NIC's socket can provoke these messages, as often as it likes and on as
+//! many connections as it likes. Therefore each kind of message has its limit, for the process and
+//! not for a connection: a process has one NIC.
 
 #![forbid(unsafe_code)]
 
@@ -19,7 +19,8 @@ const MOST: u32 = 5;
 
 static SAID: Mutex<QuietEach<&'static str>> = Mutex::new(QuietEach::new(MOST));
 
-/// Logs a message at this level, or, if its kind was logged often, at one that only debugging shows.
+/// Logs a message at this level, or, if its kind was logged often, at one that only debugging
+/// shows.
 pub(super) fn log(level: Level, kind: &'static str, message: Arguments<'_>) {
     log::log!(limited(level, kind), "{kind}{message}");
 }

@@ -3,9 +3,10 @@
 //! ```text
 //!   QEMU <== socket ==> Channel | Filter | Channel <== socket pair ==> VhostUserDaemon - Device
 //! ```
-//! Everything between the two sockets runs in the caller's thread and never waits: [`Connection::step`]
-//! does what can be done now, [`Connection::interest`] says what to poll for. When the connection is
-//! dropped, the daemon's thread and the workers have ended and every descriptor is closed.
+//! Everything between the two sockets runs in the caller's thread and never waits:
+//! [`Connection::step`] does what can be done now, [`Connection::interest`] says what to poll for.
+//! When the connection is dropped, the daemon's thread and the workers have ended and every
+//! descriptor is closed.
 
 use std::collections::VecDeque;
 use std::io;
@@ -54,7 +55,7 @@ pub enum End {
     /// The frontend closed it.
     #[error("the frontend disconnected")]
     Disconnected,
-    /// The frontend's channel broke, or what it sent can't be obeyed.
+    /// The frontend's channel broke, or its message cannot be obeyed.
     #[error("the frontend's connection is ended: {0}")]
     Frontend(ChannelError),
     /// The log of a migration can't be used.
@@ -65,7 +66,7 @@ pub enum End {
     Device {
         /// The last request passed on.
         request: &'static str,
-        /// What the device said.
+        /// The device's error.
         why: String,
     },
 }

@@ -1,13 +1,13 @@
-//! The vhost-user device: what is offered to a frontend, and the wake-ups of the data path.
+//! The vhost-user device: its offer to a frontend, and the wake-ups of the data path.
 //!
 //! A [`Device`] lives as long as one connection; the [`DataPath`] behind it outlives connections.
 //! Each queue pair has a worker thread of the crate, which calls `Device::wake` for kicks, for the
-//! data path's descriptors and for work that was put off. No guest input makes a worker end: a
-//! malformed ring stops (see [`super::vring::Ring::stop_with_error`]) and the worker waits for its reset. A panic
-//! is a bug, and must not leave a process behind that serves nobody: it ends the process.
+//! data path's descriptors and for postponed work. No guest input makes a worker end: a malformed
+//! ring stops (see [`super::vring::Ring::stop_with_error`]) and the worker waits for its reset. A
+//! panic is a bug; it ends the process, because a process without a worker would be useless.
 //!
 //! Locks, in this order: a pair's state, then its two rings. The control thread takes only one of
-//! them at a time, so when it has taken the pair's, no batch is under way.
+//! them at a time, so when it holds the lock of the pair, no batch is in progress.
 
 mod config;
 mod data_path;
@@ -49,7 +49,7 @@ pub struct Device {
     this: Weak<Self>,
     data_path: Arc<dyn DataPath>,
     memory: LoggedMemory,
-    /// What the data path was told last.
+    /// The state that the data path was told last.
     features: Mutex<Option<u64>>,
     /// Counts memory tables, so that a worker notices that its rings must be checked again.
     generation: AtomicU64,
@@ -154,8 +154,8 @@ impl Device {
         Ok(())
     }
 
-    /// The data path has other descriptors: waits on those from now on. False if they can't take the place of
-    /// the others.
+    /// The data path has other descriptors: waits on those from now on. False if they can't take
+    /// the place of the others.
     pub(super) fn renew_descriptors(&self) -> bool {
         self.pairs.iter().all(|pair| {
             let mut state = pair.state();

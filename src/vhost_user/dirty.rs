@@ -1,15 +1,16 @@
-//! Which pages of guest memory were written to: what a frontend asks for while it migrates a guest.
+//! Records the written pages of guest memory, as a frontend requests while it migrates a guest.
 //!
 //! Every write of this process into guest memory goes through `vm-memory`'s slices (see
-//! [`crate::guest::ring::Piece`]), which tell a bitmap of each after it. The bitmap of a region is a
-//! [`DirtyBitmap`]: a flag, false for nearly all of a guest's life, and behind it the place in the
-//! frontend's [`Log`]. While it is false a write costs a load from a hot cache line: a chain of a ring takes
-//! as many instructions as without (146 and 147; with a frame of 60 bytes copied in, 420 and 408), while
-//! it is true some 70 more for each write.
+//! [`crate::guest::ring::Piece`]), which report each write to a bitmap. The bitmap of a region is a
+//! [`DirtyBitmap`]: a flag, false for nearly all of a guest's life, and the region's position in
+//! the frontend's [`Log`]. While the flag is false, a write costs a load from a hot cache line: a
+//! chain of a ring takes as many instructions as without (146 and 147; with a frame of 60 bytes
+//! copied in, 420 and 408). While it is true, each write takes about 70 more.
 //!
-//! The crate has a bitmap of its own for this. It is not used because it takes a lock and counts
-//! references for each slice whether or not anybody logs, trusts the frontend about the length of the log
-//! (a shorter file would end the process with SIGBUS), and loses the log with the next memory table.
+//! The crate has a bitmap of its own for this. This module replaces it because it takes a lock and
+//! counts references for each slice even without logging, trusts the frontend about the length of
+//! the log (a shorter file would end the process with SIGBUS), and loses the log with the next
+//! memory table.
 
 #![warn(clippy::indexing_slicing)]
 
@@ -29,7 +30,7 @@ use vm_memory::{
 
 use super::vring::GuestMemory;
 
-/// What a bit of the log stands for, in bytes (vhost-user.rst, "Migration").
+/// The bytes that a bit of the log stands for (vhost-user.rst, "Migration").
 const PAGE: u64 = 4096;
 /// Pages in a byte of the log.
 const PAGES_PER_BYTE: u64 = 8;
@@ -57,7 +58,7 @@ pub enum LogError {
         size: u64,
         /// Where it begins in the file.
         offset: u64,
-        /// What the system says.
+        /// The system's error.
         why: String,
     },
     /// A page of guest memory has no bit in it.
@@ -80,7 +81,7 @@ impl Log {
     /// Maps a log of `size` bytes that begins at `offset` of a file.
     ///
     /// # Errors
-    /// The file is not what was said of it.
+    /// The file does not fit its description.
     pub fn map(file: OwnedFd, size: u64, offset: u64) -> Result<Self, LogError> {
         let len = usize::try_from(size).ok().filter(|&len| len > 0 && isize::try_from(len).is_ok());
         let len = len.ok_or(LogError::Size(size))?;
@@ -247,8 +248,8 @@ impl NewBitmap for DirtyBitmap {
     }
 }
 
-/// What the crate would put into a [`DirtyBitmap`]; there is none, as [`super::filter`] keeps
-/// `SET_LOG_BASE` from it.
+/// The log that the crate would put into a [`DirtyBitmap`]; there is none, as [`super::filter`]
+/// keeps `SET_LOG_BASE` from it.
 #[derive(Debug)]
 pub enum NeverMade {}
 

@@ -1,15 +1,15 @@
 //! A filter between a frontend and the vhost-user crate: a pure state machine over messages.
 //!
-//! QEMU's vhost-user-net deviates from the protocol in ways for which the crate closes the connection, and
-//! QEMU then continues without a network. Every message of the frontend therefore passes
-//! [`Filter::request`], every reply of the device [`Filter::reply`]:
+//! QEMU's vhost-user-net deviates from the protocol in ways for which the crate closes the
+//! connection, and QEMU then continues without a network. Every message of the frontend therefore
+//! passes [`Filter::request`], every reply of the device [`Filter::reply`]:
 //!
 //! | Message | Action |
 //! |---|---|
 //! | `SET_VRING_ENABLE` before `SET_FEATURES` | the filter sends `SET_FEATURES` with only bit 30 first |
 //! | `SET_VRING_KICK` for a ring that runs | the filter disables the ring meanwhile, because the crate would continue to poll the old descriptor |
 //! | `SEND_RARP`, `NET_SET_MTU` | consumed, passed to the data path, acknowledged |
-//! | `GET_FEATURES`, `GET_PROTOCOL_FEATURES` | the configuration space is hidden from a frontend that does not begin with `SET_OWNER`: see below |
+//! | `GET_FEATURES`, `GET_PROTOCOL_FEATURES` | the filter hides the configuration space from a frontend that does not begin with `SET_OWNER`: see below |
 //! | any request for a missing ring | refused, with the remedy: QEMU interprets the reply to `GET_QUEUE_NUM`, which counts rings, as queue pairs |
 //! | a payload with unused room | cut to the used part, as libvhost-user reads it |
 //! | `SET_LOG_BASE` | consumed, and the log mapped here, because the crate does not check its size |
@@ -19,11 +19,11 @@
 //! | `SET_VRING_ENDIAN` | consumed; a ring in the other byte order never starts |
 //! | other requests that the device does not offer | refused by the acknowledgement if there is one, otherwise by closing the connection |
 //!
-//! Most frontends begin with `SET_OWNER`, as the specification requires. QEMU's vhost-user-net asks for the
-//! features first, configures MAC and MTU itself, and warns of a backend that offers them. Linux's
-//! virtio_uml and crosvm need them from the backend: otherwise the guest has a random MAC.
+//! Most frontends begin with `SET_OWNER`, as the specification requires. QEMU's vhost-user-net asks
+//! for the features first, configures MAC and MTU itself, and warns of a backend that offers them.
+//! Linux's virtio_uml and crosvm need them from the backend: otherwise the guest has a random MAC.
 //!
-//! The filter is driven in lock-step: after [`Step::Forward`] with `reply`, nothing more is read
+//! Use the filter in lock-step: after [`Step::Forward`] with `reply`, read nothing more
 //! from the frontend until the device has answered. So answers keep the order of requests.
 
 #![forbid(unsafe_code)]
@@ -61,7 +61,8 @@ const PROTOCOL_F_LOG_SHMFD: u64 = 1 << 1;
 const PROTOCOL_F_REPLY_ACK: u64 = 1 << 3;
 /// Bit of the protocol features: the frontend adds memory region by region (`CONFIGURE_MEM_SLOTS`).
 const PROTOCOL_F_SLOTS: u64 = 1 << 15;
-/// Bit of the protocol features: the frontend passes a socket for requests of the backend (`BACKEND_REQ`).
+/// Bit of the protocol features: the frontend passes a socket for requests of the backend
+/// (`BACKEND_REQ`).
 const PROTOCOL_F_BACKEND_REQ: u64 = 1 << 5;
 /// Bit of the protocol features: the frontend sets the byte order of rings (`CROSS_ENDIAN`).
 const PROTOCOL_F_CROSS_ENDIAN: u64 = 1 << 6;
@@ -414,7 +415,8 @@ impl Filter {
 
     fn kick(&mut self, header: &Header, payload: &[u8]) -> Result<Vec<Step>, Refusal> {
         let value = double_word(payload).ok_or(Refusal::Malformed(header.request))?;
-        // Bits 0-7 are the ring, bit 8 says that no descriptor came along: the driver wants polling.
+        // Bits 0-7 are the ring, bit 8 says that no descriptor came along: the driver wants
+        // polling.
         let [index, no_descriptor, ..] = value.to_le_bytes();
         let index = u32::from(index);
         let Some(ring) = self.ring(Some(index)) else { return Ok(vec![self.forward(header)]) };
@@ -436,8 +438,8 @@ impl Filter {
         Ok(vec![enable(0), self.forward(header), enable(1)])
     }
 
-    /// Rings are read in one byte order, which is that of all drivers since virtio 1. A legacy driver has
-    /// its guest's: where that is another, its rings do not start, and it is said why.
+    /// Rings are read in one byte order, which is that of all drivers since virtio 1. A legacy
+    /// driver has its guest's: where that is another, its rings do not start, and it is said why.
     fn set_byte_order(&mut self, header: &Header, payload: &[u8]) -> Result<Vec<Step>, Refusal> {
         let (Some(index), Some(is_big)) = (word(payload, 0), word(payload, 4)) else {
             return Err(Refusal::Malformed(header.request));

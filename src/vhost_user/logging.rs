@@ -1,16 +1,17 @@
-//! Whether and where a connection's writes into guest memory are logged.
+//! Controls whether and where a connection's writes into guest memory are logged.
 //!
-//! A frontend that migrates a guest hands over a [`Log`] (`SET_LOG_BASE`) and asks for its use by a
-//! feature bit (`SET_FEATURES` with `VHOST_F_LOG_ALL`); it may do either first, replace the log
-//! while it is in use, and replace the memory table. Three promises follow from what the frontend does
-//! next (it reads the old log to the end, copies pages, stops the rings):
+//! A frontend that migrates a guest passes a [`Log`] (`SET_LOG_BASE`) and requests its use by a
+//! feature bit (`SET_FEATURES` with `VHOST_F_LOG_ALL`). It may do either first, replace the log
+//! while it is in use, and replace the memory table. After that it reads the old log to the end,
+//! copies pages and stops the rings. This requires three guarantees:
 //!
-//! * Once the log or the feature is acknowledged, no write goes unlogged, or into an older log.
-//! * A new memory table is logged before the first write into it. The crate puts it in force before
-//!   it says so; whoever comes first, its callback or a worker, attaches the log.
-//! * What was written after the feature was set but before there was a log is not known: all pages count
-//!   as written. QEMU does so for a device that starts in the middle of a migration (a guest that
-//!   boots then, a backend that is restarted).
+//! * Once the backend has acknowledged the log or the feature, it logs every write, and none into
+//!   an older log.
+//! * It logs a new memory table before the first write into it. The crate uses the table before it
+//!   calls the callback for it; the first of the two, the callback or a worker, attaches the log.
+//! * Pages written after the feature was set but before there was a log are unknown: all pages
+//!   count as written. QEMU causes this for a device that starts in the middle of a migration (a
+//!   guest that boots then, a backend that is restarted).
 
 #![forbid(unsafe_code)]
 
@@ -114,8 +115,8 @@ impl LoggedMemory {
         Ok(())
     }
 
-    /// The features were set: logs from now on, or no longer. True if that is a change; batches that
-    /// are under way may not have heard of it.
+    /// The features were set: logs from now on, or no longer. True if that is a change; batches
+    /// that are under way may not have heard of it.
     pub fn set_features(&self, features: u64) -> bool {
         let mut wishes = self.wishes();
         let is_wanted = features & F_LOG_ALL != 0;

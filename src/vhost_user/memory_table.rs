@@ -1,9 +1,10 @@
 //! The table of guest memory, checked before any of it is mapped.
 //!
-//! A frontend tells it whole (`SET_MEM_TABLE`), or region by region (`ADD_MEM_REG`, `REM_MEM_REG`): then
-//! there may be more of them, and what stays is left alone when memory is plugged into a running guest.
-//! QEMU does so (7.2 at least) for each queue pair, those that run first, others when they are started: what is
-//! there already is not added again, and what has gone need not go.
+//! A frontend sends it whole (`SET_MEM_TABLE`), or region by region (`ADD_MEM_REG`, `REM_MEM_REG`).
+//! In the second form there may be more regions, and existing ones stay as they are when memory is
+//! plugged into a running guest. QEMU (at least 7.2) sends the regions once for each queue pair,
+//! when the pair starts: the table ignores a region that it already has, and the removal of one
+//! that it no longer has.
 //!
 //! ```text
 //! bytes 0  whole: number of regions (32), padding (32), then for each region:
@@ -14,9 +15,9 @@
 //!      24  offset in the file (64)
 //! ```
 //!
-//! The crate would map whatever fits an address space, and believe what is said of the files: to touch
-//! memory beyond the end of its file raises SIGBUS. A file that is cut later does so, too; for
-//! that there is [`crate::sys::bus_error`].
+//! The crate would map any region that fits an address space, and trust the frontend about the
+//! lengths of files: an access beyond the end of a file raises SIGBUS. A file that is truncated
+//! later raises it, too; [`crate::sys::bus_error`] handles that.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing, clippy::cast_possible_truncation)]
@@ -32,7 +33,7 @@ pub const MAX_REGIONS: usize = super::filter::MAX_DESCRIPTORS;
 /// Most regions that are told one by one: what the crate says that it has room for. Each keeps a
 /// descriptor and a mapping.
 pub const MAX_SLOTS: usize = 509;
-/// What the offset in a file is a multiple of, at least; that of huge pages is left to mmap(2).
+/// The offset in a file must be a multiple of this; mmap(2) checks that of huge pages.
 const PAGE: u64 = 4096;
 
 /// A region of guest memory.
@@ -130,7 +131,7 @@ pub enum TableError {
     NotAFile {
         /// Its number.
         region: usize,
-        /// What the system says.
+        /// The system's error.
         why: String,
     },
 }
@@ -151,16 +152,17 @@ impl Table {
     /// Takes the place of all regions: a `SET_MEM_TABLE`.
     ///
     /// # Errors
-    /// What is wrong with it, as far as that can be known without its files. Nothing has changed.
+    /// Faults that show without its files. Nothing has changed.
     pub fn replace(&mut self, payload: &[u8]) -> Result<&[Region], TableError> {
         self.regions = parse(payload)?;
         Ok(&self.regions)
     }
 
-    /// Adds a region: an `ADD_MEM_REG`. Returns it and its number, or `None` if it is there already.
+    /// Adds a region: an `ADD_MEM_REG`. Returns it and its number, or `None` if it is there
+    /// already.
     ///
     /// # Errors
-    /// What is wrong with it, as far as that can be known without its file. Nothing has changed.
+    /// Faults that show without its file. Nothing has changed.
     pub fn add(&mut self, payload: &[u8]) -> Result<Option<(usize, Region)>, TableError> {
         let (new, number) = (parse_one(payload)?, self.regions.len());
         if self.regions.contains(&new) {

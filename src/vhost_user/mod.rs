@@ -1,17 +1,17 @@
-//! What a frontend (QEMU) sees: a socket, a connection, a device with rings.
+//! The interface to a frontend (QEMU): a socket, a connection, a device with rings.
 //!
-//! The protocol is spoken by the crate `vhost-user-backend`; here is what stands around it.
+//! The crate `vhost-user-backend` implements the protocol; this module has the code around it.
 //!
-//! | File | What |
+//! | File | Contents |
 //! |---|---|
-//! | [`attach`] | how frontends are met: listening, connecting, an inherited descriptor |
-//! | [`channel`], [`connection`] | whole messages with their descriptors; one connection's life |
-//! | `backend` | what the crate `vhost-user-backend` asks of a device: features, callbacks |
-//! | [`filter`] | pure: the dialect of frontends, turned into what the crate understands |
-//! | [`device`] | the device of a connection, and the wake-ups of the [`device::DataPath`]; within it `polling` looks for frames before a worker sleeps, and `pace`, pure, says whether that pays |
-//! | [`vring`] | a virtqueue as the control side keeps it and as the data path is lent it |
-//! | [`memory_table`] | pure: whether what a frontend says of guest memory can be |
-//! | [`dirty`], [`logging`] | pages written to are told to a frontend that migrates the guest |
+//! | [`attach`] | the ways in which frontends attach: listening, connecting, an inherited descriptor |
+//! | [`channel`], [`connection`] | whole messages with their descriptors; the life of one connection |
+//! | `backend` | the features and callbacks that the crate `vhost-user-backend` requires of a device |
+//! | [`filter`] | pure: translates the dialect of frontends into messages that the crate understands |
+//! | [`device`] | the device of a connection, and the wake-ups of the [`device::DataPath`]; within it `polling` looks for frames before a worker sleeps, and `pace`, pure, decides whether that pays |
+//! | [`vring`] | a virtqueue: the control side keeps it and lends it to the data path |
+//! | [`memory_table`] | pure: checks a frontend's description of guest memory |
+//! | [`dirty`], [`logging`] | the log of written pages for a frontend that migrates the guest |
 
 pub mod attach;
 mod backend;

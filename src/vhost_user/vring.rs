@@ -1,10 +1,10 @@
-//! A virtqueue as the control side keeps it, and as the data path is lent it.
+//! A virtqueue: the control side keeps it, and lends it to the data path.
 //!
-//! [`Vring`] is what `vhost-user-backend` sees: its own `VringRwLock` with the edges taken off. A
-//! kick that is not there is no error, `SET_VRING_ADDR` on a live ring (QEMU sends it when a
-//! migration starts) does not rewind the used index, a queue size that is not a power of two never
-//! starts, and a malformed ring is stopped by itself: its error descriptor is signalled and the
-//! worker lives on.
+//! [`Vring`] is the ring for `vhost-user-backend`: it wraps the crate's `VringRwLock` and changes
+//! its behaviour at some points. A missing kick is no error; `SET_VRING_ADDR` on a live ring (QEMU
+//! sends it when a migration starts) does not rewind the used index; a ring whose size is not a
+//! power of two never starts; and a malformed ring stops alone: the vring signals its error
+//! descriptor, and the worker continues.
 //!
 //! [`Ring`] is the exclusive loan of one virtqueue to the data path for one wake-up.
 
@@ -53,10 +53,10 @@ pub enum RingError {
     /// The kick descriptor can't be read.
     #[error("its kick descriptor failed: {0}")]
     Kick(#[source] io::Error),
-    /// The queue code refused what the driver wrote (an index that jumped, an invalid head).
+    /// The queue code refused the driver's entries (an index that jumped, an invalid head).
     #[error("{0}")]
     Queue(#[from] QueueError),
-    /// The data path refused what the driver wrote.
+    /// The data path refused the driver's entries.
     #[error("{0}")]
     Malformed(&'static str),
 }
@@ -68,7 +68,7 @@ pub struct Vring {
     own: Arc<Own>,
 }
 
-/// What a [`Vring`] keeps beside the crate's state.
+/// The state of a [`Vring`] in addition to the crate's.
 #[derive(Default)]
 struct Own {
     err: Mutex<Option<File>>,
@@ -134,8 +134,8 @@ impl Vring {
         }
     }
 
-    /// Whether the device may be using it. A frontend sets up anew what it has stopped, or, like Linux's
-    /// virtio_uml, only disabled.
+    /// Whether the device may be using it. A frontend sets up anew what it has stopped, or, like
+    /// Linux's virtio_uml, only disabled.
     fn is_live(&self) -> bool {
         let state = self.inner.get_ref();
         state.get_queue().ready() && state.is_enabled()

@@ -1,4 +1,4 @@
-//! What wakes a worker that holds frames back: a timer among the descriptors that it waits on.
+//! The timer of a worker that waits for credit, among the descriptors on which it waits.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

@@ -1,7 +1,8 @@
-//! The guest's wishes to be announced, as varpd is told of them: not more often than it can be of use.
+//! Limits the guest's requests to be announced, because each costs varpd, which all vifs of the
+//! host share, a message.
 //!
-//! Every gratuitous ARP of a guest is such a wish, and each costs varpd, which all vifs of the host
-//! share, a message. One in [`INTERVAL`] is passed on; those that come meanwhile are one more, afterwards.
+//! Every gratuitous ARP of a guest is such a request. The backend passes on one per [`INTERVAL`];
+//! those that arrive meanwhile become one more after it.
 
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,9 @@
 //! All MACs behind a vif (`--learn`), over its queue pairs: registered with varpd, aged, bounded.
 //!
-//! Each queue pair has a table of its own ([`crate::port::learned`]); here they are held together. A MAC
-//! comes in when a queue pair sees it, or when varpd says that it is held for this vif (its backend
-//! was restarted). It goes when it has not been used for five minutes, when a newer claim says that it
-//! is elsewhere, when varpd refuses it, or when the guest's rings stop.
+//! Each queue pair has a table of its own ([`crate::port::learned`]); this module combines them. It
+//! adds a MAC when a queue pair sees it, or when varpd reports that it has a claim to it for this
+//! vif (its backend was restarted). It removes the MAC when it has not been used for five minutes,
+//! when a newer claim moves it elsewhere, when varpd refuses it, or when the guest's rings stop.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! The backend's side of the control protocol: what varpd says, and what it is told.
+//! The backend's side of the control protocol: handles events of varpd, and makes requests.
 //!
-//! No I/O happens here: the loop in [`crate::vif::serve`] moves the messages.
+//! It does no I/O: the loop in [`crate::vif::serve`] sends and receives the messages.
 
 mod ending;
 
@@ -472,7 +472,7 @@ fn draw_salt(spi: u16) -> Option<Salt> {
     match process::random() {
         Ok(random) => Some(Salt { spi, random: u32::from_ne_bytes(random) }),
         Err(error) => {
-            log::error!("no random numbers, so no new key for frames to groups: {error}");
+            log::error!("no new key for group frames: cannot draw random numbers: {error}");
             None
         }
     }

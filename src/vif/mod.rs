@@ -8,10 +8,10 @@
 //! | [`alarm`] | the timer of a worker that waits for credit |
 //! | [`learning`] | MACs behind the vif: the table of all queue pairs together |
 //! | [`late`] | watches the sockets of a guest that has left, whose late frames are sent on |
-//! | [`key_ends`] | when keys end that varpd, being away, does not end |
-//! | `announcing` | how often varpd is told that the guest wants to be announced |
-//! | [`link`], [`serve`] | the conversation with varpd; the process around it all |
-//! | `registration` | the registration with varpd, and what follows from its answer |
+//! | [`key_ends`] | expiry of keys while varpd is away |
+//! | `announcing` | limits the guest's requests to varpd to announce it |
+//! | [`link`], [`serve`] | the backend's side of the control protocol; the process |
+//! | `registration` | the registration with varpd, and the consequences of its answer |
 
 pub mod alarm;
 mod announcing;

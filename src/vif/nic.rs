@@ -1,8 +1,8 @@
 //! A guest's NIC: the workers of its queue pairs, and what they share.
 //!
-//! Two sides use it. The device, on the workers' threads, hands in wake-ups. The link to varpd, on
-//! the main thread, hands in answers and takes questions. Each worker has a lock of its own, which
-//! its thread takes once per wake-up and the link only when varpd has something to say, so no frame
+//! Two sides use it. The device, on the workers' threads, passes wake-ups to it. The link to varpd,
+//! on the main thread, passes answers to it and takes questions. Each worker has a lock of its own,
+//! which its thread takes once per wake-up and the link only for a message of varpd, so no frame
 //! ever waits for another queue pair.
 
 mod data_path;

@@ -91,25 +91,30 @@
 //!
 //! text, name, unit: length in bytes (16), UTF-8
 //! kind: 1 counter, 2 gauge
-//! cell: type (8), value: 0 nothing; 1 text; 2 number (64); 3 number (64), or more; 4 span of time, us (64);
-//!       5 difference of clocks, ms (64, signed); 6 time, ms since 1970 (64); 7 mac (48); 8 address
+//! cell: type (8), value: 0 nothing; 1 text; 2 number (64); 3 number, a lower bound (64);
+//!       4 span of time, us (64); 5 difference of clocks, ms (64, signed);
+//!       6 time, ms since 1970 (64); 7 mac (48); 8 address
 //! level: 0 none, 1 auth, 2 conf
-//! policy: level (8) that is sent under, a bit (1 << level) for each that is accepted (8), reserved (16)
+//! policy: level for sending (8), set of accepted levels (8; bit 1 << level), reserved (16)
 //! suite (8), reserved (8): 1 AES-256-GCM, 2 AES-256-GMAC, 3 ChaCha20-Poly1305
 //! ```
 //!
-//! Descriptors (`SCM_RIGHTS`) travel with REGISTER and REGISTERED (the group sockets first, one or two, then one
-//! unicast socket per queue pair, then, if there are several pairs, one for each to send from) and
-//! with LANE (its memory, then a socket). REGISTERED that answers a REGISTER with sockets has none, or the
-//! group sockets alone: then the vnet's groups are others than those that were brought. Any other descriptor is closed by whoever receives it.
+//! REGISTER and REGISTERED carry descriptors (`SCM_RIGHTS`): one or two group sockets, then one
+//! unicast socket per queue pair, then, if there are several pairs, one sending socket for each.
+//! LANE carries two: the lane's memory, then a socket. If REGISTER carried sockets, the REGISTERED
+//! that answers it carries none, or only new group sockets if the vnet's groups have changed. Each
+//! side closes all other descriptors that it receives.
 //!
-//! The first message of each side is HELLO: the features that it has beyond this version, one bit each ([`Features`]),
-//! and its software, for people. A client need not wait for varpd's HELLO before it goes on. Who speaks another version is told so, and
-//! a client that says anything before HELLO too. A side uses a feature only if both have it; unknown bits mean nothing.
-//! LANE and CLOSE-LANE are sent only to backends with the feature `LANES`, and LANE-CLOSED only by those that were sent the LANE.
+//! The first message of each side is HELLO: its features beyond this version, one bit each
+//! ([`Features`]), and its software, for display. A client need not wait for varpd's HELLO before
+//! it sends further messages. varpd answers a client of another version with an ERROR, and likewise
+//! one that sends another message before HELLO. A side uses a feature only if both sides have it,
+//! and ignores unknown bits. varpd sends LANE and CLOSE-LANE only to backends with the feature
+//! `LANES`; only a backend that received the LANE sends LANE-CLOSED.
 //!
-//! SHOW is answered by COLUMNS, a ROW for each row of the table, and END; MONITOR by COLUMNS and END, then a ROW for each event.
-//! A number in a row is told apart from others of its name by the other cells of the row.
+//! varpd answers SHOW with COLUMNS, a ROW for each row of the table, and END. It answers MONITOR
+//! with COLUMNS and END, and then sends a ROW for each event. In `vnet show stats`, the other cells
+//! of a row distinguish numbers of the same name.
 
 mod codec;
 mod features;
@@ -145,15 +150,15 @@ pub const MAX_VALUES: usize = 128;
 pub const MAX_MACS: usize = 256;
 /// Longest name of a software, in bytes.
 pub const MAX_SOFTWARE: usize = 64;
-/// Most keys in [`Event::GroupKeys`]: for each policy that has keys, one that is used and one that is
-/// also accepted.
+/// Most keys in [`Event::GroupKeys`]: for each policy that has keys, one that is used and one that
+/// is also accepted.
 pub const MAX_GROUP_KEYS: usize = 4;
 /// Most keys in [`Event::SaIn`].
 pub const MAX_INBOUND: usize = 256;
 /// Longest text of an error, in bytes.
 pub const MAX_ERROR_TEXT: usize = 1024;
 
-/// What a program of this release calls itself in its HELLO.
+/// The name of a program of this release in its HELLO.
 pub fn software(program: &str) -> String {
     format!("{program} {}", env!("CARGO_PKG_VERSION"))
 }
@@ -163,93 +168,94 @@ pub fn software(program: &str) -> String {
 pub enum Request {
     /// First message of every client.
     Hello {
-        /// What it has beyond this version.
+        /// The client's features beyond this version.
         features: Features,
-        /// Its name and version, for people.
+        /// The client's name and version, for display.
         software: String,
     },
-    /// A backend's next message: this connection is that of a vif.
+    /// A backend's next message: registers a vif on this connection.
     ///
-    /// A backend that already has sockets (varpd was restarted) sends them along, group socket
-    /// first, so that varpd learns its CoA and can keep duplicates. If they don't fit varpd's
-    /// configuration, the answer is [`ErrorCode::Invalid`]; without them it would be a new CoA.
+    /// A backend that already has sockets (varpd was restarted) attaches them, group socket
+    /// first, so that varpd learns its CoA and can keep duplicates. If they do not fit varpd's
+    /// configuration, the answer is [`ErrorCode::Invalid`]; without them the vif gets a new CoA.
     Register {
         /// The vif.
         key: VifKey,
-        /// What its receiver understands.
+        /// The capabilities of its receiver.
         capabilities: super::Capabilities,
-        /// Number of queue pairs, 1 to 16: so many unicast sockets are wanted.
+        /// Number of queue pairs, 1 to 16, each of which needs a unicast socket.
         queue_pairs: u8,
-        /// Whether the guest's rings run: the vif is claimed and announced at once.
+        /// Whether the guest's rings run: varpd then claims and announces the vif at once.
         active: bool,
         /// The stamp of the claim that an earlier varpd made for this backend, if any.
         stamp: Option<Stamp>,
-        /// How many MACs it learns at most ([`Request::Learn`]). As long as the process lives it can learn no more
-        /// than it said first.
+        /// The most MACs that the backend learns ([`Request::Learn`]). As long as the process
+        /// lives, varpd permits no more than it declared first.
         learn: u16,
-        /// The least that it carries frames under. One that the vnet's policy is too low for carries none, and
-        /// the vif is not claimed, until it registers anew.
+        /// The least policy under which the backend carries frames. If the vnet's policy is
+        /// lower, varpd does not claim the vif until the backend registers anew.
         floor: Floor,
     },
-    /// The rings started (the guest has arrived: claim and announce), or stopped.
+    /// The rings have started (the guest has arrived: claim and announce the vif), or stopped.
     SetActive {
         /// Whether they run now.
         active: bool,
     },
-    /// Says that the guest is here now, again (SEND_RARP, gratuitous ARP): announce.
+    /// The guest has announced itself (SEND_RARP, gratuitous ARP): announce the vif again.
     Announce,
-    /// Where is this MAC? Answered by [`Event::Mapping`] or [`Event::Unresolved`], some time later.
+    /// Resolve a MAC. varpd answers [`Event::Mapping`] or [`Event::Unresolved`], some time later.
     Resolve {
-        /// The MAC asked for, on the vif's own vnet.
+        /// The MAC, on the vif's own vnet.
         mac: Mac,
-        /// An entry that is in use and soon expires: confirm by unicast first.
+        /// Whether the backend uses an entry that soon expires: confirm it by unicast first.
         refresh: bool,
     },
-    /// Answer to [`Event::StatsRequest`], in the order they are shown.
+    /// Answer to [`Event::StatsRequest`]: counters, in the order in which they are shown.
     Stats {
         /// Repeats the request's number.
         xid: u32,
         /// The counters.
         samples: Vec<Sample>,
     },
-    /// On a secured vnet, another session with the host at this address is needed: packets of one
-    /// that is not known came from there, or the keys for there have sealed nearly all they may.
+    /// On a secured vnet, agree on another session with the host at this address: it sent packets
+    /// of an unknown session, or the keys for it have sealed nearly as many packets as they may.
     SaNeeded {
-        /// Of a vif there; the host counts.
+        /// The address of a vif on that host; only the IP address matters.
         address: SocketAddr,
     },
-    /// Packets of a session are accepted from now on: answers [`Event::SaIn`], for each key in it.
+    /// The backend now accepts packets of a session: answers [`Event::SaIn`], for each key in it.
     SaReady {
         /// As in [`Event::SaIn`].
         number: u32,
     },
-    /// A frame came for a MAC that this vif has lost: its sender's host is to be told.
+    /// A frame arrived for a MAC that this vif has lost: correct its sender's host.
     Late {
         /// The MAC.
         mac: Mac,
-        /// Where the frame came from.
+        /// The source of the frame's datagram.
         sender: SocketAddr,
     },
-    /// The guest sends from these MACs, too: they are to be claimed for this vif. Each is answered by
-    /// [`Event::Claimed`], [`Event::Lost`] or [`Event::Refused`].
+    /// The guest sends from these MACs, too: claim them for this vif. varpd answers
+    /// [`Event::Claimed`], [`Event::Lost`] or [`Event::Refused`] for each.
     Learn {
         /// Each with the stamp of the claim that an earlier varpd made for it, if any.
         macs: Vec<(Mac, Option<Stamp>)>,
     },
-    /// The guest does not send from these MACs any more.
+    /// The guest no longer sends from these MACs.
     Forget {
-        /// Which.
+        /// The MACs.
         macs: Vec<Mac>,
     },
-    /// The operator wants to see what happens: answered by [`Event::Columns`] and [`Event::End`] when that begins, then by
-    /// an [`Event::Row`] for each event, until it goes.
+    /// Show events to the operator. varpd answers [`Event::Columns`] and [`Event::End`], and then
+    /// sends an [`Event::Row`] for each event until the client disconnects.
     Monitor,
-    /// The operator asks for a table; answered by [`Event::Columns`], [`Event::Row`]s and one [`Event::End`].
+    /// Show a table to the operator. varpd answers [`Event::Columns`], [`Event::Row`]s and one
+    /// [`Event::End`].
     Show {
-        /// Which.
+        /// The table.
         table: Table,
     },
-    /// Forget cached mappings (all, of one vnet, or one), tell their users. Answered by `End`.
+    /// Forget cached mappings (all, those of one vnet, or one). varpd answers [`Event::End`].
     Flush {
         /// Only this vnet.
         vnet: Option<super::VnetId>,
@@ -290,12 +296,12 @@ pub enum Event {
         /// Its name and version, for people.
         software: String,
     },
-    /// The vif is registered. Carries its sockets, in the order told above. If the backend sent its own, those of groups
-    /// alone, where its own are of others, or none.
+    /// The vif is registered. Carries its sockets, in the order told above. If the backend sent its
+    /// own, those of groups alone, where its own are of others, or none.
     Registered {
-        /// Where the vif is reached.
+        /// The vif's care-of address.
         coa: CareOf,
-        /// Where group frames are sent to.
+        /// The destination of group frames.
         group: SocketAddr,
         /// MTU of the underlay link in bytes (outer IP packet).
         underlay_mtu: u32,
@@ -306,26 +312,26 @@ pub enum Event {
     GroupKeys {
         /// The salt of the first queue pair; the others have the next ones.
         salt: u16,
-        /// They end when varpd has been away for so long.
+        /// The keys end when varpd has been away for this time.
         end: Duration,
-        /// Those that are accepted, and what packets are made with. The first of the policy that is sent
-        /// under is sent with.
+        /// The accepted keys, each with its suite. The backend sends with the first one that
+        /// belongs to the policy for sending.
         keys: Vec<(Suite, Secret)>,
     },
-    /// The keys of packets to a care-of address on a secured vnet, from now on: one per queue pair, or
-    /// none if nothing may be sent there any more.
+    /// The keys of packets to a care-of address on a secured vnet, from now on: one per queue pair,
+    /// or none if the backend may no longer send there.
     SaOut {
         /// The care-of address.
         to: SocketAddr,
         /// The keys.
         keys: SenderKeys,
     },
-    /// Keys of packets from other hosts on a secured vnet: they are accepted from now on.
+    /// Keys of packets from other hosts on a secured vnet: accept these packets from now on.
     SaIn {
         /// The keys.
         keys: Vec<ReceiverKey>,
     },
-    /// A session is over: its packets are not accepted any more.
+    /// A session has ended: accept its packets no longer.
     SaEnd {
         /// As in [`Event::SaIn`].
         number: u32,
@@ -337,7 +343,7 @@ pub enum Event {
         /// To be repeated in [`Request::Register`] after a restart of varpd.
         stamp: Stamp,
     },
-    /// The vif's claim to a MAC lost against a newer one: it now lives behind `coa`.
+    /// The vif's claim to a MAC lost to a newer one: the MAC is now at `coa`.
     Lost {
         /// The vif's own MAC, or one behind it.
         mac: Mac,
@@ -345,44 +351,45 @@ pub enum Event {
         stamp: Stamp,
         /// Its care-of address.
         coa: CareOf,
-        /// How long others may still believe that the MAC is here, in milliseconds: so long frames
-        /// for it are forwarded.
+        /// The time for which other hosts may still use the old claim, in milliseconds: forward
+        /// frames for the MAC meanwhile.
         lifetime_ms: u32,
     },
     /// A resolved, refreshed or moved mapping.
     Mapping {
         /// MAC on the vif's vnet.
         mac: Mac,
-        /// Where it is.
+        /// Its care-of address.
         coa: CareOf,
         /// Stamp of the owner's claim.
         stamp: Stamp,
-        /// How long the mapping may be used, in milliseconds.
+        /// Validity of the mapping, in milliseconds.
         lifetime_ms: u32,
     },
-    /// Nobody answers for the MAC.
+    /// No host answers for the MAC.
     Unresolved {
         /// The MAC.
         mac: Mac,
-        /// How long to drop frames to it before asking again, in milliseconds.
+        /// The time for which to drop frames to it before asking again, in milliseconds.
         hold_ms: u32,
     },
-    /// The mapping is no longer known: ask again before use.
+    /// The mapping is no longer valid: ask again before use.
     Invalidate {
         /// The MAC.
         mac: Mac,
     },
-    /// A MAC of [`Request::Learn`] is not claimed for this vif: it moves to and fro, or a bound is
-    /// reached.
+    /// varpd does not claim a MAC of [`Request::Learn`] for this vif: it is the own MAC of another
+    /// vif, or a limit is reached.
     Refused {
         /// The MAC.
         mac: Mac,
-        /// How long not to ask again, in milliseconds.
+        /// The time for which not to ask again, in milliseconds.
         hold_ms: u32,
     },
-    /// Group frames are to leave in datagrams of this length at most, from now on.
+    /// From now on, send group frames in datagrams of at most this length.
     GroupLongest {
-        /// The IP packet's length, 1280 at least; unknown: as long as the underlay link takes.
+        /// The length of the IP packet, at least 1280; unknown: the most that the underlay link
+        /// accepts.
         longest: Longest,
     },
     /// A lane to or from another vif of this host ([`crate::lane`]). Carries its memory and an end
@@ -390,23 +397,23 @@ pub enum Event {
     Lane {
         /// Its number.
         lane: u32,
-        /// Which queue pair writes or reads it.
+        /// The queue pair that writes or reads it.
         pair: u8,
-        /// Whether it is read here; otherwise it is written.
+        /// Whether this backend reads it; otherwise it writes it.
         is_read: bool,
         /// The vif at its other end.
         mac: Mac,
-        /// Where that is reached.
+        /// That vif's address on the underlay.
         addr: SocketAddr,
     },
-    /// A lane is to come to its end: its writer takes another way once it is empty.
+    /// End a lane: its writer sends new frames another way, and ends the lane once it is empty.
     CloseLane {
         /// Its number.
         lane: u32,
     },
     /// Send your counters.
     StatsRequest {
-        /// To be repeated in the answer.
+        /// The answer repeats it.
         xid: u32,
     },
     /// The columns of the rows that follow.

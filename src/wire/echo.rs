@@ -1,9 +1,10 @@
-//! Echo and trace: whether datagrams pass between two care-of addresses, how long they take, and how
-//! long they may be.
+//! Echo and trace: they show whether datagrams pass between two care-of addresses, how long they
+//! take, and how long they may be.
 //!
-//! A message stands behind the encapsulation header with flag O, on secured vnets inside ESP. It goes
-//! through the same sockets, ports, keys and filters as frames between the two care-of addresses, so it
-//! meets what frames meet. Hosts ask and answer; no message goes to a guest or comes from one.
+//! A message follows an encapsulation header with flag O, on secured vnets inside ESP. It passes
+//! the same sockets, ports, keys and filters as frames between the two care-of addresses, and so
+//! shows the state of their path. Hosts ask and answer; no message goes to a guest or comes from
+//! one.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -42,31 +43,32 @@
 //!    2  answer
 //! ```
 //!
-//! * `slots`, `hops`: room for relays on the way there and back, 16 at most, and the number of relays
-//!   that have entered themselves.
-//! * `longest datagram`: the longest IP packet that the sender's vif takes; 0 if the sender does not
-//!   know it, else at least 552.
-//! * `question's length`: the octets of the question as it arrived, from the type on; 0 in a question.
+//! * `slots`, `hops`: the number of entries for relays on the way there and back, at most 16, and
+//!   the number of entries that relays have filled.
+//! * `longest datagram`: the longest IP packet that the sender's vif accepts; 0 if the sender does
+//!   not know it, else at least 552.
+//! * `question's length`: the length of the question as it arrived, in octets from the type on; 0
+//!   in a question.
 //! * `nonce`: random, not 0; the answer repeats it.
-//! * `asked at`: the clock of the host that asks; the answer repeats it.
-//! * `arrived at`, `answered at`: the clock of the host that answers; 0 in a question. The round trip
-//!   is the time from the question's departure to the answer's arrival, less the time between these
-//!   two.
-//! * `key number`, HMAC: only a trace has them. HMAC-SHA-256, cut to 128 bits, with [`Segment::trace`]
-//!   of the segment key of this number, over octets 0 to 39 with type taken as 1 and hops, longest
-//!   datagram, question's length, arrived at and answered at as 0. The answer repeats both. A message
-//!   without a key number has no slots.
+//! * `asked at`: the time by the clock of the host that asks; the answer repeats it.
+//! * `arrived at`, `answered at`: times by the clock of the host that answers; 0 in a question. The
+//!   round trip is the time from the question's departure to the answer's arrival, less the time
+//!   between these two.
+//! * `key number`, HMAC: only a trace has them. HMAC-SHA-256, cut to 128 bits, with
+//!   [`Segment::trace`] of the segment key of this number, over octets 0 to 39 with type taken as
+//!   1, and with hops, longest datagram, question's length, arrived at and answered at taken as 0.
+//!   The answer repeats both. A message without a key number has no slots.
 //!
-//! An answer goes to the source of its question, through the socket at which that arrived. It has the
-//! question's slots and no zeros after them: it is never longer than the question. The zeros show
-//! whether a datagram of that length arrives. A host answers 10 questions a second of each source and
-//! 100 for each vif; it drops and counts more. It believes an answer only with the nonce of a question
-//! that waits for one.
+//! An answer goes to the source of its question, through the socket at which that arrived. It has
+//! the question's slots and no zeros after them: it is never longer than the question. The zeros
+//! test whether a datagram of that length arrives. A vif answers at most 10 questions a second from
+//! each source and 100 in total; it drops and counts more. A host accepts an answer only if it
+//! repeats the nonce of an open question.
 //!
-//! A relay that passes a trace on enters itself in the first free slot, if the HMAC is right with a
-//! segment key that the relay holds. It passes all other messages on as they are. The HMAC does not
-//! cover the slots: a relay is believed about its own place on the path. A relay cannot look into ESP
-//! and enters itself nowhere there.
+//! A relay that forwards a trace fills the first free slot, if the HMAC is right with a segment key
+//! that the relay holds. It forwards all other messages unchanged. The HMAC does not cover the
+//! slots: receivers trust each relay about its own place on the path. A relay cannot look into ESP
+//! and fills no slot there.
 
 use std::net::Ipv4Addr;
 
@@ -145,10 +147,10 @@ pub struct Message {
 }
 
 impl Message {
-    /// Reads what follows the encapsulation header.
+    /// Parses the bytes after the encapsulation header.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The fault.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
         let mut rest = Reader::new(bytes);
         let code = rest.u8()?;
@@ -201,7 +203,8 @@ impl Message {
         false
     }
 
-    /// The answer to a question that arrived and is answered at these times; `None` if this is an answer.
+    /// The answer to a question that arrived and is answered at these times; `None` if this is an
+    /// answer.
     pub fn answer(&self, longest: u16, arrived_us: u64, answered_us: u64) -> Option<Self> {
         let Body::Question { .. } = self.body else { return None };
         let question_len = u16::try_from(self.len()).ok()?;
@@ -258,7 +261,7 @@ impl Message {
         out
     }
 
-    /// What the HMAC of a trace covers.
+    /// The bytes that the HMAC of a trace covers.
     pub fn covered(&self) -> [u8; LEN] {
         let body = Body::Question { padding: 0 };
         let question = Self { longest: 0, hops: Vec::new(), body, ..self.clone() };

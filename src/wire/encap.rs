@@ -1,4 +1,4 @@
-//! The encapsulation header: what stands between the outer UDP header and a guest's frame.
+//! The encapsulation header, between the outer UDP header and a guest's frame.
 //!
 //! EtherIP (RFC 3378) has a version nibble of 3 and two octets; this is its form with version 4,
 //! widened for a 32-bit vnet id:
@@ -16,14 +16,16 @@
 //!
 //! * `C`: the inner L4 checksum is partial (virtio's NEEDS_CSUM).
 //! * `B`: a bundle of frames instead of one.
-//! * `F`: a piece of what is too large for the path, see [`super::fragment`].
+//! * `F`: a fragment of a frame or bundle that exceeds the path MTU, see [`super::fragment`].
 //! * `O`: no frame but a message of [`super::echo`].
 //!
-//! C and B exclude each other (in a bundle each frame has a C of its own); F stands alone or with one
-//! of them, O alone. A sender sets a flag only towards a care-of address whose [`Capabilities`] name it.
+//! C and B exclude each other (in a bundle each frame has a C of its own); F stands alone or with
+//! one of them, O alone. A sender sets a flag only towards a care-of address whose [`Capabilities`]
+//! name it.
 //!
-//! The first octet tells what a datagram is, before anything else is believed: a first nibble of 4
-//! is this header, a first bit of 1 is an ESP SPI (SPIs are chosen that way), the rest is not ours.
+//! The first octet identifies the kind of a datagram: a first nibble of 4 is this header, a first
+//! bit of 1 is an ESP SPI (receivers choose SPIs that way), and all other datagrams are of another
+//! kind.
 
 use std::net::IpAddr;
 
@@ -34,8 +36,9 @@ pub const LEN: usize = 8;
 /// The version, in the first nibble.
 pub const VERSION: u8 = 4;
 
-/// Length of the IP and UDP headers in front of this one, in bytes, towards such an address: 20 or 40,
-/// and 8. With this header and the inner Ethernet header they make the tunnel's overhead of 50 or 70.
+/// Length of the IP and UDP headers in front of this one, in bytes, towards such an address: 20 or
+/// 40, and 8. With this header and the inner Ethernet header they make the tunnel's overhead of 50
+/// or 70.
 pub const fn outer_len(to: IpAddr) -> usize {
     match to {
         IpAddr::V4(_) => 28,
@@ -123,7 +126,7 @@ impl Header {
     }
 }
 
-/// What a datagram claims to be, told from its first octet alone.
+/// The kind of a datagram, by its first octet alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// This header.

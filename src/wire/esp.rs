@@ -1,4 +1,4 @@
-//! ESP (RFC 4303) as it stands directly behind the UDP header: the format of a protected datagram.
+//! ESP (RFC 4303) directly after the UDP header: the format of a protected datagram.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -23,17 +23,17 @@
 //! +---------------------------------------------------------------+
 //! ```
 //!
-//! RFC 3948 lets IKE and ESP share a port by what the first four octets are not; here the first bit
-//! of an SPI is always 1, which no encapsulation header (first nibble 4) and no VARP message (5)
-//! has. The next header is 97, EtherIP: what is protected is a whole datagram of [`super::encap`],
-//! one frame, a bundle or a fragment. AES-GCM (RFC 4106), GMAC (RFC 4543) and ChaCha20-Poly1305
-//! (RFC 7634) have this one layout.
+//! In RFC 3948, IKE and ESP share a port because an SPI is never 0. Here the first bit of an SPI is
+//! always 1, unlike that of encapsulation headers (first nibble 4) and VARP messages (5). The next
+//! header is 97, EtherIP: the packet protects a whole datagram of [`super::encap`], which holds one
+//! frame, a bundle or a fragment. AES-GCM (RFC 4106), GMAC (RFC 4543) and ChaCha20-Poly1305 (RFC
+//! 7634) have this one layout.
 //!
 //! The SPI of a vif's own port is `1 | session (19) | index (12)`: the receiver's number of the
 //! session between two hosts, and the sender's number among those that use it. The SPI at the group
-//! is `1 | vnet id, folded (15) | salt (16)`, and the IV is `start (32) | random xor number (32)`: the
-//! second in which the sender started, and a random number of the sender's under the sequence number.
-//! [`crate::security::group`] says why.
+//! is `1 | vnet id, folded (15) | salt (16)`, and the IV is `start (32) | random xor number (32)`:
+//! the second in which the sender started, and a random number of the sender xor the sequence
+//! number. [`crate::security::group`] explains why.
 
 use super::{ParseError, VnetId};
 
@@ -57,7 +57,7 @@ pub const INDICES: u32 = 1 << 12;
 /// Number of different sessions in SPIs.
 pub const SESSIONS: u32 = 1 << 19;
 
-/// A security parameters index: what a receiver finds the key by.
+/// A security parameters index, by which a receiver finds the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Spi(pub u32);
 
@@ -181,7 +181,8 @@ const fn trailer(payload_len: usize) -> &'static [u8] {
     }
 }
 
-/// Writes what follows a payload of this length to the beginning of `to`, as far as there is room.
+/// Writes the trailer of a payload of this length to the beginning of `to`, as far as there is
+/// room.
 #[inline]
 pub fn write_trailer(to: &mut [u8], payload_len: usize) {
     let trailer = trailer(payload_len);

@@ -1,7 +1,7 @@
 //! Extensions: how messages grow without a new version.
 //!
-//! A message of format 2 has room for a list of them; the message says how many words of 32 bits the
-//! list takes. Each extension is:
+//! A message of format 2 can carry a list of them. A field of the message holds the length of the
+//! list in words of 32 bits. Each extension is:
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -16,14 +16,15 @@
 //!
 //! * `C`, the type's top bit: critical. Receivers skip a type that they do not know, unless it is
 //!   critical: then they drop the whole message and count it.
-//! * `length`: of the value alone, in octets, without header and zeros.
+//! * `length`: the length of the value alone, in octets, without header and zeros.
 //!
-//! Extensions stand in ascending order of their type as a number of 16 bits, each type at most once, so
-//! that one list has one form and no receiver must choose between two values.
+//! Extensions are in ascending order of their type as a number of 16 bits, and each type occurs at
+//! most once. So one list has one form, and no receiver must choose between two values.
 //!
-//! The layout is that of STUN's attributes (RFC 8489, section 14). Values stand on a word boundary and
-//! tell their exact length, so a type's value can grow or be a text, and one value can fill the longest
-//! list. Type and length of 8 bits each would save two octets for each extension and give up all three.
+//! The layout is that of STUN's attributes (RFC 8489, section 14). Values begin on a word boundary
+//! and have an exact length, so a type's value can grow or be a text, and one value can fill the
+//! longest list. Type and length of 8 bits each would save two octets for each extension but
+//! prevent all three.
 //!
 //! No type is defined yet.
 
@@ -70,8 +71,9 @@ impl<'a> Extensions<'a> {
     /// Views a whole list. `known` are the types that the caller understands.
     ///
     /// # Errors
-    /// `Truncated` for a list that ends within an extension, `Value` for types out of order or twice,
-    /// `Reserved` for zeros that are not, `Critical` for a critical type that is not `known`.
+    /// `Truncated` for a list that ends within an extension, `Value` for types out of order or
+    /// twice, `Reserved` for zeros that are not, `Critical` for a critical type that is not
+    /// `known`.
     pub fn parse(bytes: &'a [u8], known: &[u16]) -> Result<Self, ParseError> {
         let mut rest = bytes;
         let mut last = None;

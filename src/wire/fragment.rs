@@ -14,8 +14,8 @@
 //! |  the piece, at least one octet ...
 //! ```
 //!
-//! * `frame id`: the same in all pieces of one frame. A sender (an address and port) does not use it
-//!   again before the pieces of the other frame are forgotten.
+//! * `frame id`: the same in all pieces of one frame. A sender (an address and port) does not use
+//!   it again before the pieces of the other frame are forgotten.
 //! * `offset`: where the piece begins, in octets.
 //! * `L`: it is the last; it ends where the whole ends.
 //!
@@ -42,7 +42,7 @@ pub struct Piece<'a> {
     pub offset: usize,
     /// Whether it is the last.
     pub is_last: bool,
-    /// What it holds.
+    /// Its contents.
     pub bytes: &'a [u8],
 }
 
@@ -56,7 +56,7 @@ impl<'a> Piece<'a> {
         Some([i0, i1, i2, i3, w0, w1, w2, w3])
     }
 
-    /// Reads what follows the encapsulation header.
+    /// Parses the bytes after the encapsulation header.
     ///
     /// # Errors
     /// `Truncated` for less than the header and an octet, `Reserved` for reserved bits.

@@ -1,7 +1,7 @@
-//! The Ethernet frames of guests: only as much of them as a wire may look at.
+//! The Ethernet frames of guests, as far as the tunnel reads them.
 //!
-//! A vnet carries any frame whatever is in it; what is read here are the two addresses, and whether
-//! a frame says that its sender has arrived somewhere (gratuitous ARP, RARP, unsolicited neighbour
+//! A vnet carries any frame, whatever its contents. This module reads only the two addresses, and
+//! detects frames by which a guest announces itself (gratuitous ARP, RARP, unsolicited neighbour
 //! advertisement).
 
 use super::{Mac, ParseError};
@@ -13,18 +13,18 @@ use crate::packet::{Ethernet, Lengths, Packet, transport};
 
 pub use crate::packet::ethernet::{ADDRESSES_LEN, HEADER_LEN};
 
-/// Longest frame that is taken from a guest, in bytes: an IP packet of the largest size, with an
-/// Ethernet header and two VLAN tags.
+/// Longest frame that a backend accepts from a guest, in bytes: an IP packet of the largest size,
+/// with an Ethernet header and two VLAN tags.
 pub const MAX_LEN: usize = 65_535 + HEADER_LEN + MAX_TAGS * TAG_LEN;
 
 /// The fixed part of a frame's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
-    /// Whom the frame is for.
+    /// The destination.
     pub destination: Mac,
-    /// Who says to have sent it.
+    /// The source. The sender may have forged it.
     pub source: Mac,
-    /// Whether it is a MAC control frame, which a wire's end keeps to itself.
+    /// Whether it is a MAC control frame, which never leaves its link.
     pub is_mac_control: bool,
 }
 

@@ -1,7 +1,8 @@
 //! The multicast group of a vnet's frames.
 //!
-//! With a group for each vnet, hosts and switches get only the broadcasts that they have vifs for. Its
-//! address follows from the vnet id, so that nothing has to be configured or agreed on:
+//! With a group for each vnet, hosts and switches receive only the broadcasts of vnets that they
+//! have. The address of the group follows from the vnet id, so it needs no configuration or
+//! agreement:
 //!
 //! ```text
 //! IPv6: ff15::, the last 32 bits are id | 0x80000000
@@ -24,13 +25,13 @@
 //! +---------------+-----------+-----------------------------------+
 //! ```
 //!
-//! The top bit of an IPv6 group id says that it was chosen by a host (RFC 3307, section 4.3), flags and
-//! scope that it is transient and site-local (RFC 4291, section 2.7). 239.192.0.0/14 is the
+//! The top bit of an IPv6 group id means that a host chose it (RFC 3307, section 4.3); flags and
+//! scope mean that it is transient and site-local (RFC 4291, section 2.7). 239.192.0.0/14 is the
 //! organization-local scope of IPv4 (RFC 2365, section 6.2).
 //!
-//! Vnets whose ids have these bits in common share a group; receivers look at the vnet id of each frame
-//! in any case. VARP and hello keep their own group for all vnets: 224.10.0.1, which is no vnet's, or
-//! ff15::e00a:1, which is also that of vnets 0x600a0001 and 0xe00a0001.
+//! Vnets whose ids have these bits in common share a group; receivers check the vnet id of each
+//! frame in any case. VARP and hello use one group for all vnets: by default 224.10.0.1, which is
+//! no vnet's, or ff15::e00a:1, which is also that of vnets 0x600a0001 and 0xe00a0001.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,7 +1,7 @@
-//! Handshake messages: how two hosts agree on keys for a vnet.
+//! Handshake messages, by which two hosts agree on keys for a vnet.
 //!
-//! One UDP datagram each, between the hosts' VARP addresses (port [`super::varp::PORT`]). The first
-//! two octets set them apart from VARP.
+//! Each is one UDP datagram between the hosts' VARP addresses (port [`super::varp::PORT`]). The
+//! first two octets distinguish them from VARP.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -19,7 +19,7 @@
 //! +---------------------------------------------------------------+
 //! |  body, by type ...                                            | 20
 //! +---------------------------------------------------------------+
-//! |  first MAC (128): of all before it, by all who hold the key   |
+//! |  first MAC (128) of all octets before it, with the vnet's key |
 //! +---------------------------------------------------------------+
 //! |  second MAC (128), only in INIT: zero, or made with a cookie  |
 //! +---------------------------------------------------------------+
@@ -32,15 +32,16 @@
 //!    4  ACK       responder  MAC with a key of the session (16)
 //!    5  COOKIE    responder  cookie (16), first MAC of the INIT that it answers (16)
 //!
-//! token: a word of the responder's, 0 for none, that an INIT with a cookie's MAC repeats
-//! flags: 1 the sender has instructions for AES; all others are ignored
+//! token: a word chosen by the responder, or 0, that an INIT with a cookie's MAC repeats
+//! flags: 1 the sender has instructions for AES; receivers ignore all others
 //! ```
 //!
-//! The name ([`super::name`]) is a host's, with port 0. What is sealed, and the additions, which hold a
-//! credential and extensions, are in [`payload`]. The MAC in CONFIRM and ACK covers all before it.
+//! The name ([`super::name`]) is that of a host, with port 0. [`payload`] has the sealed parts, and
+//! the additions, which hold a credential and extensions. The MAC in CONFIRM and ACK covers all
+//! octets before it.
 //!
-//! An INIT is always as long as the longest message, so that no answer is longer than what it answers, and
-//! nobody's traffic is multiplied.
+//! An INIT is always as long as the longest message, so that no answer is longer than its question,
+//! and hosts do not amplify traffic.
 
 pub mod payload;
 #[cfg(test)]
@@ -65,7 +66,7 @@ pub const HEADER_LEN: usize = 20;
 pub const MAC_LEN: usize = 16;
 /// Length of an ephemeral public key, in bytes.
 pub const EPHEMERAL_LEN: usize = 32;
-/// Length of the tag behind what is sealed, in bytes.
+/// Length of the tag after the sealed bytes.
 const TAG_LEN: usize = 16;
 /// Length of the name in an INIT with the zeros behind it, in bytes.
 const NAME_LEN: usize = name::LEN.next_multiple_of(4);
@@ -83,7 +84,7 @@ pub const KIND_OFFSET: usize = 3;
 /// Where a kernel filter finds an INIT's token (four bytes).
 pub const TOKEN_OFFSET: usize = 16;
 
-/// What a message is.
+/// The type of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Begins a handshake.
@@ -163,7 +164,7 @@ impl Header {
     }
 }
 
-/// What a message says, by type.
+/// The contents of a message, by type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body<'a> {
     /// See [`Kind::Init`].
@@ -260,9 +261,9 @@ impl<'a> Body<'a> {
 pub struct Message<'a> {
     /// The header.
     pub header: Header,
-    /// What it says.
+    /// Its contents.
     pub body: Body<'a>,
-    /// What the first MAC covers.
+    /// The bytes that the first MAC covers.
     pub covered: &'a [u8],
     /// The first MAC.
     pub first_mac: &'a [u8; MAC_LEN],
@@ -279,7 +280,7 @@ impl<'a> Message<'a> {
     /// Views a datagram.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The fault.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
         let (kind, header) = parse_header(bytes)?;
         let lens = kind.message_lens();

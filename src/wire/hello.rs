@@ -1,9 +1,9 @@
-//! Hello: hosts and relays tell each other that they are there, and which vnets they serve.
+//! Hello: hosts and relays announce their presence and the vnets that they serve.
 //!
-//! Each speaker sends a HELLO of one datagram from time to time, and LISTs of the vnets that it has
-//! vifs on. Both are UDP datagrams from and to port [`super::varp::PORT`], to the VARP group or to one
-//! host. The first two octets set them apart from all else on that port. No message is longer than
-//! [`MAX_LEN`], which fits every IPv6 path.
+//! Each speaker (a host or relay) regularly sends a HELLO of one datagram, and LISTs of the vnets
+//! on which it has vifs. Both are UDP datagrams from and to port [`super::varp::PORT`], to the VARP
+//! group or to one host. The first two octets distinguish them from all other datagrams on that
+//! port. No message is longer than [`MAX_LEN`], which fits every IPv6 path.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -68,90 +68,96 @@
 //! +---------------------------------------------------------------+
 //! ```
 //!
-//! * `flags`: H 0x0001, the sender heard the addressee by group; W 0x0002, the sender asks for the
-//!   addressee's list; R 0x0004, the message answers a HELLO; B 0x0008, the message is a beacon. Only a
-//!   HELLO has flags: H, W and R one to a single host, B one to a group. A receiver refuses unknown
-//!   flags of the lower octet and ignores those of the upper.
-//! * `key number`: the segment key that made the HMAC; 0 without one. The HMAC (SHA-256, cut to 128
-//!   bits, key: [`Segment::hello`]) covers all octets before it. It keeps its place without a key: so
-//!   an answer is as long as its question, whichever of the two hosts has a key.
+//! * `flags`: H 0x0001, the sender hears the addressee by group; W 0x0002, the sender wants the
+//!   addressee's list; R 0x0004, the message answers a HELLO; B 0x0008, the message is a beacon.
+//!   Only HELLOs have flags: H, W and R those to a single host, B those to a group. A receiver
+//!   refuses unknown flags of the lower octet and ignores those of the upper.
+//! * `key number`: the number of the segment key with which the HMAC was made; 0 without one. The
+//!   HMAC (SHA-256, cut to 128 bits, key: [`Segment::hello`]) covers all octets before it. Without
+//!   a key its place stays: so an answer is as long as its question, whichever of the two hosts has
+//!   a key.
 //! * `time`: the sender's clock. Each message of a sender has a later time than the one before.
-//! * `generation`: a number for the sender's list of vnets. Each change takes a number that the sender
-//!   never used before: the greater of the clock's seconds since 1970 and one more than the last.
-//! * `lifetime`: how long receivers may take the sender as present: four of its intervals, or three of those
-//!   of its beacons; 0 when it leaves.
+//! * `generation`: a number for the sender's list of vnets. Each change takes a number that the
+//!   sender never used before: the seconds since 1970 by its clock, or one more than the last
+//!   number if that is greater.
+//! * `lifetime`: the time for which receivers count the sender as present: four of its intervals,
+//!   or in a beacon three intervals of its beacons; 0 when it leaves.
 //! * `capabilities`: 1, the sender is a relay. Receivers ignore others.
-//! * `digest`: the first 64 bits of SHA-256 over all entries of the list in ascending order of vnet,
-//!   without their tags.
+//! * `digest`: the first 64 bits of SHA-256 over all entries of the list in ascending order of
+//!   vnet, without their tags.
 //! * `nonce`, `answer`: see "Nonces" below. Both are 0 to a group.
-//! * `group`, `port`: where the sender's own group messages go; 0 if it sends none.
+//! * `group`, `port`: the destination of the sender's own group messages; 0 if it sends none.
 //!
 //! # Messages to the group
 //!
-//! A speaker sends a HELLO every max(30 s, speakers / 10 s), up to half more or less at random. At
-//! start, and when its list, its group or its address changes, it sends the HELLO at 0, 0.3 and 1 s as
-//! well; the next such change waits until max(2 s, speakers / 100 s) after the last. When it hears a new
-//! speaker, or one with another generation, it sends its next HELLO within max(1 s, speakers / 20 s), but not sooner than max(3 s,
-//! speakers / 20 s) after the last. So a segment of any size hears about 10 HELLOs a second, and up to 20
-//! while speakers are new. A change of the number of vifs alone waits for the next HELLO.
+//! A speaker sends a HELLO every max(30 s, speakers / 10 s), up to half more or less at random.
+//! When it starts, and when its list, its group or its address changes, it sends HELLOs after 0,
+//! 0.3 and 1 s as well; the next such change waits until max(2 s, speakers / 100 s) after the last.
+//! When it hears a new speaker, or one with another generation, it sends its next HELLO within
+//! max(1 s, speakers / 20 s), but not sooner than max(3 s, speakers / 20 s) after the last. So a
+//! segment of any size hears about 10 HELLOs a second, and up to 20 while speakers are new. A
+//! change of the number of vifs alone waits for the next HELLO.
 //!
-//! Every max(60 s, speakers * 1 s), up to half more or less at random, a speaker sends the same HELLO
-//! with flag B, a beacon, to the default group and port of both address families, also if it uses one of
-//! them, and listens there for beacons of others. So hosts with another group, port or family are seen.
-//! The lifetime of a beacon is three of these intervals. It may come from any address if that is not of
-//! the family of its sender's name, and from any port, which must be the port of its `group`. A receiver
-//! that hears other messages of its sender ignores it.
+//! Every max(60 s, speakers * 1 s), up to half more or less at random, a speaker sends the same
+//! HELLO with flag B, a beacon, to the default group and port of both address families, also if it
+//! uses one of them. It listens there for beacons of others. So operators see hosts with another
+//! group, port or family. The lifetime of a beacon is three of these intervals. A beacon must come
+//! from the port of its `group`. If it is of the address family of its sender's name, it must come
+//! from the address in that name. A receiver ignores beacons of a speaker from which it hears other
+//! messages.
 //!
-//! At start a speaker sends all its LISTs, after a change those whose range has a change, once, after
-//! the HELLO with the new generation and at most 20 a second.
+//! When a speaker starts, it sends all its LISTs; after a change, those whose range has a change.
+//! It sends each once, after the HELLO with the new generation and at most 20 a second.
 //!
 //! # Messages to one host
 //!
-//! A HELLO to one host has a nonce. Without flag R it is a question, and the addressee answers it by
-//! one HELLO with R, within limits (per source, and in all). Nobody answers a HELLO with R, so nothing
-//! goes back and forth. Question and answer list no relays. An answer that would be longer than its
-//! question is not sent.
+//! A HELLO to one host has a nonce. Without flag R it is a question, and the addressee answers it
+//! by one HELLO with R, within limits (per source, and in total). No speaker answers a HELLO with
+//! R, so no exchange goes on forever. Question and answer list no relays. A speaker sends no answer
+//! that would be longer than its question.
 //!
-//! **Nonces.** `answer` repeats the nonce of the addressee's last HELLO to the sender; 0 if there is
-//! none. A host that repeats a nonce receives at the address to which that nonce was sent. A speaker
-//! accepts its own nonces of the last four intervals. It can make them from a secret, the address and
-//! the time: then they cost no memory. A host that has repeated no nonce from an address gets at most
-//! one datagram there for each of its own. That holds for LISTs, for copies of group frames and for
-//! relayed messages.
+//! **Nonces.** `answer` repeats the nonce of the addressee's last HELLO to the sender; 0 if there
+//! is none. A host that repeats a nonce proves that it receives at the address to which the nonce
+//! was sent. A speaker accepts its own nonces of the last two minutes. It can make them from a
+//! secret, the address and the time, so that they cost no memory. Until a host has proved an
+//! address, a speaker sends at most one datagram there for each of the host's own. That limit
+//! includes LISTs, copies of group frames and relayed messages.
 //!
-//! **The list.** A host that lacks the list which a HELLO names by its digest waits two seconds or more
-//! for LISTs to the group, and then sends the speaker a HELLO with W. If that has a right answer, the
-//! speaker sends its LISTs to that host, 20 LISTs a second at most. Otherwise its HELLO with R brings
-//! the nonce for a right answer, and the host asks again at once. A right answer is enough, without an
-//! HMAC: whoever gives it receives at that address, and has asked. If a host asks without a right answer
-//! although it was sent a nonce, it does not hear what it is sent alone: then the speaker sends its LISTs
-//! to the group after its next HELLO.
+//! **The list.** A host may lack the list to which the digest of a HELLO belongs. It then waits at
+//! least two seconds for LISTs to the group, and sends the speaker a HELLO with W. If that has a
+//! right answer, the speaker sends its LISTs to that host, at most 20 LISTs a second. Otherwise its
+//! HELLO with R brings the nonce for a right answer, and the host asks again at once. A right
+//! answer is enough, without an HMAC: it proves that the host receives at that address, and has
+//! asked. If the host still asks without a right answer after the speaker has sent it a nonce,
+//! unicast to it does not arrive: then the speaker sends its LISTs to the group after its next
+//! HELLO.
 //!
-//! **Whether unicast arrives.** Of each two hosts the one with the lower name asks the other once in
+//! **Checks of unicast.** Of each two hosts the one with the lower name asks the other once in
 //! max(60 s, speakers / 2 s), without W.
 //!
 //! # LISTs
 //!
-//! A LIST names all vnets of its sender from `first` to `last`. It stands for itself: a receiver
-//! replaces the entries of this range by those in the LIST and need not wait for other LISTs. All LISTs
-//! of a speaker together cover ids 1 to 4294967295, without gap or overlap. The digest tells a receiver
-//! whether it has all. Parts that are numbered `n of m` would be worse: a speaker would have to send
-//! all of them for one change, and a receiver that lost one would have none.
+//! A LIST contains all vnets of its sender from `first` to `last`. It is complete in itself: a
+//! receiver replaces its entries of this range by those in the LIST and need not wait for other
+//! LISTs. All LISTs of a speaker together cover ids 1 to 4294967295, without gap or overlap. The
+//! digest shows a receiver whether it has all. Parts that are numbered `n of m` would be worse: a
+//! speaker would have to send all of them for one change, and a receiver that lost one would have
+//! none.
 //!
-//! # Belief
+//! # Trust
 //!
-//! A message must come from the VARP port and from the address of its sender's name. A HELLO from
-//! another address is believed only with a right HMAC and a right answer (a host behind NAT): it binds
-//! the name to that address and port, for the HELLO's lifetime. A receiver takes each time of a sender
-//! once, and none older than the last 64. With an HMAC it takes times within 90 s of its own clock
-//! only. Relays with a segment key believe messages with a right HMAC only. Members of a secured vnet
-//! believe an entry with a right tag, also without an HMAC. They keep it until its sender's lifetime
-//! ends, an entry with a right tag and a later time arrives, or a LIST with a right HMAC leaves the
-//! vnet out. Anybody on the segment can make up all the rest. Hosts therefore only show it, and take
-//! the longest datagram of a vnet's group from it, on vnets without keys. A farewell of a host that had
-//! an entry with a right tag is not believed: such a host is gone when its lifetime has ended. LISTs without
-//! a right tag end an entry that had one ten minutes after it came; meanwhile the host is asked for its list
-//! again.
+//! A message must come from the VARP port and from the address in its sender's name. Receivers
+//! accept a HELLO from another address only with a right HMAC and a right answer (a host behind
+//! NAT): it binds the name to that address and port, for the HELLO's lifetime. A receiver accepts
+//! each time of a sender once, and none older than the last 64. With an HMAC it accepts only times
+//! within 90 s of its own clock. Relays with a segment key accept only messages with a right HMAC.
+//! Members of a secured vnet accept an entry with a right tag, also without an HMAC. They keep it
+//! until its sender's lifetime ends, an entry with a right tag and a later time arrives, or a LIST
+//! with a right HMAC leaves the vnet out. Anybody on the segment can forge everything else. Hosts
+//! therefore only show it, and on vnets without keys use the longest datagram in it for their group
+//! frames. They do not accept the farewell of a host that had an entry with a right tag: that host
+//! is gone when its lifetime has ended. LISTs without a right tag end an entry that had one only
+//! ten minutes after the entry arrived; meanwhile hosts ask that host for its list again.
 
 pub mod list;
 
@@ -185,7 +191,7 @@ pub const HELLO: u8 = 1;
 /// Type of [`Body::List`].
 pub const LIST: u8 = 2;
 
-/// What a message says beside its fields; a set of bits.
+/// The flags of a message; a set of bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Flags(pub u16);
 
@@ -200,7 +206,7 @@ impl Flags {
     pub const ANSWER: Self = Self(4);
     /// Flag B: goes where hosts that have nothing configured listen.
     pub const BEACON: Self = Self(8);
-    /// Those that make a message invalid for who does not know them.
+    /// Those that make a message invalid for receivers that do not know them.
     const CRITICAL: u16 = 0x00ff;
 
     /// Whether all flags in `other` are set.
@@ -213,7 +219,7 @@ impl Flags {
         Self(self.0 | other.0)
     }
 
-    /// Only what a message of this type, and with this nonce, can have.
+    /// Only those that a message of this type, and with this nonce, can have.
     const fn check(self, code: u8, is_to_group: bool) -> Result<(), ParseError> {
         let allowed = match code {
             HELLO if is_to_group => Self::BEACON,
@@ -224,7 +230,7 @@ impl Flags {
     }
 }
 
-/// What a speaker is; a set of bits.
+/// The capabilities of a speaker; a set of bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Abilities(pub u32);
 
@@ -268,7 +274,7 @@ pub struct Message<'a> {
     pub generation: u32,
     /// The host or relay that speaks.
     pub sender: Name,
-    /// What it says.
+    /// Its contents.
     pub body: Body<'a>,
     /// Extensions.
     pub extensions: Extensions<'a>,
@@ -276,7 +282,7 @@ pub struct Message<'a> {
     pub hmac: [u8; HMAC_LEN],
 }
 
-/// What a message says.
+/// The contents of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body<'a> {
     /// I am here.
@@ -292,7 +298,7 @@ pub struct Hello<'a> {
     pub lifetime_ms: u32,
     /// The program's version.
     pub release: Release,
-    /// What the speaker is.
+    /// The speaker's capabilities.
     pub abilities: Abilities,
     /// Number of vifs.
     pub vifs: u32,
@@ -328,7 +334,7 @@ impl<'a> Message<'a> {
     /// Views a whole datagram.
     ///
     /// # Errors
-    /// What is wrong. `Trailing` also stands for a message longer than [`MAX_LEN`].
+    /// The fault. `Trailing` also stands for a message longer than [`MAX_LEN`].
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
         let mut rest = Reader::new(bytes);
         if rest.array::<2>()? != MAGIC {
@@ -418,7 +424,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// What the HMAC covers of a whole message.
+/// The part of a whole message that the HMAC covers.
 pub fn covered(datagram: &[u8]) -> &[u8] {
     datagram.split_last_chunk::<HMAC_LEN>().map_or(&[], |(covered, _)| covered)
 }
@@ -501,7 +507,8 @@ impl<'a> Relays<'a> {
     /// Views a whole list.
     ///
     /// # Errors
-    /// `Truncated`, `Reserved` for a field that must be zero, `Value` for what is not the name of a host.
+    /// `Truncated`, `Reserved` for a field that must be zero, `Value` for what is not the name of a
+    /// host.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
         let mut rest = Reader::new(bytes);
         while !rest.rest().is_empty() {

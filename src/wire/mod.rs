@@ -1,27 +1,28 @@
-//! Every format that leaves a process: what is on the underlay and what is on the control socket.
+//! Every format that leaves a process: on the underlay and on the control socket.
 //!
 //! One file per format, each with its bit diagram; `vnet(7)` shows the same diagrams to operators.
-//! All numbers are in network byte order. Parsers take bytes from anybody: they never panic, never
-//! allocate more than the input's length asks for, and name what is wrong in a [`ParseError`].
+//! All numbers are in network byte order. Parsers accept bytes from any sender: they never panic,
+//! never allocate more than the length of the input requires, and name the fault in a
+//! [`ParseError`].
 //!
 //! | File | Format |
 //! |---|---|
 //! | [`encap`] | the header in front of every tunnelled frame |
-//! | [`fragment`] | pieces of what is larger than the path |
+//! | [`fragment`] | fragments of frames that exceed the path MTU |
 //! | [`frame`] | the Ethernet header of guests' frames |
-//! | [`name`] | names of hosts and vifs, in all that follow |
-//! | [`extension`] | what is added to messages without a new version |
+//! | [`name`] | names of hosts and vifs, which the following formats use |
+//! | [`extension`] | additions to messages without a new version |
 //! | [`varp`] | VARP messages between hosts |
-//! | [`trailer`] | what a relay puts behind them |
-//! | [`hello`] | how hosts and relays know of each other |
-//! | [`handshake`] | how hosts agree on keys |
+//! | [`trailer`] | the addition of a relay to a VARP message |
+//! | [`hello`] | announcements of hosts and relays |
+//! | [`handshake`] | handshakes by which hosts agree on keys |
 //! | [`esp`] | protected datagrams |
 //! | [`echo`] | echo and trace between care-of addresses |
 //! | [`relayed`] | group frames that a relay carries |
-//! | [`group`] | which groups frames are sent to |
+//! | [`group`] | multicast groups of vnets |
 //! | [`control`] | messages between a host's own processes |
 //!
-//! One more is that of [`crate::lane::handover`]: a bundle without frames, which precedes the first
+//! [`crate::lane::handover`] has one more format: a bundle without frames, which precedes the first
 //! frame through a lane.
 
 #![forbid(unsafe_code)]
@@ -140,7 +141,8 @@ impl Mac {
     /// The broadcast address.
     pub const BROADCAST: Self = Self([0xff; 6]);
 
-    /// Whether the address names a group (broadcast or multicast; IEEE 802-2014, 8.2.2: the I/G bit).
+    /// Whether the address names a group (broadcast or multicast; IEEE 802-2014, 8.2.2: the I/G
+    /// bit).
     pub const fn is_group(self) -> bool {
         let [first, ..] = self.0;
         first & 1 != 0
@@ -206,8 +208,8 @@ impl EncapKinds {
     }
 }
 
-/// What a vif's receiver understands beyond a plain frame in a datagram; a set of bits that mirror
-/// the flags of [`encap`].
+/// The capabilities of a vif's receiver beyond a plain frame in a datagram; a set of bits that
+/// mirror the flags of [`encap`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Capabilities(pub u16);
 
@@ -236,8 +238,8 @@ impl Capabilities {
 
 /// The longest IP packet that a host takes at a care-of address, in bytes with the IP header.
 ///
-/// Where two hosts on one link have interfaces of different MTU, nothing on the way says that a packet
-/// is too long; so each host tells its own.
+/// Where two hosts on one link have interfaces of different MTU, nothing on the way says that a
+/// packet is too long; so each host tells its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Longest(u16);
 
@@ -245,8 +247,8 @@ impl Longest {
     /// The host did not say.
     pub const UNKNOWN: Self = Self(0);
 
-    /// What every host at such an address takes: Linux's own floor of IPv4 paths, and the least MTU of IPv6
-    /// (RFC 8200, section 5).
+    /// What every host at such an address takes: Linux's own floor of IPv4 paths, and the least MTU
+    /// of IPv6 (RFC 8200, section 5).
     pub const fn least(ip: IpAddr) -> u16 {
         match ip {
             IpAddr::V4(_) => 552,
@@ -283,7 +285,7 @@ pub struct CareOf {
     pub addr: SocketAddr,
     /// The encapsulations that the vif's host accepts there.
     pub kinds: EncapKinds,
-    /// What the vif's receiver understands.
+    /// The capabilities of the vif's receiver.
     pub capabilities: Capabilities,
     /// The longest packet that the vif's host takes.
     pub longest: Longest,
@@ -292,14 +294,14 @@ pub struct CareOf {
 /// Why no frame can be sent to a care-of address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Unusable {
-    /// Its host takes no frames in UDP.
-    #[error("its host takes no frames in UDP")]
+    /// Its host accepts no frames over UDP.
+    #[error("its host accepts no frames over UDP")]
     Kinds,
     /// Port 0.
     #[error("it has no port")]
     Port,
     /// It is loopback or link-local, and this host's own underlay is not; or no host's at all.
-    #[error("it means another host here than there")]
+    #[error("it is valid only on its own host or link")]
     Local,
     /// IPv4 on an underlay of IPv6, or the reverse.
     #[error("it is of another address family than this host's underlay")]

@@ -1,4 +1,5 @@
-//! Names of hosts and vifs: what keys derive from, what tags cover, what orders ties.
+//! Names of hosts and vifs: keys derive from them, tags cover them, and they decide between equal
+//! stamps.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -15,14 +16,15 @@
 //! +-------------------------------+
 //! ```
 //!
-//! A host is named by its realm and its own IP address, with port 0; a vif by its host's name with the
-//! vif's UDP port instead. A name says who is meant. It does not say where datagrams are to be sent:
-//! that is a locator, which is the same address unless a relay stands between.
+//! The name of a host consists of its realm and its own IP address, with port 0. The name of a vif
+//! is that of its host, with the vif's UDP port. A name identifies a host or a vif. The address to
+//! which datagrams are sent is a locator: the address in the name, unless a relay stands between
+//! the hosts.
 //!
-//! * `realm`: tells private networks with equal addresses apart; 0 unless configured otherwise.
-//! * `IP address`: one that a host can have: neither unspecified, multicast nor broadcast.
+//! * `realm`: distinguishes private networks with equal addresses; 0 unless configured otherwise.
+//! * `IP address`: neither unspecified, multicast nor broadcast.
 //!
-//! Names are ordered by their [`LEN`] octets: by realm, then IP address, then port, as numbers.
+//! Names are compared by their [`LEN`] octets: by realm, then IP address, then port, as numbers.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -124,7 +126,7 @@ impl Name {
         out.extend_from_slice(&self.to_bytes());
     }
 
-    /// The name in these bytes, and what follows it.
+    /// The name in these bytes, and the bytes after it.
     ///
     /// # Errors
     /// `Truncated`, or `Value` for an IP address that no host has.
@@ -168,8 +170,9 @@ pub(super) const fn is_host(ip: IpAddr) -> bool {
     }
 }
 
-/// Whether the host with the underlay address `own` can reach another host at `ip`: a loopback address, or a
-/// link-local one, means the same host to both only if the underlay itself is loopback, or the link.
+/// Whether the host with the underlay address `own` can reach another host at `ip`: a loopback
+/// address, or a link-local one, means the same host to both only if the underlay itself is
+/// loopback, or the link.
 pub fn is_reachable(ip: IpAddr, own: IpAddr) -> bool {
     let is_link_local = |ip: IpAddr| match ip {
         IpAddr::V4(v4) => v4.is_link_local(),

@@ -1,8 +1,8 @@
 //! Relayed group frames: a relay carries them from the group of one segment to that of another.
 //!
-//! A relay sends a UDP datagram to the vnet's group, or to a vif that no group reaches. It holds a
-//! datagram that a vif sent to its group, as it was: an encapsulation header and a frame, or ESP. The
-//! first two octets set it apart from all else on the same port.
+//! A relay sends a UDP datagram to the vnet's group, or to a vif that no group reaches. It
+//! contains, unchanged, a datagram that a vif sent to its group: an encapsulation header and a
+//! frame, or ESP. The first two octets distinguish it from all other datagrams on the same port.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -37,24 +37,25 @@
 //! * `flags`: none is defined. A receiver refuses unknown flags of the lower four bits (0x0f) and
 //!   ignores the upper.
 //! * `hops`: the number of relays that have carried the frame, 1 to 4.
-//! * `part`, `parts`: a datagram that is too long with this header goes in 2 to 15 parts, else in one.
-//!   Put together in order from part 0 they are the datagram. All parts of a datagram have the same
-//!   time.
-//! * `vnet id`: stands at the offset at which VARP has it, for filters.
-//! * `origin`: the relay that took the frame from its sender's segment; it draws this id at each start.
-//! * `time`: the clock of that relay, another time for each datagram.
-//! * `sender's name`: the vif's. A vif knows its own frames by it, and the key of a sealed group frame
-//!   derives from it.
-//! * `key number`: the number of the segment key, 1 to 255. The key of the HMAC (SHA-256, cut to 128
-//!   bits) is [`Segment::frames`], which derives from the segment key and the vnet id: a receiver on
-//!   one vnet can neither check nor make those of another. The HMAC covers the octets before it and
-//!   those after it.
+//! * `part`, `parts`: a datagram that is too long with this header travels in 2 to 15 parts, any
+//!   other in one. Joined in order from part 0, the parts are the datagram. All parts of a datagram
+//!   have the same time.
+//! * `vnet id`: at the same offset as in VARP, for filters.
+//! * `origin`: the relay on the sender's segment; it draws a new id at each start.
+//! * `time`: the time by that relay's clock; no two datagrams have the same time.
+//! * `sender's name`: the name of the vif that sent the frame. A vif recognises its own frames by
+//!   it, and the key of a sealed group frame derives from it.
+//! * `key number`: the number of the segment key, 1 to 255. The key of the HMAC (SHA-256, cut to
+//!   128 bits) is [`Segment::frames`], which derives from the segment key and the vnet id: a
+//!   receiver on one vnet can neither check nor make those of another. The HMAC covers the octets
+//!   before it and those after it.
 //!
-//! A receiver takes each (origin, time, part) once, among the last 64 times of the origin and within 90
-//! s of its clock. It forgets parts whose others do not arrive within a second. It drops a datagram
-//! whose sender and bytes came from another origin within the last 2 s: two relays carry the same
-//! segment for a moment. Relays carry such a datagram further only on links that are made for it. Hosts
-//! that believe no relay drop and count it.
+//! A receiver accepts each (origin, time, part) once, among the last 64 times of the origin and
+//! within 90 s of its clock. It discards the parts of a datagram that is not complete within a
+//! second. It drops a datagram if it has received one with the same sender and bytes from another
+//! origin within the last 2 s: two relays can carry the same segment for a moment. Relays carry
+//! such a datagram further only on links that are made for it. Hosts without relays drop and count
+//! it.
 
 use super::extension::Extensions;
 use super::name::Name;
@@ -121,7 +122,7 @@ impl<'a> Relayed<'a> {
     /// Views a whole datagram.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The fault.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
         let mut rest = Reader::new(bytes);
         if rest.array::<2>()? != MAGIC {
@@ -209,7 +210,7 @@ impl<'a> Relayed<'a> {
     }
 }
 
-/// What the HMAC covers of a whole datagram: what stands before it, and what stands after it.
+/// The parts of a whole datagram that the HMAC covers: the bytes before it, and those after it.
 pub fn covered(datagram: &[u8]) -> [&[u8]; 2] {
     let (before, rest) = datagram.split_at_checked(HMAC_OFFSET).unwrap_or_default();
     [before, rest.get(HMAC_LEN..).unwrap_or_default()]

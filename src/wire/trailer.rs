@@ -1,7 +1,8 @@
-//! The trailer that a relay puts behind a VARP message (flag L of [`super::varp`]).
+//! The trailer that a relay appends to a VARP message (flag L of [`super::varp`]).
 //!
-//! A relay carries a message as it was, with its tag, from one segment to another. The trailer says
-//! which way it came and, where the relay is a proxy, where the vif and its host are reached from here.
+//! A relay carries a message unchanged, with its tag, from one segment to another. The trailer
+//! names the relay and, if the relay is a proxy, the address at which the receiver reaches the vif
+//! and its host.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -28,19 +29,20 @@
 //! +---------------------------------------------------------------+
 //! ```
 //!
-//! * `locator`: from here the vif of the CoA is reached at this address and port instead. All 0 in the
-//!   trailer of a transparent relay: the CoA holds. IPv4 as ::ffff:a.b.c.d. The CoA remains the name.
-//! * `control port`: UDP port at the locator's address where the vif's host is reached for VARP and
-//!   handshakes; 0 exactly if there is no locator.
+//! * `locator`: the address and port at which the receiver reaches the vif of the CoA. All 0 in the
+//!   trailer of a transparent relay: then the receiver uses the CoA. IPv4 as ::ffff:a.b.c.d. The
+//!   CoA remains the name.
+//! * `control port`: the UDP port at the locator's address for VARP and handshakes with the vif's
+//!   host; 0 if and only if there is no locator.
 //! * `hops`: number of relays that have carried the message, 1 to 4.
-//! * `id`: of the relay that took the message from its sender's segment, drawn at each start.
-//! * `time`: by that relay's clock, another for each message.
-//! * `key number`: of the segment key, 1 to 255. HMAC-SHA-256, cut to 128 bits, with
-//!   [`Segment::trailer`], over the whole datagram before it: message, tag and trailer.
+//! * `id`: the id of the relay on the sender's segment, which draws a new one at each start.
+//! * `time`: the time by that relay's clock; no two messages have the same time.
+//! * `key number`: the number of the segment key, 1 to 255. The HMAC (SHA-256, cut to 128 bits,
+//!   key: [`Segment::trailer`]) covers the whole datagram before it: message, tag and trailer.
 //!
-//! A receiver takes each (id, time) once, among the last 64 times of the id and within 90 s of its
-//! clock. It drops a trailer with a wrong HMAC. Without a segment key it believes only trailers from
-//! the address of a configured relay. A host that believes no relay drops and counts each message with
+//! A receiver accepts each (id, time) once, among the last 64 times of the id and within 90 s of
+//! its clock. It drops a trailer with a wrong HMAC. Without a segment key it accepts only trailers
+//! from the address of a configured relay. A host without relays drops and counts each message with
 //! flag L.
 
 use std::net::{Ipv6Addr, SocketAddr};
@@ -91,7 +93,7 @@ impl<'a> Trailer<'a> {
     /// The trailer that is all of what stands behind a VARP message.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The fault.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
         let mut rest = Reader::new(bytes);
         let port = rest.u16()?;
@@ -155,7 +157,7 @@ impl<'a> Trailer<'a> {
     }
 }
 
-/// What the HMAC covers of a datagram that ends with a trailer: all but the HMAC.
+/// The part of a datagram with a trailer that the HMAC covers: all but the HMAC.
 pub fn covered(datagram: &[u8]) -> &[u8] {
     datagram.split_last_chunk::<HMAC_LEN>().map_or(&[], |(covered, _)| covered)
 }

@@ -1,9 +1,9 @@
-//! VARP messages: which care-of address a vif has.
+//! VARP messages: resolution of vifs to care-of addresses.
 //!
-//! One UDP datagram each, to the group or to a host's VARP address, both on port [`PORT`]. The
-//! fixed part is always [`LEN`] bytes, so that a reply is never longer than what it answers;
-//! extensions and a tag may follow. The first nibble (5) sets a message apart from the encapsulation
-//! header (4) and from ESP (first bit 1) on the same port.
+//! Each is one UDP datagram, to the group or to a host's VARP address, both on port [`PORT`]. The
+//! fixed part is always [`LEN`] bytes, so that a reply is never longer than its request; extensions
+//! and a tag may follow. The first nibble (5) distinguishes a message from the encapsulation header
+//! (4) and from ESP (first bit 1) on the same port.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -54,37 +54,40 @@
 //! +---------------------------------------------------------------+
 //! ```
 //!
-//! | Opcode | Sent to | Says | Stamp, lifetime | CoA | Nonce |
+//! | Opcode | Sent to | Meaning | Stamp, lifetime | CoA | Nonce |
 //! |---|---|---|---|---|---|
-//! | 1 request | group, or a host (flag R) | who owns (vnet, MAC)? | 0 | the asker's | new |
-//! | 2 reply | the request's author | I do | set | the owner's | the request's |
-//! | 3 announce | group | I do, as of now | set | the owner's | new for each claim |
-//! | 4 correction | a host | somebody has a newer claim | set | the newer owner's | of the message that it answers, or 0 |
-//! | 5 absent | the request's author | I do not (answers only R) | 0 | 0 | the request's |
+//! | 1 request | group, or a host (flag R) | which host owns (vnet, MAC)? | 0 | the asking vif's | new |
+//! | 2 reply | the request's author | the author owns it | set | the owner's | the request's |
+//! | 3 announce | group | the author owns it from now on | set | the owner's | new for each claim |
+//! | 4 correction | a host | there is a newer claim | set | the newer owner's | of the message that it answers, or 0 |
+//! | 5 absent | the request's author | the author does not own it (answers only R) | 0 | 0 | the request's |
 //!
-//! **Author.** Every message names the host that made it: realm, IP address, and the UDP port at which
-//! it takes answers. Realm and address are the host's [`Name`]. The realm is also that of the claim.
+//! **Author.** Every message names the host that made it: realm, IP address, and the UDP port at
+//! which it accepts answers. Realm and address are the host's [`Name`]. The realm is also that of
+//! the claim.
 //!
-//! **Flags.** W (wide, requests and announces): may be carried to other segments. R (refresh,
-//! requests): by unicast, to confirm what is known. L (relayed): was carried here from another
-//! segment, so the sender is not the author; never carried a second time. W and L are
-//! reserved for relays between segments, of which there are none yet. K (learnt; replies, announces,
-//! corrections): the MAC is behind a vif, whose own MAC stands in the message; see [`Claim`]. Of the other
-//! flags the upper four are critical: a message with one of them is dropped. The other eight are ignored.
+//! **Flags.** W (wide, requests and announces): relays may carry the message to other segments. R
+//! (refresh, requests): sent by unicast, to confirm a mapping. L (relayed): a relay carried the
+//! message from another segment, so the sender is not the author; no relay carries it a second
+//! time. W and L are reserved for relays between segments, of which there are none yet. K (learnt;
+//! replies, announces, corrections): the MAC is behind a vif, whose own MAC is in the message; see
+//! [`Claim`]. Of the other flags the upper four are critical: receivers drop a message with one of
+//! them. They ignore the other eight.
 //!
-//! **Longest datagram.** The longest IP packet that the CoA's host takes from its link, in octets with the IP
-//! header; 0 if unknown. Below 552 (IPv4) or 1280 (IPv6) the message is malformed.
+//! **Longest datagram.** The longest IP packet that the CoA's host accepts from its link, in octets
+//! with the IP header; 0 if unknown. Any other value below 552 (IPv4) or 1280 (IPv6) is malformed.
 //!
-//! **Tag.** The kind says which tag follows and how long it is; 0 is none, 1 that of the diagram. It covers everything
-//! before the HMAC, the author's name among it, with flag L taken as 0. Here it is only structure: it is handed
-//! up, and checked where the keys are ([`crate::security::membership`]). A kind that is not known is refused.
+//! **Tag.** The kind determines which tag follows and its length; 0 is none, 1 that of the diagram.
+//! The tag covers all bytes before the HMAC, among them the author's name, with flag L taken as 0.
+//! This module only parses it: [`crate::security::membership`], which has the keys, checks it. The
+//! parser refuses unknown kinds.
 //!
-//! **Extensions** ([`super::extension`]) stand under the tag. None is defined: those that are not critical
-//! are skipped.
+//! **Extensions** ([`super::extension`]) are covered by the tag. None is defined yet: receivers
+//! skip those that are not critical.
 //!
-//! Families are 4 and 6, 0 where the field is not used (then the other fields of the CoA are 0 as well).
-//! Unknown capability and kind bits are kept, since they are how later versions add things;
-//! everything else that is not defined here is refused.
+//! Families are 4 and 6, or 0 if the field is not used (then the other fields of the CoA are 0 as
+//! well). Parsers keep unknown capability and kind bits, because later versions add features by
+//! them; they refuse everything else that is not defined here.
 
 mod codec;
 
@@ -174,9 +177,10 @@ impl Author {
 
 /// That a vif is behind a care-of address, since a moment.
 ///
-/// There are two kinds of claims. An *own* claim says that a guest's NIC with this MAC is there. A *learnt*
-/// one (flag K) says that a guest with another MAC was seen to send from this one: a bridge, a router. Own
-/// claims win over learnt ones, whatever the stamps: what a guest's frames say takes no other guest's MAC.
+/// There are two kinds of claims. An *own* claim says that a guest's NIC with this MAC is there. A
+/// *learnt* one (flag K) says that a guest with another MAC was seen to send from this one: a
+/// bridge, a router. Own claims win over learnt ones, whatever the stamps: what a guest's frames
+/// say takes no other guest's MAC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// Orders the claims to one vif.
@@ -190,9 +194,9 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// The order of claims to one vif: own claims above learnt ones, then the higher stamp; equal stamps
-    /// of different owners (two hosts in the same millisecond) are ordered by the owners' names, so that
-    /// everybody picks the same one. `Equal` means the same claim.
+    /// The order of claims to one vif: own claims above learnt ones, then the higher stamp; equal
+    /// stamps of different owners (two hosts in the same millisecond) are ordered by the owners'
+    /// names, so that everybody picks the same one. `Equal` means the same claim.
     pub fn order(&self, other: &Self) -> Ordering {
         let by_kind = self.is_own().cmp(&other.is_own());
         by_kind.then(self.stamp.cmp(&other.stamp)).then_with(|| self.owner().cmp(&other.owner()))
@@ -230,7 +234,7 @@ pub struct Tag {
     pub tag: [u8; TAG_LEN],
 }
 
-/// What a message says.
+/// The contents of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
     /// Who owns the vif?
@@ -293,15 +297,15 @@ impl Body {
 pub struct Message {
     /// The vif it is about.
     pub key: VifKey,
-    /// Who made it. A claim in it is of the same realm.
+    /// The author. A claim in the message is of the same realm.
     pub author: Author,
-    /// Ties an answer to what it answers; only a [`Body::Correction`] may have 0.
+    /// Ties an answer to its question; only a [`Body::Correction`] may have 0.
     pub nonce: u64,
     /// To be carried to other segments (flag W); only in requests and announces.
     pub wide: bool,
     /// Was carried here from another segment (flag L).
     pub relayed: bool,
-    /// What it says.
+    /// Its contents.
     pub body: Body,
     /// Key id, time and tag, not checked.
     pub tag: Option<Tag>,

@@ -220,7 +220,7 @@ fn assert_shrinks_and_grows(net: &Net, family: Family) {
         assert_eq!(counters.get(VifCounter::path_mtu_changes), 1);
         assert_eq!(counters.sum("tx_drop_"), 0, "{counters:?}");
         let log = guests[host].backend.process.log();
-        assert!(log.contains("takes packets of 1280 bytes"), "{log}");
+        assert!(log.contains("is 1280 bytes"), "{log}");
     }
 
     assert_long_frames_pass(net, &mut guests, NARROW - overhead - 8 - 14);

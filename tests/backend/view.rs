@@ -178,7 +178,7 @@ fn a_directory_that_is_removed_is_told_of() {
     one.join();
     varpd.kill();
     fs::remove_dir_all(net.path().join("varpd")).unwrap();
-    let words = "in which varpd's socket was, has been removed";
+    let words = "the directory of varpd's socket, has been removed";
     wait_until(words, SOON, || one.process.log().contains(words));
     one.process.assert_running();
 }
@@ -207,7 +207,7 @@ fn users_who_must_be_told_apart_are_not_hidden_in_a_namespace() {
     let status = one.process.wait_end(SOON);
     let log = one.process.log();
     assert_eq!(status.code(), Some(2), "{log}");
-    assert!(log.contains("users can't be told apart"), "{log}");
+    assert!(log.contains("users cannot be distinguished"), "{log}");
     let mut two = start_with(&net, &varpd, 2, NOBODY, &listed);
     two.wait_listening();
     assert!(two.process.log().contains("no private view of the file system"));

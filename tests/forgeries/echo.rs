@@ -1,4 +1,5 @@
-//! Echoes and traces between hosts (flag O), at a vif's own port and at the group's. Attackers choose source addresses.
+//! Echoes and traces between hosts (flag O), at a vif's own port and at the group's. Attackers
+//! choose source addresses.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -51,8 +52,8 @@ fn dropped(counted: &[&'static str]) -> Done {
     Done { counted: counted.to_vec(), sent: Vec::new() }
 }
 
-/// Whose ever address an attacker takes: a host is sent ten answers a second, all together a hundred, and none is longer
-/// than its question.
+/// Whatever source addresses an attacker forges, a vif sends each address at most ten answers a
+/// second and all together at most a hundred, and none is longer than its question.
 #[test]
 fn questions_in_the_names_of_others_are_answered_within_limits() {
     for hosts in [1, 50, 100_000] {
@@ -115,7 +116,7 @@ fn altered_echoes_are_no_frames_and_make_no_longer_answers() {
         let drops = counted.iter().filter(|name| name.contains("_drop_")).count();
         assert!(sent.iter().all(|(to, answer)| *to == from && answer.len() <= len));
         assert_eq!(drops + sent.len(), 1, "{counted:?}");
-        // Fields that nobody but who asked makes anything of may have any value.
+        // Fields that only the asking host interprets may have any value.
         nic.now = if sent.is_empty() { nic.now } else { nic.now + Duration::from_millis(10) };
     }
 }

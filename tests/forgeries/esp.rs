@@ -1,5 +1,5 @@
-//! Datagrams of a secured vnet at a vif's own port and at the group's. Attackers record packets, see all but keys, and
-//! may be members of other vnets.
+//! Datagrams of a secured vnet at a vif's own port and at the group's. Attackers record packets,
+//! see all but keys, and may be members of other vnets.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -175,8 +175,8 @@ impl Bench {
         }
     }
 
-    /// Sends many forgeries, each of which must be dropped under one of these names; then the honest sender is heard
-    /// as if nothing had come.
+    /// Sends many forgeries, each of which must be dropped under one of these names; then the
+    /// honest sender is heard as if nothing had come.
     fn refuses(
         &mut self,
         port: Port,
@@ -208,7 +208,8 @@ impl Bench {
 #[test]
 fn replayed_packets_are_dropped() {
     let mut bench = Bench::new();
-    // A number behind the window is taken for one that comes when the 32 bits of the packet have wrapped.
+    // A number behind the window is taken for one that comes when the 32 bits of the packet have
+    // wrapped.
     bench.refuses(Port::Own, &["rx_drop_replay", "rx_drop_auth"], |bench, n| {
         // Whoever sends them: sessions do not depend on addresses.
         let from = if n.is_multiple_of(2) { peer() } else { other(&mut bench.random) };

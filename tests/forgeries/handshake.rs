@@ -1,5 +1,5 @@
-//! Handshake messages, at each point of a handshake that replaces a session. Attackers record messages, and may be
-//! members of other vnets or in other realms.
+//! Handshake messages, at each point of a handshake that replaces a session. Attackers record
+//! messages, and may be members of other vnets or in other realms.
 //!
 //! ```text
 //!   host 0 ------ INIT, CONFIRM -----------> host 1     vnet 42, one key
@@ -60,7 +60,8 @@ fn kind_of(message: &[u8]) -> Kind {
     Kind::ALL.into_iter().find(|kind| kind.code() == message[3]).unwrap()
 }
 
-/// All that handshakes change about a link: sessions, how far it is, and how many were made or failed.
+/// All that handshakes change about a link: sessions, how far it is, and how many were made or
+/// failed.
 type View = (Vec<(u32, IpAddr)>, Vec<(IpAddr, State, usize, u64, u64)>);
 
 struct Pair {
@@ -146,7 +147,8 @@ impl Pair {
         })
     }
 
-    /// A forgery arrives: returns the name of its drop, or the answer. An answer is counted as a drop is, if at all.
+    /// A forgery arrives: returns the name of its drop, or the answer. An answer is counted as a
+    /// drop is, if at all.
     fn forge(&mut self, to: usize, from: IpAddr, bytes: &[u8]) -> Result<Kind, &'static str> {
         let (now, on_the_way) = (self.at(), self.wire.len());
         self.hosts[to].handle_message(from, bytes, now);
@@ -174,8 +176,8 @@ impl Pair {
     }
 }
 
-/// Sends many forgeries before each message of a handshake and at its end, and looks at what both hosts have
-/// after each. The handshake comes to its end all the same.
+/// Sends many forgeries before each message of a handshake and at its end, and checks the state of
+/// both hosts after each. The handshake succeeds nevertheless.
 fn nothing_changes(mut forge: impl FnMut(&mut Pair, u64)) {
     let mut pair = Pair::new();
     let each = count().div_ceil(POINTS);

@@ -384,8 +384,9 @@ fn lie(segment: &mut Segment, n: u64) -> (SocketAddr, bool, Vec<u8>) {
     (addr(from), is_group, bytes)
 }
 
-/// Of a secured vnet's hosts nothing but members' tags is believed. Others are shown as many hosts as the table has room
-/// for, and none is sent more than a HELLO for each of its own, within limits; nobody is sent the list.
+/// For a secured vnet, the host accepts only entries with members' tags. It shows forged hosts up
+/// to the room of its table, sends each address at most one HELLO for each of its own, within
+/// limits, and sends its list to none of them.
 #[test]
 fn lies_shorten_no_group_frames_of_a_secured_vnet_and_make_no_targets() {
     let mut segment = Segment::new();

@@ -1,27 +1,28 @@
-//! Forged messages of each kind that hosts and backends take from others: nothing of them is believed.
+//! Forged messages of each kind that hosts and backends receive: they accept none of them.
 //!
-//! Each test makes many messages of one kind in a way that an attacker has, and gives them to the code that takes them in
-//! the programs. It asserts of each of them that
+//! Each test makes many messages of one kind by the means of an attacker, and passes them to the
+//! code that handles them in the programs. It asserts for each message that
 //!
-//! * the state is as it was before,
-//! * it is dropped and counted under one name, the right one; or answered, to its source only and with no more bytes than
-//!   it had,
+//! * the state is unchanged,
+//! * the code drops and counts it under one name, the right one; or answers it, to its source only
+//!   and with no more bytes than it had,
 //! * memory stays within a bound,
 //!
-//! and that genuine messages are taken afterwards as if nothing had come.
+//! and that the code afterwards handles genuine messages as if there had been no forgeries.
 //!
-//! | Module | Forgeries | Taken by |
+//! | Module | Forgeries | Handled by |
 //! |---|---|---|
-//! | `handshake` | INIT, RESPONSE, CONFIRM, ACK, COOKIE: replayed, altered, made up, of other names, vnets and versions | [`vnet::security::sadb::Sadb`] |
-//! | `hello` | HELLO and LIST: replayed, altered, of other sources, ports and versions, with wrong tags, made-up hosts | [`vnet::hosts::Hosts`] |
+//! | `handshake` | INIT, RESPONSE, CONFIRM, ACK, COOKIE: replayed, altered, invented, of other names, vnets and versions | [`vnet::security::sadb::Sadb`] |
+//! | `hello` | HELLO and LIST: replayed, altered, of other sources, ports and versions, with wrong tags, of invented hosts | [`vnet::hosts::Hosts`] |
 //! | `esp` | packets to a vif of a secured vnet, and to its group: replayed, altered, with other keys, SPIs and starts | [`vnet::tunnel::protect::Protection`] |
 //! | `echo` | echoes and traces (flag O): spoofed, altered, unasked, in the clear on a secured vnet | [`vnet::port::worker::Worker`] |
 //! | `relayed` | group frames of relays | the same |
-//! | `tests/varpd/forgeries.rs` | VARP of relays; the control protocol, as a backend speaks it that was taken over | varpd, running |
+//! | `tests/varpd/forgeries.rs` | VARP of relays; messages of a backend that was taken over, by the control protocol | varpd, running |
 //! | `mapper::tests::forgeries` | VARP on a vnet without keys | [`vnet::mapper::Mapper`] |
 //! | `security::membership::tests` | VARP on a secured vnet | [`vnet::security::membership::Membership`] |
 //!
-//! `VNET_FORGERIES` says how many instead of the usual number (`tests/run --forgeries N`).
+//! `VNET_FORGERIES` sets another number of forgeries than the usual one
+//! (`tests/run --forgeries N`).
 
 #![expect(clippy::unwrap_used, reason = "a failed test may panic")]
 
@@ -56,7 +57,7 @@ fn vnet(id: u32) -> VnetId {
     VnetId::new(id).unwrap()
 }
 
-/// The values that counters had when they were last looked at.
+/// The values of counters at the last look.
 #[derive(Debug, Default)]
 struct Tally(Vec<u64>);
 
@@ -75,7 +76,7 @@ impl Tally {
     }
 }
 
-/// How much a machine remembers, roughly: the length of what can be shown of it.
+/// The approximate size of a machine's state: the length of its debug output.
 fn size(machine: &impl Debug) -> usize {
     format!("{machine:?}").len()
 }

@@ -1,6 +1,7 @@
-//! Forgeries that only varpd itself takes, see `tests/forgeries`: VARP of relays, and all that a backend can say that was
-//! taken over: any bytes, messages out of place, for vifs that are not its own,
-//! with and without descriptors. Its process is a user's; it has a vif, and may learn two MACs.
+//! Forgeries that need a running varpd (see `tests/forgeries` for the others): VARP of relays, and
+//! messages of a backend that was taken over. These are any bytes, messages that are not permitted
+//! at that time, and messages for other vifs, with and without descriptors. The backend's process
+//! belongs to a user; it has a vif, and may learn two MACs.
 //!
 //! ```text
 //!   victim: vif 1 (root's)     attacker: vif 2 (nobody's)        far: vif 4
@@ -28,18 +29,19 @@ use super::support::netns::Family;
 use super::support::wait_until;
 use super::{Net, SOON, Varpd, key, mac, vnet_id};
 
-/// MACs that the attacker said it learns at most.
+/// The most MACs that the attacker has declared that it learns.
 const LEARNS: u16 = 2;
 const WAY: Way = Way { learn: LEARNS, ..ACTIVE };
-/// Forgeries of each kind: where each costs a connection, or varpd is asked often, and else.
+/// Forgeries of each kind: if each costs a connection or many requests to varpd, and otherwise.
 const CONNECTIONS: u64 = 1000;
 const MESSAGES: u64 = 10_000;
-/// Between two looks at what has moved.
+/// Number of forgeries between two checks of the mappings.
 const LOOK: u64 = 500;
-/// How much varpd may grow, in KiB: its tables up to their bounds, and pages of its allocator.
+/// The most by which varpd's memory may grow, in KiB: its tables up to their bounds, and pages of
+/// its allocator.
 const GROWTH: u64 = 8192;
 
-/// Who is attacked, and how.
+/// The victims and the means of the attack.
 struct Scene<'n> {
     varpd: &'n Varpd,
     victim: Backend,
@@ -64,7 +66,8 @@ impl<'n> Scene<'n> {
         Backend::register_by(connect_as(NOBODY, &self.varpd.socket), key(2), WAY)
     }
 
-    /// The victim is where it was, for others as for itself, and varpd has nothing more than before.
+    /// The victim is where it was, for others as for itself, and varpd has nothing more than
+    /// before.
     fn assert_unmoved(&self) {
         self.far.peer.resolve(mac(1));
         assert_eq!(self.far.peer.mapping(mac(1)), self.victim.coa);
@@ -112,7 +115,8 @@ impl<'n> Scene<'n> {
         (IpAddr::from(ip), (random >> 16) as u16).into()
     }
 
-    /// What a backend may say once it has a vif, with any values that there are; it costs no connection.
+    /// What a backend may say once it has a vif, with any values that there are; it costs no
+    /// connection.
     fn request(&mut self) -> Request {
         loop {
             let request = self.any_request();
@@ -328,7 +332,8 @@ fn requests_with_any_values_move_nothing_of_others() {
     scene.assert_clean();
 }
 
-/// With the trailer that a relay puts behind message and tag; on a vnet that is secured, and on one that is not.
+/// With the trailer that a relay puts behind message and tag; on a vnet that is secured, and on one
+/// that is not.
 #[test]
 fn relayed_messages_are_dropped_under_their_name() {
     const BURST: u64 = 100;

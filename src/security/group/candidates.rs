@@ -1,16 +1,17 @@
-//! Senders of group frames that are known, and what is tried for the next start of each.
+//! Known senders of group frames, and the candidate keys for the next start of each.
 //!
-//! A sender starts anew every half minute, with a key that has to be derived before anything shows
-//! whether a packet is authentic. Whoever made up packets could make a receiver derive keys all the time.
-//! So:
+//! A sender starts anew every half minute, with a key that a receiver has to derive before it can
+//! check whether a packet is authentic. Without a limit, forged packets could make a receiver
+//! derive keys all the time. So there are two budgets:
 //!
-//! * Of a sender that is known, by care-of address, SPI and random number, the next start is expected when its clock, as
-//!   far as is known from its last ones, shows it: in half a minute around now. For each second of that the
-//!   key is derived once, and kept as a candidate until its second is over. So a budget of one key for each second is enough,
-//!   however many packets an attacker makes up. Each sender has its own candidates and its own budget: packets in the name of one
-//!   take nothing from another.
-//! * All others share a budget ([`STRANGERS_PER_SECOND`]). A flood exhausts it, and then new senders are heard
-//!   late, but nobody who is known.
+//! * For a known sender (by care-of address, SPI and random number), the receiver expects the next
+//!   start within half a minute around now, by the sender's clock as known from its last starts.
+//!   For each second of that span it derives the key once, and keeps it as a candidate until the
+//!   second is over. So a budget of one key for each second is enough, however many packets an
+//!   attacker forges. Each sender has its own candidates and its own budget: packets in the name of
+//!   one cost the others nothing.
+//! * All other senders share a budget ([`STRANGERS_PER_SECOND`]). If a flood exhausts it, the
+//!   receiver accepts new senders late, but not known ones.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -25,12 +26,12 @@ pub const STRANGERS_PER_SECOND: u32 = 1000;
 /// second, and all of the window below when it has started.
 const STARTS_PER_SECOND: u32 = 2;
 const STARTS_AT_ONCE: u32 = 40;
-/// How far, in seconds, the next start of a known sender may be before what its clock shows at least, and
-/// behind it: its last start may have been heard late.
+/// How far, in seconds, the next start of a known sender may be before what its clock shows at
+/// least, and behind it: its last start may have been heard late.
 const BEFORE: i64 = 2;
 const BEHIND: i64 = RESTART.as_secs().cast_signed() + 2;
 
-/// What is known of a sender.
+/// The knowledge about a sender.
 #[derive(Debug)]
 struct Known {
     /// Its last start that was proved.
@@ -39,8 +40,8 @@ struct Known {
     ahead: i64,
     /// Starts for which keys are derived.
     budget: TokenBucket,
-    /// The keys of starts that are expected, by second: those of the vnet's group keys in their order. As many as the
-    /// window has seconds.
+    /// The keys of starts that are expected, by second: those of the vnet's group keys in their
+    /// order. As many as the window has seconds.
     candidates: BTreeMap<u32, Vec<SaKey>>,
 }
 
@@ -106,7 +107,8 @@ impl Senders {
         self.known.get(&id.sender)?.candidates.get(&id.second).map(Vec::as_slice)
     }
 
-    /// Keeps the keys of a start of a known sender. Those of its starts that are expected no more go.
+    /// Keeps the keys of a start of a known sender. Those of its starts that are expected no more
+    /// go.
     pub(super) fn keep(&mut self, id: StartId, keys: Vec<SaKey>, wall: u32) {
         let Some(Known { candidates, ahead, .. }) = self.known.get_mut(&id.sender) else { return };
         candidates.retain(|second, _| is_expected(*second, wall, *ahead));
@@ -122,9 +124,11 @@ impl Senders {
             budget: TokenBucket::new(STARTS_PER_SECOND, STARTS_AT_ONCE),
             candidates: BTreeMap::new(),
         });
-        // A start is over by half a minute later; whoever is heard at once shows best how late it is there.
+        // A start is over by half a minute later; whoever is heard at once shows best how late it
+        // is there.
         known.ahead = if known.expects(second, wall) { known.ahead.max(ahead) } else { ahead };
-        // A clock that was far ahead was set right: later starts of before are not to be waited for.
+        // A clock that was far ahead was set right: later starts of before are not to be waited
+        // for.
         let is_set_back = known.newest > wall.saturating_add(tolerance());
         known.newest = if is_set_back { second } else { known.newest.max(second) };
         let (newest, ahead) = (known.newest, known.ahead);

@@ -74,7 +74,7 @@ impl GroupReceiver {
         key.map(|(suite, _)| suite.level())
     }
 
-    /// Accepts these keys from now on; what came under others ends.
+    /// Accepts these keys from now on; state under others ends.
     pub fn set_keys(&mut self, keys: Vec<(Suite, Secret)>) {
         self.senders.retain(|_, sender| keys.iter().any(|(_, key)| *key == sender.key));
         self.forget_unproved();
@@ -181,11 +181,13 @@ impl GroupReceiver {
     }
 
     /// The clock of this host may once have been far ahead, and have been set right since: what was
-    /// swept then, and who is known from then, must not keep everybody out until that time has come.
+    /// swept then, and who is known from then, must not keep everybody out until that time has
+    /// come.
     fn heed_clock(&mut self, wall: u32) {
         let latest = wall.saturating_add(tolerance());
         if self.swept > latest {
-            // Nothing that was heard lately is remembered: only starts from now on are new for sure.
+            // Nothing that was heard lately is remembered: only starts from now on are new for
+            // sure.
             self.swept = wall;
         }
         if self.senders.len() < MAX_SENDERS {
@@ -201,7 +203,7 @@ impl GroupReceiver {
     }
 }
 
-/// Which of the openers accepts a packet as authentic, and what it opens.
+/// The opener that accepts a packet as authentic, and the opened packet.
 fn try_all(
     openers: &mut [Opener],
     head: &Head,

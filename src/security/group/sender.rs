@@ -1,4 +1,4 @@
-//! The sender's side: when it starts anew, and with which key.
+//! The sender's side: the times of its starts, and their keys.
 
 use std::net::SocketAddr;
 

@@ -1,7 +1,8 @@
-//! Which starts a sender has used, so that none is used twice.
+//! Records the starts that a sender has used, so that it uses none twice.
 //!
-//! The newest are remembered one by one, older ones as spans that may hold some that were not. A clock
-//! that was far ahead for days leaves such a span in the future, and everything before it stays free.
+//! It keeps the newest one by one, and older ones as spans that may include some that were not
+//! used. A clock that was far ahead for days leaves such a span in the future, and all seconds
+//! before it stay free.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;

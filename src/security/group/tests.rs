@@ -294,7 +294,8 @@ fn forge(like: &[u8], second: u64) -> Vec<u8> {
     forged
 }
 
-/// All of a vnet's senders at once: each packet that they send shows address, SPI and random number.
+/// All of a vnet's senders at once: each packet that they send shows address, SPI and random
+/// number.
 #[test]
 fn a_flood_in_the_names_of_two_hundred_known_senders_silences_none_of_them() {
     let mut r = receiver(&[2, 1]);

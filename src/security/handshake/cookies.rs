@@ -1,4 +1,5 @@
-//! Cookies: under load, an INIT is answered only if its sender receives at its address.
+//! Cookies: under load, a host answers an INIT only if its sender has proved that it receives at
+//! its address.
 
 use std::net::IpAddr;
 
@@ -47,7 +48,7 @@ impl Cookies {
         self.before = std::mem::replace(&mut self.now, Secrets::new(entropy));
     }
 
-    /// What the tokens that go with cookies are made with.
+    /// The secret of the tokens that come with cookies.
     pub const fn token_key(&self) -> TokenKey {
         self.now.token
     }

@@ -1,11 +1,12 @@
-//! Tokens: a word that comes with each cookie and that INITs with the cookie repeat in clear, so that
-//! already the kernel's filter (`underlay::classes`) can tell them from those of strangers.
+//! Tokens: each cookie comes with a word that INITs with the cookie repeat in the clear, so that
+//! the kernel's filter (`underlay::classes`) can distinguish them from INITs of unknown hosts.
 //!
-//! A cookie proves that an INIT's sender receives at its address, but only who computes a MAC can
-//! check it. A token is a word of 32 bits that depends on the address and a secret, by a few
-//! multiplications that a classic BPF program can do as well. It is no proof: who sees tokens of some
-//! addresses might work out others. It says only which of two queues an INIT waits in, and whoever
-//! floods with made-up INITs from addresses at which he does not receive fills the other.
+//! A cookie proves that an INIT's sender receives at its address, but checking it takes a MAC
+//! computation, which a filter cannot do. A token is a word of 32 bits that depends on the address
+//! and a secret, by a few multiplications that a classic BPF program can do. It is no proof: an
+//! attacker that sees tokens of some addresses might be able to compute others. It only selects the
+//! queue in which an INIT waits: a flood of forged INITs from addresses at which the attacker does
+//! not receive fills the other queue.
 
 use std::net::IpAddr;
 
@@ -15,13 +16,13 @@ use crate::security::noise::Entropy;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenKey([u32; 3]);
 
-/// What is done to the words of an address in turn, and at last.
+/// The operations on the words of an address in turn, and at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mixing {
     /// What there is before the first.
     pub start: u32,
-    /// For each word, after it was added bit by bit (exclusive or): multiply by this, then add itself
-    /// shifted right by [`SHIFT`] bits.
+    /// For each word, after it was added bit by bit (exclusive or): multiply by this, then add
+    /// itself shifted right by [`SHIFT`] bits.
     pub each: u32,
     /// The same, once more, after the last, with [`LAST_SHIFT`].
     pub last: u32,

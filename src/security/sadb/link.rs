@@ -1,4 +1,4 @@
-//! What is known of one link, and what time does to it.
+//! The state of one link, and its timeouts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -127,7 +127,7 @@ pub(super) struct Peer {
     /// No attempt before.
     pub(super) rest_until: Instant,
     pub(super) renewals: Renewals,
-    /// What has become of it so far.
+    /// Its history.
     pub(super) tally: Tally,
     /// The session that was told to serve.
     serving: Option<u32>,
@@ -144,9 +144,9 @@ impl Peer {
         matches!(self.attempt, Some(Attempt { stage: Stage::Confirming(n), .. }) if n == session)
     }
 
-    /// From when a handshake of our own may begin, if that is to be seen: not beside another one, and
-    /// not while the peer's is fresh. A peer that is there confirms its own within that time; an INIT
-    /// that was recorded is followed by nothing, and must not keep the hosts apart.
+    /// From when a handshake of our own may begin, if that is to be seen: not beside another one,
+    /// and not while the peer's is fresh. A peer that is there confirms its own within that time;
+    /// an INIT that was recorded is followed by nothing, and must not keep the hosts apart.
     fn free_from(&self) -> Option<Instant> {
         match (&self.attempt, &self.half_open) {
             (Some(_), _) => None,
@@ -190,8 +190,8 @@ impl Peer {
         self.sessions.iter_mut().chain(half_open).find(|session| session.number == number)
     }
 
-    /// Takes a session in that the peer has confirmed. If the confirmation was so late that one of our
-    /// own was made meanwhile, that is newer for both sides, and both go on with it.
+    /// Takes a session in that the peer has confirmed. If the confirmation was so late that one of
+    /// our own was made meanwhile, that is newer for both sides, and both go on with it.
     pub(super) fn insert(&mut self, mut session: Session, now: Instant) {
         let at = self.sessions.partition_point(|other| other.made <= session.made);
         if at < self.sessions.len() {
@@ -245,7 +245,7 @@ impl Peer {
 }
 
 impl Sadb {
-    /// Does what is due on a link, tells what has changed, and sets its timer.
+    /// Carries out due actions of a link, reports changes, and sets its timer.
     pub(super) fn advance(&mut self, link: Link, now: Now) {
         self.drive_attempt(link, now);
         let Some(peer) = self.peers.get_mut(&link) else { return };
@@ -400,7 +400,7 @@ impl Sadb {
         self.outputs.push_back(Output::GaveUp { vnet, peer: host });
     }
 
-    /// Ends what was made with keys that are no longer accepted.
+    /// Ends sessions made with keys that are no longer accepted.
     pub(super) fn end_withdrawn(&mut self, link: Link, now: Now) {
         let ring = self.vnets.get(&link.0);
         let accepted: Vec<KeyId> =

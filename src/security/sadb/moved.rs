@@ -1,15 +1,15 @@
-//! The host itself has another name.
+//! A change of the host's own name.
 
 use super::{Output, Sadb, SadbCounter};
 use crate::time::Now;
 use crate::wire::name::Name;
 
 impl Sadb {
-    /// From now on this is the host's name: it has another address. All that was agreed on under the old one is over: whoever
-    /// wants to send is told that no key serves.
+    /// From now on this is the host's name: it has another address. All that was agreed on under
+    /// the old one is over: whoever wants to send is told that no key serves.
     ///
-    /// It may be an address that the host has had before. Which INITs were answered then is not known any
-    /// more, so all need a cookie for a while, as after the start.
+    /// It may be an address that the host has had before. Which INITs were answered then is not
+    /// known any more, so all need a cookie for a while, as after the start.
     pub fn move_to(&mut self, own: Name, now: Now) {
         self.own = own;
         self.start = self.start.map(|_| now.mono);

@@ -1,4 +1,4 @@
-//! What the state machine asks for, and the keys that it gives away.
+//! The outputs of the state machine, among them the keys for backends.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use crate::secret::{SaKey, Secret};
 use crate::wire::VnetId;
 use crate::wire::name::Name;
 
-/// What is to be done.
+/// An action for the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Send a handshake message to the VARP port of a host.

@@ -1,4 +1,4 @@
-//! Handshake messages that come in: what each of them changes, and why others change nothing.
+//! Received handshake messages: their effects, and the reasons for which others have none.
 
 use std::net::IpAddr;
 use std::time::Duration;

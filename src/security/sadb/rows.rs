@@ -1,4 +1,4 @@
-//! What is known of each link, for people.
+//! The state of each link, as rows for operators.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ pub enum State {
     Asking,
     /// The peer's INIT was answered, and is not confirmed yet.
     Answering,
-    /// Nobody answered; there will be another attempt.
+    /// The host did not answer; there will be another attempt.
     Failed,
     /// No keys, and nothing under way.
     Closed,
@@ -72,7 +72,7 @@ pub struct Row {
     pub serving: Option<Serving>,
     /// Sessions whose packets are accepted: that which serves, those before and after it.
     pub sessions: usize,
-    /// What has become of the link so far.
+    /// The link's history.
     pub tally: Tally,
 }
 
@@ -81,7 +81,7 @@ pub struct Row {
 pub struct Tally {
     /// Sessions agreed on.
     pub made: u64,
-    /// Attempts that nobody answered in time.
+    /// Attempts without an answer in time.
     pub failed: u64,
     /// Handshake messages from the host's address that were dropped.
     pub dropped: u64,

@@ -17,7 +17,7 @@ const NEXT_HOP_INDEX: usize = 4;
 /// `IFA_FLAGS` of linux/if_addr.h: the flags with room for more than eight.
 const IFA_FLAGS: u16 = 8;
 
-/// What the kernel has listed so far.
+/// The kernel's lists so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Listing {
     links: BTreeMap<u32, Interface>,

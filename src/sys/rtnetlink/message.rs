@@ -42,7 +42,8 @@ pub(super) fn routes_v6(sequence: u32) -> Vec<u8> {
     routes(libc::AF_INET6, sequence)
 }
 
-/// `struct rtmsg`. Only with NETLINK_GET_STRICT_CHK does the kernel heed table and type; without it lists all.
+/// `struct rtmsg`. Only with NETLINK_GET_STRICT_CHK does the kernel heed table and type; without it
+/// lists all.
 fn routes(family: libc::c_int, sequence: u32) -> Vec<u8> {
     let family = u8::try_from(family).unwrap_or(0);
     let body = [family, 0, 0, 0, libc::RT_TABLE_MAIN, 0, 0, libc::RTN_UNICAST, 0, 0, 0, 0];
@@ -82,8 +83,8 @@ impl Part<'_> {
         u32_at(self.body, 0).unwrap_or(0).cast_signed().wrapping_neg()
     }
 
-    /// Whether it says that this interface is no more. (A port that leaves its bridge is deleted, too, but
-    /// as one of family AF_BRIDGE.)
+    /// Whether it says that this interface is no more. (A port that leaves its bridge is deleted,
+    /// too, but as one of family AF_BRIDGE.)
     pub(super) fn deletes(&self, index: u32) -> bool {
         self.kind == DEL_LINK
             && self.body.first() == Some(&0)
@@ -96,7 +97,7 @@ impl Part<'_> {
     }
 }
 
-/// The messages in what was received.
+/// The messages in received bytes.
 pub(super) fn parts(mut bytes: &[u8]) -> impl Iterator<Item = Part<'_>> {
     std::iter::from_fn(move || {
         let len = usize::try_from(u32_at(bytes, 0)?).ok()?;

@@ -1,8 +1,8 @@
 //! The system calls that a process may make after its start, with the code that makes them.
 //!
-//! A call that is missing here kills the process, so add a new one in the same commit as the
-//! code that makes it. The list contains the calls of this code, its crates, Rust's standard library and glibc or
-//! musl; `strace -fc` shows them.
+//! A call that is missing here kills the process, so add a new one in the same commit as the code
+//! that makes it. The list contains the calls of this code, its crates, Rust's standard library and
+//! glibc or musl; `strace -fc` shows them.
 
 use std::collections::BTreeMap;
 
@@ -242,9 +242,10 @@ fn sockets(
                 let types = [libc::SOCK_STREAM, libc::SOCK_SEQPACKET].map(of_type);
                 rules.insert(call, types.into_iter().collect::<Result<_, _>>()?);
             }
-            // To a name that the kernel chooses, as for the connection to the vhost-user daemon: the
-            // address is its family alone. A UDP socket whose port the kernel chose could otherwise
-            // be disconnected (connect(2), AF_UNSPEC), bound to a group, and hear other vnets.
+            // To a name that the kernel chooses, as for the connection to the vhost-user daemon:
+            // the address is its family alone. A UDP socket whose port the kernel chose could
+            // otherwise be disconnected (connect(2), AF_UNSPEC), bound to a group, and hear other
+            // vnets.
             let len = u64::try_from(size_of::<libc::sa_family_t>()).unwrap_or(0);
             rules.insert(libc::SYS_bind, vec![when(2, SeccompCmpOp::Eq, len)?]);
         }

@@ -1,8 +1,9 @@
-//! The socket options that a process sets and reads after its start, and where.
+//! The socket options that a process may set and read after its start, with the code that uses
+//! them.
 //!
-//! An option that is missing here kills the process, so a new one belongs into the same commit as the
-//! code that uses it. Some options are the way to a part of the kernel of its own, as that to iptables
-//! is: these need a capability, but a namespace of a user's own gives one.
+//! An option that is missing here kills the process, so add a new one in the same commit as the
+//! code that uses it. Some options give access to a separate part of the kernel, such as iptables.
+//! These need a capability, but a process gets that in a user namespace of its own.
 
 use std::collections::BTreeMap;
 
@@ -108,7 +109,7 @@ const OPENER_READS: &[SocketOption] = &[
     (libc::SOL_SOCKET, libc::SO_PROTOCOL),
 ];
 
-/// What a program sets, and what it reads.
+/// The options that a program sets, and those that it reads.
 pub(super) fn of(profile: Profile) -> (&'static [SocketOption], &'static [SocketOption]) {
     match profile {
         Profile::Backend => (BACKEND_SETS, BACKEND_READS),

@@ -1,15 +1,17 @@
 //! A private view of the file system: the directories that a process needs, and nothing else.
 //!
-//! Landlock and seccomp cannot distinguish Unix sockets by their paths, and a backend has to reconnect
-//! whenever varpd, or a QEMU that listens, restarts. So the process gets a mount namespace whose
-//! root is an empty, read-only tmpfs with the process's directories bound into it. These are directories, not sockets, because
-//! a restart replaces the sockets. If a directory is removed and made again, the process does not see the new one: see [`Directory`].
+//! Landlock and seccomp cannot distinguish Unix sockets by their paths, and a backend has to
+//! reconnect whenever varpd, or a QEMU that listens, restarts. So the process gets a mount
+//! namespace whose root is an empty, read-only tmpfs with the process's directories bound into it.
+//! These are directories, not sockets, because a restart replaces the sockets. If a directory is
+//! removed and made again, the process does not see the new one: see [`Directory`].
 //!
 //! ```text
 //!     unshare(mounts)  -> bind directories below a tmpfs -> pivot_root to it -> unmount all else
 //! ```
-//! A process that may not mount enters a user namespace in which it may. This namespace maps only its own user: other
-//! users' numbers read 65534. A kernel may forbid any of this and there is no way back, so a child process tries it first.
+//! A process that may not mount enters a user namespace in which it may. This namespace maps only
+//! its own user: other users' numbers read 65534. A kernel may forbid any of this and there is no
+//! way back, so a child process tries it first.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -25,15 +27,17 @@ use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, chdir, fork, getegid, geteuid, pipe, pivot_root};
 use thiserror::Error;
 
-/// Mount point for the new root during its construction. Any existing directory will do: the mount covers it only in
-/// the new namespace, and only until the view is complete.
+/// Mount point for the new root during its construction. Any existing directory will do: the mount
+/// covers it only in the new namespace, and only until the view is complete.
 const STAGE: &str = "/usr";
 
 /// Why there is no private view. The process is unchanged.
 #[derive(Debug, Error)]
 pub enum ViewError {
     /// The view needs a user namespace, in which users cannot be distinguished.
-    #[error("without root's rights it takes a user namespace, in which users can't be told apart")]
+    #[error(
+        "without root's rights it needs a user namespace, in which users cannot be distinguished"
+    )]
     Users,
     /// A directory does not exist.
     #[error("{0}: {1}")]
@@ -53,8 +57,8 @@ enum Way {
 }
 
 /// Limits the paths of this process to these directories, irrevocably. Call it while the process
-/// has one thread. Paths must be absolute and without links, see [`real`]. With `exact_users` the process can still
-/// distinguish users afterwards.
+/// has one thread. Paths must be absolute and without links, see [`real`]. With `exact_users` the
+/// process can still distinguish users afterwards.
 ///
 /// # Errors
 /// There is no view; the process is unchanged.
@@ -93,7 +97,8 @@ pub fn place(path: &Path) -> io::Result<PathBuf> {
 fn rehearse(act: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     let failed = |what: &'static str| move |error: Errno| format!("{what}: {error}");
     let (reader, writer) = pipe().map_err(failed("pipe"))?;
-    // SAFETY: this process has one thread, as `enter` asks for, so that the child finds no lock taken.
+    // SAFETY: this process has one thread, as `enter` asks for, so that the child finds no lock
+    // taken.
     match unsafe { fork() }.map_err(failed("fork"))? {
         ForkResult::Child => {
             let why = act().err().unwrap_or_default();

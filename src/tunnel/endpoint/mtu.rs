@@ -95,7 +95,7 @@ impl<U: Underlay> Endpoint<U> {
                 log::Level::Warn => log::Level::Info,
                 quiet => quiet,
             };
-            log::log!(level, "the path to {to} takes packets of {mtu} bytes");
+            log::log!(level, "the path MTU to {to} is {mtu} bytes");
         }
     }
 

@@ -62,7 +62,7 @@ impl<U: Underlay> Endpoint<U> {
         };
         log::log!(
             self.misfit_news.level(now),
-            "vnet {}: host {} sends {what}; dropped and counted as {} (warned of at most once a minute)",
+            "vnet {}: host {} sends {what}; dropped and counted as {} (logged at most once a minute)",
             key.vnet,
             from.ip(),
             counter.name(),

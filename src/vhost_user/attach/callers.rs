@@ -1,5 +1,5 @@
-//! The process and user at the other end of a connection, the users who may be frontends, and the process for which the
-//! NIC is reserved.
+//! The process and user at the other end of a connection, the users who may be frontends, and the
+//! process for which the NIC is reserved.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,7 +13,8 @@ use crate::time::Instant;
 
 /// Root may always connect: it controls this process anyway.
 const ROOT: u32 = 0;
-/// How long a NIC is reserved for a running QEMU that has lost its connection; QEMU retries once a second.
+/// How long a NIC is reserved for a running QEMU that has lost its connection; QEMU retries once a
+/// second.
 const RESERVATION: Duration = Duration::from_secs(3);
 /// Limit on remembered processes that the log has named.
 const MOST_NAMED: usize = 64;
@@ -42,7 +43,8 @@ impl Frontends {
         self.0.is_some()
     }
 
-    /// Whether this process may be a frontend. With a list, a process that the kernel does not identify may not.
+    /// Whether this process may be a frontend. With a list, a process that the kernel does not
+    /// identify may not.
     pub(super) fn admit(&self, caller: &Caller) -> bool {
         let Some(users) = &self.0 else { return true };
         let listed = |uid| uid == ROOT || users.iter().any(|user| user.uid == uid);
@@ -91,8 +93,8 @@ impl Caller {
     }
 }
 
-/// A reservation of the NIC for a process whose connection has just ended, so that no other process can take it while that
-/// one reconnects.
+/// A reservation of the NIC for a process whose connection has just ended, so that no other process
+/// can take it while that one reconnects.
 #[derive(Debug)]
 pub(super) struct Reservation {
     caller: Caller,

@@ -8,8 +8,8 @@
 //! | that sends while another is served | waits, is named in the log, and is served next; any further one is closed |
 //! | that disconnects while it waits | forgotten |
 //!
-//! So no process that may connect can take a NIC from its QEMU. When a connection ends but its process lives (QEMU
-//! reconnects), the loop serves only that process for some seconds.
+//! So no process that may connect can take a NIC from its QEMU. When a connection ends but its
+//! process lives (QEMU reconnects), the loop serves only that process for some seconds.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -38,7 +38,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Limit on connections that have sent nothing yet.
 const MOST_SILENT: usize = 8;
-/// Connections accepted in one turn: a crowd at the socket must not keep the loop from the frontend that is served.
+/// Connections accepted in one turn: a crowd at the socket must not keep the loop from the frontend
+/// that is served.
 const ACCEPT_BUDGET: usize = 16;
 /// Pause after an error that a retry may cure, such as too many open files.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
@@ -111,7 +112,8 @@ pub(super) struct Server {
     refused: String,
     /// Limits repeats of that line: QEMU retries each second.
     quiet_about_the_same: Quiet,
-    /// Limits lines about each kind of faulty connection: reasons carry numbers, of which a frontend has plenty.
+    /// Limits lines about each kind of faulty connection: reasons carry numbers, of which a
+    /// frontend has plenty.
     quiet_about_refusals: QuietEach<EndKind>,
     /// Limits lines about frontends that connect.
     quiet_about_connects: Quiet,
@@ -168,7 +170,8 @@ impl Server {
                 return Ok(());
             }
             self.accept();
-            // Before reading new connections: the process that was served may have hung up and reconnected.
+            // Before reading new connections: the process that was served may have hung up and
+            // reconnected.
             self.step();
             self.renew();
             self.sort();

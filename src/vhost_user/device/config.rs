@@ -1,7 +1,7 @@
-//! What a frontend may ask of the NIC, and never writes: its configuration space (virtio 1.2, 5.1.4).
+//! The NIC's configuration space, which a frontend can read but not write (virtio 1.2, 5.1.4).
 //!
 //! ```text
-//! bytes 0  MAC          which frontends that ask do not know themselves
+//! bytes 0  MAC          for frontends that do not choose it themselves
 //!       6  status (16)  not offered
 //!       8  most queue pairs (16)
 //!      10  MTU (16)
@@ -9,7 +9,7 @@
 
 use super::Device;
 
-/// What is defined of it, in bytes; what is asked for behind it reads as zeros.
+/// Length of the defined part, in bytes; bytes after it read as zeros.
 const LEN: usize = 12;
 
 impl Device {

@@ -1,4 +1,4 @@
-//! What stands behind a device: the data path, and what the two say to each other.
+//! The data path behind a device, and the interface between the two.
 
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub struct Rings<'a> {
     pub memory: &'a MemoryGuard,
 }
 
-/// What a worker shall wait for next.
+/// The events for which a worker waits next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interest {
     /// Bit n: the n-th of [`DataPath::descriptors`].
@@ -74,13 +74,14 @@ pub trait DataPath: Send + Sync + 'static {
     }
 
     /// Descriptors that the worker of `pair` waits on besides kicks, at most 64, polled (level
-    /// triggered, for reading) only while the pair runs. Their number stays the same. When others take
-    /// their place ([`DataPath::changed`]) they stay open until [`DataPath::descriptors_taken`].
+    /// triggered, for reading) only while the pair runs. Their number stays the same. When others
+    /// take their place ([`DataPath::changed`]) they stay open until
+    /// [`DataPath::descriptors_taken`].
     fn descriptors(&self, pair: usize) -> Vec<RawFd>;
 
     /// From now on, until it is told `None`, the data path may let the worker of `pair` wait on
-    /// descriptors that come and go. The pair is about to run; at `None`, when it has stopped, they are
-    /// to be removed.
+    /// descriptors that come and go. The pair is about to run; at `None`, when it has stopped, they
+    /// are to be removed.
     fn share(&self, _pair: usize, _share: Option<Arc<EventShare>>) {}
 
     /// How long workers look for frames before they sleep, while that pays; zero for not at all.
@@ -91,8 +92,8 @@ pub trait DataPath: Send + Sync + 'static {
     /// The worker of `pair` has looked for frames before it slept, and some came or none did.
     fn looked(&self, _pair: usize, _has_paid: bool) {}
 
-    /// Readable when the descriptors are no longer those that were told. Whoever asks for them anew resets
-    /// the event before by reading it.
+    /// Readable when the descriptors are no longer those that were told. Whoever asks for them anew
+    /// resets the event before by reading it.
     fn changed(&self) -> Option<BorrowedFd<'_>> {
         None
     }
@@ -111,8 +112,8 @@ pub trait DataPath: Send + Sync + 'static {
     /// The virtio features that the driver acknowledged.
     fn set_features(&self, features: u64);
 
-    /// The frontend tells the MTU in bytes that the guest was configured with; false refuses it, which
-    /// leaves a guest of QEMU's without this NIC.
+    /// The frontend tells the MTU in bytes that the guest was configured with; false refuses it,
+    /// which leaves a guest of QEMU's without this NIC.
     fn set_mtu(&self, mtu: u16) -> bool;
 
     /// The frontend asks that the network be told where the guest is (`SEND_RARP`). May come before

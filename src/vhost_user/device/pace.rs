@@ -1,16 +1,16 @@
-//! Whether to look for the next frame for a while, or to sleep at once.
+//! Decides whether a worker polls for the next frame for some time, or sleeps at once.
 //!
-//! Looking costs processor time, sleeping costs a wake-up once a frame comes. So looking pays only
-//! if the next frame comes soon, and of that only the past is known:
+//! Polling costs processor time; sleeping costs a wake-up when the next frame arrives. So polling
+//! pays only if the next frame arrives soon. The decision uses the past:
 //!
-//! * The moving average of the gaps between the end of work and the next frame. Where it is longer
-//!   than two wake-ups, or than could be bridged by a look, nothing is looked for. Gaps count at
+//! * The moving average of the gaps between the end of work and the next frame. If it is longer
+//!   than two wake-ups, or than a poll lasts, the worker does not poll. A gap counts as at
 //!   most [`LONGEST`], so that seven frames in quick succession are enough after any pause.
-//! * What looking has brought. After two looks in vain in a row some rests go without one: 2, then
-//!   4, up to [`MOST_SKIPPED`], until a look pays. The numbers are even, so that of gaps that
-//!   alternate (a request, its reply) it is not always the same one that is tried.
-//! * Whether others want the processor: then there is a pause, twice as long each time that it is so
-//!   again soon after the last one, from [`MIN_PAUSE`] to [`MAX_PAUSE`].
+//! * The success of polls. After two unsuccessful polls in a row the worker sleeps without polling
+//!   2 times, then 4, up to [`MOST_SKIPPED`], until a poll succeeds. The numbers are even, so that
+//!   of gaps that alternate (a request, its reply) it does not always try the same one.
+//! * Other work for the processor. After such work the worker does not poll for some time, from
+//!   [`MIN_PAUSE`] to [`MAX_PAUSE`], twice as long each time that this happens soon again.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Looking for frames for a while before a worker sleeps, if the data path wants that.
+//! Polls for frames for some time before a worker sleeps, if the data path wants that.
 //!
 //! ```text
 //!   event ──► turn ──► rest ──► sleep: kicks are on ─────────────────────────► the crate's loop
@@ -8,14 +8,15 @@
 //!                       └── nothing in time, or something else is up ──► kicks on ──┘
 //! ```
 //!
-//! The look is at the transmit ring's index and at the worker's own epoll set, which reports without
-//! waiting what the crate's loop would find: the descriptors of the data path, but also rings that
-//! are enabled and the worker's end, for which the look is over.
+//! A poll (*look* in the diagram) reads the transmit ring's index and the worker's own epoll set,
+//! which reports without waiting the events that the crate's loop would find: descriptors of the
+//! data path, but also rings that are enabled and the worker's end. These events end the polling.
 //!
-//! Between two looks the processor is offered to others: with few processors these are the very
-//! threads that the next frame comes from. Who takes it for long is at other work; then there is no
-//! looking for a while, since a thread that gives way is also passed over (with all processors
-//! taken, a worker that did not heed this stood still for more than 100 ms).
+//! Between two polls the worker yields the processor: with few processors, the waiting threads are
+//! often those that send the next frame. If another thread keeps the processor for long, it does
+//! other work; then the worker does not poll for some time, because the scheduler also postpones a
+//! thread that yields (with all processors busy, a worker without this rule stood still for more
+//! than 100 ms).
 
 use std::hint;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,12 +35,13 @@ use crate::vhost_user::vring::{Vring, Watch};
 
 /// Looks at the ring between two at the epoll set: about a microsecond.
 const GLANCES: usize = 16;
-/// Who is without the processor for so long has lost it to other work than that of frames.
+/// A worker that is without the processor for this time has lost it to work other than that of
+/// frames.
 const CROWDED: Duration = Duration::from_micros(200);
 /// Events that are fetched at a time.
 const EVENTS: usize = 8;
 
-/// What a pair needs to look for frames.
+/// The state that a pair needs to poll for frames.
 pub(super) struct Polling {
     /// Only the pair's worker uses it.
     pace: Mutex<Pace>,
@@ -60,7 +62,7 @@ impl Polling {
     }
 }
 
-/// What is looked at, since when and until when.
+/// The subjects of a poll, its start and its end.
 struct Look {
     ring: Watch,
     set: Arc<Poller>,

@@ -4,9 +4,10 @@
 //! writes to private copies, which the backend cannot see: the driver kicks, but its ring is empty.
 //! With EVENT_IDX it kicks once per ring, and never again.
 //!
-//! A kick of an empty ring proves nothing, because a frontend may kick before the driver fills the ring. But a
-//! guest with a running driver has already written to other memory. So the memory is not shared if it contains only
-//! zeros as well, or, if its file was not empty before, if the kicks continue.
+//! A kick of an empty ring proves nothing, because a frontend may kick before the driver fills the
+//! ring. But a guest with a running driver has already written to other memory. So the memory is
+//! not shared if it contains only zeros as well, or, if its file was not empty before, if the kicks
+//! continue.
 
 use std::sync::atomic::Ordering;
 

@@ -84,8 +84,8 @@ pub fn name(request: u32) -> &'static str {
     usize::try_from(request).ok().and_then(|n| NAMES.get(n)).unwrap_or(&"unknown request")
 }
 
-/// How much of a payload is read, in bytes: frontends may send more, as Linux's virtio_uml does for a
-/// memory table. `None` where that is not known.
+/// How much of a payload is read, in bytes: frontends may send more, as Linux's virtio_uml does for
+/// a memory table. `None` where that is not known.
 pub(super) fn used_len(request: u32, payload: &[u8]) -> Option<usize> {
     let counted = |at, head: usize, each: usize| {
         let count = usize::try_from(word(payload, at)?).ok()?;

@@ -43,8 +43,9 @@ impl Ring<'_> {
         self.own.is(FAULT)
     }
 
-    /// Stops this ring because what the driver wrote can't be obeyed; signals its error
-    /// descriptor and says why, once, and not too often a minute. It runs again after the frontend has reset it.
+    /// Stops this ring because what the driver wrote can't be obeyed; signals its error descriptor
+    /// and says why, once, and not too often a minute. It runs again after the frontend has reset
+    /// it.
     pub fn stop_with_error(&mut self, why: &RingError) {
         if self.own.fail() {
             let kind = "a ring is stopped until the guest resets it: ";

@@ -1,4 +1,4 @@
-//! A look at a ring without its lock, for one who has told the driver not to kick.
+//! Reads a ring's index without its lock, for a worker that has told the driver not to kick.
 
 use std::sync::atomic::Ordering;
 

@@ -1,4 +1,4 @@
-//! What the service manager shows of the process, in one line.
+//! The status of the process for the service manager, in one line.
 
 use crate::sys::notify::ServiceManager;
 use crate::wire::VifKey;

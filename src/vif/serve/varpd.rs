@@ -115,8 +115,8 @@ impl Serving {
         if self.varpd_directory.take_if(|directory| directory.is_removed()).is_some() {
             let directory = self.path.parent().unwrap_or(&self.path).display();
             log::error!(
-                "{directory}, in which varpd's socket was, has been removed: restart this backend, which cannot see another \
-                 directory of that name and so no new varpd"
+                "{directory}, the directory of varpd's socket, has been removed: restart this backend, because it cannot see a \
+                 new directory of that name, and so no new varpd"
             );
         }
     }

@@ -32,7 +32,7 @@ pub struct SenderKeys {
     pub lifetime: Lifetime,
 }
 
-/// What the owner of a care-of address derives its senders' keys from.
+/// The key from which the owner of a care-of address derives its senders' keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceiverKey {
     /// The session's number in SPIs.

@@ -1,5 +1,5 @@
-//! Tables as they travel: columns with names and units, then rows of typed cells, so that text, JSON and metrics are made
-//! from the same values; and the counters of backends.
+//! Tables as they travel: columns with names and units, then rows of typed cells, so that text,
+//! JSON and metrics are made from the same values; and the counters of backends.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -15,7 +15,8 @@ pub const MAX_CELLS: usize = 16;
 pub const MAX_CELL: usize = 400;
 /// Longest name of a column or counter, in bytes.
 pub const MAX_NAME: usize = 80;
-/// Longest unit, in bytes: 128 counters of at most 2 + 80 + 1 + 2 + 24 + 8 bytes fit in [`super::MAX_LEN`].
+/// Longest unit, in bytes: 128 counters of at most 2 + 80 + 1 + 2 + 24 + 8 bytes fit in
+/// [`super::MAX_LEN`].
 pub const MAX_UNIT: usize = 24;
 
 /// Flag of a column: it holds numbers, aligned to the right.
@@ -91,12 +92,12 @@ impl Cell {
     }
 }
 
-/// What a number is.
+/// The kind of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// It only grows, from 0 at the start of the program.
     Counter,
-    /// It is what it is at this moment.
+    /// It is the number at this moment.
     Gauge,
 }
 
@@ -121,12 +122,12 @@ impl Kind {
     }
 }
 
-/// A named number of a backend. Its vif is what it belongs to.
+/// A named number of a backend; it belongs to the backend's vif.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
     /// The name, at most [`MAX_NAME`] bytes.
     pub name: String,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Its unit in the plural, at most [`MAX_UNIT`] bytes; empty if it has none.
     pub unit: String,

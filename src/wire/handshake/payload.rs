@@ -1,4 +1,4 @@
-//! What handshake messages seal, and the additions: a host's credential, and extensions.
+//! The sealed parts of handshake messages, and the additions: a host's credential, and extensions.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -22,13 +22,14 @@
 //! +---------------------------------------------------------------+
 //! ```
 //!
-//! * `kind`, `length`: of the credential, which says who a host is, beside its holding the vnet's key. Kind 0
-//!   is none, with length 0; no other is defined yet. A receiver that does not require a kind ignores
-//!   those that it does not know.
+//! * `kind`, `length`: those of the credential, which can prove more about a host than that it
+//!   holds the vnet's key. Kind 0 means that there is no credential, and has length 0; no other
+//!   kind is defined yet. A receiver that requires no credential ignores kinds that it does not
+//!   know.
 //! * `words`: length of the extensions ([`crate::wire::extension`]). None is defined yet.
 //!
-//! A credential that signs something signs Noise's handshake hash: the responder's, in RESPONSE, that after the
-//! INIT; the initiator's, in CONFIRM, that after the RESPONSE. The credential in the INIT can only announce one.
+//! A credential with a signature signs Noise's handshake hash: in RESPONSE the hash after the INIT,
+//! in CONFIRM the hash after the RESPONSE. The credential in the INIT can only announce one.
 
 use crate::wire::ParseError;
 use crate::wire::extension::Extensions;
@@ -158,10 +159,10 @@ impl<'a> Init<'a> {
         out
     }
 
-    /// Reads what was opened.
+    /// Parses the opened bytes.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The fault.
     pub fn parse(bytes: &'a [u8; INIT_PAYLOAD_LEN]) -> Result<Self, ParseError> {
         let mut reader = Reader::new(bytes);
         let (time_ms, number, flags) = (reader.u64()?, reader.u32()?, reader.u32()?);
@@ -173,7 +174,7 @@ impl<'a> Init<'a> {
     }
 }
 
-/// What a RESPONSE seals.
+/// The sealed part of a RESPONSE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Response<'a> {
     /// The responder's number of the session.
@@ -193,10 +194,10 @@ impl<'a> Response<'a> {
         out
     }
 
-    /// Reads what was opened.
+    /// Parses the opened bytes.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The fault.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
         let mut reader = Reader::new(bytes);
         let (number, flags) = (reader.u32()?, reader.u32()?);

@@ -91,7 +91,8 @@ fn payload_vectors_mean_what_they_say_and_are_emitted_again() {
     });
 }
 
-/// A RESPONSE's sealed part tells its length by where the message ends; its tag notices what is missing.
+/// A RESPONSE's sealed part tells its length by where the message ends; its tag notices what is
+/// missing.
 #[test]
 fn every_truncation_is_noticed() {
     for (text, body) in bodies() {

@@ -1,4 +1,4 @@
-//! Entries of a LIST: a vnet that the speaker has vifs on, and how it is set up there.
+//! Entries of a LIST: a vnet on which the speaker has vifs, and the speaker's settings of it.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -17,20 +17,21 @@
 //! +---------------------------------------------------------------+
 //! ```
 //!
-//! * `send`, `accept` (octet 4): the policy that is sent under (0 none, 1 auth, 2 conf), and the set of
-//!   those that are accepted (1 none, 2 auth, 4 conf).
-//! * `cipher`: of the vnet's group frames that are sent: 0 none, 1 AES-GCM, 2 AES-GMAC, 3
-//!   ChaCha20-Poly1305.
-//! * `send`, `listen` (octet 6): the group that frames are sent to (1 that of VARP, 2 one of the vnet),
-//!   and the set of those that are listened at (1, 2).
-//! * `flags`: K 0x01: key id and tag follow, the vnet has a key here. All others must be zero.
-//! * `longest datagram`: the longest IP packet that each of the vifs takes; 0 if that is not known,
-//!   else at least 552, or 1280 if the sender's address is of IPv6.
-//! * `key id`: the key that is sent with.
-//! * `tag`: HMAC-SHA-256, cut to 128 bits, with the vnet's hello key, over the sender's name (176), the
-//!   message's time (64), its generation (32) and the entry up to the tag.
+//! * `send`, `accept` (octet 4): the policy under which the speaker sends (0 none, 1 auth, 2 conf),
+//!   and the set of those that it accepts (1 none, 2 auth, 4 conf).
+//! * `cipher`: the cipher of the group frames that the speaker sends: 0 none, 1 AES-GCM, 2
+//!   AES-GMAC, 3 ChaCha20-Poly1305.
+//! * `send`, `listen` (octet 6): the group to which the speaker sends frames (1 that of VARP, 2 one
+//!   of the vnet), and the set of those at which it listens (1, 2).
+//! * `flags`: K 0x01: the speaker has a key for the vnet; key id and tag follow. All others must be
+//!   zero.
+//! * `longest datagram`: the longest IP packet that each of the vifs accepts; 0 if that is not
+//!   known, else at least 552, or 1280 if the sender's address is of IPv6.
+//! * `key id`: the key with which the speaker sends.
+//! * `tag`: HMAC-SHA-256, cut to 128 bits, with the vnet's hello key, over the sender's name (176),
+//!   the message's time (64), its generation (32) and the entry up to the tag.
 //!
-//! Entries stand in ascending order of vnet. Unknown codes of policy, cipher or group are shown as
+//! Entries are in ascending order of vnet. Hosts show unknown codes of policy, cipher or group as
 //! unknown.
 
 use crate::wire::reader::Reader;
@@ -44,7 +45,7 @@ pub const PROVED_LEN: usize = LEN + 4 + TAG_LEN;
 pub const TAG_LEN: usize = 16;
 const FLAG_KEY: u8 = 1;
 
-/// What is sent of several things, and the set of those that are accepted; 4 bits each.
+/// The one that the speaker sends, and the set of those that it accepts; 4 bits each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
     /// The code of the one that is sent.
@@ -90,7 +91,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// What the tag covers of it, and the list's digest: the entry without its tag.
+    /// The part that the tag and the list's digest cover: the entry without its tag.
     pub fn covered(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(PROVED_LEN);
         let flags = if self.proof.is_some() { FLAG_KEY } else { 0 };
@@ -137,7 +138,8 @@ impl<'a> Entries<'a> {
     /// Views entries that are all of `bytes`.
     ///
     /// # Errors
-    /// `Truncated`, `Reserved` for a flag or field that must be zero, `Value` for vnet 0 or entries out of order.
+    /// `Truncated`, `Reserved` for a flag or field that must be zero, `Value` for vnet 0 or entries
+    /// out of order.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
         let (mut rest, mut count, mut last) = (Reader::new(bytes), 0, None);
         while !rest.rest().is_empty() {

@@ -21,8 +21,9 @@ impl Message {
     /// The message in a whole datagram.
     ///
     /// # Errors
-    /// [`ParseError::TagKind`] and [`ParseError::Critical`] for what a later version may have added,
-    /// [`ParseError::Version`] for another version of the format, and what is malformed by its name.
+    /// [`ParseError::TagKind`] and [`ParseError::Critical`] for what a later version may have
+    /// added, [`ParseError::Version`] for another version of the format, and what is malformed by
+    /// its name.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
         let mut rest = Reader::new(bytes);
         if rest.array::<2>().map_err(|_| ParseError::Truncated)? != MAGIC {
@@ -121,7 +122,8 @@ pub fn covered(message: &[u8]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Whether a datagram is a message with flag L, whatever else is in it. Behind it stands a trailer ([`super::super::trailer`]).
+/// Whether a datagram is a message with flag L, whatever else is in it. Behind it stands a trailer
+/// ([`super::super::trailer`]).
 pub fn is_relayed(datagram: &[u8]) -> bool {
     let flags = datagram.get(FLAGS_OFFSET..).and_then(<[u8]>::first_chunk);
     datagram.starts_with(&[MAGIC[0], MAGIC[1], VERSION])
@@ -266,7 +268,8 @@ impl Reader<'_> {
         }
     }
 
-    /// A host's address. An IPv4-mapped one is refused: it would be a second spelling of an IPv4 one.
+    /// A host's address. An IPv4-mapped one is refused: it would be a second spelling of an IPv4
+    /// one.
     fn address(&mut self, family: u8) -> Result<Option<IpAddr>, ParseError> {
         let bytes: [u8; 16] = self.array()?;
         let ip = match (family, bytes) {
@@ -283,7 +286,7 @@ impl Reader<'_> {
         if is_host(ip) && !is_mapped { Ok(Some(ip)) } else { Err(ParseError::Value) }
     }
 
-    /// What follows the extensions.
+    /// The bytes after the extensions.
     fn tag(&mut self, kind: u8) -> Result<Option<Tag>, ParseError> {
         match kind {
             TAG_NONE => Ok(None),

@@ -1,7 +1,8 @@
-//! No key seals two packets with one nonce, whatever clocks, restarts and reboots do; and what that rests on.
+//! No key seals two packets with one nonce, whatever clocks, restarts and reboots do; and what that
+//! rests on.
 //!
-//! The packets of a care-of address are compared by their heads: SPI, start and random number make the key,
-//! the IV makes the nonce.
+//! The packets of a care-of address are compared by their heads: SPI, start and random number make
+//! the key, the IV makes the nonce.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! Names: of hosts that move, that are in other realms, or call themselves otherwise; and hosts of another
-//! version.
+//! Names: of hosts that move, that are in other realms, or call themselves otherwise; and hosts of
+//! another version.
 
 use super::*;
 use crate::security::handshake::Initiator;

@@ -6,14 +6,14 @@
 //! [`Output`]s in order. What is recorded of one run gives the same outputs in another.
 //!
 //! ```text
-//!      backends, vnet                                              other hosts
-//!           | Connected, Request, Closed                                | Datagram
-//!   +-------v---------------------------------------------------------- v------+
+//!      backends, vnet                                           other hosts
+//!           | Connected, Request, Closed                             | Datagram
+//!   +-------v--------------------------------------------------------v---------+
 //!   | clients -> requests -> register -> registry                doubts        |
 //!   |                 |          learned, lanes, moved             |           |
 //!   |                 v                 ^                          v           |
-//!   |               [`Mapper`] ---------+--------- keys: [`Sadb`], membership  |
-//!   |                                   |          hello: [`Hosts`]            |
+//!   |              Mapper <-------------+---------- keys, gates: Sadb,         |
+//!   |                                   |           Membership; hello: Hosts   |
 //!   +-----------------------------------+--------------------------------------+
 //!             Tell, Open, Close, Lane,  |  ReadKey, Look, Move, Log, Send
 //!                                       v
@@ -34,6 +34,42 @@
 //!
 //! Call [`Host::handle`] with each input, then carry out what [`Host::poll_output`] returns until it returns nothing;
 //! wait until [`Host::poll_timeout`] and call it with [`Input::Timeout`]. Results may come at once or later.
+//!
+//! ```
+//! use vnet::config::Config;
+//! use vnet::host::admission::Admission;
+//! use vnet::host::{ClientId, Door, Host, Input, Output, Peer, Place, Start, mapper_config};
+//! use vnet::time::{Instant, Now};
+//! use vnet::wire::control::{Event, Features, Request};
+//!
+//! let config = Config::default();
+//! let nobody = |_: &str| Err(std::io::Error::other("no such account"));
+//! let start = Start {
+//!     mapper: mapper_config(&config),
+//!     admission: Admission::new(&config, 0, None, nobody, nobody).unwrap(),
+//!     config,
+//!     place: Place { interface: "eth0".into(), index: 2, address: [192, 0, 2, 1].into() },
+//!     mtu: Some(1500),
+//!     seed: [7; 32],
+//! };
+//! let now = Now { mono: Instant::ZERO, wall_ms: 1_767_225_600_000 };
+//! let mut host = Host::new(start, now);
+//!
+//! let client = ClientId(1);
+//! let peer = Peer { uid: 1000, pid: 4711 };
+//! host.handle(Input::Connected { client, door: Door::Control, peer, groups: vec![1000] }, now);
+//! let hello = Request::Hello { features: Features::NONE, software: "example".into() };
+//! let (bytes, is_cut, descriptors) = (hello.emit(), false, 0);
+//! host.handle(Input::Request { client, bytes, is_cut, descriptors }, now);
+//!
+//! // The host answers by its own HELLO, and introduces itself to other hosts.
+//! let outputs: Vec<Output> = std::iter::from_fn(|| host.poll_output()).collect();
+//! let is_answer = |output: &Output| {
+//!     matches!(output, Output::Tell { client: ClientId(1), event: Event::Hello { .. }, .. })
+//! };
+//! assert!(outputs.iter().any(is_answer));
+//! assert!(host.poll_timeout().is_some());
+//! ```
 //!
 //! # Where it is
 //!

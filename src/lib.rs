@@ -48,7 +48,7 @@
 //! | [`wire`] | all formats that leave a process | yes |
 //! | [`mapper`] | the VARP state machine of a host | yes |
 //! | [`hosts`] | the state machine of hello: knows the other hosts and their settings | yes |
-//! | [`host`] | everything that varpd decides: vifs and whose they are, kept vifs, keys, lanes, tables, the place on the underlay | yes |
+//! | [`host`] | all decisions of varpd: owners of vifs, kept vifs, keys, lanes, tables, the place on the underlay | yes |
 //! | [`policy`], [`secret`] | policies and cipher suites; bytes of keys | yes |
 //! | [`security`] | keys, handshakes, sealing of secured vnets | yes |
 //! | [`lane`] | rings of shared memory between two backends of a host | except for the memory |
@@ -172,10 +172,11 @@
 //!   ([`vhost_user::logging`]).
 //! * The mapper ([`mapper::Mapper`]), in varpd, owns all knowledge of vifs on other hosts. Backends
 //!   keep copies, which they can use while varpd is away.
-//! * The host ([`host::Host`]), in varpd, owns the association of clients with vifs, what is kept of a vif whose
-//!   backend has died, the keys of secured vnets, and the host's place on the underlay. It owns the mapper, too.
-//! * varpd's shell ([`varpd`]) owns connections, sockets and files: what the host asks to open, close and send. It has duplicates
-//!   of the sockets of all vifs.
+//! * The host ([`host::Host`]), in varpd, owns the association of clients with vifs, the state of
+//!   vifs whose backend has died, the keys of secured vnets, and the host's place on the underlay. It
+//!   owns the mapper, too.
+//! * varpd's shell ([`varpd`]) owns connections, sockets and files, which it opens, closes and uses as
+//!   the host requests. It has duplicates of the sockets of all vifs.
 
 pub mod capture;
 pub mod cli;

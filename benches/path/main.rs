@@ -2,14 +2,15 @@
 //! on the other.
 //!
 //! `cargo bench --bench path` prints the least nanoseconds per frame of many rounds, which other
-//! load on the machine hardly changes. `valgrind --tool=callgrind` on the program that it names with
-//! `--no-run` counts instructions: those of a round are the difference of two runs that are some rounds
-//! apart. Arguments: the number of rounds, and the cases. `benches/run` measures what the kernel and
-//! the guest's processor add.
+//! load on the machine hardly changes. `valgrind --tool=callgrind` on the program that `--no-run` names
+//! counts instructions: those of a round are the difference of two runs that are some rounds apart.
+//! `benches/run` measures what the kernel and the guest's processor add.
+//!
+//! Arguments: the number of rounds, and the cases by their names as printed (`"1400 sending"`). Each case
+//! is a kind of frame ([`FRAMES`]) on one way ([`WAYS`]), in a worker of its own.
 
 mod ring;
 
-use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
@@ -25,6 +26,7 @@ use vnet::offload::features::Offloads;
 use vnet::offload::header::Header;
 use vnet::offload::layout::Layout;
 use vnet::policy::{Level, Suite};
+use vnet::port::guard::Prefix;
 use vnet::port::tx::SourceMac;
 use vnet::port::worker::Worker;
 use vnet::secret::Secret;
@@ -111,44 +113,130 @@ fn worker(own: Mac, peer: Mac, underlay: Loop) -> (Worker<Loop>, Arc<VifCounters
     (worker, counters)
 }
 
-/// A frame of `len` bytes with its virtio-net header: UDP, or TCP to be cut.
-fn frame(len: usize, segment: Option<u16>) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(OWN.0, PEER.0).ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
-    let mut frame = Vec::new();
-    let written = match segment {
-        Some(_) => {
-            let mut tcp = builder.tcp(1000, 2000, 1, 65_535);
-            tcp = tcp.ack(1);
-            tcp.write(&mut frame, &vec![7; len - 54])
-        }
-        None => builder.udp(1000, 2000).write(&mut frame, &vec![7; len - 42]),
-    };
-    written.expect("a frame");
-    frame[..6].copy_from_slice(&PEER.0);
-    frame[6..12].copy_from_slice(&OWN.0);
-    let layout = Layout::parse(&frame, frame.len()).expect("headers");
-    // The sum of the pseudo-header: what a partial checksum's field holds.
-    let partial = layout.pseudo_header(&frame, frame.len() - layout.transport_at).fold();
-    let at = layout.checksum_at();
-    frame[at..at + 2].copy_from_slice(&partial.to_be_bytes());
-    let header = match segment {
-        Some(size) => Header::merged(&layout, size, false),
-        None => Header::partial(&layout),
-    };
-    [&header.emit(0)[..], &frame].concat()
+/// A kind of frame that a guest sends, again and again.
+struct Kind {
+    name: &'static str,
+    /// Its length, in bytes, virtio-net header not included.
+    len: usize,
+    /// The size of the segments that it is to be cut into: then it is TCP, else UDP.
+    segment: Option<u16>,
+    /// Whether it has an IEEE 802.1Q tag.
+    is_tagged: bool,
+    /// Lengths of its first descriptors, that of the virtio-net header included; the rest has one.
+    pieces: &'static [usize],
+    /// Frames of a round.
+    count: u16,
+}
+
+const FRAMES: [Kind; 5] = [
+    Kind { name: "64", len: 64, segment: None, is_tagged: false, pieces: &[], count: 256 },
+    Kind {
+        name: "1400",
+        len: 1400,
+        segment: None,
+        is_tagged: false,
+        pieces: &[12 + 42],
+        count: 128,
+    },
+    Kind {
+        name: "1400 tagged",
+        len: 1400,
+        segment: None,
+        is_tagged: true,
+        pieces: &[12 + 46],
+        count: 128,
+    },
+    Kind {
+        name: "TSO",
+        len: 62_000,
+        segment: Some(1398),
+        is_tagged: false,
+        pieces: &[12 + 54, 32 << 10],
+        count: 4,
+    },
+    Kind {
+        name: "TSO tagged",
+        len: 62_000,
+        segment: Some(1394),
+        is_tagged: true,
+        pieces: &[12 + 58, 32 << 10],
+        count: 4,
+    },
+];
+
+/// Measures a way that a frame can go, in so many rounds; returns nanoseconds per frame.
+type Measure = fn(&Kind, usize) -> f64;
+
+const WAYS: [(&str, Measure); 5] = [
+    ("sending", |kind, rounds| send(kind, rounds, Guest::Trusted, None)),
+    ("guarded", |kind, rounds| send(kind, rounds, Guest::KeptToAddresses, None)),
+    ("sealed", |kind, rounds| send(kind, rounds, Guest::Trusted, protection())),
+    ("receiving", receive),
+    ("lane", through_lane),
+];
+
+impl Kind {
+    /// Its bytes, with a virtio-net header: its checksum is partial.
+    fn build(&self) -> Vec<u8> {
+        let builder = PacketBuilder::ethernet2(OWN.0, PEER.0);
+        let (from, to) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+        let (builder, tag_len) = if self.is_tagged {
+            (builder.single_vlan(7u16.try_into().expect("a VLAN")).ipv4(from, to, 64), 4)
+        } else {
+            (builder.ipv4(from, to, 64), 0)
+        };
+        let mut frame = Vec::new();
+        let payload = |header| vec![7; self.len - tag_len - header];
+        let written = match self.segment {
+            Some(_) => builder.tcp(1000, 2000, 1, 65_535).ack(1).write(&mut frame, &payload(54)),
+            None => builder.udp(1000, 2000).write(&mut frame, &payload(42)),
+        };
+        written.expect("a frame");
+        frame[..6].copy_from_slice(&PEER.0);
+        frame[6..12].copy_from_slice(&OWN.0);
+        let layout = Layout::parse(&frame, frame.len()).expect("headers");
+        // The sum of the pseudo-header: what a partial checksum's field holds.
+        let partial = layout.pseudo_header(&frame, frame.len() - layout.transport_at).fold();
+        let at = layout.checksum_at();
+        frame[at..at + 2].copy_from_slice(&partial.to_be_bytes());
+        let header = match self.segment {
+            Some(size) => Header::merged(&layout, size, false),
+            None => Header::partial(&layout),
+        };
+        [&header.emit(0)[..], &frame].concat()
+    }
+
+    /// A driver that sends it.
+    fn driver(&self) -> Driver {
+        let mut driver = Driver::new();
+        driver.fill_tx(&self.build(), self.pieces, self.count);
+        driver
+    }
+}
+
+/// Whether the guest is kept to a list of addresses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Guest {
+    Trusted,
+    KeptToAddresses,
 }
 
 /// The least time of a step, in nanoseconds; `again` comes between steps.
-fn least(rounds: usize, mut again: impl FnMut(), mut step: impl FnMut()) -> f64 {
+fn least<S>(
+    rounds: usize,
+    state: &mut S,
+    again: impl Fn(&mut S),
+    mut step: impl FnMut(&mut S),
+) -> f64 {
     let mut least = f64::MAX;
     // The clock counts microseconds.
     const AT_ONCE: usize = 16;
     for _ in 0..rounds / AT_ONCE {
         let mut spent = Duration::ZERO;
         for _ in 0..AT_ONCE {
-            again();
+            again(state);
             let begin = clock::mono();
-            step();
+            step(state);
             spent += clock::mono() - begin;
         }
         least = least.min(spent.as_nanos() as f64 / AT_ONCE as f64);
@@ -167,69 +255,58 @@ fn protection() -> Option<Protection> {
     Some(protection)
 }
 
-/// Sends batches of frames over a vnet, sealed or not.
-fn send(driver: &RefCell<Driver>, rounds: usize, count: u16, is_secured: bool) -> f64 {
+fn transmit(sender: &mut Worker<Loop>, driver: &mut Driver) {
+    let Driver { tx, memory, .. } = driver;
+    sender.transmit(tx, memory, Instant::ZERO).expect("a sound ring");
+}
+
+/// Sends batches of frames over a vnet.
+fn send(kind: &Kind, rounds: usize, guest: Guest, protection: Option<Protection>) -> f64 {
     let (mut sender, counters) = worker(OWN, PEER, Loop::default());
-    sender.tunnel_mut().set_protection(if is_secured { protection() } else { None });
-    let sent = least(
-        rounds,
-        || driver.borrow_mut().offer_tx(count),
-        || {
-            let Driver { tx, memory, .. } = &mut *driver.borrow_mut();
-            sender.transmit(tx, memory, Instant::ZERO).expect("a sound ring");
-        },
-    );
-    assert!(counters.get(VifCounter::tx_frames) >= u64::from(count), "frames leave");
-    sent
+    if guest == Guest::KeptToAddresses {
+        let allowed: [Prefix; 2] =
+            ["10.0.0.0/24", "2001:db8::/64"].map(|text| text.parse().expect("a prefix"));
+        sender = sender.allowing(&allowed);
+    }
+    sender.tunnel_mut().set_protection(protection);
+    let mut driver = kind.driver();
+    let again = |driver: &mut Driver| driver.offer_tx(kind.count);
+    let sent = least(rounds, &mut driver, again, |driver| transmit(&mut sender, driver));
+    let offered = (rounds - rounds % 16) as u64 * u64::from(kind.count);
+    assert_eq!(counters.get(VifCounter::tx_frames), offered, "all leave");
+    sent / f64::from(kind.count)
 }
 
-fn measure(name: &str, rounds: usize, bytes: &[u8], pieces: &[usize], count: u16) {
-    let mut driver = Driver::new();
-    driver.fill_tx(bytes, pieces, count);
-    let (mut sender, counters) = worker(OWN, PEER, Loop { is_recording: true, ..Loop::default() });
-    let transmit = |sender: &mut Worker<Loop>, driver: &mut Driver| {
-        driver.offer_tx(count);
-        let Driver { tx, memory, .. } = driver;
-        sender.transmit(tx, memory, Instant::ZERO).expect("a sound ring");
-    };
+/// Receives what a worker has sent.
+fn receive(kind: &Kind, rounds: usize) -> f64 {
+    let (mut sender, _) = worker(OWN, PEER, Loop { is_recording: true, ..Loop::default() });
+    let mut driver = kind.driver();
+    driver.offer_tx(kind.count);
     transmit(&mut sender, &mut driver);
-    assert_eq!(counters.get(VifCounter::tx_frames), u64::from(count), "{name}");
     let kept = sender.tunnel().underlay().kept.clone();
-    let driver = RefCell::new(driver);
-    let [sent, sealed] = [false, true].map(|sealed| send(&driver, rounds, count, sealed));
-    let received = receive(name, rounds, kept, count);
-    let each = |time: f64| time / f64::from(count);
-    let (sent, sealed, received) = (each(sent), each(sealed), each(received));
-    println!(
-        "{name:12} sending {sent:7.1} ns, sealed {sealed:7.1} ns, receiving {received:7.1} ns"
-    );
-}
 
-fn receive(name: &str, rounds: usize, kept: Vec<(Vec<u8>, usize)>, count: u16) -> f64 {
-    let mut driver = Driver::new();
+    driver = Driver::new();
     driver.fill_rx();
-    let (worker, counters) = worker(PEER, OWN, Loop { kept, is_full: true, ..Loop::default() });
-    let worker = RefCell::new(worker);
-    let mut step = |worker: &mut Worker<Loop>| {
-        let Driver { rx, memory, .. } = &mut driver;
-        worker.receive(Port::Own, rx, memory, Instant::ZERO).expect("a sound ring");
-        driver.offer_rx();
-    };
-    step(&mut worker.borrow_mut());
-    assert!(counters.get(VifCounter::rx_frames) > 0, "{name}");
-    assert!(counters.get(VifCounter::rx_bytes) >= u64::from(count) * 20, "{name}");
-    let mut underlay = || {
-        let mut worker = worker.borrow_mut();
+    let (worker, counters) = worker(PEER, OWN, Loop { kept, ..Loop::default() });
+    let mut state = (worker, driver);
+    let again = |(worker, _): &mut (Worker<Loop>, _)| {
         worker.tunnel_mut().underlay_mut().is_full = true;
     };
-    least(rounds, &mut underlay, || step(&mut worker.borrow_mut()))
+    let received = least(rounds, &mut state, again, |(worker, driver)| {
+        let Driver { rx, memory, .. } = &mut *driver;
+        worker.receive(Port::Own, rx, memory, Instant::ZERO).expect("a sound ring");
+        driver.offer_rx();
+    });
+    let sent = (rounds - rounds % 16) as u64 * u64::from(kind.count);
+    let bytes = counters.get(VifCounter::rx_bytes);
+    assert!(bytes >= sent * kind.len as u64 * 9 / 10, "all arrive, in fewer frames where merged");
+    received / f64::from(kind.count)
 }
 
-/// What a frame costs through a lane: its writer, and its reader.
-fn through_lane(name: &str, rounds: usize, bytes: &[u8], pieces: &[usize], count: u16) {
+/// A frame through a lane: its writer, and its reader.
+fn through_lane(kind: &Kind, rounds: usize) -> f64 {
     const ID: u32 = 1;
-    let (mut from, mut to) = (Driver::new(), Driver::new());
-    from.fill_tx(bytes, pieces, count);
+    let (mut from, mut to) = (kind.driver(), Driver::new());
     to.fill_rx();
     let (mut writer, _) = worker(OWN, PEER, Loop::default());
     let (mut reader, counters) = worker(PEER, OWN, Loop::default());
@@ -246,20 +323,22 @@ fn through_lane(name: &str, rounds: usize, bytes: &[u8], pieces: &[usize], count
     }
     // Without a handover a lane opens some time after its first frame.
     let mut now = Instant::ZERO;
-    let each = least(
-        rounds,
-        || (),
-        || {
-            from.offer_tx(count);
-            writer.transmit(&mut from.tx, &from.memory, now).expect("a sound ring");
-            reader.lanes_rung(u16::try_from(ID).expect("small"), now);
-            reader.receive_lanes(&mut to.rx, &to.memory, now).expect("a sound ring");
-            to.offer_rx();
-            now += Duration::from_millis(100);
-        },
-    ) / f64::from(count);
-    assert!(counters.get(VifCounter::rx_local_frames) > 0, "{name}");
-    println!("{name:12} through a lane {each:7.1} ns");
+    let mut turn = |(): &mut ()| {
+        from.offer_tx(kind.count);
+        writer.transmit(&mut from.tx, &from.memory, now).expect("a sound ring");
+        reader.lanes_rung(u16::try_from(ID).expect("small"), now);
+        reader.receive_lanes(&mut to.rx, &to.memory, now).expect("a sound ring");
+        to.offer_rx();
+        now += Duration::from_millis(100);
+    };
+    turn(&mut ());
+    turn(&mut ());
+    let before = counters.get(VifCounter::rx_local_frames);
+    let each = least(rounds, &mut (), |_| (), turn);
+    let through = counters.get(VifCounter::rx_local_frames) - before;
+    let sent = (rounds - rounds % 16) as u64 * u64::from(kind.count);
+    assert_eq!(through, sent, "all go through the lane");
+    each / f64::from(kind.count)
 }
 
 fn main() {
@@ -267,20 +346,12 @@ fn main() {
     let arguments: Vec<String> = arguments.collect();
     let rounds = arguments.first().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
     let wanted = arguments.get(1..).unwrap_or_default();
-    let (short, long) = (frame(64, None), frame(1400, None));
-    let large = frame(62_000, Some(1398));
-    let cases: [(&str, &[u8], &[usize], u16); 3] = [
-        ("64", &short, &[], 256),
-        ("1400", &long, &[12 + 42], 128),
-        ("64 KiB TSO", &large, &[12 + 54, 32 << 10], 4),
-    ];
-    for (name, bytes, pieces, count) in cases {
-        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
-            measure(name, rounds, bytes, pieces, count);
-        }
-        let lane = format!("lane {name}");
-        if wanted.is_empty() || wanted.contains(&lane) {
-            through_lane(&lane, rounds, bytes, pieces, count);
+    for kind in &FRAMES {
+        for (way, measure) in WAYS {
+            let name = format!("{} {way}", kind.name);
+            if wanted.is_empty() || wanted.contains(&name) {
+                println!("{name:22} {:8.1} ns", measure(kind, rounds));
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ fn an_idle_backend_costs_nothing() {
     let Some(net) = Net::new("an idle backend", 2) else { return };
     let mut nics =
         [1, 2].map(|n| Nic::start(&format!("g{n}"), vif(42, n), &net.varpds[usize::from(n) - 1]));
-    // On a busy machine nothing is left to be done for the last frame.
+    // So that on a busy machine, too, the backends have handled the last frame before they are measured.
     nics.iter().for_each(|nic| hurry(nic.backend.process.pid()));
     let [a, b] = &mut nics;
     for n in 0..2000 {

@@ -1,9 +1,9 @@
-//! What forgeries are made of, and how many there are of each kind: `VNET_FORGERIES` says another number than is usual
+//! Parts of forgeries, and their number: that of each kind is its default, or `VNET_FORGERIES` if that is set
 //! (`tests/run --forgeries N`).
 
 use super::random::Random;
 
-/// Number of forgeries of a kind; `usually` unless it is said.
+/// Number of forgeries of a kind: `VNET_FORGERIES`, or `usually` if that is not set.
 pub(crate) fn count_or(usually: u64) -> u64 {
     std::env::var("VNET_FORGERIES").map_or(usually, |text| text.parse().expect("a number"))
 }

@@ -44,8 +44,8 @@ fn offer(driver: &mut Driver, kind: &Kind) {
     }
 }
 
-/// What the kernel would refuse.
-fn too_much(message: &Message<'_>) -> Option<i32> {
+/// Refuses messages and datagrams that are longer than Linux takes, and more datagrams than it takes.
+pub(super) fn too_much(message: &Message<'_>) -> Option<i32> {
     let len: usize = message.parts.iter().map(IoVec::len).sum();
     let segment = usize::from(message.segment);
     let fits = len <= 65_507

@@ -3,10 +3,10 @@
 
 use proptest::prelude::*;
 
+use super::messages::too_much;
 use super::*;
 use crate::policy::Suite;
-use crate::sys::iovec::IoVec;
-use crate::sys::mmsg::{MAX_SEGMENTS, Message};
+use crate::sys::mmsg::Message;
 use crate::tunnel::protect::Protection;
 use crate::tunnel::protect::tests::pair_with;
 use crate::tunnel::rx::Payload;
@@ -55,16 +55,6 @@ fn offer(driver: &mut Driver, kind: &Kind, frame: &[u8]) {
         Kind::Plain(..) => [0; 12],
     };
     offer_with_header(driver, header, frame);
-}
-
-/// What the kernel would refuse.
-fn too_much(message: &Message<'_>) -> Option<i32> {
-    let len: usize = message.parts.iter().map(IoVec::len).sum();
-    let segment = usize::from(message.segment);
-    let fits = len <= 65_507
-        && (segment == 0 || len.div_ceil(segment) <= MAX_SEGMENTS)
-        && (if segment == 0 { len } else { segment }) <= 1472;
-    (!fits).then_some(libc::EPERM)
 }
 
 /// What a kernel refuses that does not cut messages.

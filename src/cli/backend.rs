@@ -5,13 +5,12 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser};
 
+use super::values::{SourceMacValue, ViewValue};
 use crate::config::SocketMode;
 use crate::limiter::units::{Rate, Size};
 use crate::policy::Level;
 use crate::port::guard::Prefix;
 use crate::port::throttle::Limits;
-use crate::port::tx::SourceMac;
-use crate::vif::serve::View;
 use crate::wire::{Mac, VnetId};
 
 /// The forms of the command. clap's own usage line would show the required options as optional.
@@ -76,7 +75,7 @@ pub struct Backend {
 
     /// How to treat frames whose source MAC address is neither the NIC's nor one that --learn allows.
     #[arg(long, value_name = "ACTION", value_enum, default_value_t)]
-    pub source_mac: SourceMac,
+    pub source_mac: SourceMacValue,
 
     /// Let the guest send only from this IPv4 or IPv6 address or prefix, such as 192.0.2.7 or 2001:db8:0:1::/64; can be
     /// repeated, or take a list with commas [default: any].
@@ -158,7 +157,7 @@ pub struct Backend {
 
     /// Directories that the process can see after its start; see CONFINEMENT.
     #[arg(long, value_name = "VIEW", value_enum, default_value_t)]
-    pub view: View,
+    pub view: ViewValue,
 
     /// Do not confine the process, for debugging. Never use this with untrusted guests.
     #[arg(long)]

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod values;
 pub mod varpd;
 pub mod vnet;
 

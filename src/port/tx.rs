@@ -2,8 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-use clap::ValueEnum;
-
 use crate::metrics::VifCounter;
 use crate::port::learned::LearnedMacs;
 use crate::time::Instant;
@@ -12,13 +10,13 @@ use crate::tunnel::outgoing::AddressBytes;
 use crate::wire::frame::{self, Addresses};
 use crate::wire::{CareOf, Mac, VifKey};
 
-/// How to treat a frame whose source MAC is neither the vif's nor one learnt behind it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+/// How to treat a frame whose source MAC is neither the vif's nor one learned behind it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SourceMac {
-    /// Replace the source with the NIC's address (counter tx_stamped).
+    /// The source is replaced with the NIC's address (counter tx_stamped).
     #[default]
     Stamp,
-    /// Drop the frame (counter tx_drop_source).
+    /// The frame is dropped (counter tx_drop_source).
     Drop,
 }
 

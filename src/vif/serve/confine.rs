@@ -13,12 +13,13 @@ use crate::vhost_user::attach::Attach;
 const MOST_NAMED: usize = 3;
 
 /// Which directories the process can see.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum View {
-    /// Those of its own socket and of varpd's. If the system does not permit hiding the others, log a warning and continue.
+    /// Those of its own socket and of varpd's. If the system does not permit hiding the others, the backend logs a
+    /// warning and continues.
     #[default]
     Own,
-    /// The same, but exit if the system does not permit hiding the others.
+    /// The same, but the backend exits if the system does not permit hiding the others.
     Required,
     /// All that it was started with: the service manager has hidden the others.
     Given,

@@ -14,7 +14,7 @@
 use super::features::Offloads;
 use super::gso::MAX_SEGMENTS;
 use super::layout::{Layout, Transport};
-use crate::packet::{IpVersion, ethernet, field};
+use crate::packet::{IpVersion, Lengths, ethernet, field};
 
 /// Length of the header, in bytes.
 pub const LEN: usize = 12;
@@ -153,7 +153,7 @@ impl Request {
 impl PartialChecksum {
     /// Whether this is the transport checksum of a frame of `total_len` bytes.
     fn is_transport(self, lead: &[u8], total_len: usize) -> bool {
-        Layout::parse(lead, total_len).is_ok_and(|layout| self.is_in(&layout))
+        Layout::read(lead, total_len, Lengths::Fields).is_ok_and(|layout| self.is_in(&layout))
     }
 
     /// Whether this is the transport checksum of a frame.

@@ -123,8 +123,9 @@ impl Layout {
         Self::read(lead, total_len, Lengths::Frame)
     }
 
+    /// As [`Layout::parse`], where the caller reads: it needs only some of what is found.
     #[inline(always)]
-    fn read(lead: &[u8], total_len: usize, lengths: Lengths) -> Result<Self, Opaque> {
+    pub(super) fn read(lead: &[u8], total_len: usize, lengths: Lengths) -> Result<Self, Opaque> {
         let lead = lead.get(..total_len).unwrap_or(lead);
         let ethernet = Ethernet::parse(lead)?;
         if ethernet.has_old_tags {

@@ -45,6 +45,7 @@ use crate::packet::arp::{self, Arp};
 use crate::packet::protocol::{self, ether_type};
 use crate::packet::{Ethernet, IpVersion, Lengths, Packet, Stop};
 use crate::wire::Mac;
+use crate::wire::name::is_host;
 
 /// What is wrong with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,10 +133,7 @@ struct Sender<'g> {
 impl Sender<'_> {
     fn allows(&self, address: impl Into<IpAddr>) -> bool {
         let address = address.into();
-        let is_one = !address.is_unspecified()
-            && !address.is_multicast()
-            && address != IpAddr::V4(Ipv4Addr::BROADCAST);
-        is_one && self.allowed.iter().any(|prefix| prefix.contains(address))
+        is_host(address) && self.allowed.iter().any(|prefix| prefix.contains(address))
     }
 
     /// The IPv6 link-local address that is made of the MAC.

@@ -10,7 +10,7 @@
 #![warn(clippy::indexing_slicing)]
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use etherparse::PacketBuilder;
 use etherparse::icmpv4::DestUnreachableHeader;
@@ -21,6 +21,7 @@ use crate::packet::{Ethernet, Lengths, Packet, protocol, transport};
 use crate::tunnel::pmtu_feedback::Flow;
 use crate::wire::Mac;
 use crate::wire::frame::{ADDRESSES_LEN, HEADER_LEN};
+use crate::wire::name::is_host;
 
 /// How much of an IPv4 packet comes back, in bytes: its header and enough of its data.
 const QUOTED: usize = 128;
@@ -40,10 +41,10 @@ pub struct Answer {
     pub flow: Flow,
 }
 
-/// Tells the sender of a frame of `len` bytes that begins with `lead` that only IP packets of up to so
-/// many bytes pass, `max_frame` being the longest frame that does. `None` where no answer is due:
-/// not IP, a packet that may be fragmented or that every path of IPv6 has to take, an error message
-/// itself, a group, or headers that can't be read to their end.
+/// The ICMP message for the sender of a frame of `len` bytes that begins with `lead`: its path takes frames of
+/// at most `max_frame` bytes. `None` if no answer is due: the frame is not IP, routers may fragment the packet,
+/// every path of IPv6 must take it, it is an ICMP error, a group is its source or destination, or its headers
+/// can't be read to their end.
 pub fn answer(lead: &[u8], len: usize, max_frame: usize) -> Option<Answer> {
     let lead = lead.get(..len).unwrap_or(lead);
     let ethernet = Ethernet::parse(lead).ok()?;
@@ -90,13 +91,10 @@ pub fn answer(lead: &[u8], len: usize, max_frame: usize) -> Option<Answer> {
 
 /// Whether a packet that is too long is answered (RFC 1122, 3.2.2; RFC 4443, 2.4 e).
 fn is_due(lead: &[u8], packet: &Packet, (source, destination): Flow) -> bool {
-    let is_one = |address: IpAddr| {
-        !address.is_multicast() && !address.is_unspecified() && address != Ipv4Addr::BROADCAST
-    };
     packet.must_not_be_fragmented()
         && !packet.fragment.is_later()
-        && is_one(source)
-        && is_one(destination)
+        && is_host(source)
+        && is_host(destination)
         && !is_icmp_error(packet.protocol, packet.payload(lead))
 }
 

@@ -161,7 +161,7 @@ pub const fn mapped(ip: IpAddr) -> Ipv6Addr {
 /// Whether a host can have the address: it is neither unspecified, multicast nor broadcast.
 ///
 /// An IPv4-mapped address is judged as the IPv4 one.
-pub(super) const fn is_host(ip: IpAddr) -> bool {
+pub(crate) const fn is_host(ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     let other = ip.is_unspecified() || ip.is_multicast();
     match ip {

@@ -14,17 +14,20 @@ pub struct Prefix {
 
 impl Prefix {
     /// Whether an address is among them. IPv4 in IPv6 is IPv6.
+    #[inline]
     pub fn contains(&self, address: IpAddr) -> bool {
-        let (bits, own, other): (u32, u128, u128) = match (self.address, address) {
+        // All bits at once can't be shifted out.
+        match (self.address, address) {
             (IpAddr::V4(own), IpAddr::V4(other)) => {
-                (32, own.to_bits().into(), other.to_bits().into())
+                let differs = own.to_bits() ^ other.to_bits();
+                differs.checked_shr(32 - u32::from(self.len)).unwrap_or(0) == 0
             }
-            (IpAddr::V6(own), IpAddr::V6(other)) => (128, own.to_bits(), other.to_bits()),
-            _ => return false,
-        };
-        let ignored = bits - u32::from(self.len);
-        // All 128 bits can't be shifted out.
-        (own ^ other).checked_shr(ignored).unwrap_or(0) == 0
+            (IpAddr::V6(own), IpAddr::V6(other)) => {
+                let differs = own.to_bits() ^ other.to_bits();
+                differs.checked_shr(128 - u32::from(self.len)).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
     }
 
     /// Whether they are addresses of IPv4.

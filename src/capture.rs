@@ -1,10 +1,16 @@
 //! The two doors of a port, where frames can be copied with their verdict: one towards the guest, one
 //! towards the wire.
 //!
-//! A door is shut unless an [`Observer`] stands there; then a frame costs a test of a pointer. Each frame is
-//! shown once, when the decision about it is made: a frame that waits for the resolution of its
-//! destination is shown as [`Verdict::Held`], and again when it leaves. Frames that the kernel refuses
-//! afterwards, and datagrams that hold no frame for this vif, are counted only.
+//! A door is shut unless an [`Observer`] stands there; then a message costs a test of a pointer. Each frame is
+//! shown once, when its fate is known: behind the system call that sends it, if it leaves. Exceptions:
+//!
+//! * A frame that waits for the resolution of its destination is shown as [`Verdict::Held`], and again when
+//!   it leaves. If nobody answers, its drop is counted only.
+//! * A frame that leaves in several messages is shown with the first of them, and again if the kernel
+//!   refuses a later one.
+//! * Trains of long segments that the kernel writes into the guest's buffers are not received that way while
+//!   somebody looks at the door towards the guest.
+//! * Datagrams that hold no frame for this vif are counted only.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -17,6 +23,10 @@ use crate::sys::iovec::{Gather, IoVec};
 pub enum Verdict {
     /// It goes on: to the guest, or to other hosts.
     Passed,
+    /// It has come from another host for a MAC that has moved, and is sent on to where that is now.
+    Forwarded,
+    /// The backend sends it for the guest, to announce where that is now.
+    Announced,
     /// It goes to another vif of this host.
     Local,
     /// It waits for the resolution of its destination.
@@ -34,7 +44,8 @@ pub struct Observed<'p, 'a> {
     pub skip: usize,
     /// Its length, in bytes. An offload may still have to cut it, or to complete its checksum.
     pub len: usize,
-    /// Written in place of its first bytes, if the port changes its addresses.
+    /// Written in place of its first bytes, if the port changes its addresses. A frame that the port drops
+    /// before it knows them is shown as the guest wrote it.
     pub addresses: &'p [u8],
     /// The decision about it.
     pub verdict: Verdict,

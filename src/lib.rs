@@ -158,7 +158,9 @@
 //! # Ownership of state
 //!
 //! * A worker ([`port::worker::Worker`]) owns the data path of a queue pair: the three objects
-//!   below, the guard, rate limits and learned MACs. It outlives the frontend's connections.
+//!   below, and three more: the guest's identity (MACs and addresses that it may send from), its
+//!   presence (whether its rings run, and how it announces itself), and the rate limits. It outlives
+//!   the frontend's connections.
 //! * A guest side ([`guest::side::GuestSide`]) owns the features that a driver has acknowledged,
 //!   and delivers and counts all frames for the guest.
 //! * An endpoint ([`tunnel::endpoint::Endpoint`]) owns the sockets of a queue pair, resolved

@@ -3,6 +3,8 @@
 //! | File | Content |
 //! |---|---|
 //! | [`worker`] | one queue pair's data path, in the order of packets |
+//! | `identity` | the MACs and addresses from which the guest may send |
+//! | `presence` | whether the guest is here: its rings, its frontend's connection, its announcements |
 //! | [`tx`] | from the guest: checks the source of a frame, and decides where it goes |
 //! | [`guard`] | anti-spoofing: the addresses from which the guest may send, if it has a list |
 //! | [`throttle`] | rate limits: frames wait or are dropped |
@@ -14,7 +16,9 @@
 pub mod arrival;
 pub mod direct;
 pub mod guard;
+mod identity;
 pub mod learned;
+mod presence;
 pub mod stranger;
 pub mod throttle;
 pub mod tx;

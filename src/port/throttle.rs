@@ -369,9 +369,13 @@ impl Allowance {
         self.bits.admits() && self.frames.admits()
     }
 
-    /// A frame from the guest has passed.
+    /// A frame from the guest has passed. `cost` is asked only if there is a limit.
     #[inline]
-    pub fn charge_cost(&mut self, cost: Cost) {
+    pub fn charge_cost(&mut self, cost: impl FnOnce() -> Cost) {
+        if self.bits.bucket.is_none() && self.frames.bucket.is_none() {
+            return;
+        }
+        let cost = cost();
         self.bits.charge(bits(cost.len) + 8 * self.overhead * cost.frames);
         self.frames.charge(cost.frames);
     }
@@ -380,7 +384,7 @@ impl Allowance {
     #[inline]
     pub fn charge(&mut self, len: usize) {
         if len > 0 {
-            self.charge_cost(Cost::new(len, 1));
+            self.charge_cost(|| Cost::new(len, 1));
         }
     }
 }

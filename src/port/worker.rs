@@ -31,7 +31,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::arrival::{Arrival, rarp};
+use super::identity::Identity;
 use super::learned::LearnedMacs;
+use super::presence::Presence;
 use super::stranger::Stranger;
 use super::throttle::{Direction, Throttle};
 use super::tx::SourceMac;
@@ -42,7 +44,6 @@ use crate::local::ends::Local;
 use crate::metrics::{VifCounter, VifCounters};
 use crate::offload::features::Offloads;
 use crate::port::guard::Prefix;
-use crate::port::guard::exit::Exit;
 use crate::time::Instant;
 use crate::tunnel::endpoint::{Endpoint, Place};
 use crate::tunnel::outgoing::Batch;
@@ -54,11 +55,6 @@ use direct::Direct;
 const BUDGET: usize = 8;
 /// Batches of old messages that are dropped when rings start: more than a socket holds.
 const DISCARD_BATCHES: usize = 4096;
-/// What arrived while the rings stood still for longer than this is not delivered any more.
-const STALE_AFTER: Duration = Duration::from_secs(1);
-/// A frontend that goes on with a new backend starts the rings within this time of its connection;
-/// one that starts them later waited for a guest, to boot or to migrate here.
-const SETUP: Duration = Duration::from_millis(250);
 
 /// What is left to do after a wake-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,26 +75,12 @@ pub struct Worker<U> {
     tunnel: Endpoint<U>,
     /// The way to other vifs of this host.
     local: Local,
-    source_mac: SourceMac,
-    /// Checks what leaves, if the guest is kept to a list of addresses.
-    exit: Option<Box<Exit>>,
-    /// MACs behind the vif.
-    learned: LearnedMacs,
-    /// Whether the guest uses other MACs than those.
-    stranger: Stranger,
+    /// As whom the guest may send.
+    identity: Identity,
     /// Rate limits.
     throttle: Throttle,
-    is_running: bool,
-    /// When the rings stopped, if they have not run since.
-    stopped_at: Option<Instant>,
-    /// When the frontend connected, if its rings have not run since.
-    connected_at: Option<Instant>,
-    /// The guest has announced itself; varpd is to be told.
-    announcement_seen: bool,
-    /// Whether the guest has migrated here, and what of that the vnet is still to be told.
-    arrival: Arrival,
-    /// Frames from the guest are shown here.
-    towards_wire: Door,
+    /// Whether the guest is here.
+    presence: Presence,
     /// Lists of the frames that are being sent, kept for their memory.
     batch: Batch<'static>,
     /// Trains of long segments that are received straight into the guest's buffers.
@@ -118,17 +100,9 @@ impl<U: Underlay> Worker<U> {
             tunnel: Endpoint::new(place, Arc::clone(&counters), underlay),
             local: Local::new(Arc::clone(&counters)),
             counters,
-            source_mac,
-            exit: None,
-            learned: LearnedMacs::default(),
-            stranger: Stranger::default(),
+            identity: Identity::new(source_mac),
             throttle: Throttle::default(),
-            is_running: false,
-            stopped_at: None,
-            connected_at: None,
-            announcement_seen: false,
-            arrival: Arrival::default(),
-            towards_wire: Door::default(),
+            presence: Presence::default(),
             batch: Batch::default(),
             direct: Direct::default(),
         }
@@ -136,7 +110,7 @@ impl<U: Underlay> Worker<U> {
 
     /// Other queue pairs of the NIC look for strangers, too.
     pub fn set_stranger(&mut self, stranger: Stranger) {
-        self.stranger = stranger;
+        self.identity.set_stranger(stranger);
     }
 
     /// The same with rate limits.
@@ -156,8 +130,7 @@ impl<U: Underlay> Worker<U> {
     /// Sets the doors where frames are shown; see [`crate::capture`].
     pub fn set_doors(&mut self, towards_guest: Door, towards_wire: Door) {
         self.guest.set_door(towards_guest.clone());
-        self.tunnel.set_door(towards_guest);
-        self.towards_wire = towards_wire;
+        self.tunnel.set_doors(towards_guest, towards_wire);
     }
 
     /// The way to other hosts.
@@ -174,22 +147,21 @@ impl<U: Underlay> Worker<U> {
     /// empty.
     #[must_use]
     pub fn allowing(mut self, addresses: &[Prefix]) -> Self {
-        let exit = || Box::new(Exit::new(addresses.to_vec(), transmit::BATCH_FRAMES));
-        self.exit = (!addresses.is_empty()).then(exit);
+        self.identity.allow(addresses, transmit::BATCH_FRAMES);
         self
     }
 
     /// The same, taking up to `most` MACs behind the vif.
     #[must_use]
     pub fn learning(mut self, most: usize) -> Self {
-        self.learned = LearnedMacs::new(most);
-        self.tunnel.set_takes_unknown(self.learned.most() > 0);
+        self.identity.learn(most);
+        self.tunnel.set_takes_unknown(self.identity.learned().most() > 0);
         self
     }
 
     /// The MACs behind the vif.
     pub fn learned(&mut self) -> &mut LearnedMacs {
-        &mut self.learned
+        self.identity.learned_mut()
     }
 
     /// What the driver acknowledged, from now on.
@@ -199,7 +171,7 @@ impl<U: Underlay> Worker<U> {
 
     /// A frontend connected.
     pub fn frontend_connected(&mut self, now: Instant) {
-        self.connected_at = Some(now);
+        self.presence.frontend_connected(now);
     }
 
     /// The rings run, or no longer do. What arrived while they stood still for long is dropped,
@@ -208,20 +180,16 @@ impl<U: Underlay> Worker<U> {
     pub fn set_running(&mut self, running: bool, now: Instant) {
         self.guest.handle_ring_state();
         self.throttle.reset();
-        self.is_running = running;
         if running {
             // Where the guest runs it has arrived; varpd says so if a newer claim is known.
             self.tunnel.arrive(self.tunnel.place().receiver.key.mac);
-            let was_long = |since: Option<Instant>, limit| since.is_some_and(|at| now - at > limit);
-            let has_arrived = was_long(self.connected_at.take(), SETUP);
-            if was_long(self.stopped_at.take(), STALE_AFTER) || has_arrived {
+            if self.presence.rings_started(now) {
                 self.discard(Port::Own, now);
                 self.discard(Port::Group, now);
                 self.local.drop_waiting(VifCounter::rx_drop_no_ring);
             }
         } else {
-            self.stopped_at = Some(now);
-            self.arrival.rings_stopped();
+            self.presence.rings_stopped(now);
             self.drop_incoming();
             self.local.handle_rings_stopped();
         }
@@ -259,14 +227,14 @@ impl<U: Underlay> Worker<U> {
     /// from new MACs, or a lane ended.
     pub fn wants_attention(&self) -> bool {
         self.tunnel.wants_attention()
-            || self.announcement_seen
-            || self.learned.has_news()
+            || self.presence.has_announced()
+            || self.identity.learned().has_news()
             || self.local.has_ended()
     }
 
     /// Whether the guest has announced itself since the last call (gratuitous ARP and the like).
     pub fn take_announcement(&mut self) -> bool {
-        std::mem::take(&mut self.announcement_seen)
+        self.presence.take_announcement()
     }
 
     /// A destination was found, or has moved: frames that wait for it leave now, in order.
@@ -279,8 +247,7 @@ impl<U: Underlay> Worker<U> {
     /// A newer claim says that the MAC is elsewhere: for `lifetime` its frames are sent on. What had
     /// waited here for too long already is dropped.
     pub fn depart(&mut self, mac: Mac, coa: CareOf, lifetime: Duration, now: Instant) {
-        let is_stale = self.stopped_at.is_some_and(|at| now - at > STALE_AFTER);
-        if is_stale && !self.tunnel.forwards() {
+        if self.presence.is_long_gone(now) && !self.tunnel.forwards() {
             self.discard(Port::Own, now);
         }
         self.tunnel.depart(mac, coa, lifetime, now);
@@ -290,14 +257,14 @@ impl<U: Underlay> Worker<U> {
     /// the socket for [`Worker::forward_waiting`], since the device does not.
     pub fn forwards_alone_until(&self, now: Instant) -> Option<Instant> {
         let until = self.tunnel.forwards_until(now);
-        until.filter(|_| !self.is_running)
+        until.filter(|_| !self.presence.is_running())
     }
 
     /// Sends on what waits at the vif's address, for a bounded number of batches, while no ring
     /// runs. What is not for a MAC that has left is dropped.
     pub fn forward_waiting(&mut self, now: Instant) {
         for _ in 0..BUDGET {
-            if self.is_running || !self.tunnel.receive(Port::Own, now) {
+            if self.presence.is_running() || !self.tunnel.receive(Port::Own, now) {
                 return;
             }
             self.drop_incoming();
@@ -314,12 +281,12 @@ impl<U: Underlay> Worker<U> {
 
     /// Whether the guest has arrived; of a NIC's workers, only the first is asked.
     pub fn arrival(&mut self) -> &mut Arrival {
-        &mut self.arrival
+        self.presence.arrival_mut()
     }
 
     /// Sends what is due of the frames that tell the vnet where the guest is.
     pub fn announce_arrival(&mut self, now: Instant) {
-        if self.arrival.take_due(now) {
+        if self.presence.arrival_mut().take_due(now) {
             let mac = self.tunnel.place().receiver.key.mac;
             self.tunnel.announce(&rarp(mac), now);
         }
@@ -335,8 +302,8 @@ impl<U: Underlay> Worker<U> {
 
     /// When [`Worker::handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let waits =
-            [self.tunnel.poll_timeout(), self.arrival.poll_timeout(), self.local.poll_timeout()];
+        let arrival = self.presence.arrival();
+        let waits = [self.tunnel.poll_timeout(), arrival.poll_timeout(), self.local.poll_timeout()];
         waits.into_iter().flatten().min()
     }
 }

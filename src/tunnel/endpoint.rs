@@ -117,7 +117,9 @@ pub struct Endpoint<U> {
     /// The kernel's count of datagrams that did not fit the socket's buffer, when it was last read.
     overflow: u32,
     /// Received frames that are refused are shown here.
-    door: Door,
+    to_guest: Door,
+    /// Frames that leave, or can't, are shown here.
+    to_wire: Door,
     /// About system calls that fail, by kind.
     complaints: QuietEach<&'static str>,
 }
@@ -151,7 +153,8 @@ impl<U: Underlay> Endpoint<U> {
             misfit_news: Quiet::new(1),
             timer_known: false,
             overflow: 0,
-            door: Door::default(),
+            to_guest: Door::default(),
+            to_wire: Door::default(),
             complaints: QuietEach::new(1),
         }
     }
@@ -207,9 +210,15 @@ impl<U: Underlay> Endpoint<U> {
         self.takes_unknown = takes_unknown;
     }
 
-    /// Sets the door where received frames are shown that are refused.
-    pub fn set_door(&mut self, door: Door) {
-        self.door = door;
+    /// Sets the doors where frames are shown: those that are received and refused, and all that leave, or
+    /// can't.
+    pub fn set_doors(&mut self, to_guest: Door, to_wire: Door) {
+        (self.to_guest, self.to_wire) = (to_guest, to_wire);
+    }
+
+    /// The door where frames are shown that leave, or can't.
+    pub const fn door_to_wire(&self) -> &Door {
+        &self.to_wire
     }
 
     /// Numbers frames that leave in fragments: endpoints at one address must not use the same numbers at

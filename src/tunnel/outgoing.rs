@@ -63,13 +63,29 @@ pub struct Staged {
     pub datagrams: usize,
     /// Length of each datagram but the last; 0 if there is only one.
     pub segment: u16,
-    /// Frames of the guest that begin in it.
+    /// The first frame that begins in it, in the batch; the one that it continues if none does.
+    first: usize,
+    /// Frames of the guest that begin in it, which stand side by side in the batch.
     pub frames: u64,
     /// Bytes of those frames, as the guest sent them.
     pub frame_bytes: u64,
 }
 
 impl Staged {
+    /// The frames of the batch that begin in it.
+    pub fn begun<'b>(&self, batch: &'b Batch<'_>) -> &'b [Outgoing] {
+        let count = usize::try_from(self.frames).unwrap_or(usize::MAX);
+        batch.frames.get(self.first..self.first.saturating_add(count)).unwrap_or_default()
+    }
+
+    /// The same, or the one that it continues if none does.
+    pub fn begun_or_continued<'b>(&self, batch: &'b Batch<'_>) -> &'b [Outgoing] {
+        match self.frames {
+            0 => batch.frames.get(self.first..=self.first).unwrap_or_default(),
+            _ => self.begun(batch),
+        }
+    }
+
     /// As messages of at most so many datagrams. Frames count where they begin, as far as that is known:
     /// spread evenly.
     pub fn split(&self, datagrams: usize) -> Vec<Self> {
@@ -82,10 +98,13 @@ impl Staged {
             let datagrams = most.min(self.datagrams - start);
             let begins = |all| share(all, start + datagrams) - share(all, start);
             let frames = begins(self.frames);
+            let before = usize::try_from(share(self.frames, start)).unwrap_or(usize::MAX);
+            let first = self.first + if frames > 0 { before } else { before.saturating_sub(1) };
             Self {
                 range: 0..0,
                 scattered: 0..0,
                 datagrams,
+                first,
                 segment: if datagrams > 1 { self.segment } else { 0 },
                 frames,
                 // Of a frame that is many datagrams, all counts with the first.
@@ -120,6 +139,16 @@ impl Losses {
         let is_counted = mem::replace(&mut self.is_counted, true);
         if staged.frames == 0 { u64::from(!is_counted) } else { staged.frames }
     }
+}
+
+/// The frames of a batch that begin in a message.
+#[derive(Clone, Copy, Debug)]
+struct Begins {
+    /// The first of them; the one that the message continues if there are none.
+    first: usize,
+    frames: u64,
+    /// Their length, in bytes.
+    bytes: usize,
 }
 
 /// What became of the frames at the front of a batch.
@@ -281,11 +310,11 @@ impl Stager {
         let run = batch.frames.get(at..).unwrap_or_default();
         let bundle = bundle_len(run, max_datagram);
         if bundle > 1 {
-            self.stage_bundle(batch, run.get(..bundle).unwrap_or_default(), max_datagram)
+            self.stage_bundle(batch, at..at + bundle, max_datagram)
         } else if self.scatters(frame) {
             self.scatter_singles(batch, at, max_datagram)
         } else {
-            self.stage_singles(batch, run, max_datagram)
+            self.stage_singles(batch, at, max_datagram)
         }
     }
 
@@ -320,7 +349,7 @@ impl Stager {
 
     /// Adds the message that was written behind what is used; lengths are those of datagrams with
     /// what surrounds them.
-    fn push(&mut self, route: Route, len: usize, segment: usize, frames: u64, bytes: usize) {
+    fn push(&mut self, route: Route, len: usize, segment: usize, begins: Begins) {
         let mut range = self.used..self.used + len;
         let mut datagrams = len.div_ceil(segment.max(1)).max(1);
         if self.short_ends && datagrams > 1 && len.is_multiple_of(segment) {
@@ -336,8 +365,9 @@ impl Stager {
             is_sealed: self.envelope == Envelope::Sealed,
             datagrams,
             segment: if datagrams > 1 { u16::try_from(segment).unwrap_or(0) } else { 0 },
-            frames,
-            frame_bytes: bytes as u64,
+            first: begins.first,
+            frames: begins.frames,
+            frame_bytes: begins.bytes as u64,
         });
     }
 
@@ -357,7 +387,14 @@ impl Stager {
     }
 
     /// Stages frames in bundles; as many as there is room for.
-    fn stage_bundle(&mut self, batch: &Batch<'_>, run: &[Outgoing], max_datagram: usize) -> Step {
+    fn stage_bundle(
+        &mut self,
+        batch: &Batch<'_>,
+        frames: Range<usize>,
+        max_datagram: usize,
+    ) -> Step {
+        let first = frames.start;
+        let run = batch.frames.get(frames).unwrap_or_default();
         let Some(Outgoing { route, .. }) = run.first() else { return Step::Done(1) };
         let room = self.room();
         let prefix = self.header(Flags::BUNDLE);
@@ -377,13 +414,15 @@ impl Stager {
         if packed.frames == 0 {
             return Step::Full;
         }
-        self.push(*route, packed.len, packed.size, packed.frames as u64, bytes);
+        let begins = Begins { first, frames: packed.frames as u64, bytes };
+        self.push(*route, packed.len, packed.size, begins);
         Step::Done(packed.frames)
     }
 
     /// Stages a frame in a datagram of its own, and with it those behind it that go to the same
     /// place and are as long; a shorter one is the last.
-    fn stage_singles(&mut self, batch: &Batch<'_>, run: &[Outgoing], max_datagram: usize) -> Step {
+    fn stage_singles(&mut self, batch: &Batch<'_>, at: usize, max_datagram: usize) -> Step {
+        let run = batch.frames.get(at..).unwrap_or_default();
         let Some(first) = run.first() else { return Step::Done(1) };
         let envelope = self.envelope;
         let size = envelope.len_of(encap::LEN + first.len);
@@ -417,7 +456,7 @@ impl Stager {
         if count == 0 {
             return Step::Full;
         }
-        self.push(first.route, len, size, count as u64, bytes);
+        self.push(first.route, len, size, Begins { first: at, frames: count as u64, bytes });
         Step::Done(count)
     }
 

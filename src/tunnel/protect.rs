@@ -18,7 +18,7 @@ use crate::policy::{Level, Policy};
 use crate::security::inbound::{Inbound, Refusal};
 use crate::security::outbound::{Outbound, SealError};
 use crate::time::{Instant, Now};
-use crate::tunnel::outgoing::{Losses, Stager};
+use crate::tunnel::outgoing::{Losses, Staged, Stager};
 use crate::underlay::Port;
 use crate::wire::VnetId;
 use crate::wire::encap::Kind;
@@ -148,9 +148,14 @@ impl Protection {
         needs
     }
 
-    /// Seals all that is staged, where it is; a message with a datagram that can't be sealed is counted
-    /// and left out.
-    pub fn seal(&mut self, stager: &mut Stager, counters: &VifCounters, now: Instant) {
+    /// Seals all that is staged, where it is; a message with a datagram that can't be sealed is left out.
+    /// Then `refused` gets the name of the drop, and how many frames are lost.
+    pub fn seal(
+        &mut self,
+        stager: &mut Stager,
+        now: Instant,
+        mut refused: impl FnMut(&Staged, VifCounter, u64),
+    ) {
         let wall_ms = self.wall_ms(now);
         let Self { outbound, losses, .. } = self;
         stager.seal(
@@ -163,7 +168,7 @@ impl Protection {
             },
             |staged, sealed| match sealed {
                 Ok(()) => losses.sent(staged),
-                Err(error) => counters.add(unsealed(error), losses.lost(staged)),
+                Err(error) => refused(staged, unsealed(error), losses.lost(staged)),
             },
         );
     }

@@ -32,18 +32,28 @@ pub(crate) struct Wire {
     own: SocketAddr,
     here: Queue,
     there: Queue,
+    /// The error number with which the kernel refuses a message.
+    pub(crate) refuses: fn(&Message<'_>) -> Option<i32>,
 }
 
 impl Wire {
     pub(crate) fn new(host: u8, here: &Queue, there: &Queue) -> Self {
-        Self { own: addr(host), here: Arc::clone(here), there: Arc::clone(there) }
+        Self {
+            own: addr(host),
+            here: Arc::clone(here),
+            there: Arc::clone(there),
+            refuses: |_| None,
+        }
     }
 }
 
 impl Underlay for Wire {
     fn send(&mut self, messages: &[Message<'_>]) -> io::Result<usize> {
         let mut there = self.there.lock().expect("not poisoned");
-        for message in messages {
+        for (n, message) in messages.iter().enumerate() {
+            if let Some(errno) = (self.refuses)(message) {
+                return if n == 0 { Err(io::Error::from_raw_os_error(errno)) } else { Ok(n) };
+            }
             let mut bytes = Vec::new();
             message.parts.iter().for_each(|part| part.append_to(&mut bytes));
             let port = if message.to == addr(GROUP) { Port::Group } else { Port::Own };

@@ -183,7 +183,7 @@ fn what_is_owed_for_tiny_segments_is_paid_back() {
         assert!(allowance.admits());
     }
     for (gate, mut allowance) in gates.iter_mut().zip(open) {
-        allowance.charge_cost(Cost::new(65_550, 8192));
+        allowance.charge_cost(|| Cost::new(65_550, 8192));
         assert!(!gate.close(allowance));
     }
     // 16 times 8192 times 1024 bits, without the burst, at ten a microsecond: 12.6 seconds.

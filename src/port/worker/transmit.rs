@@ -6,7 +6,7 @@ use std::mem;
 use virtio_queue::Queue;
 
 use super::{BUDGET, Progress, Worker};
-use crate::capture::Verdict::{Held, Passed};
+use crate::capture::Verdict::{Announced, Forwarded, Held, Passed};
 use crate::capture::{self, Observed};
 use crate::guest::MODERN_HEADER_LEN;
 use crate::guest::ring::RingView;
@@ -17,9 +17,8 @@ use crate::metrics::VifCounter;
 use crate::offload::LEAD_LEN;
 use crate::offload::header::{self, Request};
 use crate::port::guard::exit::Exit;
-use crate::port::stranger;
 use crate::port::throttle::{Allowance, Cost, Direction};
-use crate::port::tx::{self, SourceMac, Verdict};
+use crate::port::tx::Verdict;
 use crate::sys::iovec::{Gather, IoVec};
 use crate::time::Instant;
 use crate::tunnel::endpoint::Resolved;
@@ -27,7 +26,6 @@ use crate::tunnel::outgoing::scatter;
 use crate::tunnel::outgoing::{AddressBytes, Batch, Lead, Route};
 use crate::underlay::Underlay;
 use crate::vhost_user::vring::{GuestMemory, RingError};
-use crate::wire::frame::Addresses;
 use crate::wire::{encap, frame};
 
 /// Frames of one batch at most, and bytes after which it is large enough.
@@ -72,7 +70,7 @@ impl<U: Underlay> Worker<U> {
         ring: &mut RingView<'_, '_>,
         now: Instant,
     ) -> Result<usize, RingError> {
-        let mut exit = self.exit.take();
+        let exit = self.identity.lend_exit();
         let mut batch = mem::take(&mut self.batch).recycle();
         self.local.begin_batch();
         let mut allowance = self.throttle.out.open(now);
@@ -83,10 +81,7 @@ impl<U: Underlay> Worker<U> {
         self.tunnel.send(&batch, now);
         self.local.publish();
         self.batch = batch.recycle();
-        if let Some(exit) = &mut exit {
-            exit.clear();
-        }
-        self.exit = exit;
+        self.identity.take_back(exit);
         ring.publish()?;
         taken
     }
@@ -116,7 +111,7 @@ impl<U: Underlay> Worker<U> {
                     break;
                 };
                 if charged > 0 {
-                    allowance.charge_cost(cost_of(&frame));
+                    allowance.charge_cost(|| cost_of(&frame));
                 }
             }
             ring.push_used(head, 0)?;
@@ -140,12 +135,8 @@ impl<U: Underlay> Worker<U> {
             return self.conclude(frame, None, Some(verdict), batch);
         }
         let key = self.tunnel.place().receiver.key;
-        let Self { learned, tunnel, source_mac, .. } = self;
-        let neighbors = tunnel.neighbors_mut();
-        let mut judged = tx::judge(key, *source_mac, frame.ethernet(), learned, neighbors, now);
-        if judged.is_stamped {
-            self.look_at_stranger(frame);
-        }
+        let Self { identity, tunnel, counters, .. } = self;
+        let mut judged = identity.judge(key, frame, tunnel.neighbors_mut(), counters, now);
         if let Some(exit) = exit {
             exit.judge(&mut judged, frame, &mut batch.pieces);
         }
@@ -172,13 +163,18 @@ impl<U: Underlay> Worker<U> {
             }
             Verdict::Drop(counter) => Err(counter),
         };
-        let verdict = prepared.map_or_else(capture::Verdict::Dropped, |()| Passed);
-        self.conclude(frame, Some(addresses), Some(verdict), batch)
+        match prepared {
+            // The endpoint shows and counts it.
+            Ok(()) => Some(frame.len),
+            Err(counter) => {
+                let verdict = capture::Verdict::Dropped(counter);
+                self.conclude(frame, Some(addresses), Some(verdict), batch)
+            }
+        }
     }
 
-    /// Shows a frame at the door towards the wire, unless it stays in the ring (`None`), and counts it if it
-    /// does not leave. Returns as [`Worker::dispatch`] does.
-    #[inline]
+    /// Shows a frame at the door towards the wire and counts it, unless it leaves with the batch (then the
+    /// endpoint does), or stays in the ring (`None`). Returns as [`Worker::dispatch`] does.
     fn conclude(
         &self,
         frame: &TransmitFrame,
@@ -186,16 +182,17 @@ impl<U: Underlay> Worker<U> {
         verdict: Option<capture::Verdict>,
         batch: &mut Batch<'_>,
     ) -> Option<usize> {
-        if self.towards_wire.is_open()
-            && let Some(verdict) = verdict
+        if verdict == Some(Passed) {
+            return Some(frame.len);
+        }
+        if let Some(verdict) = verdict
+            && self.tunnel.door_to_wire().is_open()
         {
             self.show(frame, addresses, verdict, batch);
         }
-        if verdict != Some(Passed) {
-            batch.pieces.truncate(frame.pieces.start);
-        }
+        batch.pieces.truncate(frame.pieces.start);
         match verdict? {
-            Passed | capture::Verdict::Local => Some(frame.len),
+            Passed | Forwarded | Announced | capture::Verdict::Local => Some(frame.len),
             Held => {
                 self.counters.inc(VifCounter::tx_parked);
                 Some(frame.len)
@@ -221,23 +218,10 @@ impl<U: Underlay> Worker<U> {
         let addresses = addresses.filter(|_| !is_dropped);
         let addresses = addresses.as_ref().map_or(&[][..], |addresses| addresses.as_slice());
         let (skip, len) = (frame.skip, frame.len);
-        self.towards_wire.show(|| Observed { parts, skip, len, addresses, verdict });
+        self.tunnel.door_to_wire().show(|| Observed { parts, skip, len, addresses, verdict });
     }
 
-    /// A frame whose source MAC is none of the vif's.
-    #[cold]
-    fn look_at_stranger(&mut self, frame: &TransmitFrame) {
-        if self.source_mac == SourceMac::Stamp {
-            self.counters.inc(VifCounter::tx_stamped);
-        }
-        let Ok(addresses) = Addresses::parse(frame.ethernet()) else { return };
-        if self.stranger.sees(addresses.source) {
-            let own = self.tunnel.place().receiver.key.mac;
-            log::warn!("{}", stranger::complaint(addresses.source, own, self.learned.most()));
-        }
-    }
-
-    /// The same for a frame to a vif of this host, which goes through a lane unless that just ended.
+    /// Prepares a frame to a vif of this host, which goes through a lane unless that just ended.
     /// `can_wait`: whether the frame may stay in the ring if the lane is full.
     fn dispatch_local(
         &mut self,
@@ -329,7 +313,9 @@ impl<U: Underlay> Worker<U> {
         let pieces = batch.pieces.get(frame.pieces.clone()).unwrap_or_default();
         if let Some(copy) = copy.get_mut(..frame.len) {
             Gather::new(pieces, frame.skip).copy_to(copy);
-            self.announcement_seen |= frame::announces_sender(copy);
+            if frame::announces_sender(copy) {
+                self.presence.note_announcement();
+            }
         }
     }
 

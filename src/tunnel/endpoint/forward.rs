@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Endpoint;
+use crate::capture::{Observed, Verdict};
 use crate::metrics::VifCounter;
 use crate::offload::header::{PartialChecksum, Request};
 use crate::offload::layout::Layout;
@@ -50,7 +51,10 @@ impl<U: Underlay> Endpoint<U> {
             let len = frame.len();
             let Some(addresses) = frame.first_chunk().copied() else { continue };
             let Some(request) = request(frame, *is_partial) else {
-                self.counters.inc(VifCounter::rx_drop_checksum);
+                let counter = VifCounter::rx_drop_checksum;
+                self.counters.inc(counter);
+                let part = [IoVec::from_slice(frame)];
+                self.to_wire.show(|| Observed::whole(&part, Verdict::Dropped(counter)));
                 continue;
             };
             let at = batch.pieces.len();

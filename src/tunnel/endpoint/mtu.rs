@@ -120,7 +120,10 @@ impl<U: Underlay> Endpoint<U> {
         } else {
             Some(VifCounter::tx_drop_too_big)
         };
-        self.counters.inc(dropped.unwrap_or(VifCounter::tx_fragmented));
+        match dropped {
+            None => self.counters.inc(VifCounter::tx_fragmented),
+            Some(counter) => self.refuse_at(at, batch, counter),
+        }
     }
 
     /// Stages a frame in pieces; returns why not, if so.
@@ -149,6 +152,7 @@ impl<U: Underlay> Endpoint<U> {
         error: &io::Error,
         staged: &Staged,
         datagram: &Message<'_>,
+        batch: &Batch<'_>,
         now: Instant,
     ) -> bool {
         if error.raw_os_error() != Some(libc::EMSGSIZE) {
@@ -161,12 +165,18 @@ impl<U: Underlay> Endpoint<U> {
             let Some(mtu) = paths::guess(to, len) else { return false };
             self.learn_path(to, mtu, Source::Router, now);
         }
-        self.split(staged, datagram, now)
+        self.split(staged, datagram, batch, now)
     }
 
     /// Sends a datagram that is longer than its path in pieces; false if it is not, or the receiver
     /// takes none.
-    fn split(&mut self, staged: &Staged, datagram: &Message<'_>, now: Instant) -> bool {
+    fn split(
+        &mut self,
+        staged: &Staged,
+        datagram: &Message<'_>,
+        batch: &Batch<'_>,
+        now: Instant,
+    ) -> bool {
         let len = len_of(datagram);
         if len <= self.path_room(&staged.route, now) || !takes_pieces(&staged.route) {
             return false;
@@ -181,8 +191,8 @@ impl<U: Underlay> Endpoint<U> {
         let mut staged = staged.clone();
         staged.datagrams = pieces.len();
         match self.send_all(pieces.iter().map(Vec::as_slice), datagram) {
-            Ok(()) => self.count_sent(&staged),
-            Err(error) => drop(self.count_refused(&error, &[staged], now)),
+            Ok(()) => self.count_sent(&staged, batch),
+            Err(error) => drop(self.count_refused(&error, &[staged], batch, now)),
         }
         true
     }

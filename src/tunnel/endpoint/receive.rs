@@ -17,7 +17,8 @@ impl<U: Underlay> Endpoint<U> {
     pub fn receive(&mut self, port: Port, now: Instant) -> bool {
         let opening = self.protection.as_ref().map(|protection| protection.opening(now));
         let opening = opening.map(|opening| opening.closed(self.is_halted));
-        let Self { incoming, underlay, place, neighbors, moved, counters, door, .. } = self;
+        let Self { incoming, underlay, place, neighbors, moved, counters, to_guest: door, .. } =
+            self;
         let (receiver, takes_unknown) = (&place.receiver, self.takes_unknown);
         let mut home = Home { receiver, neighbors, takes_unknown, moved, door, now };
         let filled = incoming.fill(port, underlay, &mut home, counters, opening);
@@ -84,7 +85,7 @@ impl<U: Underlay> Endpoint<U> {
         now: Instant,
         judge: impl FnOnce(Train, &[u8], &Home<'_>) -> R,
     ) -> io::Result<R> {
-        let Self { underlay, place, neighbors, takes_unknown, moved, door, .. } = self;
+        let Self { underlay, place, neighbors, takes_unknown, moved, to_guest: door, .. } = self;
         let train = underlay.peek(Port::Own, head)?;
         let (receiver, takes_unknown) = (&place.receiver, *takes_unknown);
         let home = Home { receiver, neighbors, takes_unknown, moved, door, now };
@@ -104,7 +105,7 @@ impl<U: Underlay> Endpoint<U> {
 
     /// Takes in a message that [`Endpoint::take`] brought, or the rest of it. No received frame may be left.
     pub fn put(&mut self, train: Train, bytes: &[u8], now: Instant) {
-        let Self { incoming, place, neighbors, moved, counters, door, .. } = self;
+        let Self { incoming, place, neighbors, moved, counters, to_guest: door, .. } = self;
         let (receiver, takes_unknown) = (&place.receiver, self.takes_unknown);
         let mut home = Home { receiver, neighbors, takes_unknown, moved, door, now };
         incoming.put(Port::Own, (train.from, bytes, train.segment), &mut home, counters);

@@ -7,7 +7,7 @@ use super::Endpoint;
 use crate::sys::iovec::{Gather, IoVec};
 use crate::sys::mmsg::{BATCH, Message};
 use crate::time::Instant;
-use crate::tunnel::outgoing::Staged;
+use crate::tunnel::outgoing::{Batch, Staged};
 use crate::underlay::Underlay;
 use crate::underlay::segmentation::Remedy;
 
@@ -34,6 +34,7 @@ impl<U: Underlay> Endpoint<U> {
         staged: &Staged,
         message: &Message<'_>,
         remedy: Remedy,
+        batch: &Batch<'_>,
         now: Instant,
     ) {
         tell(remedy, message.to.ip());
@@ -61,7 +62,7 @@ impl<U: Underlay> Endpoint<U> {
             .collect();
         let mut is_first = true;
         for (staged, messages) in smaller.chunks(BATCH).zip(messages.chunks(BATCH)) {
-            let has_left = self.send_messages(staged, messages, now);
+            let has_left = self.send_messages(staged, messages, batch, now);
             if std::mem::take(&mut is_first) && has_left {
                 let (to, segments) = (message.to.ip(), remedy.segments);
                 let learnt = self.segmentation.handle_smaller_sent(to, segments, now);

@@ -1,14 +1,16 @@
-//! To the underlay: batches are staged and given to the kernel, and what it refuses is counted.
+//! To the underlay: batches are staged and given to the kernel, and what it refuses is counted. Each frame is
+//! shown at the door towards the wire when its fate is known.
 
 use std::io;
 use std::mem;
 
 use super::Endpoint;
+use crate::capture::{Door, Observed, Verdict};
 use crate::metrics::VifCounter;
 use crate::sys::iovec;
 use crate::sys::mmsg::{BATCH, Message};
 use crate::time::Instant;
-use crate::tunnel::outgoing::{Batch, Staged, Stager, Step};
+use crate::tunnel::outgoing::{Batch, Outgoing, Staged, Stager, Step};
 use crate::underlay::Underlay;
 
 /// Times in one flush that an error of an earlier datagram is taken for that, and the call made again.
@@ -18,7 +20,7 @@ impl<U: Underlay> Endpoint<U> {
     /// Sends a batch in order.
     pub fn send(&mut self, batch: &Batch<'_>, now: Instant) {
         if self.is_halted {
-            return self.counters.add(VifCounter::tx_drop_policy, batch.frames.len() as u64);
+            return self.refuse(&batch.frames, batch, VifCounter::tx_drop_policy);
         }
         self.segmentation.handle_timeout(now);
         let mut at = 0;
@@ -36,9 +38,9 @@ impl<U: Underlay> Endpoint<U> {
                     continue;
                 }
                 // Larger than the empty buffer.
-                Step::Full => self.counters.inc(VifCounter::tx_drop_too_big),
+                Step::Full => self.refuse_at(at, batch, VifCounter::tx_drop_too_big),
                 Step::Refused(VifCounter::tx_drop_too_big) => self.send_too_long(batch, at, now),
-                Step::Refused(counter) => self.counters.inc(counter),
+                Step::Refused(counter) => self.refuse_at(at, batch, counter),
             }
             self.stager.next_frame();
             at += 1;
@@ -51,7 +53,13 @@ impl<U: Underlay> Endpoint<U> {
     pub(super) fn flush(&mut self, batch: &Batch<'_>, now: Instant) {
         let mut stager = mem::replace(&mut self.stager, Stager::empty());
         if let Some(protection) = &mut self.protection {
-            protection.seal(&mut stager, &self.counters, now);
+            let (counters, door) = (&self.counters, &self.to_wire);
+            protection.seal(&mut stager, now, |staged, counter, lost| {
+                counters.add(counter, lost);
+                if lost > 0 {
+                    show(door, staged.begun_or_continued(batch), batch, Verdict::Dropped(counter));
+                }
+            });
         }
         let mut parts = iovec::recycle(mem::take(&mut self.parts));
         for staged in stager.staged().chunks(BATCH) {
@@ -69,7 +77,8 @@ impl<U: Underlay> Endpoint<U> {
                 *message = Message { to, parts, segment };
                 start = end;
             }
-            self.send_messages(staged, messages.get(..staged.len()).unwrap_or_default(), now);
+            let messages = messages.get(..staged.len()).unwrap_or_default();
+            self.send_messages(staged, messages, batch, now);
         }
         self.parts = iovec::recycle(parts);
         self.stager = stager;
@@ -81,13 +90,14 @@ impl<U: Underlay> Endpoint<U> {
         &mut self,
         mut staged: &[Staged],
         mut messages: &[Message<'_>],
+        batch: &Batch<'_>,
         now: Instant,
     ) -> bool {
         let (all, mut has_left, mut stale) = (messages.len(), false, 0);
         while let ([message, ..], [first, ..]) = (messages, staged) {
             let settled = match self.underlay.send(messages) {
                 Ok(count) => {
-                    staged.iter().take(count).for_each(|staged| self.count_sent(staged));
+                    staged.iter().take(count).for_each(|staged| self.count_sent(staged, batch));
                     has_left |= messages.len() == all;
                     count
                 }
@@ -97,11 +107,11 @@ impl<U: Underlay> Endpoint<U> {
                 }
                 Err(error) => match self.remedy(&error, first, now) {
                     Some(remedy) => {
-                        self.send_again(first, message, remedy, now);
+                        self.send_again(first, message, remedy, batch, now);
                         1
                     }
-                    None if self.split_refused(&error, first, message, now) => 1,
-                    None => self.count_refused(&error, staged, now),
+                    None if self.split_refused(&error, first, message, batch, now) => 1,
+                    None => self.count_refused(&error, staged, batch, now),
                 },
             };
             // At least one is settled in each round, whatever the kernel answers.
@@ -112,8 +122,13 @@ impl<U: Underlay> Endpoint<U> {
         has_left
     }
 
-    pub(super) fn count_sent(&mut self, staged: &Staged) {
+    pub(super) fn count_sent(&mut self, staged: &Staged, batch: &Batch<'_>) {
         self.losses.sent(staged);
+        if self.to_wire.is_open() {
+            let is_redirected = staged.route.is_redirected;
+            let verdict = if is_redirected { Verdict::Forwarded } else { Verdict::Passed };
+            show(&self.to_wire, staged.begun(batch), batch, verdict);
+        }
         let counters = &self.counters;
         if staged.route.is_redirected {
             return counters.add(VifCounter::tx_forwarded, staged.frames);
@@ -134,6 +149,7 @@ impl<U: Underlay> Endpoint<U> {
         &mut self,
         error: &io::Error,
         waiting: &[Staged],
+        batch: &Batch<'_>,
         now: Instant,
     ) -> usize {
         let (counter, settled) = match error.raw_os_error() {
@@ -153,8 +169,37 @@ impl<U: Underlay> Endpoint<U> {
                 (VifCounter::tx_drop_error, 1)
             }
         };
-        let lost = waiting.iter().take(settled).map(|staged| self.losses.lost(staged)).sum();
-        self.counters.add(counter, lost);
+        for staged in waiting.iter().take(settled) {
+            let lost = self.losses.lost(staged);
+            self.counters.add(counter, lost);
+            if lost > 0 {
+                let frames = staged.begun_or_continued(batch);
+                show(&self.to_wire, frames, batch, Verdict::Dropped(counter));
+            }
+        }
         settled
+    }
+
+    /// Counts and shows frames of a batch that can't leave.
+    #[cold]
+    pub(super) fn refuse(&self, frames: &[Outgoing], batch: &Batch<'_>, counter: VifCounter) {
+        self.counters.add(counter, frames.len() as u64);
+        show(&self.to_wire, frames, batch, Verdict::Dropped(counter));
+    }
+
+    /// The same for the frame at `at`.
+    pub(super) fn refuse_at(&self, at: usize, batch: &Batch<'_>, counter: VifCounter) {
+        self.refuse(batch.frames.get(at..=at).unwrap_or_default(), batch, counter);
+    }
+}
+
+/// Shows frames of a batch, if somebody looks.
+fn show(door: &Door, frames: &[Outgoing], batch: &Batch<'_>, verdict: Verdict) {
+    if !door.is_open() {
+        return;
+    }
+    for Outgoing { addresses, len, pieces, skip, .. } in frames {
+        let parts = batch.pieces.get(pieces.clone()).unwrap_or_default();
+        door.show(|| Observed { parts, skip: *skip, len: *len, addresses, verdict });
     }
 }

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use super::Endpoint;
+use crate::capture::{Observed, Verdict};
 use crate::lane::handover;
 use crate::metrics::VifCounter;
 use crate::sys::iovec::IoVec;
@@ -26,7 +27,10 @@ impl<U: Underlay> Endpoint<U> {
             Some(protection) => match protection.seal_one_to_group(&datagram, now) {
                 Ok(sealed) => Some(sealed),
                 // A later one of the series may leave.
-                Err(counter) => return self.counters.inc(counter),
+                Err(counter) => {
+                    self.counters.inc(counter);
+                    return self.show_announcement(frame, Verdict::Dropped(counter));
+                }
             },
         };
         let part = IoVec::from_slice(sealed.as_deref().unwrap_or(&datagram));
@@ -35,10 +39,21 @@ impl<U: Underlay> Endpoint<U> {
             Ok(_) => {
                 self.counters.inc(VifCounter::tx_announcements);
                 self.counters.inc(VifCounter::tx_datagrams);
+                self.show_announcement(frame, Verdict::Announced);
             }
             // A later one of the series may leave.
-            Err(error) => self.complain("cannot announce the guest's arrival", &error, now),
+            Err(error) => {
+                self.complain("cannot announce the guest's arrival", &error, now);
+                self.counters.inc(VifCounter::tx_drop_error);
+                self.show_announcement(frame, Verdict::Dropped(VifCounter::tx_drop_error));
+            }
         }
+    }
+
+    fn show_announcement(&self, frame: &[u8], verdict: Verdict) {
+        let part = IoVec::from_slice(frame);
+        let parts = std::slice::from_ref(&part);
+        self.to_wire.show(|| Observed::whole(parts, verdict));
     }
 
     /// Sends the last datagram to a vif of this host before frames go through a lane. If the kernel does not

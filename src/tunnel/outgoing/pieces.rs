@@ -9,7 +9,7 @@ use crate::wire::Capabilities;
 use crate::wire::encap::{Flags, Header};
 use crate::wire::fragment::Piece;
 
-use super::{Batch, Outgoing, Route, Stager, Step, fill, leaves_partial, refusal};
+use super::{Batch, Begins, Outgoing, Route, Stager, Step, fill, leaves_partial, refusal};
 use crate::metrics::VifCounter;
 
 /// Whether all receivers at a destination put pieces together; those of a group do.
@@ -43,9 +43,7 @@ struct Whole<'a> {
     route: Route,
     flags: Flags,
     bytes: &'a [u8],
-    /// Frames of the guest that begin in it, and their length.
-    frames: u64,
-    frame_bytes: usize,
+    begins: Begins,
 }
 
 impl Stager {
@@ -70,7 +68,7 @@ impl Stager {
                         let mut push = |stager: &mut Self, whole: &Whole<'_>| {
                             stager.push_pieces(whole, max_datagram, ids)
                         };
-                        self.stage_segment_pieces(batch, frame, &cut, &mut scratch, &mut push)
+                        self.stage_segment_pieces(batch, at, &cut, &mut scratch, &mut push)
                     }
                     Err(fault) => Step::Refused(refusal(fault)),
                 }
@@ -80,8 +78,8 @@ impl Stager {
                 fill(batch, frame, &mut scratch);
                 let is_partial = leaves_partial(frame);
                 let flags = if is_partial { Flags::PARTIAL_CHECKSUM } else { Flags::NONE };
-                let (route, frame_bytes) = (frame.route, frame.len);
-                let whole = Whole { route, flags, bytes: &scratch, frames: 1, frame_bytes };
+                let begins = Begins { first: at, frames: 1, bytes: frame.len };
+                let whole = Whole { route: frame.route, flags, bytes: &scratch, begins };
                 self.push_pieces(&whole, max_datagram, ids)
             }
         };
@@ -94,11 +92,12 @@ impl Stager {
     fn stage_segment_pieces(
         &mut self,
         batch: &Batch<'_>,
-        frame: &Outgoing,
+        at: usize,
         cut: &Cut,
         scratch: &mut Vec<u8>,
         push: &mut dyn FnMut(&mut Self, &Whole<'_>) -> Step,
     ) -> Step {
+        let Some(frame) = batch.frames.get(at) else { return Step::Done(1) };
         while self.segment < cut.count() {
             let index = self.segment;
             let Some(flags) = write_segment(batch, frame, cut, index, scratch) else {
@@ -110,8 +109,11 @@ impl Stager {
                 route: frame.route,
                 flags,
                 bytes: scratch,
-                frames: u64::from(is_first),
-                frame_bytes: if is_first { frame.len } else { 0 },
+                begins: Begins {
+                    first: at,
+                    frames: u64::from(is_first),
+                    bytes: if is_first { frame.len } else { 0 },
+                },
             };
             match push(self, &whole) {
                 Step::Done(_) => self.segment += 1,
@@ -158,8 +160,9 @@ impl Stager {
                 len += envelope.len_of(datagram_len);
             }
             let is_first = start == 0;
-            let (frames, bytes) = if is_first { (whole.frames, whole.frame_bytes) } else { (0, 0) };
-            self.push(whole.route, len, size, frames, bytes);
+            let rest = Begins { frames: 0, bytes: 0, ..whole.begins };
+            let begins = if is_first { whole.begins } else { rest };
+            self.push(whole.route, len, size, begins);
             start = pieces.end;
         }
         Step::Done(1)

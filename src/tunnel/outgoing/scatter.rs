@@ -14,7 +14,7 @@
 
 use std::ops::Range;
 
-use super::{Batch, Outgoing, Route, Staged, Stager, Step, is_large, leaves_partial};
+use super::{Batch, Begins, Outgoing, Route, Staged, Stager, Step, is_large, leaves_partial};
 use crate::offload::envelope::Envelope;
 use crate::offload::gso::Cut;
 use crate::offload::header::Request;
@@ -68,15 +68,15 @@ impl Stager {
             && frame.route.capabilities.contains(Capabilities::PARTIAL_CHECKSUM)
     }
 
-    /// Stages a message of these segments of the frame at `at`.
+    /// Stages a message of these segments of a frame.
     pub(super) fn scatter_segments(
         &mut self,
         batch: &Batch<'_>,
-        at: usize,
         cut: &Cut,
         segments: Range<usize>,
-        frames: (u64, usize),
+        begins: Begins,
     ) -> Option<()> {
+        let at = begins.first;
         let route = batch.frames.get(at)?.route;
         let encap = self.header(Flags::PARTIAL_CHECKSUM);
         let first = self.scattered.len();
@@ -91,7 +91,7 @@ impl Stager {
             self.scattered.push(Scattered { header: start..end, frame: at, payload });
             start = end;
         }
-        self.push_scattered(route, first, start, frames);
+        self.push_scattered(route, first, start, begins);
         Some(())
     }
 
@@ -133,7 +133,8 @@ impl Stager {
         if count == 0 {
             return Step::Full;
         }
-        self.push_scattered(*route, first, end, (count as u64, bytes));
+        let begins = Begins { first: at, frames: count as u64, bytes };
+        self.push_scattered(*route, first, end, begins);
         Step::Done(count)
     }
 
@@ -148,13 +149,7 @@ impl Stager {
     }
 
     /// Adds a message of the datagrams from `first` on, whose headers end at `end`.
-    fn push_scattered(
-        &mut self,
-        route: Route,
-        first: usize,
-        mut end: usize,
-        (frames, frame_bytes): (u64, usize),
-    ) {
+    fn push_scattered(&mut self, route: Route, first: usize, mut end: usize, begins: Begins) {
         let len = |datagram: &Scattered| datagram.header.len() + datagram.payload.len();
         let mut lens = self.scattered.get(first..).unwrap_or_default().iter().map(len);
         let segment = lens.next().unwrap_or(0);
@@ -166,7 +161,7 @@ impl Stager {
         let scattered = first..self.scattered.len();
         let datagrams = scattered.len();
         let segment = if datagrams > 1 { u16::try_from(segment).unwrap_or(0) } else { 0 };
-        let (range, frame_bytes) = (self.used..end, frame_bytes as u64);
+        let range = self.used..end;
         self.used = end;
         self.staged.push(Staged {
             route,
@@ -175,8 +170,9 @@ impl Stager {
             is_sealed: false,
             datagrams,
             segment,
-            frames,
-            frame_bytes,
+            first: begins.first,
+            frames: begins.frames,
+            frame_bytes: begins.bytes as u64,
         });
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Batch, Outgoing, Stager, Step};
+use super::{Batch, Begins, Outgoing, Stager, Step};
 use crate::metrics::VifCounter;
 use crate::offload::checksum::Sum;
 use crate::offload::gso::{Cut, CutFault};
@@ -22,18 +22,19 @@ impl Stager {
             let room = (self.room() / staged_size).min(self.max_message() / size);
             let most = room.min(self.most_segments(&frame.route));
             let most =
-                if is_scattered { most } else { self.continues(frame, size).unwrap_or(most) };
+                if is_scattered { most } else { self.continues(at, frame, size).unwrap_or(most) };
             let count = most.min(cut.count() - self.segment);
             let segments = self.segment..self.segment + count;
             if count == 0 {
                 return Step::Full;
             }
             let is_first = self.segment == 0;
-            let frames = (u64::from(is_first), if is_first { frame.len } else { 0 });
+            let bytes = if is_first { frame.len } else { 0 };
+            let begins = Begins { first: at, frames: u64::from(is_first), bytes };
             let done = if is_scattered {
-                self.scatter_segments(batch, at, cut, segments.clone(), frames)
+                self.scatter_segments(batch, cut, segments.clone(), begins)
             } else {
-                self.stage_segments(batch, frame, cut, segments.clone(), frames)
+                self.stage_segments(batch, frame, cut, segments.clone(), begins)
             };
             if done.is_none() {
                 self.segment = 0;
@@ -51,21 +52,24 @@ impl Stager {
         frame: &Outgoing,
         cut: &Cut,
         segments: Range<usize>,
-        (frames, bytes): (u64, usize),
+        begins: Begins,
     ) -> Option<()> {
         let size = self.envelope.len_of(encap::LEN + cut.header_len() + cut.size());
-        let is_continued = self.continues(frame, size).is_some();
+        let is_continued = self.continues(begins.first, frame, size).is_some();
         let len = self.write_segments(batch, frame, cut, segments)?;
         match self.staged.last_mut() {
             Some(last) if is_continued => {
                 last.range.end += len;
                 last.datagrams = last.range.len().div_ceil(size);
                 last.segment = u16::try_from(size).unwrap_or(0);
-                last.frames += frames;
-                last.frame_bytes += bytes as u64;
+                if last.frames == 0 {
+                    last.first = begins.first;
+                }
+                last.frames += begins.frames;
+                last.frame_bytes += begins.bytes as u64;
                 self.used += len;
             }
-            _ => self.push(frame.route, len, size, frames, bytes),
+            _ => self.push(frame.route, len, size, begins),
         }
         Some(())
     }
@@ -75,9 +79,12 @@ impl Stager {
     /// A message holds fewer segments than a frame of 64 KiB has, since each has headers of its own
     /// there: of frames that follow each other, as those of a TCP flow do, the rest of one and the
     /// beginning of the next share a message.
-    fn continues(&self, frame: &Outgoing, size: usize) -> Option<usize> {
+    fn continues(&self, at: usize, frame: &Outgoing, size: usize) -> Option<usize> {
         let last = self.staged.last()?;
+        let is_next =
+            self.segment > 0 || last.frames == 0 || last.first + last.frames as usize == at;
         let is_open = last.route == frame.route
+            && is_next
             && last.scattered.is_empty()
             && last.range.len() == last.datagrams * size
             // Its datagrams are of this length one by one, not on average: where the kernel cuts the

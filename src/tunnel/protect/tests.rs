@@ -109,7 +109,7 @@ fn flush(
     counters: &VifCounters,
     messages: &mut Messages,
 ) {
-    one.seal(stager, counters, Instant::ZERO);
+    one.seal(stager, Instant::ZERO, |_, counter, lost| counters.add(counter, lost));
     for staged in stager.staged() {
         let (mut parts, mut bytes) = (Vec::new(), Vec::new());
         stager.parts(staged, batch, &mut parts);

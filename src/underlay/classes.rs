@@ -23,6 +23,10 @@
 
 use std::net::IpAddr;
 
+use super::bpf::{
+    IP_HEADER, JUMP_ABOVE, JUMP_AT_LEAST, JUMP_EQUAL, JUMP_EQUAL_X, LOAD_B, LOAD_H, LOAD_LEN,
+    LOAD_W, MULTIPLY, RETURN, SHIFT_RIGHT, X_CONSTANT, X_FROM_A, XOR_X,
+};
 use crate::security::handshake::token::{LAST_SHIFT, Mixing, SHIFT, TokenKey};
 use crate::sys::sockopt::Instruction;
 use crate::wire::{handshake, hello, varp};
@@ -56,29 +60,9 @@ impl Class {
 /// The place of the socket for what is of no class.
 const NONE: u32 = Class::ALL.len() as u32;
 
-/// `SKF_NET_OFF` (linux/filter.h): offsets from here on are counted from the IP header.
-const IP: u32 = 0xfff0_0000;
 /// Where the source address is.
-const V4_SOURCE: u32 = IP + 12;
-const V6_SOURCE: u32 = IP + 8;
-
-/// Load into A: the length of the payload, a byte, a half word, a word at an offset.
-const LOAD_LEN: u16 = 0x80;
-const LOAD_B: u16 = 0x30;
-const LOAD_H: u16 = 0x28;
-const LOAD_W: u16 = 0x20;
-/// X becomes a constant, or what is in A.
-const X_CONSTANT: u16 = 0x01;
-const X_FROM_A: u16 = 0x07;
-/// A with X, or with a constant.
-const XOR_X: u16 = 0xac;
-const MULTIPLY: u16 = 0x24;
-const SHIFT_RIGHT: u16 = 0x74;
-const JUMP_ABOVE: u16 = 0x25;
-const JUMP_AT_LEAST: u16 = 0x35;
-const JUMP_EQUAL: u16 = 0x15;
-const JUMP_EQUAL_X: u16 = 0x1d;
-const RETURN: u16 = 0x06;
+const V4_SOURCE: u32 = IP_HEADER + 12;
+const V6_SOURCE: u32 = IP_HEADER + 8;
 
 /// The program for the sockets of [`Class::ALL`] and one more, bound to `address` in that order.
 pub fn program(address: IpAddr, key: TokenKey) -> Vec<Instruction> {

@@ -7,6 +7,7 @@
 //! | File | What |
 //! |---|---|
 //! | [`sockets`] | opens the sockets of vifs and of varpd, and filters what they receive |
+//! | `bpf` | opcodes of the programs that filter and sort in the kernel |
 //! | [`classes`] | sorts what comes to varpd, so that floods of one kind spare the others |
 //! | [`udp`] | the underlay over UDP |
 //! | [`groups`] | the sockets of the groups that a vif listens at |
@@ -14,6 +15,7 @@
 //! | [`segmentation`] | where the kernel may be asked to cut messages into datagrams |
 //! | [`probe`] | whether this kernel does so without damage |
 
+mod bpf;
 pub mod classes;
 pub mod groups;
 pub mod opener;

@@ -4,8 +4,8 @@
 //!  socket        bound to                  receives
 //!  VARP unicast  underlay address, 1798    VARP and handshakes, one socket for each class of
 //!                                          them (see [`classes`]); taken by one varpd only
-//!  VARP group    group, 1798               of the group's datagrams, VARP; of questions, those
-//!                                          about vnets of this host
+//!  VARP group    group, 1798               of the group's datagrams, hello, and VARP about vnets
+//!                                          of this host
 //!  beacons       a default group, 1798   of the group's datagrams, beacons; for the default groups
 //!                                          that are not the group of VARP
 //!  vif unicast   underlay address, own     the vif's frames: the port is the demultiplexer
@@ -17,8 +17,7 @@
 //!
 //! All sockets at VARP's port share it with `SO_REUSEPORT` and are of one user (`reserved.rs`). The kernel hands each socket
 //! that is bound to the group a copy of each datagram; a classic BPF filter on each lets pass what is meant for it. A filter is
-//! locked (`SO_LOCK_FILTER`) before the socket is given to a backend. A UDP socket's filter sees the
-//! datagram from its UDP header on (net/core/filter.c), so the payload starts at offset 8.
+//! locked (`SO_LOCK_FILTER`) before the socket is given to a backend.
 //!
 //! Group frames are sent from the vif's unicast socket: their source address is then its care-of
 //! address, by which the sender recognises copies of its own. A vif with several queue pairs has a
@@ -32,6 +31,7 @@ mod beacon;
 mod filters;
 mod moved;
 mod reserved;
+mod vnet_search;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -47,6 +47,7 @@ use thiserror::Error;
 pub use self::beacon::BeaconSockets;
 use self::filters::{attach_filter, nothing_filter, varp_filter, vnet_filter};
 use self::reserved::Reserved;
+use super::bpf::MOST_INSTRUCTIONS;
 use super::classes::{self, Class};
 use super::opener::Privileged;
 use super::{groups, steering};
@@ -346,10 +347,9 @@ impl Opener {
         Ok(sockets)
     }
 
-    /// The socket that receives VARP sent to the group, but no questions until
-    /// [`hear_questions`] says which.
+    /// The socket that receives hello sent to the group, and VARP about the vnets that [`hear_questions`] names.
     pub fn varp_group(&self, group: IpAddr) -> io::Result<UdpSocket> {
-        let socket = self.group_socket(group, VARP_BUFFER, &varp_filter(&[]))?;
+        let socket = self.group_socket(group, VARP_BUFFER, &varp_filter(&[], MOST_INSTRUCTIONS))?;
         Ok(socket.into())
     }
 
@@ -682,12 +682,26 @@ impl Opener {
     }
 }
 
-/// The socket of [`Opener::varp_group`] lets questions about these vnets pass from now on, or all if the
-/// vnets are too many.
+/// The socket of [`Opener::varp_group`] passes VARP about these vnets, and no others, from now on. Some 3,300 vnets with scattered ids
+/// fit into the filter, and as many as there are with consecutive ones; beyond that messages about some vnets between them pass, too.
+///
+/// # Errors
+/// The system's. The filter from before is in use then, or one that passes more than these vnets.
 pub fn hear_questions(socket: &UdpSocket, vnets: &BTreeSet<VnetId>) -> io::Result<()> {
     let vnets: Vec<VnetId> = vnets.iter().copied().collect();
     let socket = SockRef::from(socket);
-    attach_filter(&socket, &varp_filter(&vnets))
+    let mut most = MOST_INSTRUCTIONS;
+    loop {
+        match attach_filter(&socket, &varp_filter(&vnets, most)) {
+            // The kernel bounds the memory of a socket's options (net.core.optmem_max), the filter before and the
+            // new one together: the shortest filter makes room for a longer one.
+            Err(e) if e.kind() == io::ErrorKind::OutOfMemory && most > 0 => {
+                attach_filter(&socket, &varp_filter(&vnets, 0))?;
+                most /= 2;
+            }
+            attached => return attached,
+        }
+    }
 }
 
 /// Binds a socket to an address at VARP's port.

@@ -28,32 +28,20 @@
 
 use std::net::IpAddr;
 
+use super::bpf::{
+    ADD_X, AND, IP_HEADER, JUMP_EQUAL, LOAD_H, LOAD_H_AT_X, MODULO, RETURN, STORE, X_HEADER_LEN,
+    X_LOAD,
+};
 use crate::sys::sockopt::Instruction;
 
 /// Ports of a vif's pairs differ in as many values of their last bits: there are 16 pairs at most.
 pub const PAIRS: u16 = 16;
 
-/// `SKF_NET_OFF` (linux/filter.h): offsets from here on are counted from the IP header.
-const IP: u32 = 0xfff0_0000;
 /// Half words (16 bits) of the IP header that matter: of the source address, the last.
-const V4_SOURCE: u32 = IP + 14;
-const V6_SOURCE: u32 = IP + 22;
+const V4_SOURCE: u32 = IP_HEADER + 14;
+const V6_SOURCE: u32 = IP_HEADER + 22;
 /// Length of the IPv6 header, behind which the source port is: what comes here has no others.
 const V6_LEN: u32 = 40;
-
-/// Loads a half word at a fixed offset, or at one plus X.
-const LOAD_H: u16 = 0x28;
-const LOAD_H_AT_X: u16 = 0x48;
-/// X becomes the length of the IPv4 header.
-const X_HEADER_LEN: u16 = 0xb1;
-/// To and from a scratch word.
-const STORE: u16 = 0x02;
-const X_LOAD: u16 = 0x61;
-const AND: u16 = 0x54;
-const ADD_X: u16 = 0x0c;
-const MODULO: u16 = 0x94;
-const JUMP_EQUAL: u16 = 0x15;
-const RETURN: u16 = 0x06;
 
 /// The program for sockets that were bound to `address` in the order of their pairs; bit n of
 /// `running`: pair n runs. `None` if none does.
@@ -61,8 +49,8 @@ pub fn program(address: IpAddr, running: u64) -> Option<Vec<Instruction>> {
     let pairs: Vec<u32> = (0..u32::from(PAIRS)).filter(|pair| running >> pair & 1 == 1).collect();
     let (last, others) = pairs.split_last()?;
     let mut program = match address {
-        IpAddr::V4(_) => vec![(X_HEADER_LEN, 0, 0, IP), (LOAD_H_AT_X, 0, 0, IP)],
-        IpAddr::V6(_) => vec![(LOAD_H, 0, 0, IP + V6_LEN)],
+        IpAddr::V4(_) => vec![(X_HEADER_LEN, 0, 0, IP_HEADER), (LOAD_H_AT_X, 0, 0, IP_HEADER)],
+        IpAddr::V6(_) => vec![(LOAD_H, 0, 0, IP_HEADER + V6_LEN)],
     };
     let source = if address.is_ipv4() { V4_SOURCE } else { V6_SOURCE };
     program.extend([

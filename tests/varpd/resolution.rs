@@ -82,7 +82,9 @@ fn group_frames_reach_all_vifs_of_the_vnet_and_no_others() {
         let mut elsewhere = key(4);
         elsewhere.vnet = vnet_id(43);
         let other = Backend::register(&b.socket, elsewhere, ACTIVE);
-        for text in ["VA\x02\x03\0\0\0\0 no frame", "VA\x01\x03 no frame", "\x50no kind of ours"] {
+        for text in
+            ["VA\x02\x03\0\0\0\0\0\0\0\x2a no frame", "VA\x01\x03 no frame", "\x50no kind of ours"]
+        {
             sender.unicast().send_to(text.as_bytes(), sender.group).unwrap();
         }
         sender.unicast().send_to(&frame(42, "all"), sender.group).unwrap();

@@ -1,39 +1,32 @@
 //! The classic BPF filters of sockets: which datagrams each of them receives.
-//!
-//! A UDP socket's filter sees a datagram from its UDP header on, so the payload starts at offset 8.
 
 use std::io;
 
 use socket2::{SockFilter, Socket};
 
+use super::super::bpf::{AND, JUMP_EQUAL, JUMP_SET, LOAD_B, LOAD_H, LOAD_W, PAYLOAD, RETURN};
+use super::vnet_search;
 use crate::sys::sockopt::Instruction;
 use crate::wire::{VnetId, esp, hello, varp};
 
-/// Offset of the payload from the UDP header.
-const PAYLOAD: u32 = 8;
-/// Load a byte, half word (16 bits), word (32 bits) at an absolute offset; past the end the datagram
-/// is dropped.
-const LOAD_B: u16 = 0x30;
-const LOAD_H: u16 = 0x28;
-const LOAD_W: u16 = 0x20;
-const AND: u16 = 0x54;
-const JUMP_EQUAL: u16 = 0x15;
-const JUMP_SET: u16 = 0x45;
-pub(super) const RETURN: u16 = 0x06;
+/// A filter passes the whole datagram, or drops it.
 pub(super) const WHOLE: u32 = u32::MAX;
-/// Vnets that are looked for one by one; jumps reach no further than 255 instructions.
-pub(super) const MOST_VNETS: u8 = 200;
-const NOTHING: u32 = 0;
+/// See [`WHOLE`].
+pub(super) const NOTHING: u32 = 0;
 
 /// Passes nothing.
 pub(super) fn nothing_filter() -> [Instruction; 1] {
     [(RETURN, 0, 0, NOTHING)]
 }
 
-/// Passes hello, and VARP: requests about these vnets, or about all if they are too many, and all else. Whoever has no
-/// vif on a vnet has no answer to a request that was sent to all. Messages of other versions pass, so that
-/// varpd can name their sender.
-pub(super) fn varp_filter(vnets: &[VnetId]) -> Vec<Instruction> {
+/// Passes hello, and VARP about these vnets, which are in ascending order, in at most `most` instructions; if that is too few, VARP
+/// about some vnets between them as well. Messages of other versions pass, so that varpd can name their sender.
+///
+/// No rule of the mapper needs messages to the group about a vnet that has no vif here, live or kept: it has no claim to defend, no
+/// mapping to keep, and a clock only while it has vifs. Its next vif passes the filter before it claims its MAC. After the last vif of a
+/// vnet is forgotten, the host no longer hears where that vif went, and answers the host that asks it alone with "absent", upon which
+/// that host asks the group.
+pub(super) fn varp_filter(vnets: &[VnetId], most: usize) -> Vec<Instruction> {
     let mut filter = vec![
         (LOAD_H, 0, 0, PAYLOAD),
         (JUMP_EQUAL, 0, 1, u16::from_be_bytes(hello::MAGIC).into()),
@@ -43,18 +36,10 @@ pub(super) fn varp_filter(vnets: &[VnetId]) -> Vec<Instruction> {
         (LOAD_B, 0, 0, PAYLOAD + varp::VERSION_OFFSET as u32),
         (JUMP_EQUAL, 1, 0, varp::VERSION.into()),
         (RETURN, 0, 0, WHOLE),
+        (LOAD_W, 0, 0, PAYLOAD + varp::VNET_OFFSET as u32),
     ];
-    if let Some(count) = u8::try_from(vnets.len()).ok().filter(|count| *count <= MOST_VNETS) {
-        filter.extend([
-            (LOAD_B, 0, 0, PAYLOAD + varp::OPCODE_OFFSET as u32),
-            (JUMP_EQUAL, 0, count + 2, varp::REQUEST.into()),
-            (LOAD_W, 0, 0, PAYLOAD + varp::VNET_OFFSET as u32),
-        ]);
-        let ways = (1..=count).rev().zip(vnets);
-        filter.extend(ways.map(|(to_pass, vnet)| (JUMP_EQUAL, to_pass, 0, vnet.get())));
-        filter.push((RETURN, 0, 0, NOTHING));
-    }
-    filter.push((RETURN, 0, 0, WHOLE));
+    let room = most.saturating_sub(filter.len());
+    filter.extend(vnet_search::program(vnets, room));
     filter
 }
 

@@ -5,7 +5,7 @@ mod steered;
 
 use socket2::SockFilter;
 
-use super::filters::{MOST_VNETS, RETURN};
+use super::super::bpf::RETURN;
 use super::*;
 use crate::secret::Secret;
 use crate::security::noise::Entropy;
@@ -107,9 +107,9 @@ fn filters_are_locked_and_fragmentation_is_off() {
     }
 }
 
-/// All VARP, but of questions those about vnets of this host.
+/// Other messages would wake varpd in vain. Hello is about hosts.
 #[test]
-fn questions_are_heard_about_own_vnets() {
+fn messages_to_the_group_about_vnets_that_are_not_here_do_not_reach_varpd() {
     let [(opener, group), _] = sites();
     let varp = opener.varp_group(group).unwrap();
     let sender = opener.varp_unicast(TokenKey::new(&Entropy::new(Secret::new([1; 32])))).unwrap();
@@ -118,33 +118,52 @@ fn questions_are_heard_about_own_vnets() {
     let message = |version: u8, opcode: u8, id: u32| {
         [&[b'V', b'A', version, opcode, 0, 0, 0, 0], &id.to_be_bytes()[..]].concat()
     };
-    let heard = |bytes: &[u8]| {
+    let is_heard = |bytes: &[u8]| {
         sender.send_to(bytes, to).unwrap();
         let mut buffer = [0; 100];
         varp.recv_from(&mut buffer).is_ok_and(|(n, _)| buffer[..n] == *bytes)
     };
-    assert!(
-        !heard(&message(varp::VERSION, 1, 42)) && heard(&message(varp::VERSION, 3, 42)),
-        "there are none yet"
-    );
-    for count in [1, 2, 100, u32::from(MOST_VNETS), u32::from(MOST_VNETS) + 1, 4096] {
-        let vnets = (0..count).map(|n| vnet(42 + 2 * n)).collect();
+    for opcode in 0..=6 {
+        assert!(!is_heard(&message(varp::VERSION, opcode, 42)), "there are no vnets yet");
+    }
+    for count in [1, 2, 100, 200, 201, 3000, 0] {
+        let id = |n: u32| 42 + 1000 * n;
+        let vnets = (0..count).map(|n| vnet(id(n))).collect();
         hear_questions(&varp, &vnets).unwrap();
-        for n in [0, count / 2, count - 1] {
-            assert!(heard(&message(varp::VERSION, 1, 42 + 2 * n)), "{n} of {count}");
-            assert_eq!(
-                heard(&message(varp::VERSION, 1, 43 + 2 * n)),
-                count > MOST_VNETS.into(),
-                "{count}"
-            );
+        for n in [0, count / 2, count.saturating_sub(1)] {
+            for opcode in 0..=6 {
+                let heard = is_heard(&message(varp::VERSION, opcode, id(n)));
+                assert_eq!(heard, count > 0, "opcode {opcode}, vnet {n} of {count}");
+                for other in [id(n) - 1, id(n) + 1] {
+                    assert!(!is_heard(&message(varp::VERSION, opcode, other)), "{other}, {count}");
+                }
+            }
         }
-        for opcode in 2..=5 {
-            assert!(heard(&message(varp::VERSION, opcode, 43)), "others are heard about all");
-        }
-        assert!(heard(&message(1, 1, 43)), "whoever speaks another version is to be named");
-        assert!(heard(b"VH\x01\x01"), "hello is about all vnets");
-        assert!(!heard(b"VK\x01\x01") && !heard(b"VA"));
-        assert!(count > MOST_VNETS.into() || !heard(&message(varp::VERSION, 1, 42)[..11]));
+        assert!(is_heard(&message(1, 1, 43)), "whoever speaks another version is to be named");
+        assert!(is_heard(b"VH\x01\x01"), "hello is about all vnets");
+        assert!(!is_heard(b"VK\x01\x01") && !is_heard(b"VA"));
+        assert!(!is_heard(&message(varp::VERSION, 1, 42)[..11]), "which vnet?");
+    }
+}
+
+/// Messages about some others pass then.
+#[test]
+fn messages_about_vnets_that_are_here_reach_varpd_however_many_those_are() {
+    let [(opener, group), _] = sites();
+    let varp = opener.varp_group(group).unwrap();
+    let sender = opener.varp_unicast(TokenKey::new(&Entropy::new(Secret::new([1; 32])))).unwrap();
+    let sender = sender.of(Class::Answer).unwrap();
+    let to = SocketAddr::new(group, opener.site().port);
+    let id = |n: u32| n.wrapping_mul(0x9e37_79b1) | 1;
+    hear_questions(&varp, &(0..50_000).map(|n| vnet(id(n))).collect()).unwrap();
+    assert!(sockopt::filter(&varp).unwrap().len() > MOST_INSTRUCTIONS / 4);
+    for n in (0..50_000).step_by(997) {
+        let head = [b'V', b'A', varp::VERSION, varp::ANNOUNCE, 0, 0, 0, 0];
+        let message = [&head, &id(n).to_be_bytes()[..]].concat();
+        sender.send_to(&message, to).unwrap();
+        let mut buffer = [0; 100];
+        let (len, _) = varp.recv_from(&mut buffer).unwrap();
+        assert_eq!(buffer[..len], message, "vnet {n}");
     }
 }
 

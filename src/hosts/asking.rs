@@ -132,7 +132,19 @@ impl Hosts {
         }
     }
 
-    /// Asks a host for its list, and plans the next question if it does not come.
+    /// Plans a question whether a host is still there: a message in its name may be a recorded one, or its times may
+    /// have been used up by forged ones. The host's answer ends the doubt.
+    pub(super) fn doubt(&mut self, name: Name, now: Instant) {
+        let Some(host) = self.table.get_mut(name).filter(|host| host.ask_at.is_none()) else {
+            return;
+        };
+        let at = now + LIST_DELAY;
+        host.ask_at = Some(at);
+        self.table.due(at);
+    }
+
+    /// Asks a host for its list if this host lacks it, or only whether it is still there. Plans the next question if
+    /// there is no answer.
     pub(super) fn ask_for_list(&mut self, name: Name, now: Now) {
         let has_room = self.errands.questions.take(now.mono);
         let Some(host) = self.table.get_mut(name) else { return };
@@ -143,7 +155,8 @@ impl Hosts {
         host.asked_with = host.nonce;
         host.ask_at = Some(now.mono + ASK_AGAIN * (1 << host.asked.min(MOST_DOUBLINGS)));
         host.asked = host.asked.saturating_add(1);
-        self.question(name, Flags::WANTS_LIST, now);
+        let flags = if host.wants_list() { Flags::WANTS_LIST } else { Flags::NONE };
+        self.question(name, flags, now);
     }
 
     /// A host has answered: if this host lacked its nonce, it asks again now.

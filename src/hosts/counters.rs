@@ -27,7 +27,7 @@ counters! {
         hello_drop_unasked [messages] = "answers to a question that this host did not ask",
         hello_drop_unknown [messages] = "LIST messages and farewells of hosts whose HELLO was not heard",
         hello_drop_farewell [messages] = "farewells of hosts that have proved an entry of a secured vnet: varpd removes these hosts only when their lifetime ends",
-        hello_drop_stale [messages] = "HELLO and LIST messages whose time was received before, or is older than the last 64 of their sender",
+        hello_drop_stale [messages] = "HELLO and LIST messages that may be recorded ones: their time was received before, is older than the last 64 of their sender, or older than the newest of a member; or their tags are more than 90 s off this host's clock and their sender has answered no question",
         hello_drop_forged [entries] = "entries of LIST messages with a wrong tag, for a secured vnet",
         hello_drop_full [messages] = "HELLO messages and beacons of new hosts, and LIST messages with entries, for which the table had no room",
     }

@@ -25,7 +25,11 @@
 //! secured, operators see such hosts, and their entries shorten group frames. On secured vnets the
 //! machine accepts entries with right tags, whatever their source, and keeps them for some time
 //! even if a message without a right tag claims that their host has left the vnet, or is gone. Only
-//! such entries shorten the group frames of a secured vnet.
+//! such entries shorten the group frames of a secured vnet. Only a HELLO with a later time than all
+//! before, or a new answer to this host's nonce, renews the lifetime of such a host; upon any other
+//! message in its name, this host asks it. Tags whose time is far from this host's clock prove
+//! nothing before their host has answered. So recorded messages neither keep a host that is gone
+//! nor bring it back.
 
 #![forbid(unsafe_code)]
 

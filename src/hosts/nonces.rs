@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::schedule::LEAST_LIFETIME;
 use crate::secret::Secret;
 use crate::security::keys::MacKey;
 use crate::time::Instant;
@@ -10,8 +11,10 @@ use crate::wire::name::mapped;
 
 /// Time for which a nonce is the current one.
 const EPOCH: Duration = Duration::from_secs(30);
-/// Number of earlier nonces that are accepted: a nonce is valid for two minutes at least.
-const EARLIER: u64 = 4;
+/// Number of earlier nonces that are accepted: a nonce is valid for 90 s at least, and never longer than the host that
+/// repeats it counts as present. A recorded answer of a host that is gone is refused.
+const EARLIER: u64 = 3;
+const _: () = assert!((EARLIER + 1) * EPOCH.as_secs() <= LEAST_LIFETIME.as_secs());
 
 /// Makes this host's nonces, and recognizes them when other hosts repeat them.
 #[derive(Debug)]
@@ -50,13 +53,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_nonce_is_of_one_address_and_of_two_minutes() {
+    fn a_nonce_is_of_one_address_and_valid_for_90_to_120_seconds() {
         let nonces = Nonces::new(&Secret::new([1; 32]));
         let (one, other) = (([192, 0, 2, 1], 1798).into(), ([192, 0, 2, 2], 1798).into());
         let at = |secs: u64| Instant::from_millis(secs * 1000);
         let nonce = nonces.current(one, at(1000));
-        assert!(nonces.accepts(one, nonce, at(1000)) && nonces.accepts(one, nonce, at(1120)));
-        assert!(!nonces.accepts(one, nonce, at(1200)), "too old");
+        assert!(nonces.accepts(one, nonce, at(1000)) && nonces.accepts(one, nonce, at(1090)));
+        assert!(!nonces.accepts(one, nonce, at(1110)), "too old");
         assert!(!nonces.accepts(other, nonce, at(1000)));
         assert!(!nonces.accepts(([192, 0, 2, 1], 1799).into(), nonce, at(1000)));
         assert!(!nonces.accepts(one, 0, at(1000)), "none");

@@ -9,6 +9,7 @@ use super::own::tagged;
 use super::schedule::{LONGEST_LIFETIME, lifetime};
 use super::table::{Held, Proved, Said};
 use super::{Hosts, HostsCounter, Output};
+use crate::security::membership::TOLERANCE;
 use crate::time::Now;
 use crate::wire::hello::{Abilities, Body, Entry, Flags, Hello, List, Message};
 use crate::wire::name::Name;
@@ -85,12 +86,23 @@ impl Hosts {
         let known = self.table.get(name).and_then(|host| host.said);
         let host = self.table.enter(name, from, until, false);
         let host = host.ok_or(HostsCounter::hello_drop_full)?;
-        if host.proved_until().is_some() {
-            // Forged messages may have used up the times of this one.
-            host.stay(until);
-        }
-        if !host.seen.take(message.time_ms) {
+        let is_proved = host.proved_until().is_some();
+        let is_newer = host.seen.newest() < message.time_ms;
+        // Forged messages may have used up the times of its answers.
+        let is_new_answer = is_answer && host.answered_ms < message.time_ms;
+        if !host.seen.take(message.time_ms) && !is_new_answer {
+            if is_proved {
+                self.doubt(name, now.mono);
+            }
             return Err(HostsCounter::hello_drop_stale);
+        }
+        if is_proved && !is_newer && !is_new_answer {
+            // An older message that was overtaken, or that somebody has recorded elsewhere.
+            self.doubt(name, now.mono);
+            return Err(HostsCounter::hello_drop_stale);
+        }
+        if is_new_answer {
+            host.answered_ms = message.time_ms;
         }
         let Hello { release, vifs, digest, group, .. } = *hello;
         let generation = message.generation;
@@ -155,20 +167,25 @@ impl Hosts {
         if self.table.get(name).is_none_or(|host| host.said.is_none()) && !is_proved {
             return Err(HostsCounter::hello_drop_unknown);
         }
+        if is_proved && !self.is_of_now(message, now) {
+            self.doubt(name, now.mono);
+            return Err(HostsCounter::hello_drop_stale);
+        }
         let until = now.mono + lifetime(self.speakers());
         let host = self.table.enter(name, from, until, is_proved);
         let host = host.ok_or(HostsCounter::hello_drop_full)?;
-        if host.said.is_none() {
-            host.until = host.until.max(until);
-        }
         let is_fresh = host.seen.take(message.time_ms);
         let is_newer = |vnet: &VnetId| {
             let proof = host.entries.get(vnet).and_then(|held| held.proof);
             proof.is_none_or(|proof| proof.time_ms < message.time_ms)
         };
         let mut right = proved.iter().filter(|(_, is_right)| **is_right);
-        if !is_fresh && !right.any(|(vnet, _)| is_newer(vnet)) {
+        let is_newer = right.any(|(vnet, _)| is_newer(vnet));
+        if !is_fresh && !is_newer {
             return Err(HostsCounter::hello_drop_stale);
+        }
+        if host.said.is_none() && is_newer {
+            host.until = host.until.max(until);
         }
         let before = self.takes(name, list);
         let stamped = (list, message.time_ms, message.generation);
@@ -186,6 +203,14 @@ impl Hosts {
         }
         self.compare(name);
         Ok(())
+    }
+
+    /// Whether the tags of a LIST were made lately, by this host's clock. They may be older, or made by a clock that is
+    /// off, if their host has answered a question: that it is not gone is certain then.
+    fn is_of_now(&self, message: &Message<'_>, now: Now) -> bool {
+        let apart = Duration::from_millis(message.time_ms.abs_diff(now.wall_ms));
+        let has_answered = self.table.get(message.sender).is_some_and(|host| host.answered_ms != 0);
+        has_answered || apart <= TOLERANCE
     }
 
     /// The longest datagrams that a host takes on this host's vnets in the range of a LIST.

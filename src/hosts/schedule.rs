@@ -34,6 +34,9 @@ const LEAST_GAP: Duration = Duration::from_secs(3);
 /// Both per host on a large segment.
 const GREETING_PER_HOST: Duration = Duration::from_millis(50);
 
+/// The lifetime on a small segment.
+pub(super) const LEAST_LIFETIME: Duration =
+    Duration::from_secs(LEAST_INTERVAL.as_secs() * INTERVALS as u64);
 /// Limit on the lifetime that a host can claim for itself: the lifetime on a segment of 4,500 hosts.
 pub(super) const LONGEST_LIFETIME: Duration = Duration::from_secs(1800);
 

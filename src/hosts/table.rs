@@ -91,6 +91,8 @@ pub(super) struct Host {
     /// Time until which it counts as present.
     pub(super) until: Instant,
     pub(super) seen: Seen,
+    /// The time of its last answer to a question of this host; 0 before the first.
+    pub(super) answered_ms: u64,
     pub(super) entries: BTreeMap<VnetId, Held>,
     /// Of those that are listed.
     pub(super) digest: u64,
@@ -119,6 +121,7 @@ impl Host {
             hears: None,
             until,
             seen: Seen::default(),
+            answered_ms: 0,
             entries: BTreeMap::new(),
             digest: digest_of(std::iter::empty()),
             is_cut: false,

@@ -91,7 +91,8 @@ impl Seen {
         }
     }
 
-    fn newest(&self) -> u64 {
+    /// The newest time; 0 before the first.
+    pub(crate) fn newest(&self) -> u64 {
         self.0.back().copied().unwrap_or(0)
     }
 }

@@ -114,7 +114,7 @@ impl Segment {
                 host.handle_timeout(self.now);
             }
         }
-        while (1..=3).any(|n| self.carry(n)) {}
+        while (1..=self.hosts.len() as u32).any(|n| self.carry(n)) {}
     }
 
     /// Delivers what a host has to send; false if that is nothing.
@@ -124,7 +124,7 @@ impl Segment {
         while let Some(output) = self.hosts[at(n)].poll_output() {
             let Output::Send { to, bytes } = output else { continue };
             has_sent = true;
-            for other in (1..=3).filter(|other| *other != n) {
+            for other in (1..=self.hosts.len() as u32).filter(|other| *other != n) {
                 if to == To::Group || to == To::Host(addr(other)) {
                     let is_group = to == To::Group;
                     self.hosts[at(other)].handle_message(addr(n), is_group, &bytes, self.now);
@@ -205,6 +205,24 @@ fn replayed_messages_change_nothing() {
         let (from, is_group, bytes) = segment.genuine();
         (addr(from), is_group, bytes)
     });
+}
+
+/// Questions and answers, HELLOs and LISTs with right tags among them.
+#[test]
+fn replayed_messages_neither_keep_hosts_that_are_gone_nor_bring_them_back() {
+    let mut segment = Segment::new();
+    segment.hosts.truncate(1);
+    for second in 0..600 {
+        for _ in 0..count().div_ceil(600) {
+            let (from, is_group, bytes) = segment.genuine();
+            segment.forge(addr(from), is_group, &bytes);
+        }
+        segment.pass(Duration::from_secs(1));
+        // Four intervals after the last HELLO. Anybody can make up hosts, but no members.
+        if second > 130 {
+            assert_eq!(segment.hosts[0].longest(vnet(42)).number(), 0, "after {second} s");
+        }
+    }
 }
 
 #[test]

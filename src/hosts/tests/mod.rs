@@ -4,6 +4,7 @@ mod beacons;
 mod bounds;
 mod converging;
 mod longest;
+mod recorded;
 mod rules;
 mod scale;
 

@@ -22,10 +22,7 @@ use crate::wire::{Longest, VnetId};
 /// Number of entries that fit one LIST, with or without tags.
 pub(super) const PER_LIST: usize = (MAX_LEN - LIST_LEN) / PROVED_LEN;
 /// The first and the last vnet id.
-pub(super) const ALL: (VnetId, VnetId) = match VnetId::new(u32::MAX) {
-    Some(last) => (VnetId::PHYSICAL, last),
-    None => (VnetId::PHYSICAL, VnetId::PHYSICAL),
-};
+pub(super) const ALL: (VnetId, VnetId) = (VnetId::MIN, VnetId::MAX);
 
 /// This host's settings of a vnet on which it has vifs.
 #[derive(Clone, Debug)]

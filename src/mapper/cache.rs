@@ -146,7 +146,7 @@ impl Cache {
 
     /// The keys of a vnet, or all.
     pub(super) fn keys(&self, vnet: Option<VnetId>) -> Vec<VifKey> {
-        let low = VifKey { vnet: vnet.unwrap_or(VnetId::PHYSICAL), mac: Mac([0; 6]) };
+        let low = VifKey { vnet: vnet.unwrap_or(VnetId::MIN), mac: Mac([0; 6]) };
         let all = self.entries.range(low..).map(|(key, _)| *key);
         all.take_while(|key| vnet.is_none_or(|v| v == key.vnet)).collect()
     }

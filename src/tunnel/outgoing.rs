@@ -185,13 +185,13 @@ pub struct Stager {
 impl Stager {
     /// For frames of one vnet.
     pub fn new(vnet: VnetId) -> Self {
-        Self { vnet, buffer: vec![0; ROOM], ..Self::empty() }
+        Self { buffer: vec![0; ROOM], ..Self::empty(vnet) }
     }
 
     /// Stands in while another is lent; has room for nothing.
-    pub const fn empty() -> Self {
+    pub const fn empty(vnet: VnetId) -> Self {
         Self {
-            vnet: VnetId::PHYSICAL,
+            vnet,
             buffer: Vec::new(),
             used: 0,
             staged: Vec::new(),

@@ -92,7 +92,11 @@ pub enum ParseError {
 pub struct VnetId(u32);
 
 impl VnetId {
-    /// The physical network.
+    /// The lowest id.
+    pub const MIN: Self = Self(1);
+    /// The highest id.
+    pub const MAX: Self = Self(u32::MAX);
+    /// The physical network. It is a vnet among others, and stands for no other value.
     pub const PHYSICAL: Self = Self(1);
 
     /// The id with this number; `None` for 0, which is invalid.
@@ -107,7 +111,7 @@ impl VnetId {
 
     /// Whether this is the physical network (id 1), whose frames are never encapsulated.
     pub const fn is_physical(self) -> bool {
-        self.0 == 1
+        self.0 == Self::PHYSICAL.0
     }
 }
 

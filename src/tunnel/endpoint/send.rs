@@ -51,7 +51,8 @@ impl<U: Underlay> Endpoint<U> {
     /// Sends what is staged of a batch. What the kernel refuses is counted by reason and the next one
     /// tried.
     pub(super) fn flush(&mut self, batch: &Batch<'_>, now: Instant) {
-        let mut stager = mem::replace(&mut self.stager, Stager::empty());
+        let mut stager =
+            mem::replace(&mut self.stager, Stager::empty(self.place.receiver.key.vnet));
         if let Some(protection) = &mut self.protection {
             let (counters, door) = (&self.counters, &self.to_wire);
             protection.seal(&mut stager, now, |staged, counter, lost| {

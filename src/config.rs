@@ -25,7 +25,7 @@ use self::values::{at_least_a_second, each_once};
 use crate::mapper;
 use crate::policy::{Policy, Suite};
 use crate::security::sadb;
-use crate::wire::{VnetId, group};
+use crate::wire::{VnetId, group, varp};
 
 /// Where varpd listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/varpd/varpd.sock";
@@ -38,9 +38,9 @@ pub const DEFAULT_KEYS: &str = "/etc/vnet/keys";
 /// The user as whom varpd runs if it is started as root and the user exists.
 pub const DEFAULT_USER: &str = "varpd";
 /// UDP port of VARP and of group traffic.
-pub const DEFAULT_PORT: u16 = 1798;
+pub const DEFAULT_PORT: u16 = varp::PORT;
 /// Group on an IPv4 underlay.
-pub const DEFAULT_GROUP_V4: Ipv4Addr = Ipv4Addr::new(224, 10, 0, 1);
+pub const DEFAULT_GROUP_V4: Ipv4Addr = varp::GROUP;
 /// Group on an IPv6 underlay: transient, of site-local scope (RFC 4291, 2.7), with the same number.
 pub const DEFAULT_GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff15, 0, 0, 0, 0, 0, 0xe00a, 1);
 

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Parser};
 
 use super::values::{SourceMacValue, ViewValue};
-use crate::config::SocketMode;
+use crate::config::{DEFAULT_SOCKET, SocketMode};
 use crate::limiter::units::{Rate, Size};
 use crate::policy::Level;
 use crate::port::guard::Prefix;
 use crate::port::throttle::Limits;
+use crate::wire::control::{MAX_MACS, MAX_QUEUE_PAIRS};
 use crate::wire::{Mac, VnetId};
 
 /// The forms of the command. clap's own usage line would show the required options as optional.
@@ -49,11 +50,11 @@ pub struct Backend {
     pub mac: Option<Mac>,
 
     /// Control socket of this host's varpd.
-    #[arg(long, value_name = "PATH", default_value = "/run/varpd/varpd.sock")]
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub varpd: PathBuf,
 
     /// Number of queue pairs, each with a thread of its own (QEMU: -netdev queues=N).
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_QUEUE_PAIRS)))]
     pub queue_pairs: u8,
 
     /// MTU offered to the guest, in bytes [default: the largest that fits the underlay].
@@ -70,7 +71,7 @@ pub struct Backend {
     ///
     /// Other hosts resolve each as if it had a NIC of its own. The backend forgets an address that is not used for
     /// 300 seconds. An address that appears behind another NIC moves there.
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=256))]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=MAX_MACS as i64))]
     pub learn: u16,
 
     /// How to treat frames whose source MAC address is neither the NIC's nor one that --learn allows.

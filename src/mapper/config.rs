@@ -3,8 +3,21 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::wire::control::MAX_MACS;
 use crate::wire::name::Realm;
 use crate::wire::varp;
+
+/// When a claim is announced, counted from the moment it is made: so early at first that three get
+/// their chance before anybody feels that one was lost.
+pub const ANNOUNCE_OFFSETS: [Duration; 7] = [
+    Duration::ZERO,
+    Duration::from_millis(4),
+    Duration::from_millis(12),
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_millis(450),
+    Duration::from_millis(800),
+];
 
 /// Timers and bounds; the defaults serve without any configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,8 +45,7 @@ pub struct Config {
     pub limit_hold: Duration,
     /// While more of the lifetime than this remains, nobody is asked to confirm a mapping.
     pub refresh_below_percent: u32,
-    /// When a claim is announced, counted from the moment it is made: so early at first that three get
-    /// their chance before anybody feels that one was lost.
+    /// When a claim is announced, counted from the moment it is made.
     pub announce_offsets: Vec<Duration>,
     /// How often a claim is announced again, plus up to a quarter at random; zero is never. Heals
     /// what a partition or lost announcements left behind, where two hosts own one vif. A vif that
@@ -102,7 +114,7 @@ impl Default for Limits {
             requests_per_second: 100,
             request_burst: 256,
             announces_per_second: 50,
-            announce_burst: 256,
+            announce_burst: MAX_MACS as u32,
             corrections_per_second: 200,
             notes: 4096,
         }
@@ -124,7 +136,7 @@ impl Default for Config {
             negative_lifetime: Duration::from_secs(1),
             limit_hold: Duration::from_millis(100),
             refresh_below_percent: 50,
-            announce_offsets: millis(&[0, 4, 12, 50, 200, 450, 800]),
+            announce_offsets: ANNOUNCE_OFFSETS.to_vec(),
             announce_interval: Duration::from_secs(300),
             reclaim_grace: Duration::from_secs(5),
             damping_moves: 5,

@@ -145,7 +145,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use thiserror::Error;
 
-pub use config::{Config, Limits};
+pub use config::{ANNOUNCE_OFFSETS, Config, Limits};
 pub use counters::{MapperCounter, MapperCounters};
 pub use output::{Destination, Event, Notice, Output};
 pub use rows::{Row, State};

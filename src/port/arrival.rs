@@ -15,22 +15,12 @@
 
 use std::time::Duration;
 
+use crate::mapper::ANNOUNCE_OFFSETS;
 use crate::time::Instant;
 use crate::wire::Mac;
 
 /// When the frames leave, counted from the arrival: as often as VARP announces it.
-const OFFSETS: [Duration; 7] = {
-    const MS: [u64; 7] = [0, 4, 12, 50, 200, 450, 800];
-    [
-        Duration::from_millis(MS[0]),
-        Duration::from_millis(MS[1]),
-        Duration::from_millis(MS[2]),
-        Duration::from_millis(MS[3]),
-        Duration::from_millis(MS[4]),
-        Duration::from_millis(MS[5]),
-        Duration::from_millis(MS[6]),
-    ]
-};
+const OFFSETS: [Duration; 7] = ANNOUNCE_OFFSETS;
 
 /// Length of a [`rarp`] frame, in bytes: that of the shortest Ethernet frame, without its FCS.
 pub const RARP_LEN: usize = 60;

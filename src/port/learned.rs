@@ -11,10 +11,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::time::Instant;
-use crate::wire::Mac;
+use crate::wire::{Mac, control};
 
 /// Limit on MACs behind one vif.
-pub const MAX_LEARNT: usize = 256;
+pub const MAX_LEARNT: usize = control::MAX_MACS;
 /// Limit on remembered refused MACs; beyond it, the backend asks for them again.
 const MAX_REFUSED: usize = 1024;
 /// How long a MAC is not requested again if there is no room for it.

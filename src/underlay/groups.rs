@@ -12,7 +12,7 @@ use crate::sys::event::{Interest, Poller};
 use crate::sys::mmsg::ReceiveBatch;
 
 /// Groups of a vif at most.
-pub const MOST: usize = 2;
+pub const MOST: usize = crate::wire::control::MAX_GROUPS;
 
 /// The sockets; none at most queue pairs.
 #[derive(Debug, Default)]

@@ -33,9 +33,10 @@ use super::bpf::{
     X_LOAD,
 };
 use crate::sys::sockopt::Instruction;
+use crate::wire::control::MAX_QUEUE_PAIRS;
 
 /// Ports of a vif's pairs differ in as many values of their last bits: there are 16 pairs at most.
-pub const PAIRS: u16 = 16;
+pub const PAIRS: u16 = MAX_QUEUE_PAIRS as u16;
 
 /// Half words (16 bits) of the IP header that matter: of the source address, the last.
 const V4_SOURCE: u32 = IP_HEADER + 14;

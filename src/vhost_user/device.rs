@@ -34,9 +34,10 @@ use super::logging::LoggedMemory;
 use super::vring::{SharedMemory, Vring};
 use crate::sys::event_share::EventShare;
 use crate::sys::lent_event::LentEvent;
+use crate::wire::control;
 
 /// Most queue pairs a device can have: the crate's masks of a worker's queues have 64 bits.
-pub const MAX_QUEUE_PAIRS: usize = 16;
+pub const MAX_QUEUE_PAIRS: usize = control::MAX_QUEUE_PAIRS as usize;
 
 /// Most descriptors of the data path that a worker can wait on.
 const MAX_DESCRIPTORS: usize = u64::BITS as usize;
@@ -106,7 +107,9 @@ impl Device {
     pub fn new(data_path: Arc<dyn DataPath>, memory: SharedMemory) -> io::Result<Arc<Self>> {
         let count = data_path.queue_pairs();
         if count == 0 || count > MAX_QUEUE_PAIRS {
-            return Err(io::Error::other(format!("{count} queue pairs are not 1 to 16")));
+            return Err(io::Error::other(format!(
+                "{count} queue pairs are not 1 to {MAX_QUEUE_PAIRS}"
+            )));
         }
         let pairs = (0..count).map(|index| {
             let descriptors = data_path.descriptors(index);

@@ -142,11 +142,13 @@ pub const MAX_LEN: usize = 16 * 1024;
 pub const HEADER_LEN: usize = 8;
 /// Most queue pairs of a vif.
 pub const MAX_QUEUE_PAIRS: u8 = 16;
-/// Most descriptors in a message: two group sockets and two sockets per queue pair.
-pub const MAX_FDS: usize = 2 + 2 * MAX_QUEUE_PAIRS as usize;
+/// Most groups that a vif listens at.
+pub const MAX_GROUPS: usize = 2;
+/// Most descriptors in a message: those of groups, and two sockets per queue pair.
+pub const MAX_FDS: usize = MAX_GROUPS + 2 * MAX_QUEUE_PAIRS as usize;
 /// Most counters in [`Request::Stats`].
 pub const MAX_VALUES: usize = 128;
-/// Most MACs in [`Request::Learn`] and [`Request::Forget`].
+/// Most MACs in [`Request::Learn`] and [`Request::Forget`], and behind a vif.
 pub const MAX_MACS: usize = 256;
 /// Longest name of a software, in bytes.
 pub const MAX_SOFTWARE: usize = 64;

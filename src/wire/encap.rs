@@ -35,6 +35,10 @@ use super::{Capabilities, ParseError, VnetId};
 pub const LEN: usize = 8;
 /// The version, in the first nibble.
 pub const VERSION: u8 = 4;
+/// Where the version is: in the upper four bits of this byte.
+pub const VERSION_OFFSET: usize = 0;
+/// Where a kernel filter finds the vnet id (four bytes).
+pub const VNET_OFFSET: usize = 4;
 
 /// Length of the IP and UDP headers in front of this one, in bytes, towards such an address: 20 or
 /// 40, and 8. With this header and the inner Ethernet header they make the tunnel's overhead of 50

@@ -175,6 +175,10 @@ use crate::security::segment::Segment;
 pub const MAGIC: [u8; 2] = *b"VH";
 /// Version of the format.
 pub const VERSION: u8 = 1;
+/// Where a kernel filter finds the type (one byte).
+pub const TYPE_OFFSET: usize = 3;
+/// Where a kernel filter finds the flags (two bytes).
+pub const FLAGS_OFFSET: usize = 4;
 /// The longest message, in bytes: an IPv6 packet of 1280 without IP and UDP header.
 pub const MAX_LEN: usize = 1232;
 /// Length of the HMAC at the end, in bytes.

@@ -7,7 +7,7 @@ use socket2::{SockFilter, Socket};
 use super::super::bpf::{AND, JUMP_EQUAL, JUMP_SET, LOAD_B, LOAD_H, LOAD_W, PAYLOAD, RETURN};
 use super::vnet_search;
 use crate::sys::sockopt::Instruction;
-use crate::wire::{VnetId, esp, hello, varp};
+use crate::wire::{VnetId, encap, esp, hello, varp};
 
 /// A filter passes the whole datagram, or drops it.
 pub(super) const WHOLE: u32 = u32::MAX;
@@ -43,29 +43,27 @@ pub(super) fn varp_filter(vnets: &[VnetId], most: usize) -> Vec<Instruction> {
     filter
 }
 
-/// Passes beacons: hello (16 bits at offset 0), of type HELLO (offset 3), with flag B (in the lower octet of the
-/// flags, offset 5).
+/// Passes beacons: hello, of type HELLO, with flag B.
 pub(super) fn beacon_filter() -> [Instruction; 8] {
     [
         (LOAD_H, 0, 0, PAYLOAD),
         (JUMP_EQUAL, 0, 5, u16::from_be_bytes(hello::MAGIC).into()),
-        (LOAD_B, 0, 0, PAYLOAD + 3),
+        (LOAD_B, 0, 0, PAYLOAD + hello::TYPE_OFFSET as u32),
         (JUMP_EQUAL, 0, 3, hello::HELLO.into()),
-        (LOAD_B, 0, 0, PAYLOAD + 5),
+        (LOAD_H, 0, 0, PAYLOAD + hello::FLAGS_OFFSET as u32),
         (JUMP_SET, 0, 1, hello::Flags::BEACON.0.into()),
         (RETURN, 0, 0, WHOLE),
         (RETURN, 0, 0, NOTHING),
     ]
 }
 
-/// Passes tunnelled frames (first nibble 4) of one vnet (32 bits at offset 4), and ESP whose SPI is that of its
-/// group frames (16 bits at offset 0).
+/// Passes tunnelled frames of one vnet, and ESP whose SPI, the first 32 bits, has the upper half of its group frames.
 pub(super) fn vnet_filter(vnet: VnetId) -> [Instruction; 9] {
     [
-        (LOAD_B, 0, 0, PAYLOAD),
+        (LOAD_B, 0, 0, PAYLOAD + encap::VERSION_OFFSET as u32),
         (AND, 0, 0, 0xf0),
-        (JUMP_EQUAL, 0, 2, 0x40),
-        (LOAD_W, 0, 0, PAYLOAD + 4),
+        (JUMP_EQUAL, 0, 2, (encap::VERSION << 4) as u32),
+        (LOAD_W, 0, 0, PAYLOAD + encap::VNET_OFFSET as u32),
         (JUMP_EQUAL, 2, 3, vnet.get()),
         (LOAD_H, 0, 0, PAYLOAD),
         (JUMP_EQUAL, 0, 1, esp::group_prefix(vnet) >> 16),

@@ -1,4 +1,10 @@
 //! Messages of a daemon to the service manager that has started it (sd_notify(3)).
+//!
+//! Not crate sd-notify (0.5.0): each of its calls reads the environment, opens a socket and
+//! connects it by path. A confined program may not do that any more (seccomp, Landlock, its own
+//! root directory), and still has a status to report. Here the socket is connected before
+//! confinement, and only written to afterwards. The crate's sockets also block, and it takes the
+//! abstract name of a socket (`@...`) for a path.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;

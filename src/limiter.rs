@@ -101,6 +101,18 @@ enum Level {
 }
 
 /// A token bucket, full at the clock's origin.
+///
+/// ```
+/// use std::time::Duration;
+/// use vnet::limiter::{Bucket, Limit};
+/// use vnet::time::Instant;
+///
+/// // 100 frames a second, 10 at once.
+/// let bucket = Bucket::new(Limit::frames(100, Duration::from_millis(100), 1));
+/// let now = Instant::from_millis(5000);
+/// assert_eq!((0..20).filter(|_| bucket.admit(1, now)).count(), 10);
+/// assert!(bucket.admit(1, now + Duration::from_millis(10)));
+/// ```
 #[derive(Debug)]
 pub struct Bucket {
     limit: Limit,

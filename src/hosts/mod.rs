@@ -120,6 +120,31 @@ pub enum Output {
 }
 
 /// A host's knowledge of the others.
+///
+/// ```
+/// use std::collections::BTreeMap;
+/// use vnet::hosts::{Hosts, Output, Setup, To};
+/// use vnet::time::{Instant, Now};
+/// use vnet::wire::name::{Name, Realm};
+///
+/// let now = Now { mono: Instant::from_millis(1000), wall_ms: 1_800_000_000_000 };
+/// let host = |ip: &str| {
+///     let name = Name::host(Realm(0), ip.parse().unwrap());
+///     let mut host = Hosts::new(name, 1798, [7; 32], now);
+///     let group = Some("224.10.0.1:1798".parse().unwrap());
+///     host.set_up(Setup { vnets: BTreeMap::new(), vifs: 3, group, beacons: Vec::new() }, now);
+///     host
+/// };
+/// let (mut one, mut two) = (host("192.0.2.1"), host("192.0.2.2"));
+/// assert!(one.poll_timeout() <= now.mono);
+/// one.handle_timeout(now);
+/// while let Some(output) = one.poll_output() {
+///     if let Output::Send { to: To::Group, bytes } = output {
+///         two.handle_message("192.0.2.1:1798".parse().unwrap(), true, &bytes, now);
+///     }
+/// }
+/// assert_eq!(two.rows(now)[0].host, one.name());
+/// ```
 #[derive(Debug)]
 pub struct Hosts {
     own: Own,

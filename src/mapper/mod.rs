@@ -193,6 +193,46 @@ pub enum AddError {
 }
 
 /// The state machine; see the module's text.
+///
+/// ```
+/// use std::net::SocketAddr;
+/// use vnet::mapper::{Config, Destination, LocalVif, Mapper, Notice, Output};
+/// use vnet::time::{Instant, Now};
+/// use vnet::wire::{Capabilities, CareOf, EncapKinds, Longest, Mac, VifKey, VnetId};
+///
+/// let now = Now { mono: Instant::from_millis(1000), wall_ms: 1_800_000_000_000 };
+/// let key = |n| VifKey { vnet: VnetId::new(42).unwrap(), mac: Mac([2, 0, 0, 0, 0, n]) };
+/// let hosts: [SocketAddr; 2] = ["192.0.2.1:1798", "192.0.2.2:1798"].map(|addr| addr.parse().unwrap());
+/// let vif = LocalVif(1);
+/// let mut mappers = [0, 1].map(|n| {
+///     let mut mapper = Mapper::new(Config::default(), [n as u8; 16], hosts[n]);
+///     let coa = CareOf {
+///         addr: (hosts[n].ip(), 40_000).into(),
+///         kinds: EncapKinds::UDP,
+///         capabilities: Capabilities::NONE,
+///         longest: Longest::UNKNOWN,
+///     };
+///     mapper.add_vif(vif, key(n as u8), coa).unwrap();
+///     mapper.set_active(vif, true, None, now);
+///     mapper
+/// });
+/// // The guest on host 0 sends to the one on host 1.
+/// mappers[0].resolve(vif, key(1).mac, false, now);
+/// let mut found = None;
+/// for n in [0, 1, 0] {
+///     while let Some(output) = mappers[n].poll_output() {
+///         match output {
+///             Output::Send { to, message } => {
+///                 let via_group = to == Destination::Group;
+///                 mappers[1 - n].handle_message(hosts[n], via_group, &message, now);
+///             }
+///             Output::Notify { notice: Notice::Mapping { mac, coa, .. }, .. } => found = Some((mac, coa.addr)),
+///             _ => {}
+///         }
+///     }
+/// }
+/// assert_eq!(found, Some((key(1).mac, "192.0.2.2:40000".parse().unwrap())));
+/// ```
 #[derive(Debug)]
 pub struct Mapper {
     config: Config,

@@ -237,6 +237,41 @@ struct Peer {
 }
 
 /// The side that began, while it waits for the answer.
+///
+/// ```
+/// use vnet::policy::{Level, Suite};
+/// use vnet::secret::Secret;
+/// use vnet::security::handshake::{Initiator, Opened, Parties, Required, is_of_member};
+/// use vnet::security::keys::MemberKeys;
+/// use vnet::security::noise::Entropy;
+/// use vnet::wire::VnetId;
+/// use vnet::wire::handshake::Message;
+/// use vnet::wire::handshake::payload::Additions;
+/// use vnet::wire::name::{Name, Realm};
+///
+/// let (vnet, level) = (VnetId::new(42).unwrap(), Level::Conf);
+/// let keys = MemberKeys::new(&Secret::new([1; 32]), vnet, level, Suite::AesGcm);
+/// let [initiator, responder] =
+///     ["192.0.2.1", "192.0.2.2"].map(|ip| Name::host(Realm(0), ip.parse().unwrap()));
+/// let parties = Parties { vnet, level, initiator, responder };
+/// let [one, two] = [2, 3].map(|byte| Entropy::new(Secret::new([byte; 32])));
+/// let (any, none) = (Required::default(), Additions::NONE);
+///
+/// let mut initiator = Initiator::new(parties, &keys, 7, 1_800_000_000_000, &none, &one).unwrap();
+/// let init = initiator.message();
+/// let init = Message::parse(&init).unwrap();
+/// assert!(is_of_member(&init, &keys));
+/// let opened = Opened::new(parties, &keys, &init, any, &two).unwrap();
+/// let (responder, response) = opened.respond(&keys, 8, &none).unwrap();
+///
+/// let response = Message::parse(&response).unwrap();
+/// let initiator = initiator.handle_response(&response, any).unwrap();
+/// assert_eq!(initiator.send.bytes(), responder.receive.bytes());
+/// let confirm = initiator.confirm(&none, &keys, vnet, 7);
+/// assert_eq!(responder.take_confirm(&Message::parse(&confirm).unwrap(), any), Ok(()));
+/// let ack = responder.ack(&keys, vnet, 8);
+/// assert_eq!(initiator.take_ack(&Message::parse(&ack).unwrap()), Ok(()));
+/// ```
 #[derive(Debug)]
 pub struct Initiator {
     state: HandshakeState,

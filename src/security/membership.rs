@@ -98,6 +98,36 @@ impl Seen {
 }
 
 /// The keys of VARP on secured vnets, and who was heard with them.
+///
+/// ```
+/// use vnet::policy::{Level, Suite};
+/// use vnet::secret::Secret;
+/// use vnet::security::keys::MemberKeys;
+/// use vnet::security::membership::{Membership, Refusal};
+/// use vnet::time::{Instant, Now};
+/// use vnet::wire::name::Realm;
+/// use vnet::wire::varp::{Author, Body, Message};
+/// use vnet::wire::{Mac, VifKey, VnetId};
+///
+/// let vnet = VnetId::new(42).unwrap();
+/// let keys = MemberKeys::new(&Secret::new([1; 32]), vnet, Level::Conf, Suite::AesGcm);
+/// let member = || {
+///     let mut member = Membership::default();
+///     member.set_vnet(vnet, vec![(keys.id, keys.varp.clone())]);
+///     member
+/// };
+/// let author = Author { realm: Realm(0), addr: "192.0.2.1:1798".parse().unwrap() };
+/// let key = VifKey { vnet, mac: Mac([2, 0, 0, 0, 0, 1]) };
+/// let (nonce, body) = (1, Body::Absent);
+/// let mut message = Message { key, author, nonce, wide: false, relayed: false, body, tag: None };
+/// let now = Now { mono: Instant::from_millis(1000), wall_ms: 1_800_000_000_000 };
+/// assert!(member().tag(&mut message, now));
+///
+/// let (mut other, bytes) = (member(), message.to_bytes());
+/// let heard = Message::parse(&bytes).unwrap();
+/// assert!(other.check(&bytes, heard, now.wall_ms).is_ok());
+/// assert_eq!(other.check(&bytes, heard, now.wall_ms), Err(Refusal::Replayed));
+/// ```
 #[derive(Debug, Default)]
 pub struct Membership {
     vnets: BTreeMap<VnetId, Vnet>,

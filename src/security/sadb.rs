@@ -174,6 +174,44 @@ pub struct Keyring {
 type Link = (VnetId, IpAddr);
 
 /// The state machine; see the module's text.
+///
+/// ```
+/// use std::net::IpAddr;
+/// use std::time::Duration;
+/// use vnet::policy::{Level, Suite};
+/// use vnet::secret::Secret;
+/// use vnet::security::keys::MemberKeys;
+/// use vnet::security::sadb::{Config, Keyring, Output, Sadb};
+/// use vnet::time::{Instant, Now};
+/// use vnet::wire::VnetId;
+/// use vnet::wire::name::{Name, Realm};
+///
+/// let vnet = VnetId::new(42).unwrap();
+/// let now = Now { mono: Instant::from_millis(1000), wall_ms: 1_800_000_000_000 };
+/// let ips: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|ip| ip.parse().unwrap());
+/// let mut hosts = [0, 1].map(|n| {
+///     let (name, seed) = (Name::host(Realm(0), ips[n]), Secret::new([n as u8; 32]));
+///     let mut host = Sadb::new(Config::default(), name, seed);
+///     let keys = vec![MemberKeys::new(&Secret::new([1; 32]), vnet, Level::Conf, Suite::AesGcm)];
+///     host.set_vnet(vnet, Some(Keyring { keys }), now);
+///     host
+/// });
+/// hosts[0].want(vnet, ips[1], now.mono + Duration::from_secs(60), now);
+/// // Messages pass until none is left.
+/// let mut is_done = false;
+/// while !is_done {
+///     is_done = true;
+///     for n in 0..2 {
+///         while let Some(output) = hosts[n].poll_output() {
+///             is_done = false;
+///             if let Output::Send { bytes, .. } = output {
+///                 hosts[1 - n].handle_message(ips[n], &bytes, now);
+///             }
+///         }
+///     }
+/// }
+/// assert!(hosts[0].is_served(vnet, ips[1], now));
+/// ```
 #[derive(Debug)]
 pub struct Sadb {
     config: Config,

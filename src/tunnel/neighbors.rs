@@ -83,6 +83,30 @@ struct Recent {
 }
 
 /// The table.
+///
+/// ```
+/// use std::time::Duration;
+/// use vnet::time::Instant;
+/// use vnet::tunnel::neighbors::{Lookup, Neighbors};
+/// use vnet::wire::{Capabilities, CareOf, EncapKinds, Longest, Mac};
+///
+/// let (now, mac) = (Instant::ZERO, Mac([2, 0, 0, 0, 0, 1]));
+/// let mut neighbors = Neighbors::default();
+/// assert_eq!(neighbors.lookup(mac, now), Lookup::Wait);
+/// let question = neighbors.questions().next().unwrap();
+/// assert_eq!((question.mac, question.refresh), (mac, false));
+///
+/// // varpd answers.
+/// let coa = CareOf {
+///     addr: "192.0.2.2:40000".parse().unwrap(),
+///     kinds: EncapKinds::UDP,
+///     capabilities: Capabilities::NONE,
+///     longest: Longest::UNKNOWN,
+/// };
+/// let own = "192.0.2.1".parse().unwrap();
+/// neighbors.handle_mapping(mac, coa, own, Duration::from_secs(30), now);
+/// assert_eq!(neighbors.lookup(mac, now), Lookup::To(coa));
+/// ```
 #[derive(Debug, Default)]
 pub struct Neighbors {
     entries: HashMap<Mac, State>,

@@ -128,6 +128,26 @@ impl Partial {
 }
 
 /// The incomplete frames of one queue pair.
+///
+/// ```
+/// use vnet::time::Instant;
+/// use vnet::tunnel::reassembly::{LIFETIME, Reassembly};
+/// use vnet::wire::encap::Flags;
+/// use vnet::wire::fragment::Piece;
+///
+/// let (now, from) = (Instant::ZERO, "192.0.2.2:40000".parse().unwrap());
+/// let mut reassembly = Reassembly::default();
+/// let end = Piece { id: 1, offset: 3, is_last: true, bytes: b"def" };
+/// assert_eq!(reassembly.add(from, Flags::NONE, &end, now), None);
+/// let start = Piece { id: 1, offset: 0, is_last: false, bytes: b"abc" };
+/// assert_eq!(reassembly.add(from, Flags::NONE, &start, now).unwrap(), b"abcdef");
+///
+/// // The rest of this frame is lost.
+/// reassembly.add(from, Flags::NONE, &Piece { id: 2, ..start }, now);
+/// assert_eq!(reassembly.poll_timeout(), Some(now + LIFETIME));
+/// reassembly.expire(now + LIFETIME);
+/// assert_eq!(reassembly.take_dropped(), 1);
+/// ```
 #[derive(Debug, Default)]
 pub struct Reassembly {
     /// In the order in which they began.

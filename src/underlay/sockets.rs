@@ -23,7 +23,7 @@
 //! address, by which the sender recognises copies of its own. A vif with several queue pairs has a
 //! unicast socket for each at one port, and for each another socket to send unicast frames from (see
 //! [`super::steering`]). The filters of such unicast sockets are not locked, since the backend says
-//! which of its pairs run; they filter nothing.
+//! which of its pairs run; they filter nothing. `tokens.rs` says how a vif's sockets are told apart when they come with a message.
 
 #![forbid(unsafe_code)]
 
@@ -31,6 +31,7 @@ mod beacon;
 mod filters;
 mod moved;
 mod reserved;
+mod tokens;
 mod vnet_search;
 
 use std::cell::Cell;
@@ -47,6 +48,8 @@ use thiserror::Error;
 pub use self::beacon::BeaconSockets;
 use self::filters::{attach_filter, nothing_filter, varp_filter, vnet_filter};
 use self::reserved::Reserved;
+use self::tokens::{Role, mark};
+pub use self::tokens::{SortError, Sorted, sort};
 use super::bpf::MOST_INSTRUCTIONS;
 use super::classes::{self, Class};
 use super::opener::Privileged;
@@ -131,8 +134,7 @@ impl VifSockets {
         self.unicast.len()
     }
 
-    /// As they are sent to a backend: the group sockets first, then one per queue pair to receive,
-    /// then, if there are several pairs, one for each to send from.
+    /// All, in any order: [`sort`] tells them apart.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         let all = self.groups.iter().chain(&self.unicast).chain(&self.senders);
         all.map(AsFd::as_fd).collect()
@@ -223,6 +225,9 @@ pub struct Adopted {
 /// Why sockets that a backend brought can't be taken for those of a vif.
 #[derive(Debug, Error)]
 pub enum AdoptError {
+    /// One is not what its token says, or has none.
+    #[error(transparent)]
+    Sort(#[from] SortError),
     /// Another number than the queue pairs ask for.
     #[error("{got} sockets instead of {want}")]
     Count {
@@ -378,7 +383,8 @@ impl Opener {
         for pair in (0..queue_pairs).filter(|_| queue_pairs > 1) {
             senders.push(self.sender(pair)?);
         }
-        for socket in &unicast {
+        for (pair, socket) in (0..).zip(&unicast) {
+            mark(socket, Role::Own(pair))?;
             self.sends(socket)?;
             lock_unless_steered(socket, queue_pairs)?;
         }
@@ -409,13 +415,14 @@ impl Opener {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => self.alone(|_| true, EPHEMERAL_TRIES),
             found => found,
         }?;
+        mark(&socket, Role::Sender(pair))?;
         attach_filter(&socket, &nothing_filter())?;
         sockopt::set(&socket, sockopt::LOCK_FILTER, 1)?;
         self.sends(&socket)?;
         Ok(socket)
     }
 
-    /// Takes sockets that a backend brought for those of its vif, if that is what they are. In the place of those of
+    /// Takes sockets that a backend brought for those of its vif, if that is what they are, whatever their order. In the place of those of
     /// other groups than these, new ones are opened.
     pub fn adopt(
         &self,
@@ -427,12 +434,13 @@ impl Opener {
         let (got, own) = (fds.len(), own_count(queue_pairs));
         let group_count = got.checked_sub(own).filter(|n| (1..=groups::MOST).contains(n));
         let group_count = group_count.ok_or(AdoptError::Count { got, want: 1 + own })?;
-        let mut sockets = fds.into_iter().map(Socket::from);
-        let brought: Vec<Socket> = sockets.by_ref().take(group_count).collect();
+        fds.iter().try_for_each(|fd| self.check_kind(&SockRef::from(fd)))?;
+        let Sorted { groups: brought, own: unicast, senders } = sort(fds, queue_pairs)?;
+        if brought.len() != group_count {
+            return Err(SortError::Pairs.into());
+        }
         let (groups, has_new_groups) = self.adopt_groups(groups, brought, frames)?;
-        let unicast: Vec<Socket> = sockets.by_ref().take(queue_pairs.into()).collect();
         let address = self.check_unicast(&unicast)?;
-        let senders: Vec<Socket> = sockets.collect();
         self.check_senders(&senders, address)?;
         let sockets = VifSockets { groups, unicast, senders, address };
         Ok(Adopted { sockets, has_new_groups })
@@ -470,7 +478,6 @@ impl Opener {
 
     /// At which group the socket is.
     fn check_group(&self, socket: &Socket, frames: Frames) -> Result<IpAddr, AdoptError> {
-        self.check_kind(socket)?;
         let got = local_address(socket)?;
         if !got.ip().is_multicast() || got.port() != self.site.port {
             return Err(AdoptError::Group { got, port: self.site.port });
@@ -488,7 +495,6 @@ impl Opener {
         let mut address = None;
         let mut cookies = Vec::new();
         for socket in sockets {
-            self.check_kind(socket)?;
             let (got, cookie) = (local_address(socket)?, socket.cookie()?);
             let wrong = got.ip() != self.site.address
                 || got.port() == self.site.port
@@ -510,7 +516,6 @@ impl Opener {
     fn check_senders(&self, sockets: &[Socket], unicast: SocketAddr) -> Result<(), AdoptError> {
         let mut ports = vec![unicast.port(), self.site.port, 0];
         for socket in sockets {
-            self.check_kind(socket)?;
             let got = local_address(socket)?;
             let is_at = got.ip() == self.site.address && !ports.contains(&got.port());
             if !is_at || socket.peer_addr().is_ok() {

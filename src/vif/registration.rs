@@ -6,6 +6,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use socket2::Socket;
+
 use crate::policy::{Level, Policy};
 use crate::sys::mmsg::MAX_MESSAGE_LEN;
 use crate::sys::seqpacket::Connection;
@@ -99,14 +101,16 @@ pub(super) fn registration(
 
 /// One underlay per queue pair; the first also has the group sockets, each of several one to send
 /// from.
-fn underlays_from(sockets: Vec<OwnedFd>, queue_pairs: u8) -> Result<Vec<UdpUnderlay>, ServeError> {
-    let own = sockets::own_count(queue_pairs);
-    let group_count = sockets.len().checked_sub(own).ok_or_else(|| wrong_count(sockets.len()))?;
-    let mut sockets = sockets.into_iter();
-    let mut groups = Some(groups_from(sockets.by_ref().take(group_count).collect())?);
-    let own: Vec<OwnedFd> = sockets.by_ref().take(queue_pairs.into()).collect();
-    let underlay = |own| UdpUnderlay::new(own, groups.take().unwrap_or_default(), sockets.next());
-    Ok(own.into_iter().map(underlay).collect())
+fn underlays_from(fds: Vec<OwnedFd>, queue_pairs: u8) -> Result<Vec<UdpUnderlay>, ServeError> {
+    let sorted = sockets::sort(fds, queue_pairs);
+    let sorted = sorted.map_err(|error| ServeError::Protocol(error.to_string()))?;
+    let groups = sorted.groups.into_iter().map(OwnedFd::from).collect();
+    let mut groups = Some(groups_from(groups)?);
+    let mut senders = sorted.senders.into_iter().map(OwnedFd::from);
+    let underlay = |own: Socket| {
+        UdpUnderlay::new(own.into(), groups.take().unwrap_or_default(), senders.next())
+    };
+    Ok(sorted.own.into_iter().map(underlay).collect())
 }
 
 fn groups_from(sockets: Vec<OwnedFd>) -> Result<Groups, ServeError> {

@@ -99,8 +99,9 @@
 //! suite (8), reserved (8): 1 AES-256-GCM, 2 AES-256-GMAC, 3 ChaCha20-Poly1305
 //! ```
 //!
-//! REGISTER and REGISTERED carry descriptors (`SCM_RIGHTS`): one or two group sockets, then one
-//! unicast socket per queue pair, then, if there are several pairs, one sending socket for each.
+//! REGISTER and REGISTERED carry descriptors (`SCM_RIGHTS`): one or two group sockets, one
+//! unicast socket per queue pair, and, if there are several pairs, one sending socket for each, in
+//! any order: `underlay::sockets` says how both sides tell them apart.
 //! LANE carries two: the lane's memory, then a socket. If REGISTER carried sockets, the REGISTERED
 //! that answers it carries none, or only new group sockets if the vnet's groups have changed. Each
 //! side closes all other descriptors that it receives.
@@ -177,9 +178,9 @@ pub enum Request {
     },
     /// A backend's next message: registers a vif on this connection.
     ///
-    /// A backend that already has sockets (varpd was restarted) attaches them, group socket
-    /// first, so that varpd learns its CoA and can keep duplicates. If they do not fit varpd's
-    /// configuration, the answer is [`ErrorCode::Invalid`]; without them the vif gets a new CoA.
+    /// A backend that already has sockets (varpd was restarted) attaches them, so that varpd learns
+    /// its CoA and can keep duplicates. If they do not fit varpd's configuration, the answer is
+    /// [`ErrorCode::Invalid`]; without them the vif gets a new CoA.
     Register {
         /// The vif.
         key: VifKey,
@@ -298,7 +299,7 @@ pub enum Event {
         /// Its name and version, for people.
         software: String,
     },
-    /// The vif is registered. Carries its sockets, in the order told above. If the backend sent its
+    /// The vif is registered. Carries its sockets, . If the backend sent its
     /// own, those of groups alone, where its own are of others, or none.
     Registered {
         /// The vif's care-of address.

@@ -38,6 +38,8 @@ const BACKEND_READS: &[SocketOption] = &[
     // underlay::udp: bound_receive_buffers, take_report
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
     (libc::SOL_SOCKET, libc::SO_ERROR),
+    // underlay::sockets::tokens
+    (libc::SOL_SOCKET, libc::SO_SNDTIMEO),
     // sys::error_queue::enable; the vhost crate, of sockets that a frontend sends
     (libc::SOL_SOCKET, libc::SO_DOMAIN),
     (libc::SOL_SOCKET, libc::SO_TYPE),
@@ -56,6 +58,8 @@ const VARPD_SETS: &[SocketOption] = &[
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
     // The same, and sys::seqpacket::set_queue.
     (libc::SOL_SOCKET, libc::SO_SNDBUF),
+    // underlay::sockets::tokens
+    (libc::SOL_SOCKET, libc::SO_SNDTIMEO),
     // underlay::sockets: attach_filter, lock_unless_steered, shared, sort, reserved
     (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER),
     (libc::SOL_SOCKET, libc::SO_LOCK_FILTER),
@@ -87,6 +91,7 @@ const VARPD_READS: &[SocketOption] = &[
     (libc::SOL_SOCKET, libc::SO_COOKIE),
     (libc::SOL_SOCKET, libc::SO_LOCK_FILTER),
     (libc::SOL_SOCKET, libc::SO_GET_FILTER),
+    (libc::SOL_SOCKET, libc::SO_SNDTIMEO),
     // underlay::sockets::set_buffers
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
     (libc::SOL_SOCKET, libc::SO_SNDBUF),

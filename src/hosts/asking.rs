@@ -1,8 +1,9 @@
 //! Messages to single hosts: questions, answers, and lists for the hosts that lack them.
 //!
-//! A host that lacks another's list asks for it with the nonce that the other has sent it last. If it has none, or an
-//! old one, the answer brings one, and it asks again at once. So a host gets a list only if it receives at the address that
-//! it asks from. In addition, one host of each pair regularly asks the other whether unicast arrives at all.
+//! A host that lacks another's list asks for it with the nonce that the other has sent it last. If
+//! it has none, or an old one, the answer brings one, and it asks again at once. So a host gets a
+//! list only if it receives at the address that it asks from. In addition, one host of each pair
+//! regularly asks the other whether unicast arrives at all.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -33,10 +34,12 @@ const LIST_DELAY: Duration = Duration::from_secs(2);
 const FIRST_DELAY: Duration = Duration::from_millis(300);
 /// Time after the start for which a host counts as just started.
 pub(super) const NEW: Duration = Duration::from_secs(60);
-/// Delay before the same list is asked for again. It doubles with each question, up to [`MOST_DOUBLINGS`] times.
+/// Delay before the same list is asked for again. It doubles with each question, up to
+/// [`MOST_DOUBLINGS`] times.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 const MOST_DOUBLINGS: u32 = 6;
-/// Interval of questions whether a host answers: the least, and the part that each host on a large segment adds.
+/// Interval of questions whether a host answers: the least, and the part that each host on a large
+/// segment adds.
 const CHECK: Duration = Duration::from_secs(60);
 const CHECK_PER_HOST: Duration = Duration::from_millis(500);
 
@@ -132,8 +135,8 @@ impl Hosts {
         }
     }
 
-    /// Plans a question whether a host is still there: a message in its name may be a recorded one, or its times may
-    /// have been used up by forged ones. The host's answer ends the doubt.
+    /// Plans a question whether a host is still there: a message in its name may be a recorded one,
+    /// or its times may have been used up by forged ones. The host's answer ends the doubt.
     pub(super) fn doubt(&mut self, name: Name, now: Instant) {
         let Some(host) = self.table.get_mut(name).filter(|host| host.ask_at.is_none()) else {
             return;
@@ -143,8 +146,8 @@ impl Hosts {
         self.table.due(at);
     }
 
-    /// Asks a host for its list if this host lacks it, or only whether it is still there. Plans the next question if
-    /// there is no answer.
+    /// Asks a host for its list if this host lacks it, or only whether it is still there. Plans the
+    /// next question if there is no answer.
     pub(super) fn ask_for_list(&mut self, name: Name, now: Now) {
         let has_room = self.errands.questions.take(now.mono);
         let Some(host) = self.table.get_mut(name) else { return };
@@ -210,7 +213,8 @@ impl Hosts {
         self.tell(to, Addressing { flags, nonce: 0, answer: question.nonce }, now);
     }
 
-    /// Asks the next host whether it answers, if the question is due. Of two hosts, the one with the lower name asks.
+    /// Asks the next host whether it answers, if the question is due. Of two hosts, the one with
+    /// the lower name asks.
     pub(super) fn check_one(&mut self, now: Now) {
         if self.errands.check_at > now.mono {
             return;

@@ -1,4 +1,5 @@
-//! Nonces of HELLOs to single hosts: made from a secret, the address and the time, so that they cost no memory.
+//! Nonces of HELLOs to single hosts: made from a secret, the address and the time, so that they
+//! cost no memory.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,8 +12,9 @@ use crate::wire::name::mapped;
 
 /// Time for which a nonce is the current one.
 const EPOCH: Duration = Duration::from_secs(30);
-/// Number of earlier nonces that are accepted: a nonce is valid for 90 s at least, and never longer than the host that
-/// repeats it counts as present. A recorded answer of a host that is gone is refused.
+/// Number of earlier nonces that are accepted: a nonce is valid for 90 s at least, and never longer
+/// than the host that repeats it counts as present. A recorded answer of a host that is gone is
+/// refused.
 const EARLIER: u64 = 3;
 const _: () = assert!((EARLIER + 1) * EPOCH.as_secs() <= LEAST_LIFETIME.as_secs());
 

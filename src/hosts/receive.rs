@@ -205,8 +205,9 @@ impl Hosts {
         Ok(())
     }
 
-    /// Whether the tags of a LIST were made lately, by this host's clock. They may be older, or made by a clock that is
-    /// off, if their host has answered a question: that it is not gone is certain then.
+    /// Whether the tags of a LIST were made lately, by this host's clock. They may be older, or
+    /// made by a clock that is off, if their host has answered a question: that it is not gone is
+    /// certain then.
     fn is_of_now(&self, message: &Message<'_>, now: Now) -> bool {
         let apart = Duration::from_millis(message.time_ms.abs_diff(now.wall_ms));
         let has_answered = self.table.get(message.sender).is_some_and(|host| host.answered_ms != 0);
@@ -224,7 +225,8 @@ impl Hosts {
         own.map(|vnet| (vnet, takes(vnet))).collect()
     }
 
-    /// For each entry with a tag that this host can check: whether the tag is right. Counts wrong tags.
+    /// For each entry with a tag that this host can check: whether the tag is right. Counts wrong
+    /// tags.
     fn check_tags(&self, message: &Message<'_>, list: &List<'_>) -> BTreeMap<VnetId, bool> {
         let check = |entry: Entry| {
             let stamp = (message.sender, message.time_ms, message.generation);
@@ -236,7 +238,8 @@ impl Hosts {
         checked
     }
 
-    /// Whether an entry's tag is right; `None` without a tag, or if this host does not have the tag's key.
+    /// Whether an entry's tag is right; `None` without a tag, or if this host does not have the
+    /// tag's key.
     fn check_tag(
         &self,
         (sender, time_ms, generation): (Name, u64, u32),
@@ -247,7 +250,8 @@ impl Hosts {
         Some(key.verify(&[&tagged(sender, time_ms, generation, entry)], &proof.tag))
     }
 
-    /// Checks the recorded entries of these vnets again, after this host's vnets or their keys have changed.
+    /// Checks the recorded entries of these vnets again, after this host's vnets or their keys have
+    /// changed.
     pub(super) fn prove_again(&mut self, vnets: &BTreeSet<VnetId>, now: Now) {
         let mut right = Vec::new();
         for (name, host) in self.table.iter() {
@@ -268,7 +272,8 @@ impl Hosts {
         }
     }
 
-    /// Whether an entry counts as its host's: its tag is right, or the vnet accepts frames without protection.
+    /// Whether an entry counts as its host's: its tag is right, or the vnet accepts frames without
+    /// protection.
     pub(super) fn believes(&self, vnet: VnetId, held: &Held) -> bool {
         self.own.takes_all(vnet) == Some(true) || held.is_proved()
     }

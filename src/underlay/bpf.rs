@@ -1,8 +1,9 @@
-//! Classic BPF: opcodes and offsets of the programs by which the kernel filters and sorts datagrams.
+//! Classic BPF: opcodes and offsets of the programs by which the kernel filters and sorts
+//! datagrams.
 //!
-//! The numbers are those of linux/bpf_common.h and linux/filter.h. A program consists of [`Instruction`]s: opcode, the number
-//! of instructions to skip if a condition holds, the same if it does not, and a constant (k). A is the accumulator, X the index
-//! register.
+//! The numbers are those of linux/bpf_common.h and linux/filter.h. A program consists of
+//! [`Instruction`]s: opcode, the number of instructions to skip if a condition holds, the same if
+//! it does not, and a constant (k). A is the accumulator, X the index register.
 //!
 //! [`Instruction`]: crate::sys::sockopt::Instruction
 
@@ -11,7 +12,8 @@
 /// The longest program that the kernel takes (BPF_MAXINSNS), in instructions.
 pub(super) const MOST_INSTRUCTIONS: usize = 4096;
 
-/// Offset of the payload in the filter of a UDP socket, which sees a datagram from its UDP header on.
+/// Offset of the payload in the filter of a UDP socket, which sees a datagram from its UDP header
+/// on.
 pub(super) const PAYLOAD: u32 = 8;
 /// Offsets from here on are counted from the IP header (SKF_NET_OFF).
 pub(super) const IP_HEADER: u32 = 0xfff0_0000;

@@ -15,15 +15,17 @@
 //!  reserved      all addresses, 1798       nothing: nobody else is to have the port
 //! ```
 //!
-//! All sockets at VARP's port share it with `SO_REUSEPORT` and are of one user (`reserved.rs`). The kernel hands each socket
-//! that is bound to the group a copy of each datagram; a classic BPF filter on each lets pass what is meant for it. A filter is
-//! locked (`SO_LOCK_FILTER`) before the socket is given to a backend.
+//! All sockets at VARP's port share it with `SO_REUSEPORT` and are of one user (`reserved.rs`). The
+//! kernel hands each socket that is bound to the group a copy of each datagram; a classic BPF
+//! filter on each lets pass what is meant for it. A filter is locked (`SO_LOCK_FILTER`) before the
+//! socket is given to a backend.
 //!
 //! Group frames are sent from the vif's unicast socket: their source address is then its care-of
 //! address, by which the sender recognises copies of its own. A vif with several queue pairs has a
-//! unicast socket for each at one port, and for each another socket to send unicast frames from (see
-//! [`super::steering`]). The filters of such unicast sockets are not locked, since the backend says
-//! which of its pairs run; they filter nothing. `tokens.rs` says how a vif's sockets are told apart when they come with a message.
+//! unicast socket for each at one port, and for each another socket to send unicast frames from
+//! (see [`super::steering`]). The filters of such unicast sockets are not locked, since the backend
+//! says which of its pairs run; they filter nothing. `tokens.rs` says how a vif's sockets are told
+//! apart when they come with a message.
 
 #![forbid(unsafe_code)]
 
@@ -59,27 +61,27 @@ use crate::sys::process;
 use crate::sys::sockopt::{self, Instruction};
 use crate::wire::VnetId;
 
-/// Asked for as send and receive buffer of a vif's sockets, in bytes: at 25 Gbit/s five milliseconds
-/// without the CPU.
+/// Asked for as send and receive buffer of a vif's sockets, in bytes: at 25 Gbit/s five
+/// milliseconds without the CPU.
 const VIF_BUFFER: u32 = super::opener::MOST_BYTES;
 /// The same for VARP: some thousand messages. The kernel doubles it.
 const VARP_BUFFER: u32 = 4 << 20;
-/// The same for first messages of handshakes. What waits here may be a flood, and is old by the time
-/// it is read: as much as varpd reads in some milliseconds is enough.
+/// The same for first messages of handshakes. What waits here may be a flood, and is old by the
+/// time it is read: as much as varpd reads in some milliseconds is enough.
 const NEWCOMER_BUFFER: u32 = 1 << 20;
-/// The same for receiving while nobody reads: what comes meanwhile waits for the next backend, which takes
-/// moments, and there may be many such vifs. The kernel doubles it.
+/// The same for receiving while nobody reads: what comes meanwhile waits for the next backend,
+/// which takes moments, and there may be many such vifs. The kernel doubles it.
 const KEPT_BUFFER: i32 = 1 << 20;
 /// Messages that are dropped at most when more than that waits already: more than it has room for.
 const MOST_DISCARDED: usize = 1 << 16;
 /// Attempts at an ephemeral port that isn't the VARP port.
 const EPHEMERAL_TRIES: usize = 8;
-/// Attempts at one for a queue pair to send from, of which every sixteenth is right: all fail once in
-/// ten million times.
+/// Attempts at one for a queue pair to send from, of which every sixteenth is right: all fail once
+/// in ten million times.
 const SENDER_TRIES: usize = 256;
 
-/// Number of sockets of a vif beside those of groups: one per queue pair, and if there are several pairs one
-/// more for each.
+/// Number of sockets of a vif beside those of groups: one per queue pair, and if there are several
+/// pairs one more for each.
 pub fn own_count(queue_pairs: u8) -> usize {
     let pairs = usize::from(queue_pairs);
     if pairs > 1 { 2 * pairs } else { pairs }
@@ -102,9 +104,9 @@ pub struct Site {
 
 /// Which group frames a vif receives.
 ///
-/// Those of its vnet, whether they are plain or sealed, and sealed ones of the few vnets that have the same 15
-/// bits in their SPIs. Which of them are accepted is the backend's to say, by the vnet's policy: that may change
-/// while the sockets are in use, and their filters can't.
+/// Those of its vnet, whether they are plain or sealed, and sealed ones of the few vnets that have
+/// the same 15 bits in their SPIs. Which of them are accepted is the backend's to say, by the
+/// vnet's policy: that may change while the sockets are in use, and their filters can't.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frames(pub VnetId);
 
@@ -164,8 +166,8 @@ impl VifSockets {
         Ok(())
     }
 
-    /// Drops unread what waits at the vif's own address, up to `budget` messages of each socket; returns
-    /// who sent them.
+    /// Drops unread what waits at the vif's own address, up to `budget` messages of each socket;
+    /// returns who sent them.
     pub fn discard(&self, budget: usize) -> Vec<SocketAddr> {
         self.unicast.iter().flat_map(|socket| drop_unread(socket, budget)).collect()
     }
@@ -304,8 +306,8 @@ impl Opener {
         self.privileged.as_ref()
     }
 
-    /// How many sockets have smaller buffers than they should, of those opened or adopted since this was
-    /// last asked.
+    /// How many sockets have smaller buffers than they should, of those opened or adopted since
+    /// this was last asked.
     pub fn take_small(&self) -> u64 {
         self.small.take()
     }
@@ -325,8 +327,8 @@ impl Opener {
     /// The sockets that VARP and handshakes are sent from and answered to.
     ///
     /// # Errors
-    /// [`io::ErrorKind::AddrInUse`]: another varpd has the address and port. [`io::ErrorKind::ResourceBusy`]:
-    /// a process of another user has the port.
+    /// [`io::ErrorKind::AddrInUse`]: another varpd has the address and port.
+    /// [`io::ErrorKind::ResourceBusy`]: a process of another user has the port.
     pub fn varp_unicast(&self, key: TokenKey) -> io::Result<VarpSockets> {
         let at = self.local(self.site.address, self.site.port).into();
         let [first, others @ ..] = Class::ALL.map(|class| match class {
@@ -352,7 +354,8 @@ impl Opener {
         Ok(sockets)
     }
 
-    /// The socket that receives hello sent to the group, and VARP about the vnets that [`hear_questions`] names.
+    /// The socket that receives hello sent to the group, and VARP about the vnets that
+    /// [`hear_questions`] names.
     pub fn varp_group(&self, group: IpAddr) -> io::Result<UdpSocket> {
         let socket = self.group_socket(group, VARP_BUFFER, &varp_filter(&[], MOST_INSTRUCTIONS))?;
         Ok(socket.into())
@@ -422,8 +425,8 @@ impl Opener {
         Ok(socket)
     }
 
-    /// Takes sockets that a backend brought for those of its vif, if that is what they are, whatever their order. In the place of those of
-    /// other groups than these, new ones are opened.
+    /// Takes sockets that a backend brought for those of its vif, if that is what they are,
+    /// whatever their order. In the place of those of other groups than these, new ones are opened.
     pub fn adopt(
         &self,
         groups: &[IpAddr],
@@ -446,7 +449,8 @@ impl Opener {
         Ok(Adopted { sockets, has_new_groups })
     }
 
-    /// The sockets at these groups, brought or new, and whether they are others than those that were brought.
+    /// The sockets at these groups, brought or new, and whether they are others than those that
+    /// were brought.
     fn adopt_groups(
         &self,
         groups: &[IpAddr],
@@ -600,8 +604,8 @@ impl Opener {
         Ok(socket)
     }
 
-    /// What all sockets have: never block, never fragment, large buffers, and the kernel's own drops
-    /// are reported.
+    /// What all sockets have: never block, never fragment, large buffers, and the kernel's own
+    /// drops are reported.
     fn common(&self, socket: &Socket, buffer: u32) -> io::Result<()> {
         socket.set_nonblocking(true)?;
         let discover = match self.site.address {
@@ -613,8 +617,8 @@ impl Opener {
         self.set_buffers(socket, buffer)
     }
 
-    /// Within the kernel's limits (net.core.rmem_max, wmem_max) anybody has them; beyond, only who has
-    /// CAP_NET_ADMIN.
+    /// Within the kernel's limits (net.core.rmem_max, wmem_max) anybody has them; beyond, only who
+    /// has CAP_NET_ADMIN.
     fn set_buffers(&self, socket: &Socket, bytes: u32) -> io::Result<()> {
         let wanted = i32::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut is_large = true;
@@ -687,8 +691,9 @@ impl Opener {
     }
 }
 
-/// The socket of [`Opener::varp_group`] passes VARP about these vnets, and no others, from now on. Some 3,300 vnets with scattered ids
-/// fit into the filter, and as many as there are with consecutive ones; beyond that messages about some vnets between them pass, too.
+/// The socket of [`Opener::varp_group`] passes VARP about these vnets, and no others, from now on.
+/// Some 3,300 vnets with scattered ids fit into the filter, and as many as there are with
+/// consecutive ones; beyond that messages about some vnets between them pass, too.
 ///
 /// # Errors
 /// The system's. The filter from before is in use then, or one that passes more than these vnets.
@@ -698,8 +703,8 @@ pub fn hear_questions(socket: &UdpSocket, vnets: &BTreeSet<VnetId>) -> io::Resul
     let mut most = MOST_INSTRUCTIONS;
     loop {
         match attach_filter(&socket, &varp_filter(&vnets, most)) {
-            // The kernel bounds the memory of a socket's options (net.core.optmem_max), the filter before and the
-            // new one together: the shortest filter makes room for a longer one.
+            // The kernel bounds the memory of a socket's options (net.core.optmem_max), the filter
+            // before and the new one together: the shortest filter makes room for a longer one.
             Err(e) if e.kind() == io::ErrorKind::OutOfMemory && most > 0 => {
                 attach_filter(&socket, &varp_filter(&vnets, 0))?;
                 most /= 2;

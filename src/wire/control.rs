@@ -299,7 +299,7 @@ pub enum Event {
         /// Its name and version, for people.
         software: String,
     },
-    /// The vif is registered. Carries its sockets, . If the backend sent its
+    /// The vif is registered. Carries its sockets. If the backend sent its
     /// own, those of groups alone, where its own are of others, or none.
     Registered {
         /// The vif's care-of address.

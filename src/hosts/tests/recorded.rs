@@ -1,9 +1,11 @@
-//! Messages that somebody has recorded, and messages that a host sends after a forger has used up its times.
+//! Messages that somebody has recorded, and messages that a host sends after a forger has used up
+//! its times.
 
 use super::*;
 use crate::wire::hello::Flags;
 
-/// Hosts of a secured vnet, the second narrow. Returns messages of the second that the first has heard, and that it has not.
+/// Hosts of a secured vnet, the second narrow. Returns messages of the second that the first has
+/// heard, and that it has not.
 fn recorded() -> (Segment, Vec<(bool, Vec<u8>)>) {
     let mut segment =
         Segment::new(vec![setup([(42, secured(9000, 1))]), setup([(42, secured(1500, 1))])]);
@@ -47,7 +49,8 @@ fn recorded_messages_neither_keep_a_member_that_is_gone_nor_bring_it_back() {
     assert!(segment.count(1, HostsCounter::hello_tx_questions) < 100);
 }
 
-/// A host that is not a member can be made up, so that a recorded message of one is nothing worse; see `crate::hosts`.
+/// A host that is not a member can be made up, so that a recorded message of one is nothing worse;
+/// see `crate::hosts`.
 #[test]
 fn a_recorded_list_proves_nothing_to_a_host_that_has_just_started() {
     let (mut segment, recorded) = recorded();

@@ -19,13 +19,15 @@ pub(super) fn nothing_filter() -> [Instruction; 1] {
     [(RETURN, 0, 0, NOTHING)]
 }
 
-/// Passes hello, and VARP about these vnets, which are in ascending order, in at most `most` instructions; if that is too few, VARP
-/// about some vnets between them as well. Messages of other versions pass, so that varpd can name their sender.
+/// Passes hello, and VARP about these vnets, which are in ascending order, in at most `most`
+/// instructions; if that is too few, VARP about some vnets between them as well. Messages of other
+/// versions pass, so that varpd can name their sender.
 ///
-/// No rule of the mapper needs messages to the group about a vnet that has no vif here, live or kept: it has no claim to defend, no
-/// mapping to keep, and a clock only while it has vifs. Its next vif passes the filter before it claims its MAC. After the last vif of a
-/// vnet is forgotten, the host no longer hears where that vif went, and answers the host that asks it alone with "absent", upon which
-/// that host asks the group.
+/// No rule of the mapper needs messages to the group about a vnet that has no vif here, live or
+/// kept: it has no claim to defend, no mapping to keep, and a clock only while it has vifs. Its
+/// next vif passes the filter before it claims its MAC. After the last vif of a vnet is forgotten,
+/// the host no longer hears where that vif went, and answers the host that asks it alone with
+/// "absent", upon which that host asks the group.
 pub(super) fn varp_filter(vnets: &[VnetId], most: usize) -> Vec<Instruction> {
     let mut filter = vec![
         (LOAD_H, 0, 0, PAYLOAD),
@@ -57,7 +59,8 @@ pub(super) fn beacon_filter() -> [Instruction; 8] {
     ]
 }
 
-/// Passes tunnelled frames of one vnet, and ESP whose SPI, the first 32 bits, has the upper half of its group frames.
+/// Passes tunnelled frames of one vnet, and ESP whose SPI, the first 32 bits, has the upper half of
+/// its group frames.
 pub(super) fn vnet_filter(vnet: VnetId) -> [Instruction; 9] {
     [
         (LOAD_B, 0, 0, PAYLOAD + encap::VERSION_OFFSET as u32),

@@ -1,4 +1,5 @@
-//! Which of a vif's sockets a descriptor is. Sockets come with control messages, and each says itself what it is:
+//! Which of a vif's sockets a descriptor is. Sockets come with control messages, and each says
+//! itself what it is:
 //!
 //! | Socket | Known by |
 //! |---|---|
@@ -6,12 +7,15 @@
 //! | of a queue pair, at the vif's own address | its token, which names the pair |
 //! | of a queue pair, to send from | its token, likewise |
 //!
-//! varpd, who opens the sockets, leaves the token with the kernel, as the time for which a send waits (`SO_SNDTIMEO`, socket(7)). The sockets
-//! never block, so that the option has no effect. The token stays with the socket, whoever holds descriptors of it, also
-//! while varpd is restarted. Neither side depends on the order of descriptors: the kernel steers datagrams by the order in which a vif's sockets were bound
-//! ([`crate::underlay::steering`]), so that a pair with another pair's socket would wait in vain.
+//! varpd, who opens the sockets, leaves the token with the kernel, as the time for which a send
+//! waits (`SO_SNDTIMEO`, socket(7)). The sockets never block, so that the option has no effect. The
+//! token stays with the socket, whoever holds descriptors of it, also while varpd is restarted.
+//! Neither side depends on the order of descriptors: the kernel steers datagrams by the order in
+//! which a vif's sockets were bound ([`crate::underlay::steering`]), so that a pair with another
+//! pair's socket would wait in vain.
 //!
-//! A token only tells sockets apart. What a backend brings is checked besides: [`super::Opener::adopt`].
+//! A token only tells sockets apart. What a backend brings is checked besides:
+//! [`super::Opener::adopt`].
 
 use std::io;
 use std::os::fd::OwnedFd;

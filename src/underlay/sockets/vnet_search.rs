@@ -1,8 +1,10 @@
-//! Looks a vnet id up in a classic BPF program: a binary search, whose leaves compare one id after the other.
+//! Looks a vnet id up in a classic BPF program: a binary search, whose leaves compare one id after
+//! the other.
 //!
-//! A conditional jump skips at most 255 instructions, and a program has at most 4096. Each id takes one instruction, two if it is a
-//! range of consecutive ids, and the tree an eighth more. Where the ids take more room than there is, those close to each other
-//! become ranges, so that some vnets between them are found as well, but all that are looked for are found.
+//! A conditional jump skips at most 255 instructions, and a program has at most 4096. Each id takes
+//! one instruction, two if it is a range of consecutive ids, and the tree an eighth more. Where the
+//! ids take more room than there is, those close to each other become ranges, so that some vnets
+//! between them are found as well, but all that are looked for are found.
 
 use std::ops::RangeInclusive;
 
@@ -14,8 +16,8 @@ use crate::wire::VnetId;
 /// Ranges that a leaf compares with, at most: jumps over them reach far enough.
 const LEAF: usize = 32;
 
-/// Passes a datagram if A is one of these ids, which are in ascending order, and drops it if not, in at most `room`
-/// instructions, but never fewer than four.
+/// Passes a datagram if A is one of these ids, which are in ascending order, and drops it if not,
+/// in at most `room` instructions, but never fewer than four.
 pub(super) fn program(vnets: &[VnetId], room: usize) -> Vec<Instruction> {
     let mut gap = 1_u32;
     loop {

@@ -1,7 +1,8 @@
 //! Decides which users may have vifs on which vnet, and which users are operators.
 //!
-//! The kernel reports the user and groups of a connected process (SO_PEERCRED, SO_PEERGROUPS), so no process
-//! can pose as another user. Root and varpd's own user may have vifs on every vnet, since they can read the keys anyway.
+//! The kernel reports the user and groups of a connected process (SO_PEERCRED, SO_PEERGROUPS), so
+//! no process can pose as another user. Root and varpd's own user may have vifs on every vnet,
+//! since they can read the keys anyway.
 //!
 //! | Vnet | with lists of its own or of `[security]` | without lists |
 //! |---|---|---|
@@ -61,10 +62,10 @@ fn operators(group: &Option<String>) -> String {
     }
 }
 
-/// A name in a list that does not exist.
+/// An unknown user or group name in a list.
 #[derive(Debug)]
 pub struct Unknown {
-    /// Which list.
+    /// The setting that contains the name.
     pub list: &'static str,
     /// The name.
     pub name: String,
@@ -88,9 +89,9 @@ impl List {
 /// The group of operators.
 #[derive(Clone, Debug)]
 pub struct Operators {
-    /// Its name.
+    /// Its name in the configuration.
     pub name: String,
-    /// Its number.
+    /// Its group id.
     pub number: u32,
 }
 

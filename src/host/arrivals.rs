@@ -1,15 +1,15 @@
-//! Limits the rate at which a user registers vifs. Each registration opens sockets, and all hosts hear the
-//! announcement of a vif whose guest runs: a user's loop must not keep the segment busy.
+//! Limits the rate at which a user registers vifs. Each registration opens sockets, and all hosts
+//! hear the announcement of a vif whose guest runs. A user's loop must not keep the segment busy.
 
 use std::collections::BTreeMap;
 
 use crate::limiter::TokenBucket;
 use crate::time::Instant;
 
-/// Number of users from which on those that have been quiet are forgotten.
+/// Number of buckets from which on a new user's registration first removes full buckets.
 const FEW: usize = 64;
 
-/// A bucket for each user but root.
+/// One bucket per user except root.
 #[derive(Debug)]
 pub(super) struct Arrivals {
     per_second: u32,
@@ -24,7 +24,7 @@ impl Arrivals {
         Self { per_second, burst, by_user: BTreeMap::new() }
     }
 
-    /// Whether a user may register another one now.
+    /// Whether a user may register another vif now; if so, counts it.
     pub(super) fn take(&mut self, uid: u32, now: Instant) -> bool {
         if uid == 0 {
             return true;

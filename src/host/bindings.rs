@@ -1,17 +1,18 @@
 //! Bindings of processes to vifs.
 //!
-//! A backend serves one vif as long as it lives, so a process that has registered one can register no
-//! other. Otherwise a guest that takes over its backend could have vifs on all vnets that are open to
-//! the backend's user, and take the place of those of the user's other backends. Root is not bound:
-//! root can do without varpd.
+//! A backend serves one vif as long as it lives, so a process that has registered one vif can
+//! register no other. Otherwise a guest that takes over its backend could have vifs on all vnets
+//! that are open to the backend's user, and could replace the user's other backends. Root is not
+//! bound, since it needs no varpd to reach the underlay.
 //!
-//! A bound process is no operator either: tables and events tell of all vnets, and a flush of the cache costs all of
-//! them.
+//! A bound process is no operator either: tables and events reveal all vnets, and a flush of the
+//! cache affects all of them.
 //!
-//! The number of MACs that a backend learns is bound as well: the backend says it when it registers, and a process that
-//! registers again can say less, but not more.
+//! A binding also limits the number of MACs that a backend learns. The backend states it when it
+//! registers; a process that registers again can lower it, but not raise it.
 //!
-//! The kernel's number names a process until it has ended. A varpd that was started again knows no process.
+//! A binding identifies a process by its process id until the process ends. A restarted varpd has
+//! no bindings.
 
 #![forbid(unsafe_code)]
 
@@ -23,7 +24,7 @@ use super::clients::Peer;
 use super::registry::ROOT;
 use crate::wire::VifKey;
 
-/// The process has another vif.
+/// The process is bound to another vif.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("process {pid} speaks for vif {key}, and for no other as long as it lives")]
 pub(super) struct OtherVif {
@@ -31,7 +32,7 @@ pub(super) struct OtherVif {
     key: VifKey,
 }
 
-/// The process has a vif.
+/// The process is bound to a vif, so it is no operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("process {pid} speaks for vif {key}, and is no operator as long as it lives")]
 pub(super) struct HasVif {
@@ -39,7 +40,7 @@ pub(super) struct HasVif {
     key: VifKey,
 }
 
-/// The vif of a process, and what it said first.
+/// The vif of a process, and the limit on the MACs that it learns.
 #[derive(Clone, Copy, Debug)]
 struct Binding {
     key: VifKey,
@@ -53,10 +54,10 @@ pub(super) struct Bindings {
 }
 
 impl Bindings {
-    /// The number of MACs that a process may learn that wants to speak for a vif and to learn `learn`.
+    /// The number of MACs that a process may learn if it registers `key` and asks for `learn` MACs.
     ///
     /// # Errors
-    /// It may not speak for this vif.
+    /// The process is bound to another vif.
     pub(super) fn check(&self, peer: Peer, key: VifKey, learn: u16) -> Result<u16, OtherVif> {
         match self.by_pid.get(&peer.pid) {
             Some(bound) if bound.key != key => Err(OtherVif { pid: peer.pid, key: bound.key }),
@@ -65,7 +66,7 @@ impl Bindings {
         }
     }
 
-    /// Whether a process may ask what operators ask.
+    /// Fails if the process is bound to a vif, and so may not send operators' requests.
     pub(super) fn check_operator(&self, peer: Peer) -> Result<(), HasVif> {
         match self.by_pid.get(&peer.pid) {
             Some(bound) => Err(HasVif { pid: peer.pid, key: bound.key }),
@@ -73,10 +74,11 @@ impl Bindings {
         }
     }
 
-    /// Binds a process to a vif until it ends; false if it is not bound.
+    /// Binds a process to a vif until the process ends. Returns false if it binds none: root, and
+    /// processes with number 0.
     #[must_use]
     pub(super) fn bind(&mut self, peer: Peer, key: VifKey, learn: u16) -> bool {
-        // All processes in a namespace that is not visible from here have number 0.
+        // All processes in namespaces that varpd cannot see have number 0.
         let is_bound = peer.uid != ROOT && peer.pid != 0;
         if is_bound {
             self.by_pid.insert(peer.pid, Binding { key, learn });
@@ -84,7 +86,8 @@ impl Bindings {
         is_bound
     }
 
-    /// The process has ended, or cannot be told from a later one of the same number.
+    /// Removes the binding of a process that has ended, or that varpd cannot tell from a later
+    /// process with the same number.
     pub(super) fn end(&mut self, pid: i32) {
         self.by_pid.remove(&pid);
     }

@@ -1,19 +1,20 @@
-//! The clients of the control sockets: who they are and what they have shown themselves to be.
+//! The clients of the control sockets: their processes, users and roles, and the limits on their
+//! number.
 
 use std::collections::BTreeMap;
 
 use crate::mapper::LocalVif;
 use crate::wire::control::Features;
 
-/// Connections of one process at most, unless it is root's: a backend has one. Those of a user often
-/// serve guests that have nothing to do with each other, and none is to take all places of the user.
+/// Most connections of one process, unless it is root's: a backend has one. Backends of one user
+/// often serve unrelated guests, so no process may use up the connections of its user.
 const MOST_PER_PROCESS: usize = 16;
-/// Connections at the operators' socket: those of backends take none of their places.
+/// Most connections at the operators' socket. Connections at the control socket do not count.
 const MOST_OPERATORS: usize = 64;
-/// Root may always look: this many connections beyond the limit are its own.
+/// Connections beyond the limit that are reserved for root, so that it can always inspect varpd.
 const ROOT_RESERVE: usize = 8;
 
-/// Names a connection; never used twice.
+/// Identifies a connection; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClientId(pub u64);
 
@@ -22,7 +23,7 @@ pub struct ClientId(pub u64);
 pub enum Door {
     /// The control socket.
     Control,
-    /// That of operators.
+    /// The operators' socket.
     Operators,
 }
 
@@ -31,22 +32,22 @@ pub enum Door {
 pub struct Peer {
     /// Effective user id.
     pub uid: u32,
-    /// Process id, 0 if it is in a namespace that is not visible from here.
+    /// Process id; 0 if the process is in a namespace that varpd cannot see.
     pub pid: i32,
 }
 
-/// What a client has shown itself to be.
+/// The role of a client, as its requests show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// Nothing yet.
+    /// Not known yet.
     Unknown,
     /// The backend of a vif that is being registered.
     Registering(LocalVif),
     /// The backend of a vif.
     Backend(LocalVif),
-    /// Asks for tables.
+    /// An operator's command that asks for tables or a flush.
     Operator,
-    /// Watches events.
+    /// An operator's command that watches events.
     Monitor,
 }
 
@@ -58,9 +59,9 @@ pub(super) struct Client {
     pub(super) groups: Vec<u32>,
     pub(super) door: Door,
     pub(super) role: Role,
-    /// What it has beyond the version of the protocol, once it has said HELLO.
+    /// Its optional features; `None` before its HELLO.
     pub(super) features: Option<Features>,
-    /// A table is on its way to it.
+    /// It has yet to take all rows of a table.
     pub(super) is_reading: bool,
 }
 
@@ -73,20 +74,20 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    /// None; the limits are those of the control socket.
+    /// No clients. The limits apply to the control socket.
     pub(super) fn new(most: usize, most_per_user: usize) -> Self {
         Self { clients: BTreeMap::new(), most, most_per_user }
     }
 
-    /// Other limits for those that are still to come.
+    /// Sets the limits for new clients.
     pub(super) fn set_limits(&mut self, most: usize, most_per_user: usize) {
         (self.most, self.most_per_user) = (most, most_per_user);
     }
 
-    /// Takes a new client.
+    /// Adds a client.
     ///
     /// # Errors
-    /// A limit is reached: which, in words.
+    /// A limit is reached; the text names it.
     pub(super) fn add(
         &mut self,
         id: ClientId,
@@ -108,7 +109,7 @@ impl Clients {
             return Err(format!("user {} has {of_user} clients already", peer.uid));
         }
         let of_process = there().filter(|c| c.peer == peer).count();
-        // All processes in a namespace that is not visible from here have number 0.
+        // All processes in namespaces that varpd cannot see have number 0.
         if !root && peer.pid != 0 && of_process >= MOST_PER_PROCESS {
             return Err(format!("process {} has {of_process} clients already", peer.pid));
         }
@@ -117,12 +118,12 @@ impl Clients {
         Ok(())
     }
 
-    /// A client, to look at.
+    /// A client, read-only.
     pub(super) fn get(&self, id: ClientId) -> Option<&Client> {
         self.clients.get(&id)
     }
 
-    /// A client, to change.
+    /// A client, mutable.
     pub(super) fn get_mut(&mut self, id: ClientId) -> Option<&mut Client> {
         self.clients.get_mut(&id)
     }
@@ -137,12 +138,12 @@ impl Clients {
         self.clients.len()
     }
 
-    /// Number of clients that tables are on their way to.
+    /// Number of clients that have yet to take all rows of a table.
     pub(super) fn readers(&self) -> usize {
         self.clients.values().filter(|client| client.is_reading).count()
     }
 
-    /// Those who watch events.
+    /// The clients that watch events.
     pub(super) fn monitors(&self) -> impl Iterator<Item = ClientId> {
         self.clients.iter().filter(|(_, c)| c.role == Role::Monitor).map(|(&id, _)| id)
     }

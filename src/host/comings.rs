@@ -1,6 +1,6 @@
-//! A rate limit per user for log lines about vifs that come and go: a user who registers and leaves in a loop
-//! neither fills the log nor displaces other users' lines. Counters include suppressed events
-//! (`vifs_registered`, `vifs_kept`, `vifs_forgotten`), and `-v` logs them.
+//! A rate limit per user for log lines about vifs that come and go. A user who registers and leaves
+//! in a loop neither fills the log nor displaces other users' lines. Counters include suppressed
+//! events (`vifs_registered`, `vifs_kept`, `vifs_forgotten`), and `-v` logs them.
 
 #![forbid(unsafe_code)]
 
@@ -34,7 +34,7 @@ enum Place {
 }
 
 impl Comings {
-    /// Writes a line about a vif of a user, at the usual level or, if there were many, at debug level.
+    /// Writes a line about a user's vif, at level info or, beyond the limit, at level debug.
     pub(super) fn log(
         &mut self,
         uid: u32,

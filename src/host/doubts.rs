@@ -1,8 +1,9 @@
-//! Hosts that are not heard because they see a vnet otherwise than this one, with another policy, another key or in
-//! another realm, or speak another version of the format.
+//! Names hosts that set up a vnet otherwise than this one (another policy, key, realm, set of
+//! groups or cipher), or that speak another version of the format.
 //!
-//! Such a host is not found, and finds nobody, without an error anywhere. So varpd names it, once a minute. What it
-//! says is as true as the address that the message came from: outsiders can make it say more, within a bound.
+//! Such hosts lose each other's messages or frames, and no request fails with an error. So varpd
+//! names each of them in the log, at most once a minute per reason. The name is the source address
+//! of a message that may be forged: outsiders can cause wrong lines, within a bound.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -18,30 +19,31 @@ use crate::wire::{ParseError, VnetId, handshake};
 
 use super::Host;
 
-// One number for both formats that a host may speak in another version: a host is named once for both.
+// VARP and the handshake have the same version number, so one line about a host covers both.
 const _: () = assert!(handshake::VERSION == VERSION);
-/// Lines a minute of each kind about a vnet, whatever comes.
+/// Most lines a minute per vnet and reason.
 const LINES: u32 = 10;
 
-/// What is wrong with what a host sends.
+/// The reason for which varpd names a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Doubt {
-    /// Without a tag where there are keys.
+    /// Its messages have no tag, but the vnet has keys here.
     Untagged,
-    /// With a tag where there are none.
+    /// Its messages have a tag, but the vnet has no keys here.
     Tagged,
-    /// With a key that is not known.
+    /// Its messages use a key that is unknown here.
     Key,
-    /// With another name for its host than it has here.
+    /// It calls itself by another name than this host does.
     Name,
-    /// With other groups or another cipher of group frames than here.
+    /// It uses other groups, or another cipher for group frames.
     Setup,
-    /// In another version of VARP or of the handshake, about whatever vnet.
+    /// It speaks another version of VARP or of the handshake, on any vnet.
     Version,
 }
 
-/// Who was named of late: each host once a minute. Outsiders can send from any address, so that hosts of one vnet may
-/// not be named for one reason while they do; other vnets and other reasons have lines of their own.
+/// Recently named hosts: each at most once a minute per vnet and reason. Outsiders that send from
+/// many addresses can use up the lines of one vnet and reason; other vnets and reasons have lines
+/// of their own.
 #[derive(Debug)]
 pub(super) struct Doubts(QuietOf<(Option<VnetId>, Doubt), IpAddr>);
 
@@ -52,12 +54,12 @@ impl Default for Doubts {
 }
 
 impl Doubts {
-    /// Whether a host is to be named for how it has set up a vnet.
+    /// Whether to name a host now because it has set up a vnet otherwise.
     pub(super) fn is_other_setup(&mut self, vnet: VnetId, host: IpAddr, now: Instant) -> bool {
         self.is_new((Some(vnet), host, Doubt::Setup), now)
     }
 
-    /// Whether a host is to be named.
+    /// Whether to name a host now.
     fn is_new(
         &mut self,
         (vnet, host, doubt): (Option<VnetId>, IpAddr, Doubt),
@@ -68,8 +70,8 @@ impl Doubts {
 }
 
 impl Host {
-    /// Checks a message of another host, which came as these bytes, and takes its tag off; what is refused
-    /// is counted.
+    /// Checks a message of another host, received as `bytes`, and removes its tag. Counts the
+    /// message if it is refused.
     pub(super) fn check(
         &mut self,
         from: SocketAddr,
@@ -105,7 +107,8 @@ impl Host {
         None
     }
 
-    /// Names the sender of a handshake message that can't be understood here, whoever made it.
+    /// Names the sender of a handshake message with another version, an unknown key or another
+    /// name. Such a message is not authenticated.
     pub(super) fn doubt_handshake(&mut self, from: IpAddr, bytes: &[u8], now: Now) {
         let from = from.to_canonical();
         let message = match handshake::Message::parse(bytes) {
@@ -124,7 +127,7 @@ impl Host {
         }
     }
 
-    /// Names a host that calls itself otherwise than this one calls it.
+    /// Names a host that calls itself by another name than this host does.
     fn doubt_name(&mut self, vnet: VnetId, host: IpAddr, name: Name, now: Now) {
         let here = self.security.sadb.name_of(host);
         if name == here || !self.security.doubts.is_new((Some(vnet), host, Doubt::Name), now.mono) {
@@ -138,8 +141,8 @@ impl Host {
         );
     }
 
-    /// Names a host that speaks another version, of VARP or of the handshake, and says which of the two is to be
-    /// upgraded.
+    /// Names a host that speaks another version of VARP or of the handshake, and says which of the
+    /// two hosts to upgrade.
     pub(super) fn doubt_version(&mut self, host: IpAddr, version: u8, now: Now) {
         if !self.security.doubts.is_new((None, host, Doubt::Version), now.mono) {
             return;
@@ -153,7 +156,7 @@ impl Host {
         );
     }
 
-    /// Names a host, if this one has vifs on the vnet.
+    /// Names a host if this host has vifs on the vnet.
     fn doubt(&mut self, vnet: VnetId, host: IpAddr, doubt: Doubt, now: Now) {
         if !self.underlay.hears(vnet)
             || !self.security.doubts.is_new((Some(vnet), host, doubt), now.mono)

@@ -1,9 +1,10 @@
 //! Decides when varpd examines the interfaces, and how fast it follows changes.
 //!
-//! A change causes a burst of notifications, so the follower waits a moment after the first one. It never
-//! examines interfaces more often than every [`GAP`], and spends a tenth of the time on it at most: on a router with a million routes each
-//! examination takes long, and routes change all the time. A host whose address keeps changing moves at most once
-//! every [`REST`], because each move costs all hosts that send to it.
+//! A change causes a burst of notifications, so the follower waits a moment after the first one. At
+//! least [`GAP`] lies between two examinations of the interfaces, and they take a tenth of the time
+//! at most: on a router with a million routes each examination takes long, and routes change all
+//! the time. A host whose address keeps changing moves at most once every [`REST`] after its first
+//! moves, because each move costs all hosts that send to it.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,9 @@
-//! What backends on secured vnets are told of keys, and when.
+//! Decides when backends on secured vnets get keys, and which messages wait for keys.
 //!
-//! A backend is told keys before it is told to use them: on a secured vnet a mapping is held back
-//! until there is a session with its host, and the keys for its care-of address have been sent. A new session is used
-//! when all backends of the vnet accept it: until then a *gate* holds back what would make others send with it.
+//! A backend gets keys before a message that makes it use them. On a secured vnet varpd holds back
+//! a mapping until there is a session with the mapping's host and the backend has the keys for the
+//! care-of address. Hosts use a new session when all backends of the vnet accept it. Until then a
+//! *gate* holds back messages that would make the other host send with it.
 
 #![forbid(unsafe_code)]
 
@@ -22,28 +23,29 @@ use super::clients::ClientId;
 use super::keys::{Link, User};
 use super::registry::Owner;
 
-/// How long nobody asks again for a vif whose host does not agree on keys.
+/// Time for which a backend does not ask again for a vif whose host does not agree on keys.
 const GAVE_UP_HOLD: Duration = Duration::from_secs(1);
 
-/// How long the backends of a vnet may take to say that they accept the first session with a host.
+/// Time that the backends of a vnet have to accept the first session with a host.
 const FIRST_GATE_TIMEOUT: Duration = Duration::from_millis(50);
-/// The same for another session, while the one before it serves.
+/// Time that they have to accept another session, while an earlier one serves.
 const GATE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Holds back what is to happen on a link until local backends accept its new session: nobody there
-/// is to send with it before.
+/// Holds back outputs about a link until the local backends accept its new session. The other host
+/// must not send with it earlier.
 #[derive(Debug)]
 pub(super) struct Gate {
     pub(super) waiting: BTreeSet<(LocalVif, u32)>,
-    /// Backends of an earlier varpd may still be on their way back until then.
+    /// Until then, backends of an earlier varpd may still register.
     pub(super) not_before: Option<Instant>,
-    /// It does not wait for longer.
+    /// The gate waits no longer than this.
     pub(super) until: Instant,
     held: VecDeque<Output>,
 }
 
 impl Host {
-    /// What a backend on a secured vnet needs before anything else.
+    /// Sends a backend on a secured vnet the keys that it needs to receive frames and to send group
+    /// frames.
     pub(super) fn send_keys(&mut self, id: LocalVif, client: ClientId, now: Now) {
         let Some(vif) = self.registry.get(id) else { return };
         let (vnet, own) = (vif.key.vnet, vif.coa.addr);
@@ -54,16 +56,16 @@ impl Host {
         self.send_group_keys(id, client);
         let (mut keys, mut peers) = (Vec::new(), BTreeMap::new());
         for (number, peer) in self.security.sadb.sessions(vnet) {
-            // An earlier backend may have had it, and the window that goes with it.
+            // There are no keys if an earlier backend had them, since its replay window is lost.
             let inbound = self.security.sadb.inbound(number, own, now);
             *peers.entry(peer).or_insert(false) |= inbound.is_some();
-            // What waits for others waits for this one, too.
+            // A gate that waits for other backends waits for this one, too.
             if let (Some(_), Some(gate)) = (&inbound, self.security.gates.get_mut(&(vnet, peer))) {
                 gate.waiting.insert((id, number));
             }
             keys.extend(inbound);
         }
-        // One that it can have is newer than all that it can't.
+        // Without keys for any session with a host, the backend needs a new session.
         for (peer, _) in peers.into_iter().filter(|(_, has_one)| !has_one) {
             self.security.sadb.renew(vnet, peer, now);
         }
@@ -90,8 +92,8 @@ impl Host {
         on_vnet.map(|(id, client, _)| (id, client)).collect()
     }
 
-    /// Whether a notice has to wait until there are keys; then it is told later. Keeps account of
-    /// who uses what.
+    /// Whether a notice has to wait for keys; if so, varpd sends it later. Records which care-of
+    /// addresses the vif uses.
     pub(super) fn holds_back(&mut self, id: LocalVif, notice: Notice, now: Now) -> bool {
         let Some(vif) = self.registry.get(id) else { return false };
         let vnet = vif.key.vnet;
@@ -99,7 +101,7 @@ impl Host {
             return false;
         }
         match notice {
-            // Its frames are dropped whatever keys there are.
+            // The backend drops frames to this care-of address with or without keys.
             Notice::Mapping { coa, .. }
                 if coa.usable_from(self.underlay.place.address).is_err() =>
             {
@@ -126,8 +128,8 @@ impl Host {
         }
     }
 
-    /// A MAC of this backend is elsewhere: for a while it sends on what still comes, and needs keys
-    /// for that.
+    /// A MAC of this backend has moved to `coa`. For a while the backend forwards frames that still
+    /// arrive for it, and needs keys for that.
     pub(super) fn send_on(&mut self, id: LocalVif, mac: Mac, coa: CareOf, now: Now) {
         let Some(vnet) = self.registry.get(id).map(|vif| vif.key.vnet) else { return };
         if !self.security.seals(vnet) {
@@ -139,9 +141,9 @@ impl Host {
         self.serve_if_open(id, vnet, to, now);
     }
 
-    /// Serves a backend at once if there are keys for where it sends, and nothing waits.
+    /// Serves a backend at once if a session serves the host at `to` and no gate is closed.
     fn serve_if_open(&mut self, id: LocalVif, vnet: VnetId, to: SocketAddr, now: Now) {
-        // Keys for the host may be among the outputs: they come first.
+        // Keys for the host may be among the pending outputs; they go first.
         self.drive_security(now);
         let is_gated = self.security.gates.contains_key(&(vnet, to.ip().to_canonical()));
         if !is_gated && self.security.sadb.is_served(vnet, to.ip(), now) {
@@ -149,8 +151,8 @@ impl Host {
         }
     }
 
-    /// Tells a backend keys for a care-of address, if it has none or is to have others, and then what
-    /// waits for them.
+    /// Sends a backend keys for a care-of address if it has none, or `anew`, and then the notices
+    /// that wait for them.
     fn serve(&mut self, id: LocalVif, to: SocketAddr, anew: bool, now: Now) {
         let Some(vif) = self.registry.get(id) else { return };
         let Owner::Live(client) = vif.owner else { return };
@@ -163,7 +165,7 @@ impl Host {
         self.release(id, to, now);
     }
 
-    /// Tells a backend the mappings to a care-of address that were held back.
+    /// Sends a backend the mappings to a care-of address that were held back.
     fn release(&mut self, id: LocalVif, to: SocketAddr, now: Now) {
         let Some(vif) = self.registry.get(id) else { return };
         let Owner::Live(client) = vif.owner else { return };
@@ -180,7 +182,7 @@ impl Host {
         }
     }
 
-    /// Tells the backends of a vnet all mappings that were held back.
+    /// Sends the backends of a vnet all mappings that were held back.
     pub(super) fn release_all(&mut self, vnet: VnetId, now: Now) {
         let held = self.security.users.values().filter(|user| user.held.is_some());
         let to: BTreeSet<SocketAddr> = held.map(|user| user.to).collect();
@@ -191,7 +193,7 @@ impl Host {
         }
     }
 
-    /// Who sends to vifs of a host, and where.
+    /// The local vifs that send to a host's vifs, with the addresses that they send to.
     fn users_of(&self, vnet: VnetId, peer: IpAddr) -> BTreeSet<(LocalVif, SocketAddr)> {
         let users = self.security.users.iter();
         let of_peer = users.filter(|(_, user)| user.to.ip().to_canonical() == peer);
@@ -199,7 +201,7 @@ impl Host {
         of_peer.map(|(&(vif, _), user)| (vif, user.to)).filter(|(vif, _)| of_vnet(vif)).collect()
     }
 
-    /// Does what the database of keys asks for.
+    /// Carries out the outputs of the key database.
     pub(super) fn drive_security(&mut self, now: Now) {
         while let Some(output) = self.security.sadb.poll_output() {
             let gate = output.link().and_then(|link| self.security.gates.get_mut(&link));
@@ -234,7 +236,8 @@ impl Host {
         }
     }
 
-    /// Gives local backends a session's key, and waits for their word.
+    /// Sends local backends the inbound keys of a session, and closes the gate until they accept
+    /// it.
     fn hand_out(&mut self, link: Link, number: u32, now: Now) {
         let mut waiting = BTreeSet::new();
         for (id, client) in self.backends(link.0) {
@@ -264,7 +267,7 @@ impl Host {
         self.open_gates(now);
     }
 
-    /// Goes on with links whose backends are ready, or too slow.
+    /// Opens the gates of links whose backends are ready, or whose time is over.
     pub(super) fn open_gates(&mut self, now: Now) {
         for gate in self.security.gates.values_mut() {
             gate.not_before = gate.not_before.filter(|at| *at > now.mono);
@@ -280,7 +283,8 @@ impl Host {
         }
     }
 
-    /// No key serves a host any more: its vifs are resolved anew before anything is sent there.
+    /// No session with a host serves any more: backends resolve its vifs anew before they send
+    /// there.
     fn link_down(&mut self, vnet: VnetId, peer: IpAddr) {
         for (id, to) in self.users_of(vnet, peer) {
             self.security.issued.remove(&(id, to));
@@ -302,14 +306,15 @@ impl Host {
         }
     }
 
-    /// A host does not agree on keys: who waits for them hears that nobody is there. Where plain frames are
-    /// accepted, too, they go there.
+    /// A host does not agree on keys. Backends that wait for them hear that the vif is unresolved.
+    /// If the vnet accepts plain frames too, they get the mapping and send plain frames.
     fn gave_up(&mut self, vnet: VnetId, peer: IpAddr, now: Now) {
         let level = self.complaints.no_keys.level(vnet, peer, now.mono);
         say!(self, level, "vnet {vnet}: {peer} does not agree on keys (another key or policy?)");
         for (id, to) in self.users_of(vnet, peer) {
             if self.security.takes_plain(vnet) {
-                // It will not get better: while the policy changes, plain frames may do.
+                // Waiting does not help; while the policy changes, the host may accept plain
+                // frames.
                 self.release(id, to, now);
                 continue;
             }

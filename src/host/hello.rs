@@ -1,4 +1,5 @@
-//! Hello: gives [`Hosts`] this host's settings, tells backends the longest group frames, and shows operators the hosts.
+//! Hello: gives [`Hosts`] this host's settings, sends backends the limit on the length of group
+//! frames, and shows operators the hosts.
 
 #![forbid(unsafe_code)]
 
@@ -24,18 +25,18 @@ pub(super) struct Basis {
     address: IpAddr,
 }
 
-/// The other hosts, and what they were told of this one.
+/// The other hosts, and the basis of the settings that they have of this one.
 #[derive(Debug)]
 pub(super) struct Hello {
     pub(super) hosts: Hosts,
     /// The default groups that beacons can be sent to.
     beacons: Vec<SocketAddr>,
-    /// What the others were told last.
+    /// The basis of the settings last given to [`Hosts`]; `None` to give them again.
     basis: Option<Basis>,
 }
 
 impl Hello {
-    /// Nothing has been said yet.
+    /// Without settings yet.
     pub(super) fn new(hosts: Hosts) -> Self {
         Self { hosts, beacons: Vec::new(), basis: None }
     }
@@ -46,7 +47,7 @@ impl Hello {
         self.set_up_again();
     }
 
-    /// This host's settings have changed in something that [`Basis`] does not show.
+    /// This host's settings have changed in a part that [`Basis`] does not contain.
     pub(super) fn set_up_again(&mut self) {
         self.basis = None;
     }
@@ -134,7 +135,8 @@ impl Host {
         }
     }
 
-    /// Tells a backend that has just registered the longest datagram for its group frames, if it is known.
+    /// Tells a backend that has just registered the longest datagram for its group frames, if it is
+    /// known.
     pub(super) fn tell_group_longest(&mut self, vnet: VnetId, client: ClientId) {
         let longest = self.hello.hosts.longest(vnet);
         if longest != Longest::UNKNOWN || self.hello.hosts.is_certain() {
@@ -142,7 +144,7 @@ impl Host {
         }
     }
 
-    /// Warns of a host whose group frames are lost here, or that loses this host's.
+    /// Warns of a host that loses this host's group frames, or whose group frames this host loses.
     fn doubt_setup(&mut self, vnet: VnetId, host: Name, what: Difference, now: Now) {
         let advice = match what {
             Difference::Deaf(_) | Difference::Unheard(_) => {

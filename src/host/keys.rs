@@ -1,7 +1,7 @@
 //! Secured vnets: their keys, and the state machines that use them.
 //!
-//! A key file is read when its vnet is first needed and whenever it changes. A file that cannot be read any
-//! more leaves the keys as they are, and is complained about.
+//! varpd reads a key file when its vnet is first needed and whenever the file changes. If it can no
+//! longer read a file, it keeps the keys and logs a complaint.
 
 #![forbid(unsafe_code)]
 
@@ -30,31 +30,31 @@ use super::doubts::Doubts;
 use super::gates::Gate;
 use super::output::Output;
 
-/// How often key files are looked at.
+/// Interval between checks of key files for changes.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
-/// How long backends may take to come back to a varpd that was started again: they try at least twice a second
+/// Time that backends have to register with a restarted varpd: they try at least twice a second
 /// (the backend's rule).
 const RETURN: Duration = Duration::from_millis(700);
 
-/// A vnet and another host.
+/// A vnet, and another host's address.
 pub(super) type Link = (VnetId, IpAddr);
 
 /// A secured vnet whose key was read.
 #[derive(Debug)]
 pub(super) struct Secured {
-    /// About a file that is no good any more.
+    /// The complaint about a file that varpd can no longer read.
     complaint: Lasting,
     pub(super) policy: Policy,
-    /// Of group frames, one for each policy that has keys.
+    /// The cipher suites of group frames, one for each policy level that has keys.
     pub(super) suites: Vec<Suite>,
-    /// The fingerprint of the key that is used.
+    /// The fingerprint of the key in use.
     fingerprint: String,
-    /// Those that are accepted, the used one first.
+    /// The accepted keys, the one in use first.
     pub(super) keys: Vec<MemberKeys>,
 }
 
 impl Secured {
-    /// What messages are sent with, if they have tags.
+    /// The key of the tags of sent messages, if they have tags.
     fn sent(&self) -> Option<KeyId> {
         self.keys.first().filter(|_| self.policy.sent().is_secured()).map(|keys| keys.id)
     }
@@ -64,20 +64,20 @@ impl Secured {
 #[derive(Debug)]
 pub(super) struct User {
     pub(super) to: SocketAddr,
-    /// Not told yet: there are no keys.
+    /// The notice of the mapping, held back until there are keys.
     pub(super) held: Option<Notice>,
     pub(super) until: Instant,
 }
 
-/// A message that was heard.
+/// A received message that has passed its check.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Heard {
     pub(super) message: Message,
-    /// It came under another policy or key than this host sends under.
+    /// Its sender uses another policy or key than this host sends with.
     pub(super) is_other: bool,
 }
 
-/// All of it.
+/// The keys of all secured vnets, and the state machines that use them.
 #[derive(Debug)]
 pub(super) struct Security {
     pub(super) sadb: Sadb,
@@ -89,19 +89,19 @@ pub(super) struct Security {
     /// Vnets whose key files are being read for the first time.
     asked: BTreeSet<VnetId>,
     pub(super) users: BTreeMap<(LocalVif, Mac), User>,
-    /// Backends of an earlier varpd may still be on their way back until then.
+    /// Until then, backends of an earlier varpd may still register.
     awaits_return: Instant,
-    /// One of them has come.
+    /// A backend of an earlier varpd has registered.
     has_returned: bool,
     /// Care-of addresses that a backend has keys for.
     pub(super) issued: BTreeSet<(LocalVif, SocketAddr)>,
     pub(super) gates: BTreeMap<Link, Gate>,
-    /// For the next sender of group frames.
+    /// The salt of the next sender of group frames.
     pub(super) salt: u16,
-    /// Changes of keys.
+    /// Number of changes of keys.
     revision: u64,
     check_at: Option<Instant>,
-    /// The key that INITs with tokens are sorted by at the shell's sockets.
+    /// The key by which the shell's sockets recognize INITs with valid tokens.
     pub(super) sorted_by: TokenKey,
 }
 
@@ -111,7 +111,7 @@ fn first_salt(seed: &Secret) -> u16 {
 }
 
 impl Security {
-    /// Without vnets, from now on. `seed` is secret randomness, `own` the VARP address.
+    /// Without vnets. `own` is the VARP address; `seed` is secret and random.
     pub(super) fn new(config: &Config, own: IpAddr, seed: &Secret, now: Instant) -> Self {
         let rekey = config.security.rekey.duration();
         let sadb_config = sadb::Config { rekey, ..sadb::Config::default() };
@@ -152,7 +152,7 @@ impl Security {
         self.check_at.get_or_insert(now.mono + CHECK_INTERVAL);
     }
 
-    /// A vnet is not secured any more.
+    /// Removes the keys of a vnet that is no longer secured.
     pub(super) fn remove_vnet(&mut self, vnet: VnetId, now: Now) {
         if self.vnets.remove(&vnet).is_some() {
             self.revision += 1;
@@ -161,7 +161,7 @@ impl Security {
         }
     }
 
-    /// The host has another address: all sessions are over.
+    /// The host has another address: all sessions end.
     pub(super) fn move_to(&mut self, own: IpAddr, now: Now) {
         self.sadb.move_to(Name::host(self.realm, own), now);
         self.gates.clear();
@@ -177,25 +177,26 @@ impl Security {
         self.sadb.set_vnet(vnet, Some(Keyring { keys: secured.keys.clone() }), now);
     }
 
-    /// This host was suspended: keys age while it is.
+    /// This host was suspended for the time `asleep`, by which the keys age.
     pub(super) fn awake(&mut self, asleep: Duration, seed: [u8; 32], now: Now) {
         self.salt = first_salt(&Secret::new(seed));
         self.sadb.awake(asleep, now);
     }
 
-    /// This host is a copy of what it was: nothing that follows from the state before is used again.
+    /// This host may be a copy: it stops using keys and numbers that follow from its earlier state.
     pub(super) fn begin_anew(&mut self, seed: [u8; 32], now: Now) {
         let seed = Secret::new(seed);
         self.salt = first_salt(&seed);
         self.sadb.begin_anew(seed.derive("sadb", &[]), now);
     }
 
-    /// A number that is another whenever keys were read.
+    /// A number that changes whenever the keys of a vnet are set or removed.
     pub(super) const fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// The keys for entries of hello that are accepted on a vnet, the used one first; none if it is not secured.
+    /// The accepted keys of a vnet for entries of hello, the one in use first; none if the vnet is
+    /// not secured.
     pub(super) fn hello_keys(&self, vnet: VnetId) -> Vec<(KeyId, MacKey)> {
         let keys = self.vnets.get(&vnet).into_iter().flat_map(|secured| &secured.keys);
         keys.map(|keys| (keys.id, keys.hello.clone())).collect()
@@ -205,13 +206,14 @@ impl Security {
         self.vnets.contains_key(&vnet)
     }
 
-    /// Puts a tag on a message for a secured vnet; false if it must not be sent.
+    /// Puts a tag on a message for a secured vnet. Returns false if the message must not be sent.
     #[must_use]
     pub(super) fn tag(&mut self, message: &mut Message, now: Now) -> bool {
         self.membership.tag(message, now)
     }
 
-    /// Checks a message of another host, which came `from` there as these bytes, and takes its tag off.
+    /// Checks a message of another host, received `from` an address as `bytes`, and removes its
+    /// tag.
     pub(super) fn check(
         &mut self,
         from: SocketAddr,
@@ -227,14 +229,15 @@ impl Security {
         let key = tag.map(|tag| KeyId(tag.key_id));
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
         let is_direct = !message.relayed && message.author.addr == from;
-        // Whose message it is nothing but its tag says, or else its address.
+        // Only a tag proves the author of a message; without one, a direct message's address
+        // indicates it.
         if key.is_some() || is_direct {
             self.census.note(vnet, message.author.name(), key, now.mono);
         }
         Ok(Heard { message: checked, is_other: key != secured.sent() })
     }
 
-    /// The hosts heard of late on a vnet that use another key or policy than this one sends with.
+    /// The hosts heard recently on a vnet that use another key or policy than this one sends with.
     pub(super) fn others(&self, vnet: VnetId, now: Now) -> Others {
         let secured = self.vnets.get(&vnet);
         let others = secured.map(|secured| self.census.others(vnet, secured.sent(), now.mono));
@@ -251,8 +254,9 @@ impl Security {
         self.vnets.get(&vnet).is_some_and(|secured| secured.policy.sent().is_secured())
     }
 
-    /// Whether frames to a host have to wait for keys. While the policy changes they go there plain until there
-    /// are keys, but to a host that sends with tags: it may take sealed frames only.
+    /// Whether frames to a host have to wait for keys. While the policy changes, this host sends
+    /// plain frames until there are keys, except to a host that sends with tags: it may accept
+    /// sealed frames only.
     pub(super) fn must_seal(&self, vnet: VnetId, peer: IpAddr) -> bool {
         !self.takes_plain(vnet) || self.membership.has_heard(vnet, peer)
     }
@@ -262,25 +266,26 @@ impl Security {
         self.vnets.get(&vnet).is_none_or(|secured| secured.policy.accepts(Level::None))
     }
 
-    /// When something is due.
+    /// The time of the next timeout, if any.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let gates = self.gates.values().map(|gate| gate.not_before.unwrap_or(gate.until));
         self.sadb.poll_timeout().into_iter().chain(self.check_at).chain(gates).min()
     }
 
-    /// A backend has come back from an earlier varpd, with its sockets.
+    /// A backend of an earlier varpd has registered with its sockets.
     pub(super) fn note_return(&mut self) {
         self.has_returned = true;
     }
 
-    /// Until when a new session waits for backends that may be on their way back: others would send to them with keys that they
-    /// do not have yet, instead of those that they have. On a vnet without a backend, only they can be meant.
+    /// The time until which a new session waits for backends of an earlier varpd. Otherwise other
+    /// hosts would send to them with keys that they do not have yet, instead of keys that they
+    /// have. `has_none`: the vnet has no backend here, so the session can only be for these.
     pub(super) fn awaited_return(&self, has_none: bool, now: Instant) -> Option<Instant> {
         let is_restarted = self.has_returned || has_none;
         Some(self.awaits_return).filter(|at| *at > now && is_restarted)
     }
 
-    /// A vif is gone, or has another backend.
+    /// Forgets the keys and mappings of a vif that is gone or has another backend.
     pub(super) fn forget_vif(&mut self, vif: LocalVif) {
         self.users.retain(|(of, _), _| *of != vif);
         self.issued.retain(|(of, _)| *of != vif);
@@ -292,7 +297,7 @@ impl Security {
         }
     }
 
-    /// Mappings that are no longer used.
+    /// Forgets mappings and keys that backends no longer use.
     pub(super) fn sweep(&mut self, now: Now) {
         self.users.retain(|_, user| user.until > now.mono);
         let used: BTreeSet<_> = self.users.iter().map(|(&(vif, _), user)| (vif, user.to)).collect();
@@ -300,7 +305,7 @@ impl Security {
     }
 }
 
-/// Those under each policy, that which is sent under first.
+/// The accepted keys under each policy level, the level that this host sends under first.
 fn member_keys(file: &KeyFile, vnet: VnetId, suites: &[Suite]) -> Vec<MemberKeys> {
     let of = |suite: Suite| {
         file.accepted().map(move |key| MemberKeys::new(key, vnet, suite.level(), suite))
@@ -309,12 +314,12 @@ fn member_keys(file: &KeyFile, vnet: VnetId, suites: &[Suite]) -> Vec<MemberKeys
 }
 
 impl Host {
-    /// Whether a vnet's key has to be read before it is used.
+    /// Whether varpd has to read a vnet's key before it uses the vnet.
     pub(super) fn needs_key(&self, vnet: VnetId) -> bool {
         self.config.policy(vnet).is_secured() && !self.security.is_secured(vnet)
     }
 
-    /// Has a vnet's key read, unless that has been asked for.
+    /// Asks the shell to read a vnet's key, unless it has been asked already.
     pub(super) fn ask_for_key(&mut self, vnet: VnetId) {
         if self.security.asked.insert(vnet) {
             let path = self.config.key_file(vnet);
@@ -356,7 +361,7 @@ impl Host {
     fn hand_out_changed_keys(&mut self, vnet: VnetId, now: Now) {
         for (id, client) in self.backends(vnet) {
             self.send_group_keys(id, client);
-            // Others hear at once what is used here.
+            // Other hosts learn this host's new key at once.
             self.mapper.announce(id, now);
         }
     }
@@ -368,7 +373,7 @@ impl Host {
         say!(self, level, "{text}");
     }
 
-    /// Does what is due.
+    /// Handles a timeout.
     pub(super) fn security_timeout(&mut self, now: Now) {
         self.open_gates(now);
         self.security.sadb.handle_timeout(now);
@@ -379,7 +384,7 @@ impl Host {
         }
     }
 
-    /// Has INITs with tokens sorted by the key that makes the tokens now.
+    /// Gives the shell's sockets the current key of tokens, if it has changed.
     pub(super) fn sort_newcomers(&mut self) {
         let key = self.security.sadb.token_key();
         if key != self.security.sorted_by {

@@ -1,12 +1,12 @@
-//! The lanes between vifs of this host: which there are, and which vifs are offered one.
+//! The lanes between vifs of this host: keeps account of them, and offers them to backends.
 //!
-//! When a vif is told that another of its vnet is here, on this host, the backends of both are handed
-//! lanes from the first to the second, one per queue pair of the first, before it is told. varpd
-//! keeps nothing of a lane but its number: it works on while varpd is away, and ends with either
-//! backend. A vif whose key is claimed elsewhere loses its lanes; so does one whose backend ends.
+//! Before varpd sends a vif a mapping to another vif of this host, it hands the backends of both
+//! lanes from the first to the second, one per queue pair of the first. varpd keeps only the number
+//! of a lane: the lane works on while varpd is away, and ends with either backend. A vif loses its
+//! lanes when its key is claimed elsewhere or its backend ends.
 //!
-//! Lanes that have ended are not made again at once, so that a backend that closes them all the time
-//! makes no work for others.
+//! varpd does not make ended lanes again at once, so that a backend that closes its lanes all the
+//! time makes no work for others.
 
 #![forbid(unsafe_code)]
 
@@ -23,22 +23,22 @@ use super::Host;
 use super::output::{LaneEnd, Output};
 use super::registry::{Owner, Vif};
 
-/// Lanes between two vifs are made no more often than this.
+/// Least time between two makings of lanes from one vif to another.
 const REST: Duration = Duration::from_secs(5);
-/// Lanes that nobody has asked for again for so long are closed where others need the room: two
-/// lifetimes of a mapping.
+/// Lanes that no vif has asked for again during this time are closed where others need the room:
+/// two lifetimes of a mapping.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// From one vif to another.
+/// The vif that sends, and the vif that receives.
 type Way = (LocalVif, LocalVif);
 
 /// The lanes of a way.
 #[derive(Debug)]
 struct OneWay {
     made: Instant,
-    /// When the first vif last asked for the second.
+    /// Time at which the first vif last asked for the second.
     used: Instant,
-    /// Their numbers; empty after they ended.
+    /// Numbers of the lanes; empty after they ended.
     lanes: Vec<u32>,
 }
 
@@ -49,26 +49,26 @@ pub(super) struct Lanes {
     next: u32,
 }
 
-/// Bounds of them.
+/// Bounds on the number of lanes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) total: usize,
     pub(super) per_vif: usize,
 }
 
-/// Whether lanes are to be made.
+/// Whether to make lanes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Need {
-    /// There are some, or have been a moment ago.
+    /// No: there are some, or there were some a moment ago.
     None,
-    /// There are too many.
+    /// No: a limit is reached.
     Refused,
-    /// These, after those of the ways that are named have ended.
+    /// Yes: lanes with these numbers. The lanes in `ended` make room for them.
     Make { numbers: Vec<u32>, ended: Vec<(Way, Vec<u32>)> },
 }
 
 impl Lanes {
-    /// None; numbers start at `first`, which should not be that of another varpd's.
+    /// No lanes. Their numbers follow `first`, which should differ from that of an earlier varpd.
     pub(super) fn new(first: u32) -> Self {
         Self { ways: BTreeMap::new(), next: first }
     }
@@ -83,7 +83,7 @@ impl Lanes {
         of_vif.map(|(_, way)| way.lanes.len()).sum()
     }
 
-    /// The first vif of a way asks for the second: whether to make `count` lanes.
+    /// Whether to make `count` lanes of a way, since its first vif asks for the second.
     pub(super) fn need(&mut self, way: Way, count: usize, limits: Limits, now: Instant) -> Need {
         if let Some(known) = self.ways.get_mut(&way) {
             known.used = now;
@@ -110,7 +110,8 @@ impl Lanes {
         self.next
     }
 
-    /// Which bound `count` more lanes would break: that of a vif, or of all.
+    /// The bound that `count` more lanes would exceed, if any: that of a vif, or (`None`) that of
+    /// all.
     fn crowded(&self, vifs: &[LocalVif], count: usize, limits: Limits) -> Option<Option<LocalVif>> {
         let is_full = |vif: &&LocalVif| self.len_of(**vif) + count > limits.per_vif;
         match vifs.iter().find(is_full) {
@@ -119,7 +120,7 @@ impl Lanes {
         }
     }
 
-    /// The way that has been idle for longest, of a vif or of all.
+    /// The way that has been idle for longest, of a vif or (`None`) of all; none if all are in use.
     fn idlest(&self, of: Option<LocalVif>, now: Instant) -> Option<Way> {
         let counts = |(from, to): &Way| of.is_none_or(|vif| vif == *from || vif == *to);
         let idle = self.ways.iter().filter(|(way, known)| {
@@ -128,12 +129,12 @@ impl Lanes {
         idle.min_by_key(|(_, known)| known.used).map(|(way, _)| *way)
     }
 
-    /// All lanes of a way have ended; returns their numbers.
+    /// Ends all lanes of a way. Returns their numbers.
     fn end(&mut self, way: Way) -> Vec<u32> {
         self.ways.get_mut(&way).map(|known| std::mem::take(&mut known.lanes)).unwrap_or_default()
     }
 
-    /// One of a vif's lanes has ended. Returns its way.
+    /// Removes a lane of a vif that has ended. Returns its way.
     pub(super) fn ended(&mut self, vif: LocalVif, lane: u32) -> Option<Way> {
         let has = |(way, known): &(&Way, &mut OneWay)| {
             (way.0 == vif || way.1 == vif) && known.lanes.contains(&lane)
@@ -143,7 +144,7 @@ impl Lanes {
         Some(*way)
     }
 
-    /// A vif is gone: returns the lanes it had.
+    /// Removes the lanes of a vif. Returns them.
     pub(super) fn remove(&mut self, vif: LocalVif) -> Vec<(Way, Vec<u32>)> {
         let mut gone = Vec::new();
         self.ways.retain(|way, known| {
@@ -157,7 +158,7 @@ impl Lanes {
     }
 }
 
-/// The side of a vif, if its backend takes lanes.
+/// The end of a lane at a vif, if the vif has a backend that takes lanes.
 fn end_of(id: LocalVif, vif: &Vif) -> Option<LaneEnd> {
     let Owner::Live(client) = vif.owner else { return None };
     let (mac, addr) = (vif.key.mac, vif.coa.addr);
@@ -165,8 +166,8 @@ fn end_of(id: LocalVif, vif: &Vif) -> Option<LaneEnd> {
 }
 
 impl Host {
-    /// A vif is about to be told that a MAC is at this address: if that is a vif of this host, it is
-    /// given lanes to there.
+    /// Makes lanes from a vif to the owner of a MAC if that is another vif of this host. Call it
+    /// before the vif gets its mapping.
     pub(super) fn offer_lanes(&mut self, id: LocalVif, mac: Mac, coa: CareOf, now: Now) {
         let Some(vif) = self.registry.get(id) else { return };
         let owner = self.mapper.owner(&VifKey { vnet: vif.key.vnet, mac });
@@ -199,21 +200,22 @@ impl Host {
         self.lanes.ended(vif, lane);
     }
 
-    /// A backend says that a lane of its vif has ended.
+    /// A backend reports that a lane of its vif has ended.
     pub(super) fn lane_closed(&mut self, vif: LocalVif, lane: u32) {
         if let Some(way) = self.lanes.ended(vif, lane) {
             self.tell_closed(way, &[lane]);
         }
     }
 
-    /// A vif is not here any more, or its backend is not.
+    /// Closes the lanes of a vif that has moved, or whose backend is gone.
     pub(super) fn close_lanes_of(&mut self, vif: LocalVif) {
         for (way, lanes) in self.lanes.remove(vif) {
             self.tell_closed(way, &lanes);
         }
     }
 
-    /// Tells both sides, as far as they are there. A side that knows already takes no harm.
+    /// Tells both backends, if there, that lanes have ended. A backend that knows already ignores
+    /// it.
     fn tell_closed(&mut self, (from, to): Way, lanes: &[u32]) {
         for vif in [from, to] {
             let takes_lanes = self.registry.get(vif).is_some_and(|vif| vif.takes_lanes);

@@ -1,12 +1,12 @@
-//! MACs behind vifs: a backend started with `--learn` registers those that its guest, a bridge or a
-//! router, sends from. To the mapper each is a vif of its own at the same care-of address.
+//! MACs behind vifs: a backend started with `--learn` registers the MACs that its guest, a bridge
+//! or a router, sends from. To the mapper each is a vif of its own at the same care-of address.
 //!
-//! varpd holds them as long as the vif's rings run. One that a newer claim says to be elsewhere is
-//! remembered for a while: when its guest sends from it again, it is claimed again. One that is the own MAC
-//! of another vif is refused.
+//! varpd holds these MACs as long as the vif's rings run. It remembers a MAC that a newer claim has
+//! moved elsewhere for a while, and claims it again when the guest sends from it again. It refuses
+//! a MAC that is the own MAC of another vif.
 //!
-//! All users share the room for them. Where it is full, a user who has fewer than another gets room from the one
-//! who has most: nobody can take it from others.
+//! All users share the room for these MACs. When the room is full, the user with most MACs yields
+//! one to a user with fewer, so that no user can displace those who have fewer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,9 +19,9 @@ use crate::wire::{CareOf, Mac, Stamp, VifKey};
 
 use super::Host;
 
-/// How long a backend is told not to ask again for a MAC that is refused.
+/// Time for which a backend must not register a refused MAC again, in milliseconds.
 const HOLD_MS: u32 = 30_000;
-/// How long one that is elsewhere is remembered.
+/// Time for which varpd remembers a MAC that is elsewhere.
 const MEMORY: Duration = Duration::from_secs(180);
 
 /// A MAC behind a vif.
@@ -30,29 +30,29 @@ pub(super) struct Learned {
     /// The vif.
     pub(super) vif: LocalVif,
     pub(super) mac: Mac,
-    /// Whose backend serves the vif.
+    /// The user of the vif's backend.
     pub(super) uid: u32,
-    /// Of its claim, if it is here.
+    /// The stamp of its claim, if it is here.
     pub(super) stamp: Option<Stamp>,
-    /// Until when it is remembered, if it is elsewhere.
+    /// Time at which varpd forgets it, if it is elsewhere.
     pub(super) until: Option<Instant>,
-    /// When it came into its state, milliseconds since 1970.
+    /// Start of its present state, in milliseconds since 1970.
     pub(super) since_ms: u64,
 }
 
-/// All of them, by their number at the mapper.
+/// All MACs behind vifs, by their number at the mapper.
 #[derive(Debug, Default)]
 pub(super) struct LearnedTable {
     macs: BTreeMap<LocalVif, Learned>,
     by_vif: BTreeMap<(LocalVif, Mac), LocalVif>,
-    /// By the user of the vif; the oldest first.
+    /// The MACs of each user, the oldest first.
     by_user: BTreeMap<u32, BTreeSet<LocalVif>>,
-    /// Those that are elsewhere, by when they are forgotten.
+    /// The MACs that are elsewhere, by the time at which varpd forgets them.
     ends: BTreeSet<(Instant, LocalVif)>,
 }
 
 impl LearnedTable {
-    /// Those behind a vif.
+    /// The MACs behind a vif.
     pub(super) fn of(&self, vif: LocalVif) -> impl Iterator<Item = (LocalVif, &Learned)> {
         let all = (vif, Mac([0; 6]))..=(vif, Mac([0xff; 6]));
         self.by_vif.range(all).filter_map(|(_, id)| Some((*id, self.macs.get(id)?)))
@@ -79,7 +79,7 @@ impl LearnedTable {
         Some(learned)
     }
 
-    /// It is claimed with a stamp, or elsewhere, and forgotten at a time.
+    /// Changes the state of a MAC: claimed with `stamp`, or elsewhere and forgotten at `until`.
     fn change(
         &mut self,
         id: LocalVif,
@@ -100,21 +100,21 @@ impl LearnedTable {
         self.by_vif.get(&(vif, mac)).copied()
     }
 
-    /// Of those behind a vif, the one that has been elsewhere for longest.
+    /// The MAC behind a vif that has been elsewhere for longest.
     fn oldest_lost(&self, vif: LocalVif) -> Option<LocalVif> {
         let lost = self.of(vif).filter_map(|(id, learned)| Some((learned.until?, id)));
         lost.min().map(|(_, id)| id)
     }
 
-    /// One that has to go so that this user gets room: the oldest of the user who has most, if that one is
-    /// left with no fewer.
+    /// The MAC to drop so that this user gets room: the oldest of the user who has most, if that
+    /// user still has no fewer than this one afterwards.
     fn beyond_share(&self, uid: u32) -> Option<LocalVif> {
         let own = self.by_user.get(&uid).map_or(0, BTreeSet::len);
         let most = self.by_user.values().max_by_key(|all| all.len())?;
         most.first().copied().filter(|_| most.len() > own + 1)
     }
 
-    /// When the first is forgotten that is elsewhere.
+    /// Time at which varpd forgets the next MAC that is elsewhere.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.ends.first().map(|&(until, _)| until)
     }
@@ -125,7 +125,7 @@ impl LearnedTable {
 }
 
 impl Host {
-    /// A backend has seen its guest send from these MACs, or had them registered with an earlier
+    /// A backend has seen its guest send from these MACs, or has registered them with an earlier
     /// varpd.
     pub(super) fn learn(&mut self, vif: LocalVif, macs: &[(Mac, Option<Stamp>)], now: Now) {
         for &(mac, stamp) in macs {
@@ -141,7 +141,8 @@ impl Host {
         let Some(vif) = self.registry.get(id).filter(|vif| vif.active) else { return false };
         let (key, coa, peer, own) = (VifKey { mac, ..vif.key }, vif.coa, vif.peer, vif.key.mac);
         let stamp = stamp.filter(|_| vif.brings_stamps);
-        // A vif's own MAC is nobody else's on this host, as far as this host can tell.
+        // Refused: the vif's own MAC, that of a vif with running rings, and that of another user's
+        // vif.
         if mac == own
             || self.registry.is_active(key)
             || self.registry.check(key, peer, now.mono).is_err()
@@ -149,7 +150,7 @@ impl Host {
             return false;
         }
         if let Some(known) = self.learned.find(id, mac) {
-            // It is sent from again, though a newer claim said that it is elsewhere.
+            // The guest sends from it again, after a newer claim has moved it elsewhere.
             if self.mapper.claim(known).is_none() {
                 self.mapper.announce(known, now);
             }
@@ -183,7 +184,8 @@ impl Host {
         true
     }
 
-    /// Whether there is room for another one of this user: from a user with more, if need be.
+    /// Whether there is room for another MAC of this user. Drops a MAC of a user with more, if
+    /// necessary.
     fn make_room_for(&mut self, uid: u32, now: Now) -> bool {
         if self.learned.macs.len() < self.config.limits.learnt {
             return true;
@@ -196,13 +198,13 @@ impl Host {
         true
     }
 
-    /// How many there may be behind a vif: as many as its backend said, and the configuration allows.
+    /// Most MACs behind a vif: the lower of its backend's limit and the configuration's.
     fn most_learned(&self, id: LocalVif) -> usize {
         let said = self.registry.get(id).map_or(0, |vif| vif.learn.into());
         self.config.limits.learnt_per_vif.min(said)
     }
 
-    /// A vif has another backend, which may learn less: what is beyond that is behind it no more.
+    /// A vif has another backend, which may learn fewer MACs: drops those beyond its limit.
     pub(super) fn bound_learned(&mut self, id: LocalVif, now: Now) {
         let beyond = self.learned.of(id).skip(self.most_learned(id)).map(|(learned, _)| learned);
         let beyond: Vec<LocalVif> = beyond.collect();
@@ -218,19 +220,19 @@ impl Host {
         }
     }
 
-    /// The vif has another care-of address: so have those behind it.
+    /// Gives the MACs behind a vif the vif's new care-of address.
     pub(super) fn move_learned(&mut self, vif: LocalVif, coa: CareOf, now: Now) {
         let ids: Vec<LocalVif> = self.learned.of(vif).map(|(id, _)| id).collect();
         ids.into_iter().for_each(|id| self.mapper.move_vif(id, coa, now));
     }
 
-    /// Nothing is behind the vif any more.
+    /// Drops all MACs behind a vif.
     pub(super) fn clear_learned(&mut self, vif: LocalVif, now: Now) {
         let ids: Vec<LocalVif> = self.learned.of(vif).map(|(id, _)| id).collect();
         ids.into_iter().for_each(|id| self.drop_learned(id, now));
     }
 
-    /// Forgets those that have been elsewhere for long.
+    /// Forgets MACs that have been elsewhere for too long.
     pub(super) fn expire_learned(&mut self, now: Now) {
         for id in self.learned.expired(now.mono) {
             self.drop_learned(id, now);
@@ -243,7 +245,7 @@ impl Host {
         }
     }
 
-    /// A vif whose backend was replaced: the new one is told what is behind it.
+    /// Tells the new backend of a vif the MACs that are claimed behind the vif.
     pub(super) fn tell_learned(&mut self, vif: LocalVif) {
         let claimed = |(_, learned): (_, &Learned)| {
             Some(Event::Claimed { mac: learned.mac, stamp: learned.stamp? })
@@ -252,7 +254,7 @@ impl Host {
         events.into_iter().for_each(|event| self.tell_vif(vif, event));
     }
 
-    /// The mapper says something about a MAC behind a vif.
+    /// Handles a notice of the mapper about a MAC behind a vif.
     pub(super) fn notify_learned(&mut self, id: LocalVif, notice: Notice, now: Now) {
         if let Notice::Refused { .. } = notice {
             return self.refuse_learned(id, notice, now);
@@ -260,7 +262,7 @@ impl Host {
         let changed = match notice {
             Notice::Claimed { stamp } => self.learned.change(id, Some(stamp), None, now),
             Notice::Lost { .. } => self.learned.change(id, None, Some(now.mono + MEMORY), now),
-            // About other MACs: the vif hears it itself.
+            // The mapper sends notices about other MACs to the vif itself.
             Notice::Mapping { .. }
             | Notice::Unresolved { .. }
             | Notice::Invalidate { .. }
@@ -274,7 +276,8 @@ impl Host {
         self.tell_vif(vif, event);
     }
 
-    /// It is the own MAC of another vif: its backend keeps its frames to itself for a while.
+    /// The MAC is the own MAC of another vif: drops it, and tells the backend not to register it
+    /// for a while.
     fn refuse_learned(&mut self, id: LocalVif, notice: Notice, now: Now) {
         let Some(Learned { vif, mac, .. }) = self.learned.macs.get(&id).copied() else { return };
         self.drop_learned(id, now);

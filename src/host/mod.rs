@@ -1,9 +1,10 @@
 //! This host: the state machine of `varpd`.
 //!
-//! It decides everything that varpd does: who may have which vif, where each vif is reached, what is kept of it when
-//! its backend has ended, which keys and lanes backends are given and when, what operators see. It performs nothing:
-//! [`varpd`](crate::varpd) holds the sockets and connections, gives it [`Input`]s with the time, and carries out its
-//! [`Output`]s in order. What is recorded of one run gives the same outputs in another.
+//! The host makes all decisions of varpd: which user may have which vif, where each vif is reached,
+//! which state outlives a backend, which keys and lanes backends get and when, and which tables and
+//! events operators see. It performs no I/O except debug lines of the log: [`varpd`](crate::varpd)
+//! holds the sockets and connections, passes [`Input`]s and the time to the host, and carries out
+//! its [`Output`]s in order. A recorded list of inputs gives the same outputs in another run.
 //!
 //! ```text
 //!      backends, vnet                                           other hosts
@@ -21,19 +22,21 @@
 //!
 //! # Theory of operation
 //!
-//! **No output re-enters a decision.** An output that has a result ([`Output::Open`], [`Output::ReadKey`], ...) leaves
-//! what waits for it in a table, and its result is an input like any other. A client to which nothing can be sent is
-//! closed by the shell, which reports that it has stalled; outputs for a client that is gone are without effect.
+//! **No output re-enters a decision.** If an output has a result ([`Output::Open`],
+//! [`Output::ReadKey`], ...), the host keeps the pending work in a table, and the result is an
+//! input like any other. The shell closes a client that does not take a message, and reports it as
+//! stalled. Outputs for a client that is gone have no effect.
 //!
-//! **A backend's end is not the vif's end.** The shell has duplicates of the vif's sockets. They are
-//! kept, and the claim, for a while, in which a backend of the same user can come and find the same
-//! care-of address and the frames that arrived meanwhile. **Nor is varpd's end**: a backend brings
-//! its sockets to the next varpd, which believes it only what the kernel says about them.
+//! **A vif outlives its backend.** The shell has duplicates of the vif's sockets. varpd keeps these
+//! and the claim for a while. A backend of the same user that registers meanwhile gets the same
+//! care-of address, and the frames that have arrived. **A vif also outlives varpd**: its backend
+//! brings the sockets to the next varpd, which checks them with the kernel.
 //!
 //! # Driving it
 //!
-//! Call [`Host::handle`] with each input, then carry out what [`Host::poll_output`] returns until it returns nothing;
-//! wait until [`Host::poll_timeout`] and call it with [`Input::Timeout`]. Results may come at once or later.
+//! Call [`Host::handle`] with each input, then carry out the outputs that [`Host::poll_output`]
+//! returns until it returns `None`. Wait until [`Host::poll_timeout`], and call [`Host::handle`]
+//! with [`Input::Timeout`]. Results may follow at once or later.
 //!
 //! ```
 //! use vnet::config::Config;
@@ -71,30 +74,36 @@
 //! assert!(host.poll_timeout().is_some());
 //! ```
 //!
-//! # Where it is
+//! # Files
 //!
-//! | File | What |
+//! | File | What it owns |
 //! |---|---|
-//! | `output` | inputs and outputs |
-//! | `clients` | the clients, and the limits on their number |
-//! | `requests` | what clients ask, and the ends of their connections |
-//! | `admission` | which users may have vifs on which vnet, and which users are operators |
-//! | `bindings` | the vif of each process |
-//! | `arrivals` | the limit on the rate of registrations |
-//! | `register` | registration of a vif: whose it may be, and which sockets it gets |
-//! | `registry` | the vifs of this host, and what is kept of them when their backend is gone |
-//! | `twins` | two backends with one vif |
-//! | `learned` | MACs behind vifs |
-//! | `moved` | frames that arrive for vifs that have moved |
-//! | `lanes` | the lanes between vifs of this host |
-//! | `keys`, `gates` | secured vnets: keys, and what backends are told of them and when |
-//! | `suspended` | hosts that were suspended, restored or cloned |
-//! | `hello` | other hosts, as they describe themselves |
-//! | `doubts` | hosts that send under another policy, with another key or without a tag |
-//! | `site`, `follower`, `place` | the host's place on the underlay: chosen, followed, moved to |
-//! | `reconfigure` | another configuration under running vifs |
-//! | `tables`, `stats`, `monitor` | what operators see: rows, counters of backends, events |
-//! | `comings`, `complaints` | limits on the lines of the log |
+//! | `output` | It defines the inputs and outputs. |
+//! | `clients` | It holds the clients and limits their number. |
+//! | `requests` | It handles the requests of clients and the ends of their connections. |
+//! | `admission` | It decides which users may have vifs on which vnet, and which are operators. |
+//! | `bindings` | It binds each process to one vif. |
+//! | `arrivals` | It limits the rate of registrations. |
+//! | `register` | It registers vifs and finds their sockets. |
+//! | `registry` | It holds the vifs of this host, live and kept. |
+//! | `twins` | It warns when two backends serve one vif. |
+//! | `learned` | It holds the MACs behind vifs. |
+//! | `moved` | It corrects the senders of frames for vifs that have moved. |
+//! | `lanes` | It holds the lanes between vifs of this host and offers them to backends. |
+//! | `keys` | It holds the keys of secured vnets and the state machines that use them. |
+//! | `gates` | It decides when backends get keys, and which messages wait for keys. |
+//! | `suspended` | It renews keys after this host was suspended, restored or cloned. |
+//! | `hello` | It gives other hosts this host's settings and shows operators the hosts. |
+//! | `doubts` | It names hosts whose setup or version differs. |
+//! | `site` | It chooses the host's place on the underlay. |
+//! | `follower` | It decides when varpd examines the interfaces and follows changes. |
+//! | `place` | It holds the host's place and moves the host to another. |
+//! | `reconfigure` | It changes the configuration under running vifs. |
+//! | `tables` | It makes the rows of operators' tables. |
+//! | `stats` | It collects counters from backends. |
+//! | `monitor` | It streams the mapper's events to operators. |
+//! | `comings` | It limits the log lines about vifs that come and go. |
+//! | `complaints` | It limits the log lines that clients and other hosts can provoke. |
 
 #![forbid(unsafe_code)]
 
@@ -175,7 +184,7 @@ pub(crate) use monitor::missed;
 pub use output::{Brought, Descriptors, Ending, Input, LaneEnd, Output, Rejected, Rows};
 pub use site::{Interface, Place, SiteError};
 
-/// What a host begins with.
+/// The initial state and settings of a host.
 #[derive(Clone, Debug)]
 pub struct Start {
     /// Its configuration.
@@ -186,13 +195,13 @@ pub struct Start {
     pub admission: Admission,
     /// Its place on the underlay.
     pub place: Place,
-    /// The MTU of the place's interface in bytes, if it is known.
+    /// The MTU of the place's interface in bytes, if known.
     pub mtu: Option<u32>,
-    /// Secret randomness, of this start alone.
+    /// Secret random bytes, used for this start only.
     pub seed: [u8; 32],
 }
 
-/// The state machine; see the module's text.
+/// The state machine; see the [module](self).
 #[derive(Debug)]
 pub struct Host {
     config: Config,
@@ -209,7 +218,7 @@ pub struct Host {
     mapper: Mapper,
     security: Security,
     hello: Hello,
-    /// Counters that are being collected.
+    /// Runs that collect counters from backends.
     runs: Runs,
     comings: Comings,
     complaints: Complaints,
@@ -218,7 +227,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// Makes a host without vifs, which serves from now on.
+    /// Makes a host without vifs that serves from `now` on.
     pub fn new(start: Start, now: Now) -> Self {
         let Start { config, mapper, admission, place, mtu, seed } = start;
         let seed = Secret::new(seed);
@@ -250,7 +259,7 @@ impl Host {
         }
     }
 
-    /// Handles an input. Then drain [`Host::poll_output`].
+    /// Handles an input at the time `now`. Drain [`Host::poll_output`] afterwards.
     pub fn handle(&mut self, input: Input, now: Now) {
         match input {
             Input::Timeout => self.handle_timeout(now),
@@ -293,7 +302,7 @@ impl Host {
         self.settle(now);
     }
 
-    /// The next thing to do, if any.
+    /// The next output to carry out, if any.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
@@ -314,12 +323,12 @@ impl Host {
         .min()
     }
 
-    /// What it did, refused and dropped. The shell counts here as well.
+    /// Counts of actions, refusals and drops. The shell uses the same counters.
     pub fn counters(&self) -> &VarpdCounters {
         &self.counters
     }
 
-    /// The mapper, to look at.
+    /// The mapper, read-only.
     pub fn mapper(&self) -> &Mapper {
         &self.mapper
     }
@@ -334,7 +343,8 @@ impl Host {
         &self.config
     }
 
-    /// The key of the tokens that INITs of handshakes are sorted by at the VARP sockets; [`Output::Sort`] tells another.
+    /// The key by which the VARP sockets recognize INITs of handshakes with valid tokens.
+    /// [`Output::Sort`] replaces it.
     pub fn token_key(&self) -> TokenKey {
         self.security.sorted_by
     }
@@ -359,7 +369,7 @@ impl Host {
         if crate::wire::hello::Message::is_one(bytes) {
             return self.hello.hosts.handle_message(from, is_group, bytes, now);
         }
-        // Before its tag is looked at: a relay's trailer stands behind that.
+        // This precedes the check of the tag, since a relay's trailer follows the tag.
         if varp::is_relayed(bytes) && self.mapper.refuses_relayed(from) {
             return;
         }
@@ -374,7 +384,7 @@ impl Host {
         }
     }
 
-    /// Counts a message that cannot be read; a host that speaks another version is named.
+    /// Counts an unreadable message, and names its sender in the log if it speaks another version.
     fn refuse_malformed(&mut self, from: SocketAddr, bytes: &[u8], error: ParseError, now: Now) {
         log::trace!("VARP from {from}: {error}");
         self.counters.inc(match error {
@@ -404,7 +414,7 @@ impl Host {
         }
     }
 
-    /// Does what the state machines ask for, until they ask for nothing more.
+    /// Carries out the outputs of the inner state machines until there are no more.
     fn settle(&mut self, now: Now) {
         self.drive(now);
         self.refresh_hello(now);
@@ -413,7 +423,7 @@ impl Host {
         self.sort_newcomers();
     }
 
-    /// Does what the mapper and the database of keys ask for.
+    /// Carries out the outputs of the mapper and of the key database.
     fn drive(&mut self, now: Now) {
         while let Some(output) = self.mapper.poll_output() {
             match output {
@@ -463,7 +473,8 @@ impl Host {
         }
         match owner {
             Owner::Live(client) if !self.holds_back(id, notice, now) => {
-                // Before the mapping: the frames that wait for it then take the lane at once.
+                // Lanes precede the mapping, so that frames that wait for the mapping take the lane
+                // at once.
                 if let Notice::Mapping { mac, coa, .. } = notice {
                     self.offer_lanes(id, mac, coa, now);
                 }
@@ -487,17 +498,17 @@ impl Host {
         }
     }
 
-    /// The groups of a vnet's frames: they are sent to the first.
+    /// The groups of a vnet's frames. Hosts send to the first and receive from all.
     fn groups_of(&self, vnet: VnetId) -> FrameGroups {
         self.config.frame_groups(vnet, self.underlay.place.address)
     }
 
-    /// The group of VARP.
+    /// Address and port of the VARP group.
     fn group_address(&self) -> SocketAddr {
         SocketAddr::new(self.underlay.group, self.config.port.0)
     }
 
-    /// Counters that have been collected, or that were waited for long enough, are shown.
+    /// Sends the counters of each run that is complete or whose time is over.
     fn show_runs(&mut self, now: Now) {
         while let Some(run) = self.runs.poll_done(now.mono) {
             let rows = self.stats_rows(&run.answers);
@@ -506,14 +517,14 @@ impl Host {
     }
 
     fn leave(&mut self, now: Now) {
-        // Vifs of a host that ends may live on: their backends come to its next varpd.
+        // If there are vifs, their backends may come to this host's next varpd.
         if self.registry.is_empty() {
             self.hello.hosts.leave(now);
         }
     }
 }
 
-/// The part of the configuration that is the mapper's.
+/// The mapper's part of the configuration.
 pub fn mapper_config(config: &Config) -> mapper::Config {
     let Timers { reply_timeout, tries, early_retries, lifetime, negative_lifetime, .. } =
         &config.timers;

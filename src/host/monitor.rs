@@ -1,7 +1,7 @@
 //! The mapper's events, streamed to operators who watch (`vnet monitor`).
 //!
-//! varpd never waits for a monitor that does not read: a bounded number of events wait for it, later ones are missed,
-//! and their number is the next thing that it is told.
+//! varpd never waits for a monitor that does not read. A bounded number of events waits for it; it
+//! misses later ones, and the next row that it gets says how many.
 
 #![forbid(unsafe_code)]
 
@@ -15,7 +15,7 @@ use super::clients::{ClientId, Role};
 use super::output::Output;
 use super::requests::Failure;
 
-/// What an event consists of.
+/// The columns of an event.
 const COLUMNS: &[Column] = &[
     Column::text("time"),
     Column::text("event"),
@@ -24,7 +24,7 @@ const COLUMNS: &[Column] = &[
     Column::text("coa"),
     Column::text("stamp"),
     Column::text("from"),
-    // How many events this monitor was too slow for.
+    // Number of events that this monitor missed because it was too slow.
     Column::number("missed", "events"),
 ];
 
@@ -32,7 +32,7 @@ const COLUMNS: &[Column] = &[
 const MOST_MONITORS: usize = 16;
 
 impl Host {
-    /// A client is shown events from now on; it is told when that begins.
+    /// Begins to stream events to a client, and confirms it to the client.
     pub(super) fn begin_monitor(&mut self, id: ClientId) -> Result<(), Failure> {
         if self.clients.monitors().count() >= MOST_MONITORS {
             return Err(Failure::busy("too many monitors are watching"));
@@ -45,9 +45,10 @@ impl Host {
         Ok(())
     }
 
-    /// Something happened at the mapper: it is logged, and shown to those who watch.
+    /// Logs an event of the mapper, and shows it to the monitors.
     pub(super) fn show_event(&mut self, event: &Event, now: Now) {
-        // Anybody can claim vifs on vnets that this host has no part in.
+        // Any host can claim vifs on vnets without vifs here, so those alarms go to the debug
+        // level.
         let vnet = event.key().vnet;
         let level = match event.is_alarm() && self.underlay.hears(vnet) {
             true => self.complaints.alarms.level(vnet, event.name(), now.mono),

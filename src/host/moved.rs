@@ -1,8 +1,8 @@
-//! Frames that arrive for vifs that have moved: their senders are told the new place.
+//! Tells the senders of frames for vifs that have moved the new place of these vifs.
 //!
-//! While the backend lives it forwards such frames and reports their senders. When it has ended,
-//! the shell reads the kept sockets: the frames are dropped, since no frame ever passes through varpd, but their
-//! senders are told all the same.
+//! While the backend lives it forwards such frames and reports their senders. After its end the
+//! shell reads the kept sockets. It drops the frames, since no frame ever passes through varpd, and
+//! reports their senders.
 
 #![forbid(unsafe_code)]
 
@@ -26,7 +26,7 @@ impl Host {
         }
     }
 
-    /// Has a vif's sockets read, if its backend is gone and it has moved.
+    /// Asks the shell to read a vif's sockets if the vif has moved and its backend is gone.
     pub(super) fn watch_moved(&mut self, id: LocalVif) {
         let Some(vif) = self.registry.get_mut(id) else { return };
         if matches!(vif.owner, Owner::Kept(_)) && vif.moved && !vif.watched {
@@ -35,7 +35,8 @@ impl Host {
         }
     }
 
-    /// Ends that: the vif has a backend again, or other sockets, or is forgotten.
+    /// Asks the shell to stop reading: the vif has a backend again, has new sockets, or is
+    /// forgotten.
     pub(super) fn unwatch_moved(&mut self, id: LocalVif) {
         let Some(vif) = self.registry.get_mut(id) else { return };
         if std::mem::take(&mut vif.watched) {
@@ -43,7 +44,7 @@ impl Host {
         }
     }
 
-    /// Frames have arrived at the sockets of such a vif.
+    /// Frames have arrived at the sockets of a vif that the shell reads.
     pub(super) fn handle_strayed(&mut self, id: LocalVif, senders: &[SocketAddr], now: Now) {
         let Some(vif) = self.registry.get(id).filter(|vif| vif.watched) else { return };
         let key = vif.key;

@@ -1,7 +1,8 @@
-//! The effects that [`Host`](super::Host) asks its shell to carry out, and what the shell reports back.
+//! The effects that [`Host`](super::Host) asks its shell to carry out, and what the shell reports
+//! back.
 //!
-//! Both are plain data that can be compared and recorded: a host that is given a recorded list of inputs gives
-//! the same outputs again.
+//! Both are plain data that can be compared and recorded: the same list of inputs gives the same
+//! outputs again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -22,16 +23,16 @@ use super::site::{Interface, Place};
 /// Rows of a table: the cells of each.
 pub type Rows = Vec<Vec<Cell>>;
 
-/// Something that has happened.
+/// An input: an event, or the result of an output.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// Time has passed: does what is due. [`Host::poll_timeout`](super::Host::poll_timeout) says when.
+    /// The time of [`Host::poll_timeout`](super::Host::poll_timeout) has come.
     Timeout,
     /// A datagram has arrived at a socket for VARP.
     Datagram {
         /// The source address.
         from: SocketAddr,
-        /// It was sent to a group.
+        /// The destination was a multicast group.
         is_group: bool,
         /// The payload.
         bytes: Vec<u8>,
@@ -53,9 +54,10 @@ pub enum Input {
         client: ClientId,
         /// The message.
         bytes: Vec<u8>,
-        /// It was longer than a message can be, and was cut.
+        /// The message exceeded the longest one allowed, and was cut.
         is_cut: bool,
-        /// Number of descriptors that came along. The shell holds them until the next message of this client.
+        /// Number of descriptors that the message carries. The shell holds them until the next
+        /// message of this client.
         descriptors: usize,
     },
     /// A connection has ended.
@@ -70,7 +72,7 @@ pub enum Input {
         /// The client.
         client: ClientId,
     },
-    /// A process that a vif was bound to ([`Output::Bind`]) has ended.
+    /// A process that was bound to a vif ([`Output::Bind`]) has ended.
     ProcessEnded {
         /// Its number.
         pid: i32,
@@ -102,7 +104,7 @@ pub enum Input {
     Strayed {
         /// The vif.
         vif: LocalVif,
-        /// Their senders.
+        /// The source addresses of the frames.
         senders: Vec<SocketAddr>,
     },
     /// A key file was read, because of [`Output::ReadKey`] or because it has changed.
@@ -114,7 +116,7 @@ pub enum Input {
     },
     /// The kernel reports that interfaces, addresses or routes may have changed.
     News {
-        /// Something may have changed.
+        /// Interfaces, addresses or routes may have changed.
         any: bool,
         /// The underlay's interface was deleted, or may have been.
         is_deleted: bool,
@@ -134,7 +136,8 @@ pub enum Input {
     Placed {
         /// The place.
         place: Place,
-        /// The MTU of its interface in bytes, or the reason for which the host could not go there.
+        /// The MTU of its interface in bytes, or the reason for which the host could not move
+        /// there.
         result: Result<u32, String>,
     },
     /// Answers [`Output::RejoinVif`].
@@ -146,7 +149,7 @@ pub enum Input {
     },
     /// This host was suspended.
     Slept {
-        /// The time for which it was.
+        /// The duration of the suspension.
         asleep: Duration,
         /// Secret randomness.
         seed: [u8; 32],
@@ -180,19 +183,19 @@ pub enum Ending {
     Failed(String),
 }
 
-/// Sockets that a backend brought, and that are what they should be.
+/// Sockets that a backend brought, and that the shell accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Brought {
-    /// The address of the unicast ones.
+    /// The address of the unicast sockets.
     pub address: SocketAddr,
-    /// New sockets replace those of groups: the backend brought others.
+    /// New group sockets replace those that the backend brought, since those are of other groups.
     pub has_new_groups: bool,
 }
 
-/// Sockets that a backend brought, and that are not taken.
+/// The reason for which the shell refused sockets that a backend brought.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rejected {
-    /// They are not what they should be.
+    /// They are not usable as sockets of this vif.
     Wrong(String),
     /// A system call failed.
     Failed(String),
@@ -224,7 +227,7 @@ pub struct LaneEnd {
     pub addr: SocketAddr,
 }
 
-/// Something to do.
+/// An effect that the shell carries out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Send this datagram from the host's VARP address.
@@ -247,7 +250,7 @@ pub enum Output {
         client: ClientId,
         /// The message.
         event: Event,
-        /// What goes with it.
+        /// The descriptors to send along.
         descriptors: Descriptors,
     },
     /// Send a table to a client, as fast as it takes the rows; then report [`Input::Taken`].
@@ -259,7 +262,8 @@ pub enum Output {
         /// The rows.
         rows: Rows,
     },
-    /// The same for the mapper's table, which is made a page at a time ([`Host::varp_page`](super::Host::varp_page)).
+    /// Send the mapper's table to a client, a page at a time
+    /// ([`Host::varp_page`](super::Host::varp_page)); then report [`Input::Taken`].
     Pages {
         /// The client.
         client: ClientId,
@@ -278,14 +282,14 @@ pub enum Output {
         /// The client.
         client: ClientId,
     },
-    /// Remember the process of a client, and report when it has ended.
+    /// Watch the process of a client, and report its end with [`Input::ProcessEnded`].
     Bind {
         /// The client.
         client: ClientId,
         /// The number of its process.
         pid: i32,
     },
-    /// Open sockets for a vif, in the place of those that it has.
+    /// Open sockets for a vif, in place of any that it has; then report [`Input::Opened`].
     Open {
         /// The vif.
         vif: LocalVif,
@@ -296,7 +300,8 @@ pub enum Output {
         /// Number of its queue pairs.
         queue_pairs: u8,
     },
-    /// Take the descriptors that came with the client's last message as the sockets of a vif.
+    /// Take the descriptors of the client's last message as the sockets of a vif; then report
+    /// [`Input::Adopted`].
     Adopt {
         /// The vif.
         vif: LocalVif,
@@ -309,7 +314,7 @@ pub enum Output {
         /// Number of its queue pairs.
         queue_pairs: u8,
     },
-    /// The sockets of one vif are another's from now on.
+    /// Give the sockets of one vif to another.
     HandOver {
         /// The vif that has them.
         from: LocalVif,
@@ -321,7 +326,8 @@ pub enum Output {
         /// The vif.
         vif: LocalVif,
     },
-    /// No backend reads the sockets of a vif for a while: bound what may wait there.
+    /// Bound the bytes that may wait in the sockets of a vif, since no backend reads them for a
+    /// while.
     Bound {
         /// The vif.
         vif: LocalVif,
@@ -331,17 +337,18 @@ pub enum Output {
         /// The vif.
         vif: LocalVif,
     },
-    /// Read the sockets of a vif, drop what arrives and report the senders.
+    /// Read the sockets of a vif, drop the frames that arrive, and report the senders with
+    /// [`Input::Strayed`].
     Watch {
         /// The vif.
         vif: LocalVif,
     },
-    /// Leave them alone again.
+    /// Stop reading the sockets of a vif.
     Unwatch {
         /// The vif.
         vif: LocalVif,
     },
-    /// Make a lane and hand it to both sides, first to the one that reads.
+    /// Make a lane and hand it to both backends, first to the one that reads.
     Lane {
         /// The number of the lane.
         lane: u32,
@@ -350,40 +357,43 @@ pub enum Output {
         /// The side that reads.
         to: LaneEnd,
     },
-    /// Let group messages about these vnets through the filter of the VARP socket, and about no others.
+    /// Let only group messages about these vnets pass the filter of the VARP socket.
     Hear(BTreeSet<VnetId>),
-    /// INITs of handshakes with tokens of this key get a queue of their own.
+    /// Give INITs of handshakes with tokens of this key a queue of their own.
     Sort(TokenKey),
-    /// Read a key file and report it with [`Input::Key`]; from now on also when it has changed.
+    /// Read a key file and report it with [`Input::Key`]. If it is readable, also report its later
+    /// changes.
     ReadKey {
         /// The vnet.
         vnet: VnetId,
         /// The file.
         path: PathBuf,
     },
-    /// Look after this key file from now on, which was read before.
+    /// Report changes of this key file, which was read before, from now on.
     WatchKey {
         /// The vnet.
         vnet: VnetId,
         /// The file.
         path: PathBuf,
     },
-    /// Look whether key files have changed.
+    /// Check the key files for changes, and report each with [`Input::Key`].
     CheckKeys,
-    /// List the interfaces.
+    /// List the interfaces; then report [`Input::Interfaces`].
     Look,
-    /// Join the groups of VARP at this place, which has the same address.
+    /// Join the VARP groups at this place, which has the same address; then report
+    /// [`Input::Placed`].
     Rejoin(Place),
-    /// Join the groups of a vif at the host's place.
+    /// Join the groups of a vif at the host's place; then report [`Input::Rejoined`].
     RejoinVif {
         /// The vif.
         vif: LocalVif,
-        /// The index of the interface at which it has joined them.
+        /// The index of the interface at which it joined them before.
         before: u32,
     },
-    /// Open the sockets of VARP at this place, which has another address.
+    /// Open the VARP sockets at this place, which has another address; then report
+    /// [`Input::Placed`].
     Move(Place),
-    /// Tell the service manager.
+    /// Report this status to the service manager.
     Status(String),
     /// Write a line to the log.
     Log {

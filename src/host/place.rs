@@ -1,13 +1,16 @@
-//! The host's place on the underlay: followed, and left for another.
+//! Follows the host's place on the underlay, and moves the host to another.
 //!
-//! | The change | What follows |
-//! |---|---|
-//! | another interface, same address | the groups are joined there; vifs keep their sockets, sessions and claims |
-//! | another address | sockets are opened anew, varpd's own and those of each vif; sessions of secured vnets are over, since their keys derive from the address; all claims are made anew. A vif that is kept for a backend that is away stays its user's, and is claimed when that is back: its guest may run elsewhere by now |
-//! | no address | nothing, until there is one |
-//! | another MTU | backends and other hosts are told |
+//! - Another interface has the same address: varpd joins the groups there. Vifs keep their sockets,
+//!   sessions and claims.
+//! - The host has another address: varpd opens its own sockets and those of each vif anew. Sessions
+//!   of secured vnets end, since their keys derive from the address. varpd makes all claims anew. A
+//!   kept vif stays its user's, but varpd claims it only when its backend is back: its guest may
+//!   run elsewhere by now.
+//! - The host has no address: nothing changes until it has one again.
+//! - The MTU has changed: varpd tells backends and other hosts.
 //!
-//! Backends are told on the connection that they have, and go on with what they are given.
+//! varpd informs backends on their existing connections; they go on with the new settings or
+//! sockets.
 
 #![forbid(unsafe_code)]
 
@@ -37,30 +40,30 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Lines a minute about failures to follow the underlay.
 const MOST_ALARMS: u32 = 20;
 
-/// The host's place, and what is under way about it.
+/// The host's place, and the state of a change of place.
 #[derive(Debug)]
 pub(super) struct Underlay {
     pub(super) place: Place,
-    /// The MTU of its interface in bytes, as it was last seen.
+    /// The MTU of its interface in bytes, as last read.
     pub(super) mtu: Option<u32>,
-    /// The group of VARP.
+    /// The VARP group.
     pub(super) group: IpAddr,
     pub(super) follower: Follower,
-    /// The interfaces are being listed.
+    /// The shell is listing the interfaces.
     looks: bool,
-    /// The shell goes there.
+    /// The step that the shell is carrying out.
     step: Option<Step>,
     /// Vifs that wait for sockets at the new address.
     reopening: BTreeSet<LocalVif>,
-    /// Vifs that are not in their groups try again then.
+    /// Time at which vifs that are not in their groups try again.
     retry_at: Option<Instant>,
-    /// The vnets whose messages pass the filter, and the revision of the registry that they are from.
+    /// The vnets whose messages pass the filter, and the registry's revision at that time.
     heard: (Option<u64>, BTreeSet<VnetId>),
     alarms: Quiet,
 }
 
 impl Underlay {
-    /// At a place with this MTU.
+    /// At a place whose interface has this MTU in bytes.
     pub(super) fn new(config: &Config, place: Place, mtu: Option<u32>) -> Self {
         Self {
             group: config.main_group(place.address),
@@ -76,12 +79,12 @@ impl Underlay {
         }
     }
 
-    /// Whether this host has vifs on a vnet: then messages about it are heard.
+    /// Whether this host has vifs on a vnet, and so receives group messages about it.
     pub(super) fn hears(&self, vnet: VnetId) -> bool {
         self.heard.1.contains(&vnet)
     }
 
-    /// When something is due.
+    /// The time of the next timeout, if any.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let is_busy = self.looks || self.step.is_some();
         let look = self.follower.poll_timeout().filter(|_| !is_busy);
@@ -106,13 +109,14 @@ impl Host {
         )
     }
 
-    /// The same in few words, for the service manager.
+    /// The place in few words, for the service manager.
     pub fn status(&self) -> String {
         let Place { interface, address, .. } = &self.underlay.place;
         format!("at {address} on {interface}")
     }
 
-    /// Does what is due about the underlay.
+    /// Handles a timeout: vifs try again to join their groups, and the follower lists the
+    /// interfaces.
     pub(super) fn underlay_timeout(&mut self, now: Now) {
         if self.underlay.retry_at.is_some_and(|at| at <= now.mono) {
             self.underlay.retry_at = None;
@@ -128,7 +132,7 @@ impl Host {
         }
     }
 
-    /// The interfaces were listed.
+    /// Handles the list of interfaces.
     pub(super) fn handle_interfaces(
         &mut self,
         result: Result<Vec<Interface>, String>,
@@ -174,7 +178,7 @@ impl Host {
         self.underlay.follower.failed(now.mono);
     }
 
-    /// The shell has gone to a place, or could not.
+    /// The shell has moved to a place, or has failed to.
     pub(super) fn handle_placed(&mut self, place: &Place, result: Result<u32, String>, now: Now) {
         let Some(step) = self.underlay.step.take() else { return };
         match (&step, result) {
@@ -189,7 +193,8 @@ impl Host {
         self.say_settled(&step, now);
     }
 
-    /// varpd will look for an interface at its next start that is not there.
+    /// Warns if the interface has another name than the configuration says: varpd would not find it
+    /// at its next start.
     fn warn_if_unnamed(&mut self, place: &Place) {
         if let Some(named) = self.config.underlay.as_ref().filter(|n| **n != place.interface) {
             say!(
@@ -217,7 +222,8 @@ impl Host {
         self.outputs.push_back(Output::Status(status));
     }
 
-    /// The MTU of the underlay's interface was looked at. While the interface is away, it is what it was.
+    /// Takes over the MTU of the underlay's interface. `None` (the interface is away) changes
+    /// nothing.
     pub(super) fn handle_mtu(&mut self, mtu: Option<u32>, now: Now) {
         let Some(mtu) = mtu else { return };
         let Some(before) = self.underlay.mtu.replace(mtu).filter(|before| *before != mtu) else {
@@ -233,7 +239,7 @@ impl Host {
         self.tell_longest(now);
     }
 
-    /// Tells all backends where their vifs are, and by how long packets.
+    /// Tells all backends the care-of addresses of their vifs, and the MTU of the underlay.
     pub(super) fn tell_places(&mut self) {
         let live: Vec<(LocalVif, ClientId)> =
             self.registry.live().map(|(id, client, _)| (id, client)).collect();
@@ -242,13 +248,13 @@ impl Host {
         }
     }
 
-    /// The longest datagram that vifs of this host are sent.
+    /// The longest datagram that other hosts may send to vifs of this host.
     pub(super) fn longest_datagram(&self) -> Longest {
         let Underlay { mtu, place, .. } = &self.underlay;
         mtu.map_or(Longest::UNKNOWN, |mtu| Longest::of_mtu(mtu, place.address))
     }
 
-    /// The address is on another interface, or on one that was made anew.
+    /// The address is on another interface, or on one that was deleted and made again.
     fn rejoin(&mut self, place: &Place, mtu: u32, now: Now) {
         let before = self.underlay.place.clone();
         say!(
@@ -270,8 +276,8 @@ impl Host {
         self.mapper.greet(now);
     }
 
-    /// The sockets of a vif are in their groups on the underlay's interface, or could not join them; then they try again
-    /// until they can.
+    /// The sockets of a vif have joined their groups on the underlay's interface, or could not. If
+    /// not, they try again.
     pub(super) fn handle_rejoined(&mut self, id: LocalVif, result: Result<(), String>, now: Now) {
         let Some(vif) = self.registry.get_mut(id) else { return };
         let (key, interface) = (vif.key, &self.underlay.place.interface);
@@ -299,7 +305,7 @@ impl Host {
         }
     }
 
-    /// Messages about the vnets of this host's vifs are heard.
+    /// Lets group messages about the vnets of this host's vifs pass the filter.
     pub(super) fn hear_questions(&mut self) {
         let (revision, heard) = &mut self.underlay.heard;
         if *revision == Some(self.registry.revision()) {
@@ -313,7 +319,7 @@ impl Host {
         }
     }
 
-    /// Others send this host's vifs no longer datagrams than it takes now.
+    /// Announces the longest datagram that the vifs of this host now receive.
     fn tell_longest(&mut self, now: Now) {
         let longest = self.longest_datagram();
         for id in self.registry.ids() {
@@ -356,14 +362,14 @@ impl Host {
         self.greet_when_complete(now);
     }
 
-    /// Announces the host when all its vifs are at its new address.
+    /// Announces this host once all its vifs are at the new address.
     fn greet_when_complete(&mut self, now: Now) {
         if self.underlay.reopening.is_empty() {
             self.mapper.greet(now);
         }
     }
 
-    /// A vif has sockets at the host's new address, or has none.
+    /// A vif has sockets at the host's new address, or the shell could not open any.
     pub(super) fn handle_reopened(
         &mut self,
         id: LocalVif,
@@ -385,7 +391,7 @@ impl Host {
         }
     }
 
-    /// A vif has no sockets at the new address: its backend has to come again.
+    /// A vif has no sockets at the new address: its backend has to register again.
     fn send_away(&mut self, id: LocalVif, now: Now) {
         if let Some(client) = self.registry.client(id) {
             self.drop_client(client, "is to come again", now);
@@ -395,7 +401,7 @@ impl Host {
 
     fn move_vif(&mut self, id: LocalVif, address: SocketAddr, now: Now) {
         let longest = self.longest_datagram();
-        // Nothing comes late to the old sockets any more.
+        // No late frame reaches the old sockets any more.
         self.unwatch_moved(id);
         self.close_lanes_of(id);
         let Some(vif) = self.registry.get_mut(id) else { return };

@@ -1,13 +1,15 @@
-//! Another configuration under running vifs.
+//! Changes the configuration under running vifs.
 //!
-//! | Setting | When it takes effect |
-//! |---|---|
-//! | limits, times, lists of users, which vnets are taken | at once; what exists beyond a lower limit stays |
-//! | a vnet's policy, key file or group cipher | at once: its backends are told, and given the keys |
-//! | sockets, users and groups of the process, place on the underlay, port, groups, realm, `rekey`, sandbox | at the next start; a line says so |
+//! - Limits, times, lists of users and the choice of vnets take effect at once. Objects beyond a
+//!   lower limit stay.
+//! - A vnet's policy, key file and group cipher take effect at once: its backends get the policy
+//!   and the keys.
+//! - Other settings take effect at the next start, and a line of the log names them: sockets, users
+//!   and groups of the process, place on the underlay, ports, groups, beacon, hop limit, realm,
+//!   `rekey`, sandbox.
 //!
-//! The shell reads the keys before ([`Host::vnets_with_keys`]), so that a configuration whose keys cannot be read changes
-//! nothing.
+//! The shell reads the keys beforehand ([`Host::vnets_with_keys`]), so a configuration whose keys
+//! it cannot read changes nothing.
 
 #![forbid(unsafe_code)]
 
@@ -29,7 +31,7 @@ use super::register::Handed;
 use super::{Host, mapper_config};
 
 impl Host {
-    /// The vnets whose keys have to be read before a configuration is used.
+    /// The vnets whose keys the shell has to read before this host uses a configuration.
     pub fn vnets_with_keys(&self, config: &Config) -> BTreeSet<VnetId> {
         let here =
             self.registry.vnets().into_iter().filter(|vnet| config.policy(*vnet).is_secured());
@@ -100,13 +102,14 @@ impl Host {
             self.tell_policy(id, client, now);
         }
         if policy.sent() != old.0.sent() {
-            // Frames for known places wait until they are asked for anew, and until there are keys.
+            // Backends resolve known places anew, and their frames wait for that and for keys.
             self.release_all(vnet, now);
             self.mapper.flush(Some(vnet), None);
         }
     }
 
-    /// Tells a backend the policy of its vnet, and its keys.
+    /// Sends a backend the policy and keys of its vnet; halts its vif if the policy is too low for
+    /// it.
     fn tell_policy(&mut self, id: LocalVif, client: ClientId, now: Now) {
         let Some(vif) = self.registry.get_mut(id) else { return };
         let policy = self.config.policy(vif.key.vnet);
@@ -127,7 +130,7 @@ impl Host {
         }
         self.tell_place(id, client, Handed::Nothing);
         self.send_keys(id, client, now);
-        // Others hear at once what is used here.
+        // Other hosts learn this host's new policy at once.
         self.mapper.announce(id, now);
     }
 }

@@ -1,14 +1,18 @@
-//! Registration of a vif: whose it may be, and which sockets it gets.
+//! Registers vifs: decides which user may have a vif, and which sockets its backend gets.
 //!
-//! | The backend | there is kept | it gets |
+//! | The backend brings | varpd keeps | The backend gets |
 //! |---|---|---|
-//! | brings no sockets | nothing, or for other queue pairs | new ones |
-//! | brings no sockets | its own, but the guest had not run here, or has been elsewhere since | new ones: no frames that were not for it, or that it has had |
-//! | brings no sockets | its own | the kept ones: same care-of address, no frame lost |
-//! | brings sockets | anything | its own, if they are what they should be; of other groups than the configuration's, new ones |
+//! | no sockets | none, or for another number of queue pairs | new sockets |
+//! | no sockets | those of a guest that has not run here, or has moved | new sockets |
+//! | no sockets | other sockets of the vif | the kept sockets |
+//! | sockets | any or none | no sockets, if its own are valid |
 //!
-//! A registration takes steps, since files are read and sockets are opened by the shell. Until the last one the vif has a
-//! number, but is not in the registry.
+//! Kept sockets preserve the care-of address and the frames that have arrived. If the guest has not
+//! run here or has moved, these frames are not for it, or it has had them. If the group sockets
+//! that a backend brings are of other groups than the configuration's, the backend gets new ones.
+//!
+//! A registration takes several steps, since the shell reads files and opens sockets. Until the
+//! last step the vif has a number, but is not in the registry.
 //!
 //! ```text
 //!  REGISTER -> [key of the vnet] -> kept ----------------------------> welcome
@@ -34,7 +38,7 @@ use super::output::{Brought, Descriptors, Output, Rejected};
 use super::registry::{Owner, Refusal, Vif, may_take};
 use super::requests::Failure;
 
-/// What a backend asks for.
+/// The vif that a backend asks for, and the backend's properties.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Registration {
     pub(super) key: VifKey,
@@ -43,9 +47,9 @@ pub(super) struct Registration {
     pub(super) queue_pairs: u8,
     pub(super) active: bool,
     pub(super) stamp: Option<Stamp>,
-    /// Number of MACs that it learns at most, as it says.
+    /// Most MACs that it learns, by its own statement.
     pub(super) learn: u16,
-    /// The least that it carries frames under.
+    /// The least protection under which it carries frames.
     pub(super) floor: Floor,
 }
 
@@ -72,16 +76,16 @@ enum Origin {
 /// The sockets that a backend is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Handed {
-    /// None: it has them.
+    /// None: it has all sockets.
     Nothing,
-    /// Those of groups, instead of those that it has.
+    /// Group sockets, in place of those that it has.
     Groups,
-    /// All.
+    /// All sockets.
     All,
 }
 
 impl Host {
-    /// Begins to make a connection that of a vif.
+    /// Begins the registration of a vif for a connection.
     pub(super) fn register(
         &mut self,
         id: ClientId,
@@ -181,11 +185,13 @@ impl Host {
     /// The client of a registration is gone.
     pub(super) fn give_up_registering(&mut self, vif: LocalVif) {
         self.registering.remove(&vif);
-        // It has none yet, or they are on their way and dropped when they come.
+        // The vif may have sockets already. If the shell still opens or checks them, they are
+        // dropped later.
         self.outputs.push_back(Output::Drop { vif });
     }
 
-    /// A vnet's key was read, or could not be: goes on with the registrations that wait for it.
+    /// Goes on with the registrations that wait for a vnet's key: the shell has read it, or has
+    /// failed to.
     pub(super) fn go_on_with_key(&mut self, vnet: VnetId, result: Result<(), &str>, now: Now) {
         let waits =
             |(_, new): &(&LocalVif, &Registering)| new.awaits_key && new.wanted.key.vnet == vnet;
@@ -204,7 +210,7 @@ impl Host {
         }
     }
 
-    /// Finds the sockets of a vif: kept ones, those that its backend brings, or new ones.
+    /// Finds the sockets of a vif: those that its backend brings, kept ones, or new ones.
     fn find_sockets(&mut self, vif: LocalVif, now: Now) {
         let Some(new) = self.registering.get(&vif).copied() else { return };
         let Registering { wanted, peer, brings_sockets, client, .. } = new;
@@ -236,7 +242,7 @@ impl Host {
         }
     }
 
-    /// The kept vif whose sockets a backend without any gets.
+    /// The kept vif whose sockets a backend without sockets gets.
     fn kept_for(&self, wanted: &Registration, peer: Peer) -> Option<LocalVif> {
         let (id, kept) = self.registry.kept(wanted.key)?;
         let suits = may_take(peer, kept.peer)
@@ -246,14 +252,14 @@ impl Host {
         suits.then_some(id)
     }
 
-    /// The kept vif that has the very address of sockets that a backend brought.
+    /// The kept vif with the same key and address as the sockets that a backend brought.
     fn kept_at(&self, wanted: &Registration, peer: Peer, address: SocketAddr) -> Option<LocalVif> {
         let (id, kept) = self.registry.kept(wanted.key)?;
         let same = kept.coa.addr == address && kept.queue_pairs == wanted.queue_pairs;
         (same && may_take(peer, kept.peer)).then_some(id)
     }
 
-    /// Sockets for a vif were opened: for one that registers, or for one whose host has moved.
+    /// The shell has opened sockets for a vif that registers, or for a vif whose host has moved.
     pub(super) fn handle_opened(
         &mut self,
         vif: LocalVif,
@@ -274,7 +280,7 @@ impl Host {
         }
     }
 
-    /// The sockets that a backend brought were looked at.
+    /// The shell has checked the sockets that a backend brought.
     pub(super) fn handle_adopted(
         &mut self,
         vif: LocalVif,
@@ -301,7 +307,7 @@ impl Host {
         self.counters.inc(VarpdCounter::vifs_adopted);
         let origin = Origin::Brought { has_new_groups: brought.has_new_groups };
         match self.kept_at(&wanted, peer, brought.address) {
-            // They are those that are kept: the claim has lived on.
+            // They are the kept sockets, so the vif's claim continues.
             Some(kept) => {
                 self.outputs.push_back(Output::Drop { vif });
                 self.resume(vif, kept, origin, now);
@@ -331,7 +337,8 @@ impl Host {
             self.registering.remove(&vif);
             return self.complete(kept, (client, wanted), (origin, false), now);
         }
-        // The new backend's receiver understands something else: it is another care-of address.
+        // The new backend has other capabilities, or the longest datagram has changed, so the
+        // care-of address is another.
         let address = known.coa.addr;
         self.clear_learned(kept, now);
         self.mapper.remove_vif(kept, now);
@@ -345,7 +352,7 @@ impl Host {
         CareOf { addr, kinds: EncapKinds::UDP, capabilities, longest }
     }
 
-    /// A new vif; a kept one of the same key has had its time.
+    /// Enters a new vif into the registry. Forgets a kept vif with the same key.
     fn enter(
         &mut self,
         vif: LocalVif,
@@ -357,7 +364,7 @@ impl Host {
         else {
             return;
         };
-        // Another one may have come while this one waited for its sockets.
+        // Another vif with this key may have registered while this one waited for its sockets.
         if let Err(refusal) = self.registry.check(wanted.key, peer, now.mono) {
             self.outputs.push_back(Output::Drop { vif });
             return self.fail_registering(vif, refusal.into(), now);
@@ -397,7 +404,7 @@ impl Host {
         self.complete(vif, (client, wanted), (origin, brings_stamps), now);
     }
 
-    /// Completes a registration: the backend is told where its vif is, its keys, and what it missed.
+    /// Completes a registration: sends the backend its place, its keys and its claims.
     fn complete(
         &mut self,
         id: LocalVif,
@@ -424,7 +431,7 @@ impl Host {
         self.activate(id, wanted.active && is_admitted, prior, now);
     }
 
-    /// Whether the backend carries frames under the vnet's policy; says so if it does not.
+    /// Whether the backend carries frames under the vnet's policy. Logs a line if it does not.
     fn admits(&mut self, id: LocalVif, wanted: &Registration, now: Now) -> bool {
         let (key, policy) = (wanted.key, self.config.policy(wanted.key.vnet));
         let is_admitted = wanted.floor.admits(policy);
@@ -442,7 +449,7 @@ impl Host {
         is_admitted
     }
 
-    /// Tells the backend where its vif is, with the sockets that it lacks.
+    /// Tells the backend its care-of address, and hands over the sockets that it lacks.
     fn welcome(&mut self, vif: LocalVif, client: ClientId, origin: Origin, now: Now) {
         let Some(known) = self.registry.get(vif) else { return };
         let (key, coa, Peer { uid, pid }) = (known.key, known.coa, known.peer);
@@ -457,7 +464,7 @@ impl Host {
         self.tell_place(vif, client, handed);
     }
 
-    /// Tells a backend where its vif is.
+    /// Tells a backend its care-of address, group, MTU and policy.
     pub(super) fn tell_place(&mut self, id: LocalVif, client: ClientId, handed: Handed) {
         let Some(vif) = self.registry.get(id) else { return };
         let (vnet, coa) = (vif.key.vnet, vif.coa);
@@ -474,8 +481,8 @@ impl Host {
         self.tell_group_longest(vnet, client);
     }
 
-    /// Takes over the state of the rings, as the backend says it; a claim that lived on while its backend was gone is
-    /// told again.
+    /// Takes over the state of the rings from the backend. Tells it a claim that continued while
+    /// the vif was kept.
     fn activate(&mut self, id: LocalVif, active: bool, prior: Option<Stamp>, now: Now) {
         let claim = self.mapper.claim(id);
         if let Some(vif) = self.registry.get_mut(id) {

@@ -1,9 +1,9 @@
-//! The vifs of this host: whose they are, where they are reached, and what is kept of them when
+//! The vifs of this host: their users and care-of addresses, and the vifs that varpd keeps when
 //! their backend is gone.
 //!
 //! A vif is *live* while its backend is connected and *kept* for a while afterwards. Two live vifs
 //! of one user may have the same key: when a guest migrates within the host, the new backend waits
-//! beside the old one until its rings start.
+//! until its rings start, while the old one serves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,15 +17,15 @@ use crate::wire::{CareOf, Stamp, VifKey, VnetId};
 
 use super::clients::{ClientId, Peer};
 
-/// Root may take what is another's.
+/// The user id of root, who may take over another user's vif.
 pub(super) const ROOT: u32 = 0;
 
-/// Who speaks for a vif.
+/// The backend of a vif, if it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
     /// The backend on this connection.
     Live(ClientId),
-    /// Nobody until then.
+    /// None: the vif is kept until then.
     Kept(Instant),
 }
 
@@ -38,37 +38,38 @@ pub(super) struct Vif {
     pub(super) owner: Owner,
     /// Its backend takes lanes.
     pub(super) takes_lanes: bool,
-    /// How many MACs behind it its backend says that it learns at most.
+    /// Most MACs that its backend learns behind it.
     pub(super) learn: u16,
-    /// The least that its backend carries frames under.
+    /// The least protection under which its backend carries frames.
     pub(super) floor: Floor,
     /// Number of its queue pairs.
     pub(super) queue_pairs: u8,
-    /// Its rings run, as far as is known.
+    /// Its rings run, as far as varpd knows.
     pub(super) active: bool,
-    /// Its backend carries no frame, since the vnet's policy is too low for it.
+    /// Its backend carries no frames, since the vnet's policy is too low for it.
     pub(super) is_halted: bool,
-    /// Stamps that its backend brings are of claims at this care-of address, made with an earlier varpd: it brought
-    /// its sockets, and has been at their address since. All other claims are this varpd's own, or were at another
-    /// address, where a stamp says nothing of claims to this one.
+    /// The stamps that its backend brings are of claims at this care-of address, made with an
+    /// earlier varpd: the backend brought its sockets, and has had their address since. This varpd
+    /// ignores other stamps, which may be of claims at another address.
     pub(super) brings_stamps: bool,
-    /// Its rings have run, and were not said to have stopped: what arrived at its sockets since is for
-    /// its guest.
+    /// Its rings have run, and its backend has not reported that they stopped: frames that have
+    /// arrived at its sockets since are for its guest.
     pub(super) ran: bool,
-    /// Of its claim, if it has one.
+    /// The stamp of its claim, if it has one.
     pub(super) stamp: Option<Stamp>,
-    /// Whether it has moved away since it was last claimed here: what arrives at its sockets is late.
+    /// It has moved away since it was last claimed here: frames that arrive at its sockets are
+    /// late.
     pub(super) moved: bool,
-    /// Its sockets are still to join their groups on the underlay's interface.
+    /// Its sockets have yet to join their groups on the underlay's interface.
     pub(super) is_deaf: bool,
-    /// The shell reads what arrives at its sockets: its backend is gone, and it has moved.
+    /// The shell reads its sockets, since it has moved and its backend is gone.
     pub(super) watched: bool,
-    /// When it came into its state, milliseconds since 1970.
+    /// Start of its present state, in milliseconds since 1970.
     pub(super) since_ms: u64,
 }
 
 impl Vif {
-    /// As operators see it.
+    /// Its state as operators see it.
     pub(super) fn state(&self) -> &'static str {
         match (self.owner, self.active) {
             (Owner::Kept(_), _) => "kept",
@@ -81,19 +82,19 @@ impl Vif {
     }
 }
 
-/// Why a vif can't be registered.
+/// The reason for which a vif can't be registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub(super) enum Refusal {
-    /// It is another user's.
+    /// The vif belongs to another user.
     #[error("vif {key} belongs to user {uid}, process {pid}")]
     Foreign { key: VifKey, uid: u32, pid: i32 },
-    /// Its backend has ended; it is kept for that one's user.
+    /// The vif is kept for another user, whose backend has ended.
     #[error(
         "vif {key} is kept for user {uid}, whose backend has ended, for another {} s; \
          until then only that user and root may register it", left.as_secs() + 1
     )]
     Kept { key: VifKey, uid: u32, left: Duration },
-    /// The care-of address is.
+    /// The care-of address belongs to another vif.
     #[error("care-of address {coa} belongs to vif {key}")]
     CareOfTaken { coa: CareOf, key: VifKey },
 }
@@ -103,12 +104,12 @@ pub(super) enum Refusal {
 pub(super) struct Registry {
     vifs: BTreeMap<u64, Vif>,
     next: u64,
-    /// Changes of the set of vifs.
+    /// Number of changes of the set of vifs.
     revision: u64,
 }
 
 impl Registry {
-    /// Whether `peer` may register `key` beside or in place of what is there.
+    /// Whether `peer` may register `key` in addition to, or in place of, vifs with this key.
     pub(super) fn check(&self, key: VifKey, peer: Peer, now: Instant) -> Result<(), Refusal> {
         let foreign = |vif: &&Vif| vif.key == key && !may_take(peer, vif.peer);
         let Some(vif) = self.vifs.values().find(foreign) else { return Ok(()) };
@@ -142,7 +143,7 @@ impl Registry {
         self.iter().find(|(_, vif)| kept(vif))
     }
 
-    /// A handle that was never used before.
+    /// A new handle; handles are never reused.
     pub(super) fn next_id(&mut self) -> LocalVif {
         let id = self.next;
         self.next += 1;
@@ -191,12 +192,12 @@ impl Registry {
         self.vifs.values().map(|vif| vif.key.vnet).collect()
     }
 
-    /// A number that is another whenever vifs were added or removed.
+    /// A number that changes whenever a vif is added or removed.
     pub(super) const fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// Takes a vif out.
+    /// Removes a vif.
     pub(super) fn remove(&mut self, id: LocalVif) -> Option<Vif> {
         self.revision += 1;
         self.vifs.remove(&id.0)
@@ -207,19 +208,19 @@ impl Registry {
         self.vifs.get(&id.0)
     }
 
-    /// A vif, to change.
+    /// A vif, mutable.
     pub(super) fn get_mut(&mut self, id: LocalVif) -> Option<&mut Vif> {
         self.vifs.get_mut(&id.0)
     }
 
-    /// All, oldest first.
+    /// All vifs, the oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = (LocalVif, &Vif)> {
         self.vifs.iter().map(|(&id, vif)| (LocalVif(id), vif))
     }
 
-    /// The backend of a vif is gone: from now on it's kept. Returns what has to go for it: an older
-    /// kept vif of the same key, and those beyond `most`: the oldest of the user who has most kept, so
-    /// that nobody pushes out what is another's.
+    /// Keeps a vif whose backend is gone until `until`. Returns the vifs to forget: an older kept
+    /// vif with the same key, and kept vifs beyond `most`. Each of the latter is the oldest of the
+    /// user who has most kept, so that no user displaces the vifs of users who have fewer.
     pub(super) fn keep(
         &mut self,
         id: LocalVif,
@@ -245,7 +246,7 @@ impl Registry {
         gone
     }
 
-    /// When the first kept vif has to go.
+    /// Time at which the next kept vif expires.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         let until = |vif: &Vif| match vif.owner {
             Owner::Kept(until) => Some(until),
@@ -261,7 +262,7 @@ impl Registry {
     }
 }
 
-/// Which of the kept vifs of users have to go so that `most` are left.
+/// The kept vifs to forget so that `most` are left.
 fn beyond(most: usize, mut by_user: BTreeMap<u32, Vec<(Instant, LocalVif)>>) -> Vec<LocalVif> {
     for kept in by_user.values_mut() {
         // The oldest last.
@@ -279,7 +280,7 @@ fn beyond(most: usize, mut by_user: BTreeMap<u32, Vec<(Instant, LocalVif)>>) -> 
     (most..count).map_while(next).collect()
 }
 
-/// Whether `peer` may have what was `before`'s.
+/// Whether `peer` may take over a vif of `before`: root and the same user may.
 pub(super) fn may_take(peer: Peer, before: Peer) -> bool {
     peer.uid == ROOT || peer.uid == before.uid
 }
@@ -386,7 +387,8 @@ mod tests {
                 registry.remove(id);
             }
         }
-        // A third gets its share: of two who have as many the one whose oldest is older gives one up.
+        // A third gets its share: of two who have as many the one whose oldest is older gives one
+        // up.
         let third = enter(&mut registry, vif(9, 1002, 9));
         assert_eq!(registry.keep(third, at(900), 4, NOW), [quiet[0]]);
     }

@@ -1,4 +1,4 @@
-//! What clients ask, and the ends of their connections.
+//! Handles the requests of clients, and the ends of their connections.
 
 #![forbid(unsafe_code)]
 
@@ -15,34 +15,34 @@ use super::output::{Ending, Output};
 use super::register::Registration;
 use super::tables::columns;
 
-/// What varpd has beyond the version of the protocol.
+/// The optional features of varpd.
 const FEATURES: Features = Features::LANES;
-/// Most tables that wait to be read, in total.
+/// Most clients that have yet to take all rows of a table.
 const MOST_TABLES: usize = 8;
 
-/// The reason for which a request is not granted.
+/// The reason for which varpd refuses a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) code: ErrorCode,
     pub(super) text: String,
-    /// It costs the connection.
+    /// varpd ends the connection.
     pub(super) fatal: bool,
     /// The vif that was asked for.
     pub(super) about: Option<VifKey>,
 }
 
 impl Failure {
-    /// After which the connection ends.
+    /// A failure after which varpd ends the connection.
     pub(super) fn fatal(code: ErrorCode, text: impl Into<String>) -> Self {
         Self { code, text: text.into(), fatal: true, about: None }
     }
 
-    /// A limit that others keep busy.
+    /// Other clients have reached a limit; the client may try again.
     pub(super) fn busy(text: &str) -> Self {
         Self::passing(ErrorCode::Limit, format!("{text}; try again"))
     }
 
-    /// After which the client may go on.
+    /// A failure after which the connection continues.
     fn passing(code: ErrorCode, text: impl Into<String>) -> Self {
         Self { code, text: text.into(), fatal: false, about: None }
     }
@@ -175,7 +175,7 @@ impl Host {
         Ok(())
     }
 
-    /// Whether a client may ask what operators ask; else the reason.
+    /// Fails with the reason if a client may not send operators' requests.
     fn check_operator(&self, client: &Client) -> Result<(), String> {
         self.bindings.check_operator(client.peer).map_err(|refusal| refusal.to_string())?;
         if client.door == Door::Operators {
@@ -225,7 +225,8 @@ impl Host {
         Ok(())
     }
 
-    /// Asks the backends for their counters; the rows follow when all have answered, or have had their time.
+    /// Asks the backends for their counters. The rows follow when all have answered, or their time
+    /// is over.
     fn begin_stats(&mut self, id: ClientId, now: Now) -> Result<(), Failure> {
         let live: Vec<(LocalVif, ClientId)> =
             self.registry.live().map(|(vif, client, _)| (vif, client)).collect();
@@ -247,7 +248,7 @@ impl Host {
         self.tell(id, Event::End);
     }
 
-    /// Tells a client that a request is not granted.
+    /// Tells a client that varpd refuses its request; ends the connection if the failure is fatal.
     pub(super) fn fail(&mut self, id: ClientId, failure: Failure, now: Now) {
         let Failure { code, text, fatal, about } = failure;
         if code == ErrorCode::Invalid {
@@ -310,7 +311,7 @@ impl Host {
         }
     }
 
-    /// A vif that nobody came back for: its sockets are closed, its claim ends.
+    /// Forgets a vif: closes its sockets and ends its claim.
     pub(super) fn forget_vif(&mut self, id: LocalVif, now: Now) {
         self.unwatch_moved(id);
         self.close_lanes_of(id);

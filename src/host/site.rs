@@ -1,9 +1,9 @@
-//! The host's place on the underlay, its interface and address: chosen by the configuration and the existing
-//! interfaces, and chosen again when these change.
+//! The host's place on the underlay, its interface and address: chosen by the configuration and the
+//! existing interfaces, and chosen again when these change.
 //!
-//! varpd keeps its address as long as any interface that is up has it. When the address is gone, varpd
-//! chooses as at its start, and never changes the address family: IPv4, or IPv6 if configured. It uses a
-//! link-local address only if the configuration names it.
+//! varpd keeps its address as long as any interface that is up has it. When the address is gone,
+//! varpd chooses as at its start, and never changes the address family: IPv4, or IPv6 if
+//! configured. It uses a link-local address only if the configuration names it.
 
 #![forbid(unsafe_code)]
 
@@ -49,7 +49,7 @@ pub enum SiteError {
     /// The configuration names no interface or address, and there is no suitable one.
     #[error("no interface that is up has an {family} address (there are: {choices})")]
     Nothing {
-        /// What is looked for.
+        /// The missing address's family.
         family: &'static str,
         /// Interfaces and addresses.
         choices: String,
@@ -62,7 +62,7 @@ pub enum SiteError {
         /// Interfaces and addresses.
         choices: String,
     },
-    /// Group and underlay are of different families.
+    /// Group and underlay have different address families.
     #[error("group {group} does not fit an {family} underlay: choose another one{hint}")]
     Family {
         /// The group.
@@ -90,7 +90,7 @@ pub struct Interface {
     pub index: u32,
     /// The index of the bridge, bond or the like that it is a port of.
     pub master: Option<u32>,
-    /// It is up, by the administrator's will.
+    /// It is administratively up.
     pub up: bool,
     /// A loopback interface.
     pub loopback: bool,
@@ -133,8 +133,8 @@ pub(super) enum Step {
     Wait(SiteError),
 }
 
-/// The step for a host at `place`. `was_deleted`: its interface was deleted, even if there is one with the
-/// same index again.
+/// The step for a host at `place`. `was_deleted`: its interface was deleted, even if there is one
+/// with the same index again.
 pub(super) fn follow(
     config: &Config,
     place: &Place,
@@ -172,8 +172,8 @@ fn rejoin(place: Place) -> Step {
     }
 }
 
-/// Whether to move to another interface: the configuration names none, and the other one has the default
-/// route.
+/// Whether to move to another interface: the configuration names none, and the other one has the
+/// default route.
 fn is_stopgap(
     config: &Config,
     here: &Interface,

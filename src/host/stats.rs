@@ -1,7 +1,7 @@
-//! Collecting counters from backends, without waiting for any.
+//! Collects counters from backends, without waiting for any.
 //!
-//! A run asks all backends at once and ends when all have answered or its time is over; who has
-//! not answered by then is shown as stalled.
+//! A run asks all backends at once. It ends when all have answered or its time is over; a backend
+//! that has not answered by then is shown as stalled.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::wire::control::Sample;
 
 use super::clients::ClientId;
 
-/// How long backends have to answer.
+/// Time that backends have to answer.
 pub(super) const PATIENCE: Duration = Duration::from_millis(300);
 /// Most runs at a time.
 const MOST_RUNS: usize = 16;
@@ -23,9 +23,9 @@ pub(super) type Counters = Vec<Sample>;
 /// A run of collecting.
 #[derive(Debug)]
 pub(super) struct Run {
-    /// Who asked.
+    /// The client that asked.
     pub(super) client: ClientId,
-    /// What came; `None` while it has not.
+    /// The counters of each vif; `None` while its backend has not answered.
     pub(super) answers: BTreeMap<LocalVif, Option<Counters>>,
     deadline: Instant,
 }
@@ -44,8 +44,8 @@ pub(super) struct Runs {
 }
 
 impl Runs {
-    /// Begins a run over these vifs; returns its number, or `None` if too many are under way or this
-    /// client has one.
+    /// Begins a run over these vifs; returns its number, or `None` if too many are under way or
+    /// this client has one.
     pub(super) fn begin(
         &mut self,
         client: ClientId,
@@ -62,7 +62,7 @@ impl Runs {
         Some(xid)
     }
 
-    /// A vif's answer; false if nobody asked for it, or no longer.
+    /// Stores a vif's answer. Returns false if no run waits for it.
     pub(super) fn answer(&mut self, xid: u32, vif: LocalVif, values: Counters) -> bool {
         let asked = self.runs.get_mut(&xid).and_then(|run| run.answers.get_mut(&vif));
         let Some(slot @ None) = asked else { return false };
@@ -70,19 +70,19 @@ impl Runs {
         true
     }
 
-    /// The client is gone, and with it its run.
+    /// Ends the run of a client that is gone.
     pub(super) fn abandon(&mut self, client: ClientId) {
         self.runs.retain(|_, run| run.client != client);
     }
 
-    /// The vif's backend is gone: it's not waited for.
+    /// The vif's backend is gone: no run waits for it.
     pub(super) fn forget(&mut self, vif: LocalVif) {
         for run in self.runs.values_mut() {
             run.answers.remove(&vif);
         }
     }
 
-    /// When the first run's time is over.
+    /// Time at which the next run ends at the latest.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.runs.values().map(|run| run.deadline).min()
     }

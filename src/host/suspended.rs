@@ -1,8 +1,8 @@
-//! Hosts that were suspended, restored from a snapshot, or cloned: keys are renewed.
+//! Renews keys after this host was suspended, restored from a snapshot, or cloned.
 //!
-//! While a host is suspended its monotonic clock stands still, and so does the age of keys. A virtual machine that
-//! was restored from a snapshot, or cloned, cannot notice this by any clock, and another
-//! copy may already have sealed packets with the same keys and numbers.
+//! While a host is suspended its monotonic clock stands still, and so does the age of keys. A
+//! virtual machine that was restored from a snapshot, or cloned, cannot notice this by any clock.
+//! Another copy may already have sealed packets with the same keys and numbers.
 //!
 //! | Input | Sessions with other hosts | Group frames |
 //! |---|---|---|
@@ -31,7 +31,7 @@ impl Host {
         self.renew_group_keys();
     }
 
-    /// Makes all backends on secured vnets start anew with group frames.
+    /// Gives all backends on secured vnets new salts, so that they start anew with group frames.
     fn renew_group_keys(&mut self) {
         let vnets: Vec<VnetId> = self.security.vnets.keys().copied().collect();
         for vnet in vnets {

@@ -18,7 +18,8 @@ use super::output::{Output, Rows};
 use super::registry::{Owner, Vif};
 use super::stats::Counters;
 
-/// Rows of the mapper's table that are made in one turn of the loop: less than a millisecond's work.
+/// Rows of the mapper's table that are made in one turn of the loop: less than a millisecond's
+/// work.
 const PAGE: usize = 512;
 
 /// The columns of a table.
@@ -90,7 +91,7 @@ const HOSTS: &[Column] = &[
     Column::number("longest", "bytes"),
     Column::text("note"),
 ];
-/// A number of varpd itself has neither vnet nor MAC.
+/// Counters of varpd itself have neither vnet nor MAC.
 const STATS: &[Column] = &[
     Column::number("vnet", ""),
     Column::text("mac"),
@@ -196,7 +197,7 @@ impl Host {
         self.registry.iter().flat_map(behind).collect()
     }
 
-    /// A page of what the mapper knows: the rows behind a key, and the last key if there may be more.
+    /// A page of the mapper's table: the rows after a key, and the last key if there may be more.
     pub fn varp_page(&self, after: Option<VifKey>, now: Now) -> (Rows, Option<VifKey>) {
         let rows = self.mapper.rows_after(after, PAGE, now);
         let last = rows.last().map(|row| row.key).filter(|_| rows.len() >= PAGE);
@@ -209,7 +210,7 @@ impl Host {
                 Cell::text(row.state.to_string()),
                 Cell::Span(row.age),
                 match row.state {
-                    // A claim of this host lasts until it ends.
+                    // A claim of this host has no lifetime: it lasts until the host ends it.
                     State::Local => Cell::Nothing,
                     _ => Cell::Span(row.remaining),
                 },
@@ -218,7 +219,7 @@ impl Host {
         (rows.iter().map(row).collect(), last)
     }
 
-    /// The hosts with which keys are agreed on, by vnet.
+    /// The hosts with which this host agrees on keys, by vnet.
     pub(super) fn peer_rows(&self, now: Now) -> Rows {
         let row = |row: rows::Row| {
             let serving = row.serving;

@@ -1,4 +1,4 @@
-//! What the parts do together: the machine is driven as `varpd` drives it, by a shell without sockets.
+//! Tests of the parts together: a shell without sockets drives the host as `varpd` does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ struct Bench {
     next_client: u64,
     next_port: u16,
     sockets: BTreeMap<LocalVif, SocketAddr>,
-    /// Messages to clients, each with what goes with it.
+    /// Messages to clients, each with its descriptors.
     told: Vec<(ClientId, Event, Descriptors)>,
     closed: BTreeSet<ClientId>,
     log: Vec<(log::Level, String)>,
@@ -33,11 +33,11 @@ struct Bench {
     others: Vec<Output>,
     /// Key files that can be read.
     keys: BTreeMap<VnetId, KeyFile>,
-    /// All inputs, and all outputs: what happened.
+    /// All inputs and all outputs, in order.
     inputs: Vec<(Now, Input)>,
     outputs: Vec<Output>,
     start: Start,
-    /// Results of outputs are given later, by hand.
+    /// The test itself gives the host the results of outputs.
     is_slow: bool,
     results: VecDeque<Input>,
 }
@@ -193,7 +193,7 @@ impl Bench {
         client
     }
 
-    /// The place that a client was told last, and what went with that.
+    /// The place last sent to a client, and the descriptors with it.
     fn place_of(&self, client: ClientId) -> Option<(SocketAddr, u32, Policy, Descriptors)> {
         self.told.iter().rev().find_map(|(to, event, descriptors)| match event {
             Event::Registered { coa, underlay_mtu, policy, .. } if *to == client => {
@@ -533,7 +533,7 @@ fn a_backend_whose_guest_never_ran_leaves_no_sockets_to_its_successor() {
     assert_eq!(bench.sockets.len(), 1, "the old ones are closed");
 }
 
-/// Another host's announcement of a vif, newer than all that there was.
+/// Another host's announcement of a vif, newer than all earlier ones.
 fn announced_elsewhere(bench: &mut Bench, key: VifKey) {
     use crate::wire::varp::{Author, Body, Claim};
     use crate::wire::{CareOf, EncapKinds, Longest, Stamp};

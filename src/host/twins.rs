@@ -1,8 +1,8 @@
-//! Two backends of this host with one vif: what their operator is told.
+//! Warns when two backends of this host serve one vif.
 //!
-//! That is how a guest migrates within a host, and what a MAC given twice looks like, too. While both
-//! guests run it is a conflict (see [`crate::mapper`]); here it is said before, when the second backend
-//! comes.
+//! This happens when a guest migrates within a host, and when two guests have the same MAC by
+//! mistake. While both guests run it is a conflict (see [`crate::mapper`]). This module warns
+//! earlier, when the second backend registers.
 
 #![forbid(unsafe_code)]
 
@@ -15,7 +15,8 @@ use super::Host;
 use super::clients::ClientId;
 
 impl Host {
-    /// A backend has registered a vif: says so, here and to the backend, if another one runs with it.
+    /// Warns in the log and to a backend that has registered a vif if another vif with the same key
+    /// runs here.
     pub(super) fn tell_of_twin(&mut self, client: ClientId, new: LocalVif, now: Now) {
         let Some(vif) = self.registry.get(new) else { return };
         let (key, pid, uid) = (vif.key, vif.peer.pid, vif.peer.uid);

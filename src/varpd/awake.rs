@@ -1,8 +1,8 @@
 //! Notices that this host was suspended, restored from a snapshot, or cloned.
 //!
-//! While a host is suspended its monotonic clock stands still: CLOCK_BOOTTIME gets ahead of it. A virtual machine that
-//! was restored from a snapshot, or cloned, cannot notice this by any clock. A hypervisor with a
-//! generation id reports it ([`crate::sys::generation`]).
+//! While a host is suspended its monotonic clock stands still, and CLOCK_BOOTTIME gets ahead of it.
+//! A virtual machine that was restored from a snapshot, or cloned, cannot notice this by any clock.
+//! A hypervisor with a generation id reports it ([`crate::sys::generation`]).
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::time::Now;
 
 use super::daemon::Daemon;
 
-/// Ignored difference: the two clocks are not read at the same moment, and shorter suspensions do not matter.
+/// varpd ignores shorter suspensions: the two clocks are not read at the same moment.
 const LEAST: Duration = Duration::from_secs(1);
 
 /// The total time for which the host has been suspended.
@@ -23,7 +23,8 @@ pub(super) struct Sleep {
 }
 
 impl Sleep {
-    /// `asleep`: total since boot. Returns the time since the last call.
+    /// `asleep`: total since boot. Returns the time of suspension since the last one reported, if
+    /// it is at least [`LEAST`].
     pub(super) fn look(&mut self, asleep: Duration) -> Option<Duration> {
         let known = self.known.unwrap_or(asleep);
         let slept = asleep.saturating_sub(known);
@@ -36,7 +37,7 @@ impl Sleep {
 }
 
 impl Daemon {
-    /// Call it once per turn of the loop.
+    /// Renews keys after a suspension. Call it once per turn of the loop.
     pub(super) fn heed_sleep(&mut self, asleep: Duration, now: Now) {
         let Some(asleep) = self.sleep.look(asleep) else { return };
         log::info!("this host was suspended for {} s: renewing keys", asleep.as_secs());
@@ -53,7 +54,7 @@ impl Daemon {
             News::Changed => {
                 (log::Level::Warn, "this machine was restored from a snapshot or cloned")
             }
-            // To renew keys in vain is cheap.
+            // Renewing keys in vain is cheap.
             News::Lost => (
                 self.alarms.level(now.mono),
                 "the kernel had more device events than varpd could read, so this machine may have been restored from a \
@@ -67,7 +68,8 @@ impl Daemon {
     }
 }
 
-/// Random numbers that no copy of this process has; the kernel reseeds itself first.
+/// Random numbers that no copy of this process has: the kernel reseeds itself first. `None` on
+/// failure.
 fn seed() -> Option<[u8; 32]> {
     let seed = process::random();
     seed.inspect_err(|error| log::error!("cannot renew keys without random numbers: {error}")).ok()

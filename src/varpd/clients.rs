@@ -1,9 +1,9 @@
 //! The connections to the control socket.
 //!
-//! varpd never waits for a client. A backend that does not take a message at once loses its connection: its
-//! queue in the kernel holds hundreds of events, and it can come back with its sockets. An
-//! operator's table may be longer than that queue: its rows wait here until they are taken. A monitor
-//! that is slow misses events, and is told their number.
+//! varpd never waits for a client. A backend that does not take a message at once loses its
+//! connection: its queue in the kernel holds hundreds of events, and it can register again with its
+//! sockets. An operator's table may be longer than that queue: its rows wait here until the client
+//! takes them. A slow monitor misses events, and gets their number.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -21,9 +21,9 @@ use crate::wire::control::{Cell, Column, Event};
 
 /// Room in the kernel for events that a client has not yet read, in bytes: about 700 mappings.
 const QUEUE: usize = 512 << 10;
-/// An operator's command that takes no row for so long is gone or stopped.
+/// varpd closes the connection of an operator's command that takes no row for this time.
 const ROWS_TIMEOUT: Duration = Duration::from_secs(10);
-/// Events that wait for a monitor at most, in addition to those in the kernel.
+/// Most events that wait for a monitor, in addition to those in the kernel.
 const MOST_EVENTS: usize = 1024;
 
 /// A connection.
@@ -34,14 +34,15 @@ struct Client {
     descriptors: Vec<OwnedFd>,
     /// Rows that wait for room in the kernel's queue.
     rows: VecDeque<Vec<u8>>,
-    /// The rows are those of a table, of which not all are taken.
+    /// The client has yet to take all rows of a table.
     owes_table: bool,
-    /// The table goes on behind this key, when these rows are taken.
+    /// The table continues after this key (`Some(None)`: begins) when the client has taken these
+    /// rows.
     page: Option<Option<VifKey>>,
-    /// When the client was last seen to take rows.
+    /// Time at which the client last took rows.
     took: Instant,
-    /// Events that it missed because too many waited, and the time of the last, milliseconds since
-    /// 1970.
+    /// Number of events that it missed because too many waited, and the time of the last, in
+    /// milliseconds since 1970.
     missed: (u64, u64),
 }
 
@@ -56,7 +57,7 @@ pub(super) struct Clients {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Sent {
-    /// It is on its way, or there is no such client.
+    /// The message is sent or waits to be sent, or there is no such client.
     Ok,
     /// The client has taken the last row of a table.
     Taken,
@@ -70,7 +71,7 @@ impl Clients {
         Self { clients: BTreeMap::new(), next: first }
     }
 
-    /// Takes a new connection.
+    /// Adds a new connection.
     pub(super) fn add(
         &mut self,
         connection: Connection,
@@ -94,17 +95,17 @@ impl Clients {
         Ok(id)
     }
 
-    /// A connection, to look at.
+    /// A connection, read-only.
     pub(super) fn get(&self, id: ClientId) -> Option<&Connection> {
         self.clients.get(&id).map(|client| &client.connection)
     }
 
-    /// Closes a connection; false if it is closed.
+    /// Closes a connection. Returns false if there is none with this id.
     pub(super) fn remove(&mut self, id: ClientId) -> bool {
         self.clients.remove(&id).is_some()
     }
 
-    /// The next message of a client; its descriptors are kept until the one after it.
+    /// Receives the next message of a client, and keeps its descriptors until the one after it.
     pub(super) fn receive(&mut self, id: ClientId, buffer: &mut [u8]) -> io::Result<Received> {
         let Some(client) = self.clients.get_mut(&id) else {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -144,10 +145,10 @@ impl Clients {
         self.flush(id, poller, now)
     }
 
-    /// Sends an event now or never.
+    /// Sends an event at once; never queues it.
     pub(super) fn send(&self, id: ClientId, event: &Event, fds: &[BorrowedFd<'_>]) -> Sent {
         let Some(client) = self.clients.get(&id) else { return Sent::Ok };
-        // It may be a key.
+        // The event may contain a key.
         let bytes = Zeroizing::new(event.emit());
         match client.connection.send(&bytes, fds) {
             Ok(()) => Sent::Ok,
@@ -158,7 +159,8 @@ impl Clients {
         }
     }
 
-    /// Begins a table that is made a page at a time: the client will be shown to be writable.
+    /// Begins a table that is sent a page at a time. The poller then reports the client as
+    /// writable.
     pub(super) fn begin_pages(
         &mut self,
         id: ClientId,
@@ -173,12 +175,12 @@ impl Clients {
         self.flush(id, poller, now)
     }
 
-    /// The key behind which the client wants the next page of its table, if it does now.
+    /// The key after which the client's table continues, if the client can take the next page now.
     pub(super) fn wants_page(&self, id: ClientId) -> Option<Option<VifKey>> {
         self.clients.get(&id).filter(|client| client.rows.is_empty())?.page
     }
 
-    /// Sends a page; `more` is where the table goes on, if it does.
+    /// Sends a page. `more`: the key after which the table continues, if it does.
     pub(super) fn send_page(
         &mut self,
         id: ClientId,
@@ -197,7 +199,7 @@ impl Clients {
         self.flush(id, poller, now)
     }
 
-    /// Sends a table, as fast as the client takes its rows, and the end.
+    /// Sends a table and its end, as fast as the client takes the rows.
     pub(super) fn send_rows(
         &mut self,
         id: ClientId,
@@ -214,7 +216,7 @@ impl Clients {
         self.flush(id, poller, now)
     }
 
-    /// The client has room again: sends rows that wait.
+    /// Sends rows that wait, as far as the client has room.
     pub(super) fn flush(&mut self, id: ClientId, poller: &Poller, now: Now) -> Sent {
         let Some(client) = self.clients.get_mut(&id) else { return Sent::Ok };
         loop {
@@ -240,7 +242,7 @@ impl Clients {
         }
     }
 
-    /// When to look for clients that do not take their rows.
+    /// Time at which to check for clients that do not take their rows.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let waiting = self.clients.values().filter(|c| c.owes_table);
         waiting.map(|c| c.took + ROWS_TIMEOUT).min()
@@ -254,7 +256,7 @@ impl Clients {
 }
 
 impl Client {
-    /// Tells it the number of events that it missed, if any.
+    /// Queues a row with the number of events that the client missed, if any.
     fn tell_missed(&mut self) {
         if self.missed.0 > 0 {
             let cells = missed(self.missed.0, self.missed.1);

@@ -34,23 +34,23 @@ use super::{VarpdError, failed};
 /// The groups that the configuration names.
 #[derive(Debug)]
 pub(super) struct Groups {
-    /// That may use the control socket.
+    /// The group that may use the control socket.
     pub(super) control: Option<u32>,
-    /// That operators belong to.
+    /// The group of operators.
     pub(super) operators: Option<Operators>,
 }
 
-/// Sources looked at in a turn.
+/// Most ready sources handled in a turn.
 const TURN: usize = 64;
-/// Messages taken from one client in a turn.
+/// Most messages received from one client in a turn.
 pub(super) const CLIENT_BUDGET: usize = 32;
-/// Connections accepted in a turn.
+/// Most connections accepted in a turn.
 const ACCEPT_BUDGET: usize = 16;
-/// How long no connection is accepted after the system refused one (too many open files).
+/// Pause after the system refused a connection (too many open files).
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// What can be ready. Tokens from [`FIRST_CLIENT`] on are clients' ids, from [`FIRST_MOVED`] on kept
-/// vifs'.
+/// A source that can be ready. Tokens from [`FIRST_CLIENT`] on are ids of clients, those from
+/// [`FIRST_MOVED`] on ids of kept vifs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     Termination,
@@ -58,9 +58,9 @@ pub(super) enum Source {
     Listener(Door),
     /// Interfaces, addresses or routes have changed.
     Underlay,
-    /// The kernel's events of devices.
+    /// The kernel has events of devices.
     Generation,
-    /// It is readable when the opener has ended.
+    /// Readable when the opener has ended.
     Opener,
     /// Sockets of a vif that has moved, kept after its backend ended.
     Moved(LocalVif),
@@ -71,12 +71,12 @@ const FIRST_CLIENT: u64 = 16;
 const UNDERLAY: u64 = FIRST_CLIENT - 1;
 /// The token of the operators' socket.
 const OPERATORS: u64 = FIRST_CLIENT - 2;
-/// That of the kernel's events of devices.
+/// The token of the kernel's events of devices.
 const GENERATION: u64 = FIRST_CLIENT - 3;
 const OPENER: u64 = FIRST_CLIENT - 4;
-/// Those of the sockets for beacons begin here.
+/// The first token of the beacon sockets.
 const BEACONS: u64 = OPENER - BeaconSockets::MOST as u64;
-/// Tokens from here on are kept vifs'.
+/// The first token of kept vifs.
 const FIRST_MOVED: u64 = 1 << 63;
 
 impl Source {
@@ -109,19 +109,19 @@ impl Source {
     }
 }
 
-/// The host, and all that carries out what it decides.
+/// The host, and all objects that carry out its outputs.
 #[derive(Debug)]
 pub(super) struct Daemon {
     pub(super) host: Host,
-    /// Results that the host is still to be given.
+    /// Results of outputs that the host has yet to handle.
     pub(super) results: VecDeque<Input>,
     pub(super) manager: ServiceManager,
     termination: Termination,
     pub(super) poller: Poller,
     listener: Listener,
-    /// That of operators, if there is one.
+    /// The operators' socket, if there is one.
     operators: Option<Listener>,
-    /// No connection is accepted until then.
+    /// Time at which varpd accepts connections again.
     accept_again: Option<Instant>,
     quiet_about_accepting: Quiet,
     pub(super) clients: Clients,
@@ -131,20 +131,20 @@ pub(super) struct Daemon {
     pub(super) rtnetlink: Rtnetlink,
     pub(super) varp: Varp,
     pub(super) opener: Opener,
-    /// The vnets whose messages are to pass the filter.
+    /// The vnets whose group messages are to pass the filter.
     pub(super) heard: BTreeSet<VnetId>,
-    /// When the filter is tried again.
+    /// Time at which varpd tries to set the filter again.
     pub(super) retry_at: Option<Instant>,
     pub(super) sleep: Sleep,
     /// None where the kernel has no such events.
     pub(super) generation: Option<Generation>,
-    /// About events of devices.
+    /// Limits the log lines about events of devices.
     pub(super) alarms: Quiet,
 }
 
 impl Daemon {
-    /// Opens everything; keys are still to be read. The control socket comes last: whoever can connect
-    /// is served.
+    /// Opens all sockets; reads no keys yet. The control socket comes last, so that all clients
+    /// that can connect are served.
     pub(super) fn open(
         config: Config,
         place: Place,
@@ -215,14 +215,14 @@ impl Daemon {
         self.opener.privileged().map_or(Ok(()), watch)
     }
 
-    /// It serves from now on: the service manager may know.
+    /// Reports to the service manager that varpd serves from now on.
     pub(super) fn announce_ready(&mut self, manager: ServiceManager) {
         log::info!("varpd: ready {}", self.host.describe());
         manager.ready(&self.host.status());
         self.manager = manager;
     }
 
-    /// Says whether sockets of vifs will have less room than they should.
+    /// Warns if the sockets of vifs will have less buffer space than they should.
     pub(super) fn tell_small_buffers(&self) {
         if self.opener.has_room().is_ok_and(|has_room| !has_room) {
             log::warn!(
@@ -236,7 +236,7 @@ impl Daemon {
     /// Reads the keys of the vnets that are configured to be secured.
     ///
     /// # Errors
-    /// The vnet, its file, and what is wrong with it.
+    /// A key file is unreadable or invalid; the error names the vnet, the file and the reason.
     pub(super) fn load_keys(&mut self, now: Now) -> Result<(), VarpdError> {
         let config = self.host.config();
         let secured: Vec<_> = config
@@ -253,7 +253,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Serves until it's told to end.
+    /// Serves until a signal ends varpd.
     pub(super) fn run(&mut self) -> Result<(), VarpdError> {
         let mut now = clock::now();
         self.feed_results(now);
@@ -289,7 +289,7 @@ impl Daemon {
             Source::Listener(door) => self.accept(door, now),
             Source::Underlay => self.hear_underlay(now),
             Source::Generation => self.heed_generation(now),
-            // Which closes what was waited for.
+            // The check closes the descriptor that has become readable.
             Source::Opener => self.opener.privileged().map(Privileged::check).unwrap_or_default(),
             Source::Moved(vif) => {
                 let senders = self.vifs.discard(vif);
@@ -331,7 +331,7 @@ impl Daemon {
     fn take_in(&mut self, connection: Connection, door: Door, now: Now) -> io::Result<()> {
         let (peer, groups) = (connection.peer()?, connection.groups()?);
         let peer = Peer { uid: peer.uid, pid: peer.pid };
-        // Another process may have the number now.
+        // A new process may have the process id of an ended one.
         if self.processes.take_ended(peer.pid) {
             self.feed(Input::ProcessEnded { pid: peer.pid }, now);
         }
@@ -340,23 +340,24 @@ impl Daemon {
         Ok(())
     }
 
-    /// The sockets that are connected to.
+    /// The sockets that clients connect to.
     fn listeners(&self) -> Vec<(Door, &Listener)> {
         let operators = self.operators.iter().map(|listener| (Door::Operators, listener));
         std::iter::once((Door::Control, &self.listener)).chain(operators).collect()
     }
 
-    /// The listeners would be ready again at once, without any progress.
+    /// Stops accepting for [`ACCEPT_PAUSE`]: the listeners would be ready again at once, without
+    /// progress.
     fn pause_accepting(&mut self, why: &io::Error, now: Now) {
         log::log!(self.quiet_about_accepting.level(now.mono), "can't accept a client: {why}");
         for (_, listener) in self.listeners() {
-            // It fails for one that is not waited for already.
+            // It fails if the listener is not in the poller.
             let _ = self.poller.remove(listener);
         }
         self.accept_again = Some(now.mono + ACCEPT_PAUSE);
     }
 
-    /// Looks at the listeners again.
+    /// Accepts connections again.
     fn accept_again(&mut self, now: Now) {
         self.accept_again = None;
         let add = |(door, listener)| {
@@ -397,14 +398,14 @@ fn admission(config: &Config, operators: Option<Operators>) -> Result<Admission,
     })
 }
 
-/// Waits for messages that come these ways.
+/// Adds these VARP sockets to the poller.
 pub(super) fn watch_varp(poller: &Poller, varp: &Varp, ways: &[Via]) -> io::Result<()> {
     let sockets = ways.iter().filter_map(|via| Some((via, varp.socket(*via)?)));
     let mut sockets = sockets.map(|(via, socket)| (Source::Varp(*via).token(), socket));
     sockets.try_for_each(|(token, socket)| poller.add(socket, token, Interest::Read))
 }
 
-/// Whether to go on.
+/// Whether the loop goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
     Next,
@@ -414,7 +415,7 @@ enum Turn {
 /// Permission bits of the operators' socket.
 const OPERATORS_MODE: u32 = 0o660;
 
-/// The operators' socket, if there is to be one.
+/// Opens the operators' socket, if configured.
 fn operator_listener(config: &Config, groups: &Groups) -> Result<Option<Listener>, VarpdError> {
     let group = groups.operators.as_ref().map(|operators| operators.number);
     let path = config.operator_socket.as_deref();

@@ -1,4 +1,4 @@
-//! The files of vnets' keys: read, and read again when they have changed.
+//! The key files of vnets: reads them, and reads them again when they have changed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,23 +10,23 @@ use crate::sys::process;
 use crate::sys::secret_file::{self, Version};
 use crate::wire::VnetId;
 
-/// A file that is looked after.
+/// A key file that varpd checks for changes.
 #[derive(Debug)]
 struct File {
     path: PathBuf,
-    /// The one that was read last; none if that failed.
+    /// The version last read; `None` if varpd could not determine it.
     version: Option<Version>,
 }
 
-/// All of them, by vnet.
+/// All key files, by vnet.
 #[derive(Debug, Default)]
 pub(super) struct KeyFiles(BTreeMap<VnetId, File>);
 
 impl KeyFiles {
-    /// Looks after a vnet's file from now on, and reads it.
+    /// Reads a vnet's file. If that succeeds, checks the file for changes from now on.
     ///
     /// # Errors
-    /// The file's name and what is wrong with it.
+    /// The file is unreadable or invalid; the text names it and the reason.
     pub(super) fn read(
         &mut self,
         vnet: VnetId,
@@ -44,7 +44,7 @@ impl KeyFiles {
         file
     }
 
-    /// Looks after a vnet's file from now on, which was read already.
+    /// Checks a vnet's file, which was read already, for changes from now on.
     pub(super) fn watch(&mut self, vnet: VnetId, path: PathBuf) {
         let version = secret_file::version(&path).ok();
         self.0.insert(vnet, File { path, version });
@@ -85,7 +85,7 @@ fn read(path: &Path, counters: &VarpdCounters) -> io::Result<(KeyFile, Version)>
     read().inspect_err(|_| counters.inc(VarpdCounter::key_files_failed))
 }
 
-/// What to do about a key that cannot be read by varpd's user.
+/// Adds advice to the error if varpd's user may not read the key.
 fn explained(error: io::Error, user: u32) -> io::Error {
     match error.kind() {
         io::ErrorKind::PermissionDenied => io::Error::other(format!(

@@ -1,8 +1,8 @@
-//! varpd: one per host. It resolves addresses with its peers, registers the vifs of this host and
-//! opens their underlay sockets.
+//! The daemon varpd, one per host. It resolves addresses with its peers, registers the vifs of this
+//! host and opens their underlay sockets.
 //!
-//! All that decides is in [`crate::host`]; this is the shell around it, one thread with one loop, which holds the
-//! sockets and connections and carries out what the host asks for:
+//! [`crate::host`] makes all decisions. This module is the shell around it: one thread with one
+//! loop, which holds the sockets and connections and carries out the host's outputs:
 //!
 //! ```text
 //!   backends, vnet                                          other hosts
@@ -14,26 +14,26 @@
 //!                              +---- perform <-+             +----------------------------+
 //! ```
 //!
-//! **Nobody can hold it up.** Sockets are non-blocking; a turn of the loop takes a bounded number of
-//! messages from each source; a backend that doesn't read loses its connection, an operator's
-//! rows wait for a bounded time, and a monitor misses events.
+//! **No peer can hold up varpd.** Sockets are non-blocking, and a turn of the loop takes a bounded
+//! number of messages from each source. A backend that does not read loses its connection, an
+//! operator's rows wait for a bounded time, and a monitor misses events.
 //!
-//! **It has no privilege.** What takes one is done by the *opener*, a process that varpd forks before it opens
-//! anything and confines itself ([`crate::underlay::opener`]).
+//! **varpd runs without privileges.** The *opener* does the operations that need one: a process
+//! that varpd forks before it opens sockets and confines itself ([`crate::underlay::opener`]).
 //!
-//! | File | What |
+//! | File | What it owns |
 //! |---|---|
-//! | `daemon` | the loop: one thread that waits for all sources |
-//! | `perform` | carries out the host's outputs |
-//! | `clients` | the connections to the control socket |
-//! | `processes` | the processes of backends, until they end |
-//! | `vifs` | the sockets of vifs |
-//! | `key_files` | the files of vnets' keys |
-//! | `varp` | VARP on the underlay: the sockets and what passes them |
-//! | `underlay` | the sockets' part of the host's place on the underlay |
-//! | `awake` | notices that the host was suspended, restored or cloned |
-//! | `user` | as whom varpd runs |
-//! | `waiting` | the time before there is a place on the underlay |
+//! | `daemon` | It runs the loop: one thread that waits for all sources. |
+//! | `perform` | It carries out the host's outputs. |
+//! | `clients` | It holds the connections to the control sockets. |
+//! | `processes` | It watches the processes of backends until they end. |
+//! | `vifs` | It holds the sockets of vifs. |
+//! | `key_files` | It reads the key files of vnets, and reads them again when they change. |
+//! | `varp` | It holds the VARP sockets, and receives and sends their messages. |
+//! | `underlay` | It lists interfaces and moves the VARP sockets to the host's place. |
+//! | `awake` | It notices that the host was suspended, restored or cloned. |
+//! | `user` | It changes from root to varpd's own user. |
+//! | `waiting` | It waits at the start until the host has a place on the underlay. |
 
 #![forbid(unsafe_code)]
 
@@ -70,10 +70,10 @@ use crate::underlay::sockets::{Opener, Site};
 
 use daemon::{Daemon, Groups};
 
-/// Ports below it are for privileged processes (ip(7)).
+/// Lowest port that a process may bind without privilege (ip(7)).
 const FIRST_COMMON_PORT: u16 = 1024;
 
-/// Why varpd can't start or go on; one line for people.
+/// The reason for which varpd can't start or go on; displays as one line.
 #[derive(Debug, Error)]
 pub enum VarpdError {
     /// See [`ConfigError`].
@@ -85,10 +85,10 @@ pub enum VarpdError {
     /// See [`BindError`].
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The address and port are taken.
+    /// Another socket has the address and port.
     #[error("{0} is in use: is another varpd running?")]
     PortInUse(SocketAddr),
-    /// Another user has the port, and could speak in this host's name.
+    /// Another user's process has the port, and could send VARP in this host's name.
     #[error(
         "UDP port {0} is in use by a process of another user, who could send VARP in this host's name: end it (see 'ss -ulpn sport = {0}'); if it is a backend, restart it, since it has sockets of a varpd that ran as another user"
     )]
@@ -106,28 +106,28 @@ pub enum VarpdError {
     KeyDirectory {
         /// The directory.
         directory: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
     /// A setting names a user or group that does not exist.
     #[error("{list}: '{name}': {source}")]
     Account {
-        /// Which setting.
+        /// The setting.
         list: &'static str,
         /// The name.
         name: String,
-        /// Why it is not known.
+        /// The reason for which it is unknown.
         source: io::Error,
     },
-    /// It can't become its own user.
+    /// varpd can't change to its own user.
     #[error("user '{name}': {source}")]
     OwnUser {
         /// The user's name.
         name: String,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
-    /// The kernel does not keep other files from a varpd that reads keys.
+    /// The kernel can't keep a varpd that reads keys from other files.
     #[error(
         "this kernel has no Landlock (Linux 5.13, lsm=landlock), so a varpd that is taken over could read all \
          files of its user: secured vnets are refused unless [security] says without-landlock = true"
@@ -139,16 +139,16 @@ pub enum VarpdError {
     /// A system call failed.
     #[error("can't {doing}: {source}")]
     System {
-        /// What was tried.
+        /// The operation, as in "can't ...".
         doing: String,
-        /// Why it failed.
+        /// The reason for the failure.
         source: io::Error,
     },
 }
 
 impl VarpdError {
-    /// Exit status of the process: 2 if somebody has to change the configuration, a file or a permission before another
-    /// attempt can succeed; 1 for all else, which may pass.
+    /// Exit status of the process: 2 if an operator has to change the configuration, a file or a
+    /// permission before another attempt can succeed; 1 for all other errors, which may pass.
     pub fn exit_status(&self) -> u8 {
         let is_lasting = match self {
             Self::Config(_) | Self::Key(_) | Self::NoLandlock => true,
@@ -168,7 +168,7 @@ impl VarpdError {
     }
 }
 
-/// For `map_err`: what was tried when a system call failed.
+/// For `map_err`: names the operation that failed.
 fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> VarpdError {
     move |source| VarpdError::System { doing: doing.into(), source }
 }
@@ -182,17 +182,17 @@ impl From<SandboxError> for VarpdError {
     }
 }
 
-/// Runs varpd until it is told to end.
+/// Runs varpd until a signal ends it.
 ///
-/// Nobody is told that it is ready before it is confined and has read the keys as it will read them
-/// later.
+/// varpd reports that it is ready only after it is confined and has read the keys, with the rights
+/// that it will have later.
 pub fn run(config: Config) -> Result<(), VarpdError> {
     let termination = Termination::new().map_err(failed("handle signals"))?;
     let files = process::raise_file_limit().map_err(failed("raise the limit of open files"))?;
     log::debug!("at most {files} open files");
     process::raise_lock_limit();
     let about_user = user::become_own(&config)?;
-    // Before anything is opened that it would have as well.
+    // Before varpd opens anything that the opener would inherit.
     let privileged = config.sandbox.then(Privileged::start).transpose();
     let privileged = privileged.map_err(failed("start the opener"))?;
     let manager = ServiceManager::connect().unwrap_or_else(|e| {
@@ -214,7 +214,7 @@ pub fn run(config: Config) -> Result<(), VarpdError> {
     })
     .with(privileged);
     let confinement = confinement(&config);
-    // Where a capability is needed for that, it is there still.
+    // varpd still has the capabilities that this may need.
     let mut daemon = Daemon::open(config, place, opener, groups, termination, rtnetlink)?;
     match confinement {
         Some(confinement) => confinement.enter()?,
@@ -230,7 +230,7 @@ pub fn run(config: Config) -> Result<(), VarpdError> {
     daemon.run()
 }
 
-/// They have to be there when the process is confined, which leaves them in reach.
+/// Fails if a key directory is not readable: it must exist when the process confines itself to it.
 fn check_key_directories(config: &Config) -> Result<(), VarpdError> {
     key_directories(config).into_iter().try_for_each(|directory| {
         let read = std::fs::read_dir(&directory).map(drop);
@@ -253,7 +253,8 @@ fn groups(config: &Config) -> Result<Groups, VarpdError> {
     Ok(Groups { control, operators: operators.transpose()? })
 }
 
-/// What is left to this process: it opens sockets for vifs, and removes its own socket when it ends.
+/// The rights that varpd keeps, if confined: it binds low ports if configured, reads keys, and
+/// removes its control sockets when it ends.
 fn confinement(config: &Config) -> Option<Confinement> {
     let ports = config.ports.as_ref().map(|ports| *ports.0.start());
     let capabilities = match ports.into_iter().chain([config.port.0]).min() {
@@ -268,7 +269,7 @@ fn confinement(config: &Config) -> Option<Confinement> {
     config.sandbox.then_some(Confinement { profile, files, capabilities, needs_landlock })
 }
 
-/// Where key files are, which are read again when they change.
+/// The directories of key files. varpd reads the files again when they change.
 fn key_directories(config: &Config) -> BTreeSet<PathBuf> {
     let named = config.secured_vnets().map(|vnet| config.key_file(vnet));
     let of = |file: PathBuf| match file.parent().filter(|parent| !parent.as_os_str().is_empty()) {

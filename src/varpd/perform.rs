@@ -1,4 +1,4 @@
-//! Carries out what [`Host`](crate::host::Host) asks for.
+//! Carries out the outputs of [`Host`](crate::host::Host).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,7 +17,7 @@ use super::clients::Sent;
 use super::daemon::Daemon;
 
 impl Daemon {
-    /// Gives the host an input, and carries out all that follows.
+    /// Gives the host an input, then carries out its outputs and handles their results.
     pub(super) fn feed(&mut self, input: Input, now: Now) {
         self.host.handle(input, now);
         loop {
@@ -115,7 +115,7 @@ impl Daemon {
         self.note(client, sent);
     }
 
-    /// Reports the result of an attempt to send.
+    /// Notes the result of an attempt to send; closes a client that has stalled.
     pub(super) fn note(&mut self, client: ClientId, sent: Sent) {
         match sent {
             Sent::Ok => {}
@@ -146,7 +146,7 @@ impl Daemon {
         Ok(brought)
     }
 
-    /// Makes a lane and hands it to both sides, first to the one that reads.
+    /// Makes a lane and hands it to both backends, first to the one that reads.
     fn make_lane(&mut self, lane: u32, from: LaneEnd, to: LaneEnd) {
         let made = lane::create().and_then(|memory| Ok((memory, Doorbell::pair()?)));
         let (memory, (write_end, read_end)) = match made {
@@ -168,7 +168,7 @@ impl Daemon {
         }
     }
 
-    /// A client has sent something, is gone, or has room again.
+    /// A client has sent a message, is gone, or has room again.
     pub(super) fn handle_client(
         &mut self,
         id: ClientId,
@@ -208,7 +208,8 @@ impl Daemon {
         }
     }
 
-    /// What the kernel knows, and a request may depend on.
+    /// Gives the host the kernel's state on which a request may depend: drops, ended backends, the
+    /// MTU.
     fn before_request(&mut self, client: ClientId, bytes: &[u8], now: Now) {
         if self.host.is_backend(client) {
             return;
@@ -219,7 +220,8 @@ impl Daemon {
         else {
             return;
         };
-        // Backends of this vif that have ended, though their end was not yet read.
+        // Some backends of this vif may have ended although varpd has not read the end of the
+        // connection.
         for client in self.host.backends_of(key) {
             if self.clients.get(client).is_some_and(|connection| connection.hung_up()) {
                 self.clients.remove(client);
@@ -229,7 +231,8 @@ impl Daemon {
         self.feed(Input::Mtu(self.mtu()), now);
     }
 
-    /// One page of a long table in a turn of the loop: others are served between.
+    /// Sends one page of a long table per turn of the loop, so that varpd serves other clients
+    /// between.
     fn send_next_page(&mut self, id: ClientId, now: Now) {
         if let Some(after) = self.clients.wants_page(id) {
             let (rows, more) = self.host.varp_page(after, now);
@@ -238,7 +241,7 @@ impl Daemon {
         }
     }
 
-    /// Ends the clients that do not take the rows of their tables.
+    /// Closes clients that do not take the rows of their tables.
     pub(super) fn end_stalled(&mut self, now: Now) {
         for client in self.clients.stalled(now.mono) {
             self.note(client, Sent::Stalled);
@@ -246,7 +249,7 @@ impl Daemon {
         self.feed_results(now);
     }
 
-    /// Gives the host the results that wait.
+    /// Gives the host the results that wait, and carries out what follows.
     pub(super) fn feed_results(&mut self, now: Now) {
         while let Some(result) = self.results.pop_front() {
             self.feed(result, now);

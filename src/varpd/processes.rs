@@ -1,14 +1,15 @@
-//! The processes of backends: the kernel says when one has ended, whatever process has its number now.
+//! The processes of backends. The kernel reports the end of each, even if another process has its
+//! process id by now.
 
 use std::collections::BTreeMap;
 
 use crate::sys::process::Process;
 use crate::sys::seqpacket::Connection;
 
-/// Number of processes from which on those that have ended are looked for.
+/// Least number of processes at which varpd looks for those that have ended.
 const FEW: usize = 64;
 
-/// Something that ends.
+/// A process, or a test's substitute.
 pub(super) trait Mortal {
     /// Whether it has ended.
     fn has_ended(&self) -> bool;
@@ -24,7 +25,7 @@ impl Mortal for Process {
 #[derive(Debug)]
 pub(super) struct Processes<P = Process> {
     by_pid: BTreeMap<i32, P>,
-    /// Number of processes at which those that have ended are forgotten.
+    /// Number of processes at which varpd next forgets those that have ended.
     sweep_at: usize,
 }
 
@@ -35,8 +36,8 @@ impl<P> Default for Processes<P> {
 }
 
 impl Processes {
-    /// Remembers the process at the other end of a connection. Returns the numbers of processes that have ended, or that
-    /// cannot be told from their successors (before Linux 6.5).
+    /// Remembers the process at the other end of a connection. Returns the process ids of processes
+    /// that have ended, or that varpd cannot tell from their successors (before Linux 6.5).
     pub(super) fn remember(&mut self, pid: i32, connection: Option<&Connection>) -> Vec<i32> {
         match connection.map(Connection::process) {
             Some(Ok(process)) => self.insert(pid, process),
@@ -62,7 +63,7 @@ impl<P: Mortal> Processes<P> {
         ended
     }
 
-    /// Whether the process of this number that was remembered has ended; then it is forgotten.
+    /// Whether the remembered process with this id has ended; if so, forgets it.
     pub(super) fn take_ended(&mut self, pid: i32) -> bool {
         let has_ended = self.by_pid.get(&pid).is_some_and(Mortal::has_ended);
         if has_ended {

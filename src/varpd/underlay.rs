@@ -1,4 +1,5 @@
-//! The sockets' part of the host's place on the underlay: looked for, and gone to.
+//! Lists the interfaces of the host, and moves the VARP sockets to the host's place on the
+//! underlay.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use super::{VarpdError, waiting};
 const RETRY: Duration = Duration::from_secs(1);
 
 impl Daemon {
-    /// The kernel says that something has changed.
+    /// The kernel reports changes of interfaces, addresses or routes.
     pub(super) fn hear_underlay(&mut self, now: Now) {
         let news = self.rtnetlink.news(self.host.place().index);
         self.feed(Input::News { any: news.any, is_deleted: news.is_deleted }, now);
@@ -25,7 +26,7 @@ impl Daemon {
     /// Tells the host the interfaces for the first time.
     ///
     /// # Errors
-    /// The kernel does not list them.
+    /// The kernel does not list the interfaces.
     pub(super) fn read_addresses(&mut self, now: Now) -> Result<(), VarpdError> {
         let interfaces = waiting::list(self.host.config(), &mut self.rtnetlink)?;
         let took = self.rtnetlink.took();
@@ -37,18 +38,18 @@ impl Daemon {
     pub(super) fn look(&mut self) {
         let listed = waiting::list(self.host.config(), &mut self.rtnetlink);
         let (result, took) = (listed.map_err(|e| e.to_string()), self.rtnetlink.took());
-        // Before the host goes elsewhere because of the list: it is of the place where it is.
+        // This MTU is that of the present place, so it precedes the list, which may move the host.
         self.results.push_back(Input::Mtu(self.mtu()));
         self.results.push_back(Input::Interfaces { result, took });
     }
 
-    /// The MTU of the underlay's interface; none while it is away.
+    /// The MTU of the underlay's interface in bytes; `None` while the interface is away.
     pub(super) fn mtu(&self) -> Option<u32> {
         let mtu = link::mtu(&self.host.place().interface);
         mtu.inspect_err(|e| log::debug!("can't read the MTU of the underlay: {e}")).ok()
     }
 
-    /// Joins the groups of VARP at a place.
+    /// Joins the VARP groups at a place with the same address.
     pub(super) fn rejoin(&mut self, place: Place) {
         let before = self.opener.site().interface;
         let joined = link::mtu(&place.interface).and_then(|mtu| {
@@ -62,7 +63,7 @@ impl Daemon {
         self.report(place, joined.map_err(|e| e.to_string()));
     }
 
-    /// Opens the sockets of VARP at a place.
+    /// Opens the VARP sockets at a place with another address.
     pub(super) fn move_to(&mut self, place: Place, now: Now) {
         let result = self.open_at(&place, now);
         self.report(place, result);
@@ -95,13 +96,13 @@ impl Daemon {
         self.results.push_back(Input::Placed { place, result });
     }
 
-    /// Messages about these vnets pass the filter.
+    /// Lets only group messages about these vnets pass the filter.
     pub(super) fn hear(&mut self, vnets: BTreeSet<VnetId>, now: Now) {
         self.heard = vnets;
         self.hear_again(now);
     }
 
-    /// Sets the filter, and tries again later if that fails.
+    /// Sets the filter; if that fails, tries again after [`RETRY`].
     pub(super) fn hear_again(&mut self, now: Now) {
         let is_done = self.varp.hear_questions(self.heard.clone(), now.mono);
         self.retry_at = (!is_done).then_some(now.mono + RETRY);

@@ -1,5 +1,5 @@
-//! varpd's own user: if root starts varpd, it changes to another user, so that an attacker who takes it over has access to
-//! neither root's files nor root's processes.
+//! varpd's own user: if root starts varpd, it changes to another user, so that an attacker who
+//! takes it over has access to neither root's files nor root's processes.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use crate::sys::user::{self, NotChanged};
 
 use super::VarpdError;
 
-/// The decision about the user.
+/// The decision about varpd's user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     /// Keep the user: it is the right one, or another user started varpd.
@@ -35,8 +35,8 @@ fn decide(was_asked: bool, own: u32, known: Option<u32>) -> Step {
     }
 }
 
-/// Changes to varpd's user, and keeps the capabilities until varpd is confined. Returns a warning to log
-/// when varpd is ready, if any.
+/// Changes to varpd's user, and keeps the capabilities until varpd is confined. Returns a warning
+/// to log when varpd is ready, if any.
 ///
 /// # Errors
 /// The configuration names a user who does not exist, or to whom this process cannot change.

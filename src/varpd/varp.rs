@@ -1,8 +1,8 @@
-//! VARP on the underlay: the sockets and what passes them.
+//! VARP on the underlay: the sockets, and the messages that they receive and send.
 //!
-//! Messages are read in batches into memory that is used again, and sent in batches. A turn of the
-//! loop takes one batch from each socket, so whatever one of them is flooded with, the others, clients
-//! and timers have their turn.
+//! varpd receives messages in batches into memory that it reuses, and sends them in batches. A turn
+//! of the loop takes one batch from each socket, so a flood at one socket does not starve the other
+//! sockets, clients and timers.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -22,25 +22,26 @@ use crate::wire::{VnetId, handshake, hello, varp};
 
 use super::{VarpdError, failed};
 
-/// Room for a message, in bytes: longer than any, so that one that is too long is seen to be.
+/// Room for a message, in bytes: more than the longest one, so that a message that is too long is
+/// recognized.
 const ROOM: usize = 1280;
 const _: () = assert!(ROOM > varp::MAX_LEN && ROOM > handshake::MAX_LEN && ROOM > hello::MAX_LEN);
-/// Messages taken from one socket in a turn: a flood must not starve the clients.
+/// Most messages received from one socket in a turn: a flood must not starve the clients.
 const BUDGET: usize = 64;
-/// Between two looks at what the kernel has dropped.
+/// Interval between readings of the kernel's drop counters.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Messages that came.
+/// Received messages.
 pub(super) type Batch = mmsg::Arrivals<ROOM, BUDGET>;
 
-/// Which way a message came.
+/// The socket that a message arrived at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Via {
-    /// To this host's address.
+    /// Sent to this host's address.
     Unicast(Class),
-    /// To the group.
+    /// Sent to the group.
     Group,
-    /// To a default group that is not this host's, by the number of the socket.
+    /// Sent to a default group that is not this host's, by the number of the socket.
     Beacon(u8),
 }
 
@@ -63,38 +64,39 @@ impl Via {
     }
 }
 
-/// A counter of the kernel's, and what it was when it was last looked at.
+/// A counter of varpd, and the last reading of the kernel's counter for it.
 #[derive(Debug)]
 struct Drops {
     counter: VarpdCounter,
     seen: u32,
 }
 
-/// The sockets.
+/// The VARP sockets.
 #[derive(Debug)]
 pub(super) struct Varp {
     unicast: VarpSockets,
     group: UdpSocket,
     beacons: BeaconSockets,
     address: IpAddr,
-    /// Where messages to the group go.
+    /// Address and port of the group.
     pub(super) group_address: SocketAddr,
     token_key: TokenKey,
-    /// The vnets about which questions to the group are heard.
+    /// The vnets whose questions to the group pass the filter.
     vnets: BTreeSet<VnetId>,
-    /// Lent out while its messages are looked at.
+    /// Memory for a batch; `None` while the daemon handles the messages in it.
     batch: Option<Batch>,
-    /// What is to be sent at the end of the turn.
+    /// Messages to send at the end of the turn.
     outbox: Vec<(SocketAddr, Vec<u8>)>,
-    /// Of the sockets of classes in their order, and of that for what is of none.
+    /// The drops of each class's socket, in the order of the classes, then of the socket for
+    /// messages of no class.
     drops: Vec<Drops>,
     look_at: Instant,
-    /// Of each kind of failure.
+    /// Limits the log lines about each kind of failure.
     quiet: QuietEach<&'static str>,
 }
 
 impl Varp {
-    /// Opens them.
+    /// Opens the sockets.
     pub(super) fn open(
         opener: &Opener,
         group: IpAddr,
@@ -137,7 +139,7 @@ impl Varp {
         })
     }
 
-    /// The socket by which messages come that way, if there is one.
+    /// The socket for such messages, if there is one.
     pub(super) fn socket(&self, via: Via) -> Option<&UdpSocket> {
         match via {
             Via::Unicast(class) => self.unicast.of(class).or(Some(self.unicast.junk())),
@@ -151,22 +153,23 @@ impl Varp {
         self.beacons.groups()
     }
 
-    /// The sockets serve on the site's interface instead of the one with index `before`. Those for beacons are new.
+    /// Moves the sockets from the interface with index `before` to the site's interface. Opens new
+    /// sockets for beacons.
     pub(super) fn rejoin(&mut self, opener: &Opener, before: u32) -> io::Result<()> {
         let sockets = (&self.unicast, &self.group);
         opener.rejoin_varp(sockets, self.group_address.ip(), before)?;
         if !self.beacons.groups().is_empty() {
-            // The old ones would be in the way of the new.
+            // The new sockets can't be opened while the old ones are open.
             self.beacons = BeaconSockets::default();
             self.beacons = opener.beacons(self.group_address);
         }
         Ok(())
     }
 
-    /// Messages that wait, up to a batch, which is to be given back.
+    /// Receives messages that wait, up to a batch. Return the batch with [`Varp::give_back`].
     pub(super) fn receive(&mut self, via: Via, counters: &VarpdCounters) -> Option<Batch> {
         let mut batch = self.batch.take().unwrap_or_default();
-        // An error may be an ICMP message's for something sent before; it is gone once it was read.
+        // An error may stem from an ICMP message about an earlier datagram; reading clears it.
         let received = self.socket(via).map(|socket| batch.receive(socket.as_fd()));
         if received.is_none_or(|received| received.is_err()) {
             self.batch = Some(batch);
@@ -176,12 +179,12 @@ impl Varp {
         Some(batch)
     }
 
-    /// The messages of a batch have been looked at.
+    /// Takes back the memory of a batch.
     pub(super) fn give_back(&mut self, batch: Batch) {
         self.batch = Some(batch);
     }
 
-    /// INITs with tokens of this key have a queue of their own from now on.
+    /// Gives INITs with tokens of this key a queue of their own from now on.
     pub(super) fn sort_by(&mut self, token_key: TokenKey, now: Instant) {
         if token_key == self.token_key {
             return;
@@ -195,7 +198,8 @@ impl Varp {
         }
     }
 
-    /// Questions about these vnets, and no others, are heard from now on; false if that has to be tried again.
+    /// Lets only questions about these vnets pass the filter. Returns false if the caller has to
+    /// try again.
     #[must_use]
     pub(super) fn hear_questions(&mut self, vnets: BTreeSet<VnetId>, now: Instant) -> bool {
         if vnets == self.vnets {
@@ -212,7 +216,7 @@ impl Varp {
         true
     }
 
-    /// Counts what the kernel has dropped, if it is time to, or `at_once`.
+    /// Counts the kernel's drops, at most once per [`LOOK`] unless `at_once`.
     pub(super) fn count_drops(&mut self, at_once: bool, now: Instant, counters: &VarpdCounters) {
         if !at_once && now < self.look_at {
             return;
@@ -227,7 +231,8 @@ impl Varp {
         }
     }
 
-    /// Sends a beacon. A host may have no address of the other family, so failure is only counted.
+    /// Sends a beacon. A host may have no address of the other family, so a failure there is only
+    /// counted.
     pub(super) fn send_beacon(
         &mut self,
         to: SocketAddr,
@@ -259,7 +264,7 @@ impl Varp {
         }
     }
 
-    /// Sends what is to be sent.
+    /// Sends the messages that wait.
     pub(super) fn flush(&mut self, now: Instant, counters: &VarpdCounters) {
         if self.outbox.is_empty() {
             return;

@@ -11,14 +11,14 @@ use crate::underlay::sockets::VifSockets;
 
 use super::daemon::Source;
 
-/// Messages taken from each socket of one vif in a turn.
+/// Most messages read from each socket of one vif in a turn.
 const BUDGET: usize = 64;
 
 /// The sockets of a vif.
 #[derive(Debug)]
 struct Vif {
     sockets: VifSockets,
-    /// They are read, since the vif has moved.
+    /// varpd reads the sockets, since the vif has moved.
     is_watched: bool,
 }
 
@@ -27,9 +27,9 @@ struct Vif {
 pub(super) struct Vifs(BTreeMap<LocalVif, Vif>);
 
 impl Vifs {
-    /// A vif has these sockets from now on.
+    /// Gives a vif these sockets, in place of any that it has.
     pub(super) fn insert(&mut self, id: LocalVif, sockets: VifSockets, poller: &Poller) {
-        // Before they are closed: backends have duplicates, which keep them in the set.
+        // Closing old sockets would leave them in the poller, since backends have duplicates.
         self.unwatch(id, poller);
         self.0.insert(id, Vif { sockets, is_watched: false });
     }
@@ -45,14 +45,14 @@ impl Vifs {
         self.0.remove(&id);
     }
 
-    /// The sockets of one vif are another's from now on.
+    /// Gives the sockets of one vif to another.
     pub(super) fn hand_over(&mut self, from: LocalVif, to: LocalVif) {
         if let Some(vif) = self.0.remove(&from) {
             self.0.insert(to, vif);
         }
     }
 
-    /// The descriptors that go with a message.
+    /// The descriptors to send with a message.
     pub(super) fn descriptors(&self, which: Descriptors) -> Vec<BorrowedFd<'_>> {
         match which {
             Descriptors::Nothing => Vec::new(),
@@ -72,17 +72,18 @@ impl Vifs {
         }
     }
 
-    /// Ends that.
+    /// Stops reading a vif's sockets.
     pub(super) fn unwatch(&mut self, id: LocalVif, poller: &Poller) {
         let Some(vif) = self.0.get_mut(&id).filter(|vif| vif.is_watched) else { return };
         vif.is_watched = false;
         for socket in vif.sockets.own() {
-            // It isn't there only if it could not be added.
+            // This fails only if adding the socket failed.
             let _ = poller.remove(&socket);
         }
     }
 
-    /// Drops what has arrived at such sockets, up to a bound; returns the senders.
+    /// Drops frames that have arrived at the sockets of a vif that varpd reads, up to [`BUDGET`]
+    /// per socket. Returns the senders.
     pub(super) fn discard(&self, id: LocalVif) -> Vec<SocketAddr> {
         let vif = self.0.get(&id).filter(|vif| vif.is_watched);
         vif.map(|vif| vif.sockets.discard(BUDGET)).unwrap_or_default()

@@ -14,7 +14,8 @@ use crate::time::Instant;
 
 use super::{VarpdError, failed};
 
-/// Start timeout that varpd requests from the service manager: longer than until the next line.
+/// Start timeout that varpd requests from the service manager: longer than the interval between
+/// lines.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Waits until there is a place. `None`: a signal ends the process.
@@ -54,7 +55,7 @@ pub(super) fn await_place(
             manager.starting(&format!("waiting: {why}"), PATIENCE);
             said = Some((why, now));
         }
-        // News come fast on a busy router.
+        // Notifications come fast on a busy router.
         let gap = gap_after(rtnetlink.took());
         for (poller, timeout) in [(&mut only_signals, gap), (&mut all, REMINDER)] {
             poller.wait(Some(timeout)).map_err(failed("wait for events"))?;

@@ -12,12 +12,12 @@ use crate::time::Instant;
 
 use super::output::Output;
 
-/// Lines per user and minute: enough for a host that starts sixty guests at once.
+/// Most lines per user and minute: enough for a host that starts sixty guests at once.
 const MOST_LINES: u32 = 120;
 /// Users with separate limits; all others share one.
 const MOST_USERS: usize = 64;
 
-/// The lines about each user's vifs.
+/// The limits on lines about each user's vifs.
 #[derive(Debug, Default)]
 pub(super) struct Comings {
     users: BTreeMap<u32, Quiet>,

@@ -16,13 +16,13 @@ use crate::time::Instant;
 
 use super::site::{self, Interface, Place, Step};
 
-/// Interval between repeats of the line that says what varpd waits for.
+/// Interval between repeats of the line that says why varpd waits.
 pub(crate) const REMINDER: Duration = Duration::from_secs(60);
 /// Delay after the first notification of a change.
 const SETTLE: Duration = Duration::from_millis(100);
 /// Least time between two examinations.
 const GAP: Duration = Duration::from_millis(250);
-/// The least time between two examinations is this many times what the first took.
+/// The least time between two examinations is this many times the duration of the first.
 const GAP_FACTOR: u32 = 9;
 /// Delay after an examination that failed, or whose result varpd could not apply.
 const RETRY: Duration = Duration::from_secs(1);
@@ -50,7 +50,7 @@ struct Wait {
 pub(super) enum Word {
     /// There is no place; the reason.
     Waits(String),
-    /// There is one again.
+    /// There is a place again.
     Back,
 }
 
@@ -59,7 +59,7 @@ pub(super) enum Word {
 pub(super) struct Follower {
     was_deleted: bool,
     look_at: Option<Instant>,
-    /// No examination before then.
+    /// Earliest time of the next examination.
     rests_until: Option<Instant>,
     moves: VecDeque<Instant>,
     wait: Option<Wait>,
@@ -89,7 +89,7 @@ impl Follower {
         self.look_at.into_iter().chain(self.wait.as_ref().map(|wait| wait.remind_at)).min()
     }
 
-    /// An examination has ended, which took this long.
+    /// Handles the end of an examination that took this long.
     pub(super) fn looked(&mut self, took: Duration, end: Instant) {
         (self.look_at, self.rests_until) = (None, Some(end + gap_after(took)));
     }
@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(follower.poll_timeout(), Some(at(350)), "the earlier one");
     }
 
-    /// Routes change all the time on a router, and to list a million of them takes long.
+    /// Routes change all the time on a router, and listing a million of them takes long.
     #[test]
     fn no_more_than_a_tenth_of_the_time_goes_into_looks() {
         let mut follower = Follower::default();
@@ -215,7 +215,7 @@ mod tests {
                 looks += 1;
                 now += 700;
                 follower.looked(took, at(now));
-                // Others have their turn, and the news goes on.
+                // Other sources have their turn, and notifications continue.
                 follower.heard(true, false, at(now));
             }
             now += 10;

@@ -3,7 +3,7 @@
 //! A backend gets keys before a message that makes it use them. On a secured vnet varpd holds back
 //! a mapping until there is a session with the mapping's host and the backend has the keys for the
 //! care-of address. Hosts use a new session when all backends of the vnet accept it. Until then a
-//! *gate* holds back messages that would make the other host send with it.
+//! *gate* holds back outputs that would make the other host send with it.
 
 #![forbid(unsafe_code)]
 
@@ -141,7 +141,7 @@ impl Host {
         self.serve_if_open(id, vnet, to, now);
     }
 
-    /// Serves a backend at once if a session serves the host at `to` and no gate is closed.
+    /// Serves a backend at once if a session serves the host at `to` and no gate holds it back.
     fn serve_if_open(&mut self, id: LocalVif, vnet: VnetId, to: SocketAddr, now: Now) {
         // Keys for the host may be among the pending outputs; they go first.
         self.drive_security(now);

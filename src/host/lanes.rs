@@ -274,7 +274,7 @@ mod tests {
         made(lanes.need((B, C), 1, LIMITS, at(0)));
         assert_eq!(lanes.remove(A), [((A, B), vec![1]), ((B, A), vec![2])]);
         assert_eq!(lanes.len(), 1);
-        // It comes back under another number; this one is not remembered.
+        // The vif registers again under another number, so its old number is forgotten.
         assert_eq!(made(lanes.need((A, B), 1, LIMITS, at(0))), [4]);
     }
 
@@ -283,18 +283,18 @@ mod tests {
         let mut lanes = Lanes::new(0);
         made(lanes.need((A, B), 2, LIMITS, at(0)));
         made(lanes.need((B, A), 1, LIMITS, at(10)));
-        // Of a vif.
+        // The limit of a vif.
         assert_eq!(lanes.need((A, C), 1, LIMITS, at(59)), Need::Refused);
         let Need::Make { numbers, ended } = lanes.need((A, C), 1, LIMITS, at(60)) else { panic!() };
         assert_eq!((numbers, ended), (vec![4], vec![((A, B), vec![1, 2])]));
-        // Of all.
+        // The limit of all vifs.
         let tight = Limits { total: 2, per_vif: 9 };
         assert_eq!(lanes.need((C, B), 1, tight, at(69)), Need::Refused);
         assert_eq!(lanes.need((B, A), 1, tight, at(69)), Need::None, "in use");
         assert_eq!(lanes.need((C, B), 1, tight, at(119)), Need::Refused);
         let Need::Make { ended, .. } = lanes.need((C, B), 1, tight, at(120)) else { panic!() };
         assert_eq!(ended, [((A, C), vec![4])]);
-        // None at all.
+        // No lanes at all.
         let none = Limits { total: 0, per_vif: 9 };
         assert_eq!(Lanes::new(0).need((A, B), 1, none, at(0)), Need::Refused);
     }

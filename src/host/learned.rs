@@ -319,10 +319,10 @@ mod tests {
             table.remove(LocalVif(oldest));
             enter(&mut table, id, B);
         }
-        // Two each.
+        // Two MACs each.
         assert_eq!([A, B].map(|uid| table.beyond_share(uid)), [None; 2]);
         assert_eq!(table.beyond_share(ROOT), Some(LocalVif(5)), "a third has none");
-        // One more or less makes no difference: it would go to and fro.
+        // A difference of one MAC is no reason to drop any: the MACs would go to and fro.
         table.remove(LocalVif(5));
         assert_eq!(table.beyond_share(B), None);
         for id in [3, 4, 6] {

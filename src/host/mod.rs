@@ -307,7 +307,7 @@ impl Host {
         self.outputs.pop_front()
     }
 
-    /// When [`Input::Timeout`] is due.
+    /// Time at which [`Input::Timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         [
             self.mapper.poll_timeout(),
@@ -360,7 +360,7 @@ impl Host {
         of_key.map(|(_, client, _)| client).collect()
     }
 
-    /// Handles a datagram that came to a VARP socket.
+    /// Handles a datagram that arrived at a VARP socket.
     fn hear(&mut self, from: SocketAddr, is_group: bool, bytes: &[u8], now: Now) {
         if !is_group && handshake::Message::is_one(bytes) {
             self.doubt_handshake(from.ip(), bytes, now);

@@ -59,9 +59,9 @@ pub(super) struct Registering {
     client: ClientId,
     peer: Peer,
     wanted: Registration,
-    /// It waits for its vnet's key.
+    /// It waits for the key of its vnet.
     awaits_key: bool,
-    /// It came with sockets.
+    /// Its backend brings sockets.
     brings_sockets: bool,
 }
 

@@ -387,8 +387,8 @@ mod tests {
                 registry.remove(id);
             }
         }
-        // A third gets its share: of two who have as many the one whose oldest is older gives one
-        // up.
+        // A third user gets a share: of two users with equal numbers, the one whose oldest is older
+        // gives one up.
         let third = enter(&mut registry, vif(9, 1002, 9));
         assert_eq!(registry.keep(third, at(900), 4, NOW), [quiet[0]]);
     }

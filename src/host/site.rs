@@ -1,5 +1,5 @@
-//! The host's place on the underlay, its interface and address: chosen by the configuration and the
-//! existing interfaces, and chosen again when these change.
+//! Chooses the host's place on the underlay (its interface and address) from the configuration and
+//! the existing interfaces, and chooses again when these change.
 //!
 //! varpd keeps its address as long as any interface that is up has it. When the address is gone,
 //! varpd chooses as at its start, and never changes the address family: IPv4, or IPv6 if
@@ -14,7 +14,8 @@ use thiserror::Error;
 
 use crate::config::Config;
 
-/// Why there is no place on the underlay. The messages list the available interfaces and addresses.
+/// The reason for which there is no place on the underlay. The messages list the available
+/// interfaces and addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SiteError {
     /// No interface of this name, not yet or by mistake.
@@ -67,7 +68,7 @@ pub enum SiteError {
     Family {
         /// The group.
         group: IpAddr,
-        /// The underlay's.
+        /// The underlay's family.
         family: &'static str,
         /// Another remedy.
         hint: &'static str,
@@ -125,7 +126,8 @@ pub(super) enum Step {
     Keep,
     /// The interface has another name.
     Rename(Place),
-    /// The address is on another interface, or on one made again: varpd must join its groups there.
+    /// The address is on another interface, or on one that was deleted and made again: varpd must
+    /// join its groups there.
     Rejoin(Place),
     /// The host has another address.
     Move(Place),

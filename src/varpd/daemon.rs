@@ -136,7 +136,7 @@ pub(super) struct Daemon {
     /// Time at which varpd tries to set the filter again.
     pub(super) retry_at: Option<Instant>,
     pub(super) sleep: Sleep,
-    /// None where the kernel has no such events.
+    /// `None` where the kernel has no such events.
     pub(super) generation: Option<Generation>,
     /// Limits the log lines about events of devices.
     pub(super) alarms: Quiet,

@@ -18,8 +18,9 @@
 //! number of messages from each source. A backend that does not read loses its connection, an
 //! operator's rows wait for a bounded time, and a monitor misses events.
 //!
-//! **varpd runs without privileges.** The *opener* does the operations that need one: a process
-//! that varpd forks before it opens sockets and confines itself ([`crate::underlay::opener`]).
+//! **A confined varpd has no privileges**, except to bind ports below 1024 if configured. The
+//! *opener* does the operations that need others: a process that varpd forks before it opens
+//! sockets and confines itself ([`crate::underlay::opener`]).
 //!
 //! | File | What it owns |
 //! |---|---|

@@ -46,7 +46,7 @@ pub(super) enum Via {
 }
 
 impl Via {
-    /// All, the most useful first.
+    /// All sockets, the most useful first.
     pub(super) const ALL: [Self; 8] = [
         Self::Unicast(Class::Answer),
         Self::Unicast(Class::Handshake),

@@ -122,7 +122,7 @@ fn complaints_are_clear() {
     assert!(choose(&Config { ipv6: true, ..config }, &host()).is_ok());
 }
 
-/// Where the tests below begin.
+/// The host's place at the start of the tests below.
 fn eth0() -> Place {
     Place::of(&interface("eth0", 2, &[]), "192.0.2.1".parse().unwrap())
 }
@@ -191,7 +191,7 @@ fn a_bridge_that_takes_the_address_is_followed() {
     }
     let moved = Step::Move(place("br0", 5, "192.0.2.77"));
     assert_eq!(step(&on("eth0"), &bridge(&["192.0.2.77"])), moved);
-    // Also where the interface is not a port of it.
+    // The same holds where the interface is not a port of it.
     let apart = [interface("eth0", 2, &[]), interface("vlan7", 5, &["192.0.2.1"])];
     assert_eq!(step(&on("eth0"), &apart), Step::Rejoin(place("vlan7", 5, "192.0.2.1")));
     let loopback = [interface("eth0", 2, &[]), interface("lo", 1, &["192.0.2.1"])];

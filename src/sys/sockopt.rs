@@ -29,6 +29,8 @@ pub type IntOption = (c_int, c_int);
 pub const RXQ_OVFL: IntOption = (libc::SOL_SOCKET, libc::SO_RXQ_OVFL);
 /// The filter can't be changed or removed any more (socket(7)).
 pub const LOCK_FILTER: IntOption = (libc::SOL_SOCKET, libc::SO_LOCK_FILTER);
+/// The interface, by index, whose datagrams alone are received; 0 for all (socket(7), `SO_BINDTODEVICE`).
+pub const INTERFACE: IntOption = (libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX);
 /// Receive buffer, in bytes; the FORCE variant ignores `rmem_max` and needs CAP_NET_ADMIN.
 pub const RCVBUF: IntOption = (libc::SOL_SOCKET, libc::SO_RCVBUF);
 /// See [`RCVBUF`].

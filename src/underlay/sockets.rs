@@ -468,6 +468,7 @@ impl Opener {
             taken.push(match found.map(|at| known.swap_remove(at).1) {
                 Some(socket) => {
                     self.receives_group(&socket, *group)?;
+                    take_for_itself(&socket);
                     self.common(&socket, VIF_BUFFER)?;
                     socket
                 }
@@ -590,8 +591,14 @@ impl Opener {
     ) -> io::Result<Socket> {
         let socket = self.socket(buffer)?;
         attach_filter(&socket, filter)?;
-        let socket = shared(socket, &self.local(group, self.site.port).into())?;
-        self.receives_group(&socket, group)?;
+        self.at_group(socket, self.local(group, self.site.port))
+    }
+
+    /// Binds a socket to a group that it has joined. Joined before: a datagram never finds it a stranger there.
+    fn at_group(&self, socket: Socket, at: SocketAddr) -> io::Result<Socket> {
+        self.receives_group(&socket, at.ip())?;
+        let socket = shared(socket, &at.into())?;
+        take_for_itself(&socket);
         Ok(socket)
     }
 
@@ -723,6 +730,18 @@ fn shared(socket: Socket, at: &SockAddr) -> io::Result<Socket> {
         _ => e,
     })?;
     Ok(socket)
+}
+
+/// The kernel shall not choose between this group socket and others at the address.
+///
+/// Where exactly one socket is a member, Linux (since 6.6) looks it up early, for IPv4, and then chooses one of all that
+/// share the address by `SO_REUSEPORT`, members or not. One that is being closed has left the group, but shares the
+/// address for a while yet: it would get datagrams of the other, and drop them. A socket that is (re)bound to an
+/// interface, or to none as here, ceases to be one of those to choose from, and goes on to share the address.
+fn take_for_itself(socket: &Socket) {
+    // Kernels before 5.7 refuse it, where nothing is chosen. So do all for IPv6 sockets with a scope, where it is
+    // the same.
+    let _ = sockopt::set(socket, sockopt::INTERFACE, 0);
 }
 
 /// Where one socket has the port there is nothing that its user need say.

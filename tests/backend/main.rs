@@ -43,6 +43,7 @@ mod learning;
 mod limits;
 mod local;
 mod local_hostile;
+mod members;
 mod migration;
 mod moves;
 mod newcomers;

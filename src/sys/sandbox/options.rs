@@ -65,6 +65,8 @@ const VARPD_SETS: &[SocketOption] = &[
     (libc::SOL_SOCKET, libc::SO_LOCK_FILTER),
     (libc::SOL_SOCKET, libc::SO_REUSEPORT),
     (libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF),
+    // underlay::sockets: take_for_itself
+    (libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX),
     // underlay::sockets: sends, receives_group
     (libc::IPPROTO_IP, libc::IP_MULTICAST_IF),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),

@@ -109,9 +109,7 @@ impl Opener {
                 SocketAddrV6::new(*v6.ip(), v6.port(), 0, self.site.interface).into()
             }
         };
-        let socket = shared(socket, &bound.into())?;
-        self.receives_group(&socket, at.ip())?;
-        Ok(socket)
+        self.at_group(socket, bound)
     }
 }
 

@@ -165,8 +165,8 @@ impl Host {
         }
         let policy = self.config.policy(vnet);
         let what = match doubt {
-            Doubt::Untagged => "without a tag, so policy none there",
-            Doubt::Tagged => "with a tag, so a policy with keys there",
+            Doubt::Untagged => "without a tag, so the policy there is none",
+            Doubt::Tagged => "with a tag, so the policy there needs keys",
             Doubt::Key => "with a key that is unknown here: another key, or another policy",
             Doubt::Name | Doubt::Setup | Doubt::Version => return,
         };

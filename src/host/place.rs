@@ -394,7 +394,7 @@ impl Host {
     /// A vif has no sockets at the new address: its backend has to register again.
     fn send_away(&mut self, id: LocalVif, now: Now) {
         if let Some(client) = self.registry.client(id) {
-            self.drop_client(client, "is to come again", now);
+            self.drop_client(client, "must register again", now);
         }
         self.forget_vif(id, now);
     }

@@ -157,7 +157,7 @@ impl Host {
         if client.door == Door::Operators {
             let socket = self.config.socket.display();
             return Err(denied(format!(
-                "vifs are registered at {socket}, not where operators ask"
+                "vifs are registered at {socket}, not at the operators' socket"
             )));
         }
         let who = Who { uid: client.peer.uid, groups: &client.groups };

@@ -183,7 +183,7 @@ impl Host {
         }
         let who = Who { uid: client.peer.uid, groups: &client.groups };
         self.admission.check_operator(who).map_err(|refusal| match &self.config.operator_socket {
-            Some(socket) => format!("{refusal}, who ask at {}", socket.display()),
+            Some(socket) => format!("{refusal}; operators connect to {}", socket.display()),
             None => refusal.to_string(),
         })
     }

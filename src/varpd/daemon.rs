@@ -171,7 +171,7 @@ impl Daemon {
         let varp = Varp::open(&opener, main_group, host.token_key(), has_beacons)?;
         let listener = listen(&socket, mode, control)?;
         let generation = Generation::listen()
-            .inspect_err(|e| log::debug!("can't hear of restored snapshots: {e}"))
+            .inspect_err(|e| log::debug!("can't listen for restored snapshots: {e}"))
             .ok();
         let daemon = Self {
             host,
@@ -323,7 +323,7 @@ impl Daemon {
                 Err(e) => return self.pause_accepting(&e, now),
             };
             if let Err(e) = self.take_in(connection, door, now) {
-                log::debug!("lost a client at once: {e}");
+                log::debug!("lost a client while accepting it: {e}");
             }
         }
     }

@@ -71,7 +71,8 @@ fn many_migrations() {
     let count = std::env::var("VNET_MIGRATIONS").ok().and_then(|count| count.parse().ok());
     let count: usize = count.unwrap_or(10);
     for loss in [Loss::None, Loss::Tenth] {
-        judge(loss, &migrate_often(count, loss));
+        let (vnet, kernel) = migrate_often(count, loss);
+        judge(loss, &vnet, &kernel);
     }
 }
 
@@ -82,11 +83,13 @@ fn migrations_beside_the_kernels() {
         return;
     }
     let _turn = take_turn();
-    judge(Loss::None, &migrate_often(2, Loss::None));
+    let (vnet, kernel) = migrate_often(2, Loss::None);
+    judge(Loss::None, &vnet, &kernel);
 }
 
-/// Migrates guests so often on each of the networks; returns the figures of the vnet.
-fn migrate_often(count: usize, loss: Loss) -> Vec<Figures> {
+/// Migrates guests `count` times on each of the networks. Returns the figures of the vnet, and those of the kernel's
+/// tunnel.
+fn migrate_often(count: usize, loss: Loss) -> (Vec<Figures>, Vec<Figures>) {
     let what = match loss {
         Loss::None => "without loss",
         Loss::Tenth => "with a tenth of all packets lost",
@@ -105,7 +108,8 @@ fn migrate_often(count: usize, loss: Loss) -> Vec<Figures> {
     }
     step(&format!("  load average of the machine: {before} before, {} after", load()));
     compare([Vnet::NAME, Kernel::NAME], [&vnet.rounds, &kernel.rounds]);
-    let figures = vnet.rounds.iter().map(|round| round.moved).collect();
+    let figures = |rounds: &[Round]| rounds.iter().map(|round| round.moved).collect();
+    let figures = (figures(&vnet.rounds), figures(&kernel.rounds));
     vnet.finish();
     kernel.finish();
     figures

@@ -39,13 +39,21 @@ fn train(packet: &Packet, size: u16) -> Vec<Vec<u8>> {
     (0..cut.count()).map(segment).collect()
 }
 
-/// The frames that one for the guest was made of, without the checksum that merging makes anew.
+/// The frames that one for the guest was made of, without what merging makes anew: the transport's checksum, and the
+/// identification of packets that are never fragmented, which has no meaning (RFC 6864, section 4.1). Two such packets with
+/// one identification may become one frame, whose segments then have successive ones.
 fn segments(header: &[u8], frame: &[u8]) -> Vec<Vec<u8>> {
     let size = u16::from_le_bytes([header[4], header[5]]);
     let Ok(layout) = Layout::parse_gso(frame, frame.len()) else { return vec![frame.to_vec()] };
     let without = |mut headers: Vec<u8>, payload: &[u8]| {
         let at = layout.checksum_at();
         headers[at..at + 2].fill(0);
+        let ip = layout.network_at;
+        let is_atomic = headers[ip] >> 4 == 4 && headers[ip + 6] & 0x40 != 0;
+        if is_atomic {
+            headers[ip + 4..ip + 6].fill(0);
+            headers[ip + 10..ip + 12].fill(0);
+        }
         [&headers, payload].concat()
     };
     if header[1] == 0 {

@@ -16,7 +16,7 @@
 //!
 //! `tests/simulate` is the long run, of 10^5 seeds.
 //!
-//! `VNET_SIM_SEEDS=n` runs so many seeds (1000 unless set), `VNET_SIM_FIRST=s` those from `s` on, `VNET_SIM_SEED=s` one; a
+//! `VNET_SIM_SEEDS=n` runs so many seeds (500 unless set), `VNET_SIM_FIRST=s` those from `s` on, `VNET_SIM_SEED=s` one; a
 //! failure prints the last `VNET_SIM_TRACE=n` lines of its trace (400 unless set).
 
 mod checks;
@@ -74,7 +74,7 @@ fn every_seed_ends_at_the_truth() {
         eprintln!("seed {seed}: {:?}, {}", world.scenario, world.summary());
         return;
     }
-    let seeds = number("VNET_SIM_SEEDS").unwrap_or(1000);
+    let seeds = number("VNET_SIM_SEEDS").unwrap_or(500);
     let first = number("VNET_SIM_FIRST").unwrap_or(0);
     let next = AtomicU64::new(first);
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);

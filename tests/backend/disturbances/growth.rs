@@ -18,8 +18,8 @@ const DESCRIPTORS: usize = 24;
 /// How long they may be more: lanes that are replaced are read for two seconds more, and a host may get several
 /// addresses in one event.
 const LINGERS: Duration = Duration::from_secs(10);
-/// Descriptors of varpd: its own, and for each vif.
-const OWN: usize = 24;
+/// Descriptors of varpd: its own (24, on IPv6 27) with some clients that come and go, and for each vif.
+const OWN: usize = 32;
 const PER_VIF: usize = 8;
 
 /// What a program had.

@@ -15,7 +15,6 @@ use crate::policy::{Level, Policy, Suite};
 use crate::quiet::Lasting;
 use crate::secret::Secret;
 use crate::security::census::{Census, Others};
-use crate::security::handshake::token::TokenKey;
 use crate::security::keyfile::KeyFile;
 use crate::security::keys::{KeyId, MacKey, MemberKeys, fingerprint};
 use crate::security::membership::{Membership, Refusal};
@@ -101,8 +100,6 @@ pub(super) struct Security {
     /// Number of changes of keys.
     revision: u64,
     check_at: Option<Instant>,
-    /// The key by which the shell's sockets recognize INITs with valid tokens.
-    pub(super) sorted_by: TokenKey,
 }
 
 fn first_salt(seed: &Secret) -> u16 {
@@ -118,7 +115,6 @@ impl Security {
         let realm = Realm(config.realm);
         let sadb = Sadb::new(sadb_config, Name::host(realm, own), seed.derive("sadb", &[]));
         Self {
-            sorted_by: sadb.token_key(),
             sadb,
             realm,
             membership: Membership::default(),
@@ -333,7 +329,8 @@ impl Host {
         self.security.asked.remove(&vnet);
         let policy = self.config.policy(vnet);
         if !policy.is_secured() {
-            return;
+            // The vnet was secured when the file was asked for.
+            return self.go_on_with_key(vnet, Ok(()), now);
         }
         match result {
             Ok(file) => {
@@ -381,15 +378,6 @@ impl Host {
             self.security.check_at = Some(now.mono + CHECK_INTERVAL);
             self.security.sweep(now);
             self.outputs.push_back(Output::CheckKeys);
-        }
-    }
-
-    /// Gives the shell's sockets the current key of tokens, if it has changed.
-    pub(super) fn sort_newcomers(&mut self) {
-        let key = self.security.sadb.token_key();
-        if key != self.security.sorted_by {
-            self.security.sorted_by = key;
-            self.outputs.push_back(Output::Sort(key));
         }
     }
 }

@@ -343,10 +343,10 @@ impl Host {
         &self.config
     }
 
-    /// The key by which the VARP sockets recognize INITs of handshakes with valid tokens.
-    /// [`Output::Sort`] replaces it.
+    /// The key by which the VARP sockets recognize INITs of handshakes with valid tokens. It changes
+    /// every few minutes.
     pub fn token_key(&self) -> TokenKey {
-        self.security.sorted_by
+        self.security.sadb.token_key()
     }
 
     /// Whether a client is the backend of a vif.
@@ -420,7 +420,6 @@ impl Host {
         self.refresh_hello(now);
         self.show_runs(now);
         self.hear_questions();
-        self.sort_newcomers();
     }
 
     /// Carries out the outputs of the mapper and of the key database.

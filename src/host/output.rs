@@ -11,10 +11,9 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::mapper::LocalVif;
-use crate::security::handshake::token::TokenKey;
 use crate::security::keyfile::KeyFile;
 use crate::wire::control::{Cell, Column, Event};
-use crate::wire::{Mac, VifKey, VnetId};
+use crate::wire::{Mac, VnetId};
 
 use super::admission::Admission;
 use super::clients::{ClientId, Door, Peer};
@@ -56,8 +55,8 @@ pub enum Input {
         bytes: Vec<u8>,
         /// The message exceeded the longest one allowed, and was cut.
         is_cut: bool,
-        /// Number of descriptors that the message carries. The shell holds them until the next
-        /// message of this client.
+        /// Number of descriptors that the message carries. The shell holds them until it has
+        /// carried out all that follows, and closes those that no output has used.
         descriptors: usize,
     },
     /// A connection has ended.
@@ -300,7 +299,7 @@ pub enum Output {
         /// Number of its queue pairs.
         queue_pairs: u8,
     },
-    /// Take the descriptors of the client's last message as the sockets of a vif; then report
+    /// Take the descriptors of the client's message as the sockets of a vif; then report
     /// [`Input::Adopted`].
     Adopt {
         /// The vif.
@@ -359,8 +358,6 @@ pub enum Output {
     },
     /// Let only group messages about these vnets pass the filter of the VARP socket.
     Hear(BTreeSet<VnetId>),
-    /// Give INITs of handshakes with tokens of this key a queue of their own.
-    Sort(TokenKey),
     /// Read a key file and report it with [`Input::Key`]. If it is readable, also report its later
     /// changes.
     ReadKey {
@@ -409,9 +406,4 @@ impl Output {
     pub(super) fn tell(client: ClientId, event: Event) -> Self {
         Self::Tell { client, event, descriptors: Descriptors::Nothing }
     }
-}
-
-/// A vif in log lines.
-pub(super) fn named(key: Option<VifKey>) -> String {
-    key.map(|key| key.to_string()).unwrap_or_default()
 }

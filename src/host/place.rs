@@ -30,7 +30,7 @@ use crate::wire::{CareOf, Longest, VnetId};
 use super::Host;
 use super::clients::ClientId;
 use super::follower::{Follower, Word};
-use super::output::{Output, named};
+use super::output::Output;
 use super::register::Handed;
 use super::registry::Owner;
 use super::site::{Interface, Place, Step};
@@ -354,12 +354,17 @@ impl Host {
         self.drive_security(now);
         self.mapper.move_to((place.address, self.config.port.0).into());
         self.underlay.reopening = self.registry.ids().into_iter().collect();
-        for (id, vif) in self.registry.iter() {
-            let (vnet, queue_pairs) = (vif.key.vnet, vif.queue_pairs);
-            let groups = self.config.frame_groups(vnet, place.address).all().to_vec();
-            self.outputs.push_back(Output::Open { vif: id, vnet, groups, queue_pairs });
+        for vif in self.registry.ids() {
+            self.open_again(vif);
         }
         self.greet_when_complete(now);
+    }
+
+    /// Asks for sockets of a vif at the host's address.
+    pub(super) fn open_again(&mut self, vif: LocalVif) {
+        let Some((vnet, queue_pairs)) = self.wanted_sockets(vif) else { return };
+        let groups = self.groups_of(vnet).all().to_vec();
+        self.outputs.push_back(Output::Open { vif, vnet, groups, queue_pairs });
     }
 
     /// Announces this host once all its vifs are at the new address.
@@ -379,7 +384,7 @@ impl Host {
         match result {
             Ok(address) => self.move_vif(id, address, now),
             Err(e) => {
-                let vif = named(self.registry.get(id).map(|vif| vif.key));
+                let Some(vif) = self.registry.get(id).map(|vif| vif.key) else { return };
                 let address = self.underlay.place.address;
                 say!(self, Level::Warn, "vif {vif}: can't open sockets at {address}: {e}");
                 self.send_away(id, now);

@@ -81,7 +81,10 @@ impl Host {
     /// Changes the protection of a vnet.
     fn reconfigure_vnet(&mut self, vnet: VnetId, before: &Config, key: Option<&KeyFile>, now: Now) {
         let settings = |config: &Config| {
-            (config.policy(vnet), config.group_suites(vnet), config.key_file(vnet))
+            let policy = config.policy(vnet);
+            // Without keys it does not matter where their file would be.
+            let path = policy.is_secured().then(|| config.key_file(vnet));
+            (policy, config.group_suites(vnet), path)
         };
         let (old, new) = (settings(before), settings(&self.config));
         if old == new {
@@ -94,8 +97,7 @@ impl Host {
             Some(file) => self.security.set_keys(vnet, &self.config, file, now),
             None => self.security.remove_vnet(vnet, now),
         }
-        if key.is_some() {
-            let path = new.2;
+        if let Some(path) = new.2 {
             self.outputs.push_back(Output::WatchKey { vnet, path });
         }
         for (id, client) in backends {

@@ -266,6 +266,13 @@ impl Host {
         result: Result<SocketAddr, String>,
         now: Now,
     ) {
+        // The host has moved since it asked for them.
+        if result.as_ref().is_ok_and(|at| at.ip() != self.underlay.place.address) {
+            match self.wanted_sockets(vif) {
+                Some(_) => return self.open_again(vif),
+                None => return self.outputs.push_back(Output::Drop { vif }),
+            }
+        }
         if self.registry.get(vif).is_some() {
             return self.handle_reopened(vif, result, now);
         }
@@ -278,6 +285,13 @@ impl Host {
             // Its client is gone.
             (false, _) => self.outputs.push_back(Output::Drop { vif }),
         }
+    }
+
+    /// The vnet and queue pairs of a vif that is registered, or registers.
+    pub(super) fn wanted_sockets(&self, vif: LocalVif) -> Option<(VnetId, u8)> {
+        let registered = self.registry.get(vif).map(|vif| (vif.key.vnet, vif.queue_pairs));
+        let registering = self.registering.get(&vif).map(|new| new.wanted);
+        registered.or(registering.map(|wanted| (wanted.key.vnet, wanted.queue_pairs)))
     }
 
     /// The shell has checked the sockets that a backend brought.
@@ -298,6 +312,11 @@ impl Host {
                 return self.fail_registering(vif, Failure::fatal(ErrorCode::Failed, text), now);
             }
         };
+        if brought.address.ip() != self.underlay.place.address {
+            self.outputs.push_back(Output::Drop { vif });
+            let failure = Failure::fatal(ErrorCode::Failed, "this host has moved at this moment");
+            return self.fail_registering(vif, failure, now);
+        }
         let coa = self.care_of(&wanted, brought.address);
         if let Err(refusal) = self.registry.check_care_of(wanted.key, coa) {
             self.outputs.push_back(Output::Drop { vif });

@@ -644,3 +644,46 @@ fn a_second_backend_of_a_running_vif_is_told_and_the_last_to_run_has_the_vif() {
     let at = bench.place_of(first).unwrap().0;
     assert_eq!(claimed_at(&bench, key(42, 1)), [at], "the one that still runs");
 }
+
+#[test]
+fn sockets_at_an_address_that_the_host_has_left_are_opened_again() {
+    let mut bench = Bench::new("");
+    bench.is_slow = true;
+    let client = bench.register(0, key(42, 1));
+    let late = bench.results.pop_front().unwrap();
+    bench.give(Input::News { any: true, is_deleted: false });
+    bench.pass(Duration::from_millis(200));
+    bench.give(interfaces("192.0.2.77"));
+    bench.give(Input::Placed { place: place("192.0.2.77"), result: Ok(1500) });
+    bench.is_slow = false;
+    bench.give(late);
+    let (address, ..) = bench.place_of(client).unwrap();
+    assert_eq!(address.ip().to_string(), "192.0.2.77");
+    assert_eq!(bench.state(key(42, 1)), ["active"]);
+    assert_eq!(bench.sockets.len(), 1);
+}
+
+#[test]
+fn another_directory_of_keys_is_nothing_to_a_vnet_without_keys() {
+    let mut bench = Bench::new("");
+    bench.register(0, key(42, 1));
+    bench.told.clear();
+    reconfigure(&mut bench, "[security]\nkey-directory = '/elsewhere'");
+    assert_eq!(bench.told, []);
+}
+
+#[test]
+fn a_registration_goes_on_if_its_vnet_is_not_secured_any_more() {
+    let mut bench = Bench::new("[vnet.42]\npolicy = 'conf'");
+    bench.is_slow = true;
+    let client = bench.register(0, key(42, 1));
+    bench.is_slow = false;
+    let config = config("");
+    let admission = admission(&config);
+    let keys = BTreeMap::new();
+    let late = bench.results.pop_front().unwrap();
+    bench.give(Input::Reconfigure { config: Box::new(config), admission, keys });
+    bench.give(late);
+    assert!(bench.place_of(client).is_some());
+    assert_eq!(bench.state(key(42, 1)), ["active"]);
+}

@@ -105,8 +105,8 @@ pub fn create() -> io::Result<OwnedFd> {
     create_with(CAPACITY)
 }
 
-/// The same with a ring of so many bytes. Its reader sleeps: whenever it begins, it is woken by
-/// what the writer has written before.
+/// The same with a ring of `capacity` bytes. The reader is asleep at first, so bytes that the writer
+/// has written before it begins wake it.
 fn create_with(capacity: usize) -> io::Result<OwnedFd> {
     let memory = SharedMemory::create(ENTRIES + capacity)?;
     let map = SharedMemory::map(memory.try_clone()?, |_| true)?;

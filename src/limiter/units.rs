@@ -56,8 +56,8 @@ impl Size {
     }
 }
 
-/// Bits per second: a number, perhaps with a fraction, then `k`, `M`, `G`, `T` (powers of 1000) or
-/// `Ki`, `Mi`, `Gi`, `Ti` (of 1024), then perhaps `bit`; in upper or lower case.
+/// Bits per second: a number, which may have a fraction, then `k`, `M`, `G`, `T` (powers of 1000) or
+/// `Ki`, `Mi`, `Gi`, `Ti` (of 1024), then optionally `bit`; in upper or lower case.
 impl FromStr for Rate {
     type Err = UnitError;
 
@@ -77,7 +77,7 @@ impl FromStr for Rate {
     }
 }
 
-/// Bytes: a number, then `k`, `M` or `G` (powers of 1024, as tc has it for sizes), then perhaps
+/// Bytes: a number, then `k`, `M` or `G` (powers of 1024, as tc has it for sizes), then optionally
 /// `b`; in upper or lower case.
 impl FromStr for Size {
     type Err = UnitError;

@@ -100,9 +100,9 @@ pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(90);
 pub const FRESH: Duration = Duration::from_secs(2 * CLOCK_TOLERANCE.as_secs());
 /// INITs handled per second without a cookie.
 pub const INITS_PER_SECOND: u32 = 64;
-/// Renewals of a link per second, and [`RENEWALS_AT_ONCE`]. With as many of its other side's there
-/// are never so many sessions at once that one is thrown out which packets are still under way
-/// with.
+/// Renewals of a link per second, and [`RENEWALS_AT_ONCE`]. If the other side renews as often, a
+/// link never has more sessions than its table holds, so none ends while its packets are under
+/// way.
 const RENEWALS_PER_SECOND: u32 = 1;
 /// See [`RENEWALS_PER_SECOND`].
 const RENEWALS_AT_ONCE: u32 = 3;
@@ -274,8 +274,8 @@ impl Sadb {
         }
     }
 
-    /// The host was suspended for so long, during which the monotonic clock stood still: sessions
-    /// have aged all the same, and are replaced as soon as they are wanted.
+    /// The host was suspended for the time `asleep`, in which the monotonic clock stood still.
+    /// Sessions have aged by it, and are replaced when they are next needed.
     pub fn awake(&mut self, asleep: Duration, now: Now) {
         let links: Vec<Link> = self.peers.keys().copied().collect();
         for link in links {

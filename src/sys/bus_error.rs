@@ -2,7 +2,7 @@
 //!
 //! Guest memory is a file of the frontend. The frontend, or any process that has the file, can
 //! truncate it while the backend has it mapped, and then any access ends the backend: by default
-//! with a signal, perhaps a core dump, and no reason in the log. A backend serves one frontend,
+//! with a signal, often with a core dump, and without a reason in the log. A backend serves one frontend,
 //! which harms only itself. So the backend logs the reason and ends, without a core dump. The
 //! kernel then closes its descriptors: varpd notices that the vif is gone, and the backends at the
 //! other ends of its lanes notice that these have ended.

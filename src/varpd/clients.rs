@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
@@ -30,8 +30,6 @@ const MOST_EVENTS: usize = 1024;
 #[derive(Debug)]
 struct Client {
     connection: Connection,
-    /// The descriptors of its last message.
-    descriptors: Vec<OwnedFd>,
     /// Rows that wait for room in the kernel's queue.
     rows: VecDeque<Vec<u8>>,
     /// The client has yet to take all rows of a table.
@@ -84,7 +82,6 @@ impl Clients {
         self.next += 1;
         let client = Client {
             connection,
-            descriptors: Vec::new(),
             rows: VecDeque::new(),
             owes_table: false,
             page: None,
@@ -105,26 +102,12 @@ impl Clients {
         self.clients.remove(&id).is_some()
     }
 
-    /// Receives the next message of a client, and keeps its descriptors until the one after it.
-    pub(super) fn receive(&mut self, id: ClientId, buffer: &mut [u8]) -> io::Result<Received> {
-        let Some(client) = self.clients.get_mut(&id) else {
-            return Err(io::ErrorKind::WouldBlock.into());
-        };
-        client.descriptors.clear();
-        let mut received = client.connection.recv(buffer)?;
-        client.descriptors = std::mem::take(&mut received.fds);
-        Ok(received)
-    }
-
-    /// Number of descriptors that came with the last message of a client.
-    pub(super) fn descriptors(&self, id: ClientId) -> usize {
-        self.clients.get(&id).map_or(0, |client| client.descriptors.len())
-    }
-
-    /// The descriptors that came with the last message of a client.
-    pub(super) fn take_descriptors(&mut self, id: ClientId) -> Vec<OwnedFd> {
-        let client = self.clients.get_mut(&id);
-        client.map(|client| std::mem::take(&mut client.descriptors)).unwrap_or_default()
+    /// Receives the next message of a client.
+    pub(super) fn receive(&self, id: ClientId, buffer: &mut [u8]) -> io::Result<Received> {
+        match self.clients.get(&id) {
+            Some(client) => client.connection.recv(buffer),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        }
     }
 
     /// Shows an event to a monitor, if not too many wait for it already.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -125,6 +126,8 @@ pub(super) struct Daemon {
     accept_again: Option<Instant>,
     quiet_about_accepting: Quiet,
     pub(super) clients: Clients,
+    /// The descriptors of the message that is being handled.
+    pub(super) offered: Vec<OwnedFd>,
     pub(super) processes: Processes,
     pub(super) vifs: Vifs,
     pub(super) keys: KeyFiles,
@@ -184,6 +187,7 @@ impl Daemon {
             accept_again: None,
             quiet_about_accepting: Quiet::new(1),
             clients: Clients::new(FIRST_CLIENT),
+            offered: Vec::new(),
             processes: Processes::default(),
             vifs: Vifs::default(),
             keys: KeyFiles::default(),

@@ -66,8 +66,8 @@ impl Daemon {
                 });
                 self.results.push_back(Input::Opened { vif, result });
             }
-            Output::Adopt { vif, client, vnet, groups, queue_pairs } => {
-                let result = self.adopt((vif, client), vnet, &groups, queue_pairs);
+            Output::Adopt { vif, vnet, groups, queue_pairs, .. } => {
+                let result = self.adopt(vif, vnet, &groups, queue_pairs);
                 self.results.push_back(Input::Adopted { vif, result });
             }
             Output::HandOver { from, to } => self.vifs.hand_over(from, to),
@@ -96,7 +96,6 @@ impl Daemon {
                 self.results.extend(changed);
             }
             Output::Hear(vnets) => self.hear(vnets, now),
-            Output::Sort(key) => self.varp.sort_by(key, now.mono),
             Output::Look => self.look(),
             Output::Rejoin(place) => self.rejoin(place),
             Output::RejoinVif { vif, before } => {
@@ -129,13 +128,13 @@ impl Daemon {
 
     fn adopt(
         &mut self,
-        (vif, client): (LocalVif, ClientId),
+        vif: LocalVif,
         vnet: VnetId,
         groups: &[std::net::IpAddr],
         queue_pairs: u8,
     ) -> Result<Brought, Rejected> {
-        let descriptors = self.clients.take_descriptors(client);
-        let adopted = self.opener.adopt(groups, Frames(vnet), queue_pairs, descriptors);
+        let offered = std::mem::take(&mut self.offered);
+        let adopted = self.opener.adopt(groups, Frames(vnet), queue_pairs, offered);
         let adopted = adopted.map_err(|e| match e {
             AdoptError::Io(_) => Rejected::Failed(e.to_string()),
             _ => Rejected::Wrong(e.to_string()),
@@ -193,9 +192,11 @@ impl Daemon {
                 Ok(got) if got.len > 0 => {
                     let bytes = buffer.get(..got.len).unwrap_or(&buffer).to_vec();
                     self.before_request(client, &bytes, now);
-                    let descriptors = self.clients.descriptors(client);
-                    let is_cut = got.truncated;
+                    let (is_cut, descriptors) = (got.truncated, got.fds.len());
+                    self.offered = got.fds;
                     self.feed(Input::Request { client, bytes, is_cut, descriptors }, now);
+                    // A client that sends any must not have varpd hold them.
+                    self.offered.clear();
                     continue;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,

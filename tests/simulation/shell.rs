@@ -78,7 +78,6 @@ impl World {
             | Output::Bound { .. }
             | Output::Widen { .. }
             | Output::Hear(_)
-            | Output::Sort(_)
             | Output::WatchKey { .. }
             | Output::CheckKeys
             | Output::Look

@@ -123,6 +123,8 @@ fn sockets_that_are_not_the_vifs_are_not_believed() {
     let peer = Peer::connect(&varpd.socket);
     peer.0.send(&Request::Show { table: Table::Vnets }.emit(), &[file.as_fd(); 200]).unwrap();
     peer.find(|event| matches!(event, Event::End).then_some(()));
+    let one_more = files + 1;
+    wait_until("none is held while the client stays", SOON, || varpd.open_files() <= one_more);
     drop(peer);
     assert_eq!(varpd.counter("descriptors_closed"), 200);
     wait_until("nothing has leaked", SOON, || varpd.open_files() <= files);

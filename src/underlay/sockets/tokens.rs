@@ -14,7 +14,7 @@
 //! which a vif's sockets were bound ([`crate::underlay::steering`]), so that a pair with another
 //! pair's socket would wait in vain.
 //!
-//! A token only tells sockets apart. What a backend brings is checked besides:
+//! A token only tells sockets apart. varpd also checks the sockets that a backend brings:
 //! [`super::Opener::adopt`].
 
 use std::io;
@@ -36,7 +36,7 @@ pub(super) enum Role {
     Sender(u8),
 }
 
-/// Tokens are seconds: so many more than the pair's number.
+/// A token is a number of seconds: the pair's number plus one of these.
 const OWN: u64 = 100;
 const SENDER: u64 = 200;
 
@@ -82,7 +82,7 @@ pub enum SortError {
     Pairs,
 }
 
-/// Tells the sockets of a vif with so many queue pairs apart, whatever their order.
+/// Sorts the sockets of a vif that has `queue_pairs` queue pairs. They may come in any order.
 ///
 /// # Errors
 /// They are not those of a vif.
